@@ -1,0 +1,1 @@
+"""Native adapters and heads, by role."""

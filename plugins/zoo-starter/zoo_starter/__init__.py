@@ -1,0 +1,1 @@
+"""Tiny backbones with their weights inside, and small real tasks."""
