@@ -1,0 +1,68 @@
+"""What every test of the repository stands on, whichever distribution it belongs to.
+
+No test sees the user's settings or caches, uses more than two threads, or draws numbers from a seed it did not set.
+It lies here, not in tests/, so that `pytest plugins/zoo-starter` has it too. It imports nothing heavy: torch is
+configured only where a test has brought it in.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SCRUBBED = ("ZOO_", "HF_", "HUGGINGFACE_", "HUGGING_FACE_", "TORCH_HOME", "TRANSFORMERS_", "XDG_")
+NUM_THREADS = (
+    2  # what continuous integration has; results that depend on the number of threads show up on every machine
+)
+SEED = 0
+
+
+def isolated_environment(environment: dict[str, str], home: Path) -> dict[str, str]:
+    """`environment` without the user's settings, and with every cache under `home`."""
+    kept = {name: value for name, value in environment.items() if not name.startswith(SCRUBBED)}
+    return kept | {
+        "HOME": str(home),
+        "USERPROFILE": str(home),  # what Path.home() reads on Windows
+        "XDG_CACHE_HOME": str(home / ".cache"),
+        "XDG_CONFIG_HOME": str(home / ".config"),
+        "ZOO_CACHE": str(home / ".cache" / "zoo"),
+        "HF_HOME": str(home / ".cache" / "huggingface"),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TORCH_HOME": str(home / ".cache" / "torch"),
+        "OMP_NUM_THREADS": str(NUM_THREADS),
+        "NO_COLOR": "1",  # expected output is compared as text
+        "COLUMNS": "120",
+    }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def isolation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The home folder of this run of pytest, which child processes inherit.
+
+    Set once for the session: the index of plugins, say, is then built once and not for each test. A test that needs a
+    cache of its own sets ZOO_CACHE with monkeypatch.
+    """
+    home = tmp_path_factory.mktemp("home")
+    before = dict(os.environ)
+    after = isolated_environment(before, home)
+    os.environ.clear()
+    os.environ.update(after)
+    yield home
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Fixed seeds and thread count, for the libraries that this process has imported so far."""
+    random.seed(SEED)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(SEED)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(SEED)
+        torch.set_num_threads(NUM_THREADS)

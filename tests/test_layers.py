@@ -1,0 +1,413 @@
+"""The arrows of the architecture: which module may import which, and what must never be reached without torch.
+
+All of it is read from the source with `ast`; nothing is imported, except by the two probes in subprocesses. A check is
+a function from sources to complaints, so each has a test that feeds it a wrong tree and sees it complain.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CORE = "zoo_core"
+PLUGIN_FOLDERS = [ROOT / "registry", *sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))]
+
+# A module imports only from lower levels. Packages (cli, suites, testing) have one level for all their files.
+LEVELS = {
+    "errors": 0,
+    "contracts": 1,
+    "spec": 1,
+    "catalog": 2,
+    "lock": 2,
+    "registry": 2,
+    "resolve": 3,
+    "store": 3,
+    "report": 4,
+    # torch below
+    "features": 5,
+    "hub": 5,
+    "seams": 5,
+    "weights": 5,
+    "data": 6,
+    "learner": 6,
+    "objective": 6,
+    "build": 7,
+    "measure": 8,
+    "train": 8,
+    "suites": 9,
+    "api": 10,
+    "cli": 10,
+    "testing": 10,
+}
+HEAVY_LEVEL = 5  # from here on torch may be imported
+FACADES = {CORE, f"{CORE}.__main__"}  # they name what lies below them, wherever it lies
+SAME_LEVEL = {("cli", "api")}  # the commands are thin calls of the public functions
+LIGHT_COMMANDS = ("cli", "cli.names", "cli.plan")  # of the heavy levels, these modules are light too
+LIGHT_LIBRARIES = frozenset({"click", "rich"})
+FORBIDDEN = ("torch", "numpy", "pydantic", "huggingface_hub")  # named by the promise; the probes look for these
+
+Sources = Mapping[str, str]  # path below its import root, such as zoo_core/cli/plan.py -> source text
+
+
+class Import(NamedTuple):
+    """One module that another one imports. `scope` is where: when the module loads, in a function, for types only."""
+
+    importer: str
+    target: str
+    line: int
+    scope: Literal["module", "function", "types"]
+
+
+# --- reading sources -------------------------------------------------------------------------------------------------
+
+
+def read_sources(*packages: Path) -> dict[str, str]:
+    """Every module of the packages, by path below the package's parent."""
+    return {
+        path.relative_to(package.parent).as_posix(): path.read_text(encoding="utf-8")
+        for package in packages
+        for path in sorted(package.rglob("*.py"))
+    }
+
+
+def module_name(path: str) -> str:
+    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def imports(sources: Sources) -> list[Import]:
+    """Every import of every module; `from package import submodule` counts as an import of the submodule."""
+    known = {module_name(path) for path in sources}
+    return [found for path, text in sources.items() for found in _imports_of(path, text, known)]
+
+
+def _imports_of(path: str, text: str, known: set[str]) -> Iterator[Import]:
+    importer = module_name(path)
+    package = importer if path.endswith("/__init__.py") else importer.rpartition(".")[0]
+    for node, scope in _statements(ast.parse(text, path), "module"):
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = _absolute(node, package)
+            targets = [name if (name := f"{base}.{alias.name}") in known else base for alias in node.names]
+        else:
+            continue
+        for target in sorted(set(targets)):
+            yield Import(importer, target, node.lineno, scope)
+
+
+def _absolute(node: ast.ImportFrom, package: str) -> str:
+    if not node.level:
+        return node.module or ""
+    parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+    return ".".join([*parents, *([node.module] if node.module else [])])
+
+
+def _statements(
+    node: ast.AST, scope: Literal["module", "function", "types"]
+) -> Iterator[tuple[ast.AST, Literal["module", "function", "types"]]]:
+    """Every node below `node` with the scope it runs in."""
+    for child in ast.iter_child_nodes(node):
+        yield child, scope
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield from _statements(child, "function" if scope == "module" else scope)
+        elif isinstance(child, ast.If) and _is_type_checking(child.test):
+            yield from _statements(ast.Module(body=child.body, type_ignores=[]), "types")
+            yield from _statements(ast.Module(body=child.orelse, type_ignores=[]), scope)
+        else:
+            yield from _statements(child, scope)
+
+
+def _is_type_checking(test: ast.expr) -> bool:
+    name = test.id if isinstance(test, ast.Name) else test.attr if isinstance(test, ast.Attribute) else ""
+    return name == "TYPE_CHECKING"
+
+
+def _top(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def _unit(module: str) -> str:
+    """The part of a core module's name that LEVELS knows: `cli` of zoo_core.cli.plan."""
+    return module.split(".")[1] if "." in module else module
+
+
+# --- the checks ------------------------------------------------------------------------------------------------------
+
+
+def unknown_modules(sources: Sources) -> list[str]:
+    """Core modules without a level. A level without a module is fine: the module may come later."""
+    names = {module_name(path) for path in sources} - FACADES
+    return [f"{name} has no level in LEVELS" for name in sorted(names) if _unit(name) not in LEVELS]
+
+
+def wrong_arrows(sources: Sources) -> list[str]:
+    """Imports inside the core that do not point to a lower level, wherever they stand except under TYPE_CHECKING."""
+    complaints = []
+    for found in imports(sources):
+        if found.scope == "types" or found.importer in FACADES or _top(found.target) != CORE:
+            continue
+        importer, target = _unit(found.importer), _unit(found.target)
+        if importer == target or (importer, target) in SAME_LEVEL:
+            continue
+        if found.target in FACADES:
+            if LEVELS[importer] < LEVELS["cli"]:
+                complaints.append(f"{found.importer}:{found.line} imports the facade {found.target}")
+        elif LEVELS[importer] <= LEVELS[target]:
+            levels = f"level {LEVELS[importer]} imports level {LEVELS[target]}"
+            complaints.append(f"{found.importer}:{found.line} imports {found.target}: {levels}")
+    return complaints
+
+
+def light_modules(sources: Sources) -> list[str]:
+    """The core modules that must load without torch: the light levels, their facade and the listing commands."""
+    names = [module_name(path) for path in sources]
+    commands = {f"{CORE}.{name}" for name in LIGHT_COMMANDS}
+    return sorted(
+        name for name in names if name == CORE or name in commands or LEVELS.get(_unit(name), HEAVY_LEVEL) < HEAVY_LEVEL
+    )
+
+
+def heavy_reached(sources: Sources, start: Iterable[str]) -> list[str]:
+    """Libraries beyond the light ones that loading the modules of `start` would load, each with its importer.
+
+    Follows what runs at import through our own modules, parents included (importing a.b loads a first).
+    """
+    by_importer: dict[str, list[Import]] = {module_name(path): [] for path in sources}
+    for found in imports(sources):
+        if found.scope == "module":
+            by_importer[found.importer].append(found)
+    ours = {_top(name) for name in by_importer}
+    complaints = []
+    queue, seen = list(start), set[str]()
+    while queue:
+        module = queue.pop()
+        if module in seen or not module:
+            continue
+        seen.add(module)
+        queue.append(module.rpartition(".")[0])
+        for found in by_importer.get(module, []):
+            if _top(found.target) in ours:
+                queue.append(found.target)
+            elif _top(found.target) not in LIGHT_LIBRARIES | sys.stdlib_module_names:
+                complaints.append(f"{module}:{found.line} imports {found.target}")
+    return sorted(complaints)
+
+
+def heavy_in_functions(sources: Sources) -> list[str]:
+    """Libraries beyond the light ones that a function of the light levels imports. Commands may, after parsing."""
+    return [
+        f"{found.importer}:{found.line} imports {found.target} in a function"
+        for found in imports(sources)
+        if found.scope == "function"
+        and LEVELS.get(_unit(found.importer), HEAVY_LEVEL) < HEAVY_LEVEL
+        and _top(found.target) not in LIGHT_LIBRARIES | sys.stdlib_module_names | {CORE}
+    ]
+
+
+def foreign_imports(sources: Sources, forbidden: Iterable[str]) -> list[str]:
+    """Imports of any of the top-level packages `forbidden`, type-only ones included: those need it installed too."""
+    names = set(forbidden)
+    return [
+        f"{found.importer}:{found.line} imports {found.target}"
+        for found in imports(sources)
+        if _top(found.target) in names
+    ]
+
+
+# --- this repository -------------------------------------------------------------------------------------------------
+
+
+def package_of(folder: Path) -> Path:
+    """The one package that a plugin folder publishes, as its pyproject.toml says."""
+    project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))
+    (package,) = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    return folder / str(package)
+
+
+def recipe_modules(folder: Path) -> list[str]:
+    """The modules that a plugin's entry points name."""
+    project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))
+    groups = project["project"].get("entry-points", {})
+    return sorted({str(value).partition(":")[0] for group in groups.values() for value in group.values()})
+
+
+PACKAGES = {folder.name: package_of(folder) for folder in PLUGIN_FOLDERS}
+
+
+@pytest.fixture(scope="module")
+def core() -> dict[str, str]:
+    return read_sources(ROOT / CORE)
+
+
+def test_every_core_module_has_a_level(core: dict[str, str]) -> None:
+    assert unknown_modules(core) == []
+
+
+def test_core_modules_import_only_from_lower_levels(core: dict[str, str]) -> None:
+    known = {path: text for path, text in core.items() if not unknown_modules({path: text})}
+    assert wrong_arrows(known) == []
+
+
+def test_light_modules_reach_only_light_libraries(core: dict[str, str]) -> None:
+    assert heavy_reached(core, light_modules(core)) == []
+
+
+def test_light_levels_import_nothing_heavy_inside_functions(core: dict[str, str]) -> None:
+    assert heavy_in_functions(core) == []
+
+
+def test_core_imports_no_plugin(core: dict[str, str]) -> None:
+    assert foreign_imports(core, [package.name for package in PACKAGES.values()]) == []
+
+
+@pytest.mark.parametrize("folder", PLUGIN_FOLDERS, ids=lambda folder: folder.name)
+def test_plugin_imports_no_sibling(folder: Path) -> None:
+    siblings = [package.name for name, package in PACKAGES.items() if name != folder.name]
+    assert foreign_imports(read_sources(PACKAGES[folder.name]), siblings) == []
+
+
+@pytest.mark.parametrize("folder", PLUGIN_FOLDERS, ids=lambda folder: folder.name)
+def test_recipe_modules_reach_only_light_libraries(folder: Path, core: dict[str, str]) -> None:
+    sources = core | read_sources(PACKAGES[folder.name])
+    assert heavy_reached(sources, recipe_modules(folder)) == []
+
+
+def loaded(modules: Iterable[str]) -> list[str]:
+    """Which of FORBIDDEN a fresh interpreter holds after importing `modules`."""
+    program = (
+        "import importlib, json, sys\n"
+        f"for name in {sorted(modules)!r}: importlib.import_module(name)\n"
+        f"print(json.dumps([name for name in {FORBIDDEN!r} if name in sys.modules]))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    names: list[str] = json.loads(done.stdout)
+    return names
+
+
+def test_light_modules_load_nothing_heavy_in_a_fresh_interpreter(core: dict[str, str]) -> None:
+    assert loaded(light_modules(core)) == []
+
+
+def test_recipe_modules_load_nothing_heavy_in_a_fresh_interpreter() -> None:
+    assert loaded(module for folder in PLUGIN_FOLDERS for module in recipe_modules(folder)) == []
+
+
+# --- every check can fail --------------------------------------------------------------------------------------------
+
+
+def test_a_module_without_a_level_is_noticed() -> None:
+    assert unknown_modules({"zoo_core/helpers.py": "", "zoo_core/errors.py": "", "zoo_core/__init__.py": ""}) == [
+        "zoo_core.helpers has no level in LEVELS"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("zoo_core/spec.py", "from zoo_core.registry import Registry"),
+        ("zoo_core/spec.py", "from zoo_core import registry"),
+        ("zoo_core/spec.py", "import zoo_core.registry"),
+        ("zoo_core/spec.py", "from . import registry"),
+        ("zoo_core/spec.py", "from .registry import Registry"),
+        ("zoo_core/spec.py", "try:\n    import zoo_core.registry\nexcept ImportError:\n    pass"),
+        ("zoo_core/spec.py", "def bind():\n    from zoo_core.registry import Registry"),
+        ("zoo_core/spec.py", "if not TYPE_CHECKING:\n    import zoo_core.registry"),
+        ("zoo_core/spec.py", "if TYPE_CHECKING:\n    pass\nelse:\n    import zoo_core.registry"),
+        ("zoo_core/lock.py", "import zoo_core.registry"),  # the same level is not lower
+        ("zoo_core/api.py", "from zoo_core.cli import main"),  # only cli -> api is allowed, not back
+        ("zoo_core/train.py", "import zoo_core"),
+    ],
+)
+def test_an_arrow_that_points_up_is_noticed(path: str, source: str) -> None:
+    others = {"zoo_core/__init__.py": "", "zoo_core/registry.py": "", "zoo_core/cli/__init__.py": ""}
+    assert len(wrong_arrows(others | {path: source})) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("zoo_core/registry.py", "from zoo_core.spec import Spec"),
+        ("zoo_core/registry.py", "if TYPE_CHECKING:\n    from zoo_core.train import fit"),
+        ("zoo_core/registry.py", "if typing.TYPE_CHECKING:\n    from zoo_core.train import fit"),
+        ("zoo_core/cli/plan.py", "from zoo_core.cli.names import table\nfrom zoo_core.api import plan"),
+        ("zoo_core/__init__.py", "from zoo_core.api import fit"),
+    ],
+)
+def test_an_arrow_that_points_down_or_is_exempt_passes(path: str, source: str) -> None:
+    assert wrong_arrows({path: source}) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import torch",
+        "from torch import nn",
+        "import yaml",
+        "class A:\n    import numpy",
+        "from zoo_core.learner import Learner",
+        "import zoo_core.suites.planner",  # whose parent is the heavy one
+    ],
+)
+def test_a_heavy_library_that_a_light_module_reaches_is_noticed(source: str) -> None:
+    sources = {
+        "zoo_core/__init__.py": "",
+        "zoo_core/spec.py": source,
+        "zoo_core/learner.py": "import torch",
+        "zoo_core/suites/__init__.py": "import torch",
+        "zoo_core/suites/planner.py": "",
+    }
+    assert len(heavy_reached(sources, ["zoo_core.spec"])) == 1
+
+
+def test_a_heavy_facade_is_noticed() -> None:
+    sources = {"zoo_core/__init__.py": "import torch", "zoo_core/spec.py": ""}
+    assert heavy_reached(sources, ["zoo_core.spec"]) == ["zoo_core:1 imports torch"]
+
+
+def test_a_light_command_may_import_torch_only_when_it_runs() -> None:
+    late = {"zoo_core/cli/plan.py": "def plan():\n    import torch", "zoo_core/cli/__init__.py": "import click"}
+    assert light_modules(late) == ["zoo_core.cli", "zoo_core.cli.plan"]
+    assert heavy_reached(late, light_modules(late)) == []
+    assert heavy_in_functions(late) == []
+    early = late | {"zoo_core/cli/plan.py": "import torch"}
+    assert heavy_reached(early, light_modules(early)) == ["zoo_core.cli.plan:1 imports torch"]
+
+
+def test_a_heavy_library_inside_a_light_function_is_noticed() -> None:
+    assert heavy_in_functions({"zoo_core/resolve.py": "def resolve():\n    import torch"}) == [
+        "zoo_core.resolve:2 imports torch in a function"
+    ]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import zoo_starter",
+        "def f():\n    from zoo_starter.tasks import Digits",
+        "if TYPE_CHECKING:\n    import zoo_starter",
+    ],
+)
+def test_an_import_of_a_plugin_is_noticed(source: str) -> None:
+    assert len(foreign_imports({"zoo_core/build.py": source}, ["zoo_starter"])) == 1
+
+
+def test_a_recipe_module_that_imports_torch_is_noticed() -> None:
+    sources = {"zoo_starter/__init__.py": "", "zoo_starter/tasks.py": "from zoo_starter.reading import read"}
+    heavy = sources | {"zoo_starter/reading.py": "import sklearn.datasets"}
+    light = sources | {"zoo_starter/reading.py": "def read():\n    import sklearn.datasets"}
+    assert heavy_reached(heavy, ["zoo_starter.tasks"]) == ["zoo_starter.reading:1 imports sklearn.datasets"]
+    assert heavy_reached(light, ["zoo_starter.tasks"]) == []
+
+
+def test_the_probe_sees_a_heavy_module() -> None:
+    assert loaded(["json", "numpy"]) == ["numpy"]
