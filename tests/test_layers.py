@@ -21,34 +21,26 @@ ROOT = Path(__file__).parents[1]
 CORE = "zoo_core"
 PLUGIN_FOLDERS = [ROOT / "registry", *sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))]
 
-# A module imports only from lower levels. Packages (cli, suites, testing) have one level for all their files.
-LEVELS = {
-    "errors": 0,
-    "contracts": 1,
-    "spec": 1,
-    "catalog": 2,
-    "lock": 2,
-    "registry": 2,
-    "resolve": 3,
-    "store": 3,
-    "report": 4,
-    # torch below
-    "features": 5,
-    "hub": 5,
-    "seams": 5,
-    "weights": 5,
-    "data": 6,
-    "learner": 6,
-    "objective": 6,
-    "build": 7,
-    "measure": 8,
-    "train": 8,
-    "suites": 9,
-    "api": 10,
-    "cli": 10,
-    "testing": 10,
-}
-HEAVY_LEVEL = 5  # from here on torch may be imported
+# A module imports only from the rows above its own. Packages (cli, suites, testing) have one level for all their files.
+LAYERS = (
+    ("errors",),
+    ("contracts",),
+    ("spec",),
+    ("catalog", "lock", "registry"),
+    ("resolve", "store"),
+    ("report",),
+    # torch from here on
+    ("features", "hub", "seams", "weights"),
+    ("data", "objective"),
+    ("learner",),  # puts predictions of values back into their units, which the objective's scaled head defines
+    ("build",),
+    ("measure",),
+    ("train",),  # reads the validation score that measure gives
+    ("suites",),
+    ("api", "cli", "testing"),
+)
+LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}
+HEAVY_LEVEL = LEVELS["features"]  # from here on torch may be imported
 FACADES = {CORE, f"{CORE}.__main__"}  # they name what lies below them, wherever it lies
 SAME_LEVEL = {("cli", "api")}  # the commands are thin calls of the public functions
 LIGHT_COMMANDS = ("cli", "cli.names", "cli.plan")  # of the heavy levels, these modules are light too
