@@ -30,7 +30,7 @@ LAYERS = (
     ("resolve", "store"),
     ("report",),
     # torch from here on
-    ("features", "hub", "seams", "weights"),
+    ("features", "hub", "preparations", "seams", "weights"),
     ("data", "objective"),
     ("learner",),  # puts predictions of values back into their units, which the objective's scaled head defines
     ("build",),
