@@ -47,7 +47,8 @@ class Attention(nn.Module):
         qkv = self.qkv(x_BTD).unflatten(-1, (3, self.num_heads, self.head_dim))
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         mixed = functional.scaled_dot_product_attention(query, key, value)
-        return self.proj_drop(self.proj(mixed.transpose(1, 2).flatten(2)))
+        out_BTD: Tensor = self.proj_drop(self.proj(mixed.transpose(1, 2).flatten(2)))
+        return out_BTD
 
 
 class Mlp(nn.Module):
@@ -63,7 +64,8 @@ class Mlp(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """x_BTD: float [B, T, D]. Returns float [B, T, D]."""
-        return self.drop2(self.fc2(self.drop1(self.act(self.fc1(x_BTD)))))
+        out_BTD: Tensor = self.drop2(self.fc2(self.drop1(self.act(self.fc1(x_BTD)))))
+        return out_BTD
 
 
 class TransformerBlock(nn.Module):
@@ -81,7 +83,8 @@ class TransformerBlock(nn.Module):
     def forward(self, x_BTD: Tensor) -> Tensor:
         """x_BTD: float [B, T, D]. Returns float [B, T, D]."""
         x_BTD = x_BTD + self.drop_path1(self.attn(self.norm1(x_BTD)))
-        return x_BTD + self.drop_path2(self.mlp(self.norm2(x_BTD)))
+        out_BTD: Tensor = x_BTD + self.drop_path2(self.mlp(self.norm2(x_BTD)))
+        return out_BTD
 
 
 class TokenStem(nn.Module):
@@ -105,7 +108,8 @@ class TokenStem(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """pixel_values: float [B, 3, 32, 32]. Returns float [B, T, D], row-major."""
-        return self.convs(pixel_values).flatten(2).transpose(1, 2) + self.pos_embed
+        x_BDHW: Tensor = self.convs(pixel_values)
+        return x_BDHW.flatten(2).transpose(1, 2) + self.pos_embed
 
 
 class VitNano(nn.Module):
@@ -137,7 +141,8 @@ class VitNano(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """pixel_values: float [B, 3, 32, 32], normalised. Returns tokens, float [B, 16, 96], row-major."""
-        return self.norm(self.blocks(self.stem(pixel_values)))
+        x_BTD: Tensor = self.norm(self.blocks(self.stem(pixel_values)))
+        return x_BTD
 
 
 class ResidualBlock(nn.Module):
@@ -183,7 +188,8 @@ class ConvNetNano(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """pixel_values: float [B, 3, 32, 32], normalised. Returns a map, float [B, 128, 4, 4], not negative."""
-        return self.norm(self.blocks(self.stem(pixel_values)))
+        x_BDHW: Tensor = self.norm(self.blocks(self.stem(pixel_values)))
+        return x_BDHW
 
 
 def convolution(dim_in: int, dim_out: int, *, stride: int) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
