@@ -25,7 +25,8 @@ PLUGIN_FOLDERS = [ROOT / "registry", *sorted(path.parent for path in ROOT.glob("
 LAYERS = (
     ("errors",),
     ("contracts",),
-    ("spec",),
+    ("scan", "spec"),
+    ("index",),
     ("catalog", "lock", "registry"),
     ("resolve", "store"),
     ("report",),
