@@ -1,0 +1,188 @@
+"""Adapters that only decide what trains: nothing, everything, the last stages, biases, norms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from zoo_core.contracts import Change, Context, Kind, Seam, Source
+from zoo_core.errors import RefusedError, UsageError
+
+if TYPE_CHECKING:
+    from zoo_core.learner import Learner
+
+__all__ = ["Bitfit", "Full", "Norm", "Partial", "Probe"]
+
+EVERY_KIND: frozenset[Kind] = frozenset({"map", "tokens", "pooled"})
+BASE: frozenset[Change] = frozenset({"base"})
+NO_SEAMS: frozenset[Seam] = frozenset()
+NO_ROLES: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """Trains the head alone, on the frozen backbone: the empty chain, and the baseline of every comparison.
+
+    Source: Alain & Bengio 2016, "Understanding intermediate layers using linear classifier probes".
+    """
+
+    version: ClassVar[int] = 1
+    accepts: ClassVar[frozenset[Kind]] = EVERY_KIND
+    seams: ClassVar[frozenset[Seam]] = NO_SEAMS
+    roles: ClassVar[frozenset[str]] = NO_ROLES
+    changes: ClassVar[frozenset[Change]] = frozenset()
+    batchable: ClassVar[bool] = True
+    mergeable: ClassVar[bool] = True
+    learning_rates: ClassVar[tuple[float, ...]] = ()
+
+    def first_stage(self, num_stages: int) -> int:
+        return num_stages
+
+    def source(self) -> Source | None:
+        return None
+
+    def apply(self, learner: Learner, context: Context) -> Learner:
+        return learner
+
+
+@dataclass(frozen=True, kw_only=True)
+class Full:
+    """Trains every parameter of the backbone together with the head.
+
+    head_scale: the head's learning rate over the backbone's, since the head starts from nothing.
+    """
+
+    head_scale: float = 10.0
+
+    version: ClassVar[int] = 1
+    accepts: ClassVar[frozenset[Kind]] = EVERY_KIND
+    seams: ClassVar[frozenset[Seam]] = NO_SEAMS
+    roles: ClassVar[frozenset[str]] = NO_ROLES
+    changes: ClassVar[frozenset[Change]] = BASE
+    batchable: ClassVar[bool] = False
+    mergeable: ClassVar[bool] = True
+    learning_rates: ClassVar[tuple[float, ...]] = (2e-5, 1e-4, 5e-4, 2.5e-3, 1.25e-2)
+
+    def first_stage(self, num_stages: int) -> int:
+        _check_scale("full", self.head_scale)
+        return 0
+
+    def source(self) -> Source | None:
+        return None
+
+    def apply(self, learner: Learner, context: Context) -> Learner:
+        learner.backbone.requires_grad_(True)
+        learner.set_scale(learner.heads.parameters(), self.head_scale)
+        return learner
+
+
+@dataclass(frozen=True, kw_only=True)
+class Partial:
+    """Trains the last n stages of the backbone, what follows them, and the head.
+
+    n: stages counted from the end, at least 1; with all of them only the stem stays frozen.
+    head_scale: the head's learning rate over the backbone's.
+    Source: Yosinski et al. 2014, "How transferable are features in deep neural networks?"
+    """
+
+    n: int = 1
+    head_scale: float = 10.0
+
+    version: ClassVar[int] = 1
+    accepts: ClassVar[frozenset[Kind]] = EVERY_KIND
+    seams: ClassVar[frozenset[Seam]] = frozenset({"stage"})
+    roles: ClassVar[frozenset[str]] = NO_ROLES
+    changes: ClassVar[frozenset[Change]] = BASE
+    batchable: ClassVar[bool] = False
+    mergeable: ClassVar[bool] = True
+    learning_rates: ClassVar[tuple[float, ...]] = Full.learning_rates
+
+    def first_stage(self, num_stages: int) -> int:
+        _check_scale("partial", self.head_scale)
+        if not 1 <= self.n <= num_stages:
+            raise UsageError(f"partial(n={self.n}): the backbone has {num_stages} stages; allowed: 1 to {num_stages}")
+        return num_stages - self.n
+
+    def source(self) -> Source | None:
+        return None
+
+    def apply(self, learner: Learner, context: Context) -> Learner:
+        from zoo_core.seams import groups
+
+        first = self.first_stage(len(learner.source.stages)) + 1  # group 0 is the stem
+        group = groups(learner.backbone)
+        for name, parameter in learner.backbone.named_parameters():
+            if group[name] >= first:
+                parameter.requires_grad_(True)
+        learner.set_scale(learner.heads.parameters(), self.head_scale)
+        return learner
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bitfit:
+    """Trains the biases of the backbone, those of its norms included, and the head.
+
+    ViT-B/16 has 102,912 of them. A batch norm whose scale stays frozen keeps its statistics.
+    Source: Ben Zaken et al. 2022, "BitFit", section 3.
+    """
+
+    version: ClassVar[int] = 1
+    accepts: ClassVar[frozenset[Kind]] = EVERY_KIND
+    seams: ClassVar[frozenset[Seam]] = NO_SEAMS
+    roles: ClassVar[frozenset[str]] = NO_ROLES
+    changes: ClassVar[frozenset[Change]] = BASE
+    batchable: ClassVar[bool] = True
+    mergeable: ClassVar[bool] = True
+    learning_rates: ClassVar[tuple[float, ...]] = (2e-4, 1e-3, 5e-3, 2.5e-2, 1.25e-1)
+
+    def first_stage(self, num_stages: int) -> int:
+        return 0
+
+    def source(self) -> Source | None:
+        return None
+
+    def apply(self, learner: Learner, context: Context) -> Learner:
+        named = list(learner.backbone.named_parameters())
+        biases = [parameter for name, parameter in named if name.rpartition(".")[2] == "bias"]
+        if not biases:
+            raise RefusedError("bitfit: the backbone has no biases; use norm or partial")
+        for bias in biases:
+            bias.requires_grad_(True)
+        return learner
+
+
+@dataclass(frozen=True, kw_only=True)
+class Norm:
+    """Trains scale and shift of the backbone's norms, and the head; statistics of its batch norms move along.
+
+    ViT-B/16 has 38,400 such parameters.
+    Source: Frankle et al. 2021, "Training BatchNorm and only BatchNorm"; Basu et al. 2023 (LN-tune).
+    """
+
+    version: ClassVar[int] = 1
+    accepts: ClassVar[frozenset[Kind]] = EVERY_KIND
+    seams: ClassVar[frozenset[Seam]] = NO_SEAMS
+    roles: ClassVar[frozenset[str]] = frozenset({"norm"})
+    changes: ClassVar[frozenset[Change]] = BASE
+    batchable: ClassVar[bool] = True
+    mergeable: ClassVar[bool] = True
+    learning_rates: ClassVar[tuple[float, ...]] = Bitfit.learning_rates
+
+    def first_stage(self, num_stages: int) -> int:
+        return 0
+
+    def source(self) -> Source | None:
+        return None
+
+    def apply(self, learner: Learner, context: Context) -> Learner:
+        sites = learner.source.sites("norm")
+        if not sites:
+            raise RefusedError("norm: the backbone has no sites of role norm; use bitfit or partial")
+        for site in sites:
+            learner.backbone.get_submodule(site.path).requires_grad_(True)
+        return learner
+
+
+def _check_scale(name: str, scale: float) -> None:
+    if scale <= 0:
+        raise UsageError(f"{name}(head_scale={scale:g}): allowed: any positive number")

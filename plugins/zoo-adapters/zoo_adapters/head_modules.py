@@ -1,0 +1,132 @@
+"""The torch modules of the heads: Features -> predictions. Axes: B batch, T tokens, D width, C outputs, N examples."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from zoo_core.contracts import Features
+
+__all__ = ["AttentionPoolHead", "KnnHead", "LinearHead", "MlpHead", "NcmHead"]
+
+
+def _linear(dim: int, size: int) -> nn.Linear:
+    layer = nn.Linear(dim, size)
+    nn.init.trunc_normal_(layer.weight, std=0.02)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class LinearHead(nn.Module):
+    """pooled [B, D] -> [B, C]."""
+
+    def __init__(self, dim: int, size: int, *, dropout: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.out = _linear(dim, size)
+
+    def forward(self, features: Features) -> Tensor:
+        predictions: Tensor = self.out(self.dropout(features.x))
+        return predictions
+
+
+class MlpHead(nn.Module):
+    """pooled [B, D] -> [B, C] through one hidden layer."""
+
+    def __init__(self, dim: int, size: int, *, hidden_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(dim, hidden_dim)
+        self.dropout = nn.Dropout(dropout)
+        self.out = _linear(hidden_dim, size)
+
+    def forward(self, features: Features) -> Tensor:
+        predictions: Tensor = self.out(self.dropout(nn.functional.gelu(self.hidden(features.x))))
+        return predictions
+
+
+class AttentionPoolHead(nn.Module):
+    """tokens [B, T, D], padding masked out -> [B, C]."""
+
+    def __init__(self, dim: int, size: int, *, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = nn.LayerNorm(dim)
+        self.query = nn.Parameter(torch.empty(num_heads, 1, dim // num_heads))
+        nn.init.trunc_normal_(self.query, std=0.02)
+        self.key_value = nn.Linear(dim, 2 * dim)
+        self.dropout = nn.Dropout(dropout)
+        self.out = _linear(dim, size)
+
+    def forward(self, features: Features) -> Tensor:
+        x_BTD = self.norm(features.x)
+        pairs = self.key_value(x_BTD).unflatten(-1, (2, self.num_heads, -1))  # [B, T, 2, heads, D / heads]
+        key, value = pairs.permute(2, 0, 3, 1, 4)
+        mask = None if features.mask is None else features.mask[:, None, None, :]
+        query = self.query.expand(len(x_BTD), -1, -1, -1).to(key.dtype)
+        pooled = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        predictions: Tensor = self.out(self.dropout(pooled.flatten(1)))
+        return predictions
+
+
+class NcmHead(nn.Module):
+    """pooled [B, D] -> [B, C]: cosine to each class mean, or minus half the squared distance to it.
+
+    means: float [C, D]. counts: int64 [C], training examples of each class; a class without any is never predicted.
+    """
+
+    means: Tensor
+    counts: Tensor
+
+    def __init__(self, dim: int, size: int, *, cosine: bool) -> None:
+        super().__init__()
+        self.cosine = cosine
+        self.register_buffer("means", torch.zeros(size, dim))
+        self.register_buffer("counts", torch.zeros(size, dtype=torch.int64))
+
+    def fit(self, features: Features, target: Tensor) -> None:
+        """features: pooled [N, D]. target: int64 [N]."""
+        x_ND = self._direction(features.x).to(self.means.dtype)
+        self.counts.copy_(torch.bincount(target, minlength=len(self.counts)))
+        totals = torch.zeros_like(self.means).index_add_(0, target, x_ND)
+        self.means.copy_(totals / self.counts.clamp(min=1).unsqueeze(1))
+
+    def forward(self, features: Features) -> Tensor:
+        x_BD = self._direction(features.x)
+        if self.cosine:
+            logits = x_BD @ self._direction(self.means).T
+        else:
+            logits = x_BD @ self.means.T - 0.5 * self.means.square().sum(1) - 0.5 * x_BD.square().sum(1, keepdim=True)
+        return logits.masked_fill(self.counts == 0, -torch.inf)
+
+    def _direction(self, x: Tensor) -> Tensor:
+        return nn.functional.normalize(x, dim=-1) if self.cosine else x
+
+
+class KnnHead(nn.Module):
+    """pooled [B, D] -> [B, C]: logarithm of each class's share of the neighbours' weights.
+
+    bank: float [N, D], unit length. labels: int64 [N].
+    """
+
+    bank: Tensor
+    labels: Tensor
+
+    def __init__(self, dim: int, size: int, *, k: int, temperature: float) -> None:
+        super().__init__()
+        self.size = size
+        self.k = k
+        self.temperature = temperature
+        self.register_buffer("bank", torch.zeros(0, dim))
+        self.register_buffer("labels", torch.zeros(0, dtype=torch.int64))
+
+    def fit(self, features: Features, target: Tensor) -> None:
+        """features: pooled [N, D]. target: int64 [N]."""
+        self.bank = nn.functional.normalize(features.x, dim=-1).to(self.bank.dtype)
+        self.labels = target.clone()
+
+    def forward(self, features: Features) -> Tensor:
+        similarity = nn.functional.normalize(features.x, dim=-1) @ self.bank.T  # [B, N]
+        near, index = similarity.topk(min(self.k, len(self.bank)), dim=1)
+        weights = (near / self.temperature).softmax(dim=1)
+        votes = torch.zeros(len(similarity), self.size, device=weights.device, dtype=weights.dtype)
+        return votes.scatter_add_(1, self.labels[index], weights).log()

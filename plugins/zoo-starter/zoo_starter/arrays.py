@@ -1,0 +1,82 @@
+"""The data sets of scikit-learn as splits of arrays held in memory, each checked against the bytes it had here."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from sklearn.datasets import load_diabetes, load_digits
+
+from zoo_core.contracts import Split, Target
+from zoo_core.errors import IntegrityError
+from zoo_starter.digits_split import split_digits
+
+__all__ = ["ArrayData", "ArraySplit", "diabetes", "digits"]
+
+DIGITS_SHA256 = "f19a7d92591ca0a1ffc65ec172e8149afdff995e0d2c4cb0afd151f38471ff90"
+DIABETES_SHA256 = "84ec38030d0ff6dfdc32f475c5633e39e7ada9dbc328d3deb29bb757eec6a331"
+DIABETES_SEED = 20261121
+
+
+@dataclass(frozen=True)
+class ArraySplit:
+    """Rows of arrays. x: [num, ...]; targets: int64 [num] or float32 [num, C]."""
+
+    x: np.ndarray
+    targets: np.ndarray
+    ids: Sequence[str]
+    groups: None = None
+
+    @property
+    def num(self) -> int:
+        return len(self.x)
+
+    def raw(self, index: int) -> Any:
+        return self.x[index]
+
+
+@dataclass(frozen=True)
+class ArrayData:
+    """A task whose splits are arrays."""
+
+    target: Target
+    splits: Mapping[str, Split] = field(default_factory=dict)
+
+
+def digits(target: Target, of_labels: Callable[[np.ndarray], np.ndarray]) -> ArrayData:
+    """The digits: uint8 [N, 8, 8], the 17 grey levels spread over 0 to 255; targets made from the labels."""
+    bunch = load_digits()
+    _check("digits", DIGITS_SHA256, bunch.images, bunch.target)
+    x = np.round(bunch.images * (255 / 16)).astype(np.uint8)
+    labels = bunch.target.astype(np.int64)
+    names = {"train": "train", "val": "validation", "test": "test"}
+    parts = split_digits(labels)
+    return _data(target, x, of_labels(labels), {name: parts[there] for name, there in names.items()})
+
+
+def diabetes(target: Target) -> ArrayData:
+    """The patients: float32 [N, 10] of unit variance; targets float32 [N, 1]."""
+    bunch = load_diabetes()
+    _check("diabetes", DIABETES_SHA256, bunch.data, bunch.target)
+    x = (bunch.data * len(bunch.data) ** 0.5).astype(np.float32)
+    order = np.random.RandomState(DIABETES_SEED).permutation(len(x))
+    parts = {"train": np.sort(order[176:]), "val": np.sort(order[88:176]), "test": np.sort(order[:88])}
+    return _data(target, x, bunch.target.astype(np.float32)[:, None], parts)
+
+
+def _data(target: Target, x: np.ndarray, targets: np.ndarray, parts: Mapping[str, np.ndarray]) -> ArrayData:
+    splits = {name: ArraySplit(x[rows], targets[rows], [str(row) for row in rows]) for name, rows in parts.items()}
+    return ArrayData(target, splits)
+
+
+def _check(name: str, expected: str, *arrays: np.ndarray) -> None:
+    """Raises IntegrityError unless the arrays hold the numbers that every published result was made with."""
+    found = hashlib.sha256(b"".join(np.ascontiguousarray(array, dtype="<f8").tobytes() for array in arrays)).hexdigest()
+    if found != expected:
+        raise IntegrityError(
+            f"scikit-learn's {name} is not the data set this version knows (sha256 {found[:12]}..., "
+            f"expected {expected[:12]}...); install the scikit-learn of constraints.txt"
+        )

@@ -1,0 +1,156 @@
+"""Plan -> Learner: backbone frozen, head and objective made, the chain of adapters folded, the law checked after each.
+
+Law: an adapter may only add. After every step, what was trainable must still be trainable, every tensor of the base
+must still be there, and no frozen value may have changed; the error names the adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from zoo_core.contracts import Backbone, Context, FeatureSpec, Target
+from zoo_core.data import draw_seed
+from zoo_core.errors import IncompatibleError, LawError, PluginError, RefusedError
+from zoo_core.learner import Learner
+from zoo_core.objective import ScaledHead, default_objective
+from zoo_core.registry import Bound
+from zoo_core.resolve import Plan
+from zoo_core.seams import groups
+
+__all__ = ["build", "build_backbone", "checksum", "seeded"]
+
+
+@contextmanager
+def seeded(*parts: object) -> Iterator[torch.Generator]:
+    """A part's own random draws: torch's global generator is seeded from the parts, and put back afterwards.
+
+    Yields a generator with the same seed, for parts that take one.
+    """
+    seed = draw_seed(*parts)
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield torch.Generator().manual_seed(seed)
+
+
+def build(
+    plan: Plan,
+    *,
+    target: Target | None = None,
+    purpose: Literal["train", "use"] = "train",
+    load: Callable[[str], Learner] | None = None,
+) -> Learner:
+    """The learner of a plan, in evaluation mode on the CPU; for use it has no objective.
+
+    target: with its size known, where the plan's is not. load: makes a teacher from a spec or a stored run.
+    Raises PluginError when a part breaks its contract, LawError when an adapter breaks its law.
+    """
+    target = target or plan.target
+    if target.size is None:
+        raise RefusedError("the number of outputs is not known before the data is read; open the task first")
+    backbone = build_backbone(plan)
+    base = [*backbone.parameters(), *backbone.buffers()] if plan.weights == "pretrained" else []
+    head = _build_head(plan, backbone, target)
+    learner = Learner(backbone, head, plan.head.recipe.consumes, default_objective(target, head), target)
+    for position, adapter in enumerate(plan.adapters):
+        with seeded(plan.seed, "adapter", position, adapter.name) as generator:
+            context = Context(
+                target=target, purpose=purpose, generator=generator, load=load or _no_teacher(adapter.name)
+            )
+            learner = _apply(adapter, learner, context)
+    if purpose == "use":
+        learner.objective = None
+    learner.seal(base)
+    learner.eval()
+    return learner
+
+
+def build_backbone(plan: Plan) -> nn.Module:
+    """The frozen backbone of a plan, its contract checked against what the catalogue promised."""
+    part = plan.backbone
+    if plan.weights == "pretrained" and part.recipe.source() is not None:
+        raise IncompatibleError(
+            f"{part.name} must be downloaded, and this version of zoo-core reads only weights that ship in a package"
+        )
+    with seeded(plan.seed, "backbone", part.name):
+        backbone = part.recipe.build(None, plan.weights)
+    if not isinstance(backbone, nn.Module) or not isinstance(backbone, Backbone):
+        raise PluginError(f"{part.name} did not build a backbone: see zoo_core.contracts.Backbone")
+    _check_promise(part, plan, backbone)
+    backbone.requires_grad_(False)
+    backbone.eval()
+    groups(backbone)  # one dummy pass: every stage is called exactly once
+    return backbone
+
+
+def _check_promise(part: Bound, plan: Plan, backbone: Backbone) -> None:
+    entry = plan.entry
+    if entry is None:
+        return
+    promised = {"modality": entry.modality, "features": entry.features, "stages": entry.num_stages}
+    built = {"modality": backbone.modality, "features": backbone.features, "stages": len(backbone.stages)}
+    for name, value in promised.items():
+        if value is not None and value != built[name]:
+            raise PluginError(f"{part.name}: its catalogue says {name} {value}, it has {built[name]}")
+
+
+def _build_head(plan: Plan, backbone: nn.Module, target: Target) -> nn.Module:
+    recipe = plan.head.recipe
+    features = FeatureSpec(kind=recipe.consumes, dim=backbone.features.dim)  # type: ignore[union-attr]
+    with seeded(plan.seed, "head", plan.head.name):
+        head = recipe.build(features, target)
+    if recipe.fit == "closed_form":
+        head.requires_grad_(False)
+    if target.kind == "values":
+        assert target.size is not None
+        head = ScaledHead(head, target.size)
+    assert isinstance(head, nn.Module)
+    return head
+
+
+def _apply(adapter: Bound, learner: Learner, context: Context) -> Learner:
+    held = {id(parameter): name for name, parameter in learner.named_parameters()}
+    trainable = {id(parameter) for _, parameter in learner.trainable()}
+    frozen = [(name, tensor) for name, tensor in _tensors(learner) if id(tensor) not in trainable]
+    before = {id(tensor): (name, checksum(tensor)) for name, tensor in frozen}
+    adapted: Learner = adapter.recipe.apply(learner, context)
+    if not isinstance(adapted, Learner):
+        raise LawError(f"adapter {adapter.name} gave {type(adapted).__name__}; apply returns a learner")
+    after = {id(parameter): parameter for parameter in adapted.parameters()}
+    kept = {id(tensor): tensor for _, tensor in _tensors(adapted)}
+    for key, name in held.items():
+        if key in trainable and (key not in after or not after[key].requires_grad):
+            raise LawError(f"adapter {adapter.name} froze or removed {name}; an adapter may only add")
+    for key, (name, total) in before.items():
+        if key not in kept:
+            raise LawError(f"adapter {adapter.name} removed {name}; an adapter may wrap a part and keeps its tensors")
+        if checksum(kept[key]) != total:
+            raise LawError(f"adapter {adapter.name} changed the values of {name}; an adapter may only add")
+    return adapted
+
+
+def _tensors(learner: Learner) -> Iterator[tuple[str, Tensor]]:
+    yield from learner.named_parameters()
+    yield from learner.named_buffers()
+
+
+def checksum(tensor: Tensor) -> int:
+    """A sum over the bits of a tensor, order-sensitive within short runs; equal tensors have equal sums."""
+    flat = tensor.detach().contiguous().view(-1)
+    if not flat.numel():
+        return 0
+    bits = flat.view(torch.uint8).to(torch.int64) if flat.element_size() < 4 else flat.view(torch.int32).to(torch.int64)
+    place = torch.arange(bits.numel(), device=bits.device) % 8191 + 1
+    return int((bits * place).sum())
+
+
+def _no_teacher(name: str) -> Callable[[str], Learner]:
+    def load(spec: str) -> Learner:
+        raise PluginError(f"adapter {name} asked for a teacher {spec!r}, and nothing here can load one")
+
+    return load

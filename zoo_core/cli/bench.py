@@ -1,0 +1,176 @@
+"""`zoo bench` runs a grid with live progress and prints its table; `zoo report` prints the table of stored runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from zoo_core.cli.options import budget_options, check_device, device_option
+from zoo_core.errors import NotFoundError, UsageError
+from zoo_core.report import render
+from zoo_core.store import read
+
+if TYPE_CHECKING:
+    from zoo_core.suites.grid import Suite
+    from zoo_core.suites.runner import News
+
+__all__ = ["bench", "report"]
+
+FORMATS = ("table", "md", "csv", "json")
+
+
+@click.command()
+@click.argument("suite", required=False, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run; runs/NAME of the suite otherwise.")
+@click.option("--task", "tasks", multiple=True, help="A task, in place of a suite file; may be given again.")
+@click.option("--backbones", help="Backbones with commas between: 'starter/vit-nano,starter/convnet-nano'.")
+@click.option("--adapters", help="Adapters or chains: 'probe,full,partial(n=2)+norm'.")
+@click.option("--heads", help="Heads: 'linear,ncm'; without it the target picks one.")
+@click.option("--seeds", type=int, help="How many seeds, from 0.")
+@budget_options
+@click.option("--workers", type=int, help="Processes; one for each processor on a CPU, one on a GPU.")
+@device_option
+@click.option("--retry", is_flag=True, help="Run again what failed before.")
+@click.option("--format", "form", type=click.Choice(FORMATS), default="table", help="How the results are printed.")
+def bench(
+    suite: Path | None,
+    out: Path | None,
+    tasks: tuple[str, ...],
+    backbones: str | None,
+    adapters: str | None,
+    heads: str | None,
+    seeds: int | None,
+    workers: int | None,
+    device: str,
+    retry: bool,
+    form: str,
+    **budget: Any,
+) -> None:
+    """Compare transfer methods: run every combination of a grid, and print a ranked table.
+
+    SUITE is a TOML file; without one and without flags, the starter suite runs, with no network. The grid may be
+    given by flags instead. The same command again runs only what is missing.
+
+    \b
+    zoo bench
+    zoo bench --task 'digits(shots=5)' --backbones starter/vit-nano --adapters 'probe,full' --seeds 5
+    """
+    from zoo_core.api import bench as run
+
+    grid = {"backbones": backbones, "adapters": adapters, "heads": heads}
+    chosen = _suite(suite, tasks, grid, seeds, {name: value for name, value in budget.items() if value is not None})
+    device = check_device(device)
+    workers = _workers(workers, device)
+    folder = out or Path("runs") / chosen.name
+    with _watching(chosen.name, folder) as watch:
+        results = run(chosen, out=folder, num_workers=workers, device=device, retry=retry, watch=watch)
+    click.echo(render(results, form=form))
+    click.echo(f"{len(results)} results in {folder}; `zoo report {folder} --format md` prints them again", err=True)
+
+
+@click.command()
+@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--format", "form", type=click.Choice(FORMATS), default="table", help="How the results are printed.")
+def report(folders: tuple[Path, ...], form: str) -> None:
+    """Print the table of one or several runs, from their results alone.
+
+    \b
+    zoo report runs/starter --format md
+    """
+    results = []
+    for folder in folders:
+        path = folder / "results.jsonl"
+        if not path.is_file():
+            raise NotFoundError(f"{folder} holds no results.jsonl; `zoo bench --out {folder}` makes one")
+        results += read(path)
+    click.echo(render(results, form=form))
+
+
+def _suite(
+    file: Path | None,
+    tasks: tuple[str, ...],
+    grid: Mapping[str, str | None],
+    seeds: int | None,
+    budget: Mapping[str, object],
+) -> Suite:
+    """The suite of a file or of the flags; --seeds and the budget's flags also change a file's."""
+    from zoo_core.spec import parse_parts, parse_specs
+    from zoo_core.suites.grid import load_suite, starter_suite, suite_from
+
+    flags = [f"--{name}" for name, text in grid.items() if text is not None] + ["--task"] * bool(tasks)
+    changes: dict[str, Any] = {"seeds": tuple(range(seeds))} if seeds is not None and seeds > 0 else {}
+    if seeds is not None and seeds < 1:
+        raise UsageError(f"--seeds {seeds}: allowed: 1 or more")
+    if file is not None and flags:
+        raise UsageError(f"a suite file and {flags[0]} both give the grid; use one of them")
+    if not flags:
+        suite = load_suite(file or starter_suite())
+        return replace(suite, budget=replace(suite.budget, **budget), **changes)  # type: ignore[arg-type]
+    if not tasks or grid["backbones"] is None:
+        raise UsageError("a grid by flags needs --task and --backbones; `zoo list task` and `zoo list backbone` help")
+    table = {"tasks": list(tasks), "budget": budget, "seeds": seeds or 3}
+    for name, text in grid.items():
+        if text is not None:
+            parts = parse_parts(text) if name == "heads" else parse_specs(text)
+            table[name] = [str(part) for part in parts]
+    return suite_from(table, name="bench")
+
+
+def _workers(wanted: int | None, device: str) -> int:
+    import os
+
+    if wanted is not None and wanted < 1:
+        raise UsageError(f"--workers {wanted}: allowed: 1 or more")
+    return wanted or (len(os.sched_getaffinity(0)) if device == "cpu" else 1)
+
+
+@contextmanager
+def _watching(name: str, folder: Path) -> Iterator[Callable[[News], None]]:
+    """A live bar on a terminal; elsewhere a line for each result."""
+    if not sys.stderr.isatty():
+        yield _line
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[now]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task(f"{name} -> {folder}", total=None, now="")
+
+        def watch(news: News) -> None:
+            progress.update(bar, completed=news.done, total=news.total)
+            if news.report is not None and news.plan is not None:
+                step = news.report.progress
+                progress.update(bar, now=f"{news.plan.spec} seed {news.plan.seed} {step.examples_per_second:.0f} ex/s")
+            if news.result is not None:
+                progress.console.print(_told(news), highlight=False, style="dim")
+
+        yield watch
+
+
+def _line(news: News) -> None:
+    if news.result is not None:
+        click.echo(_told(news), err=True)
+    elif news.plan is None:
+        click.echo(f"{news.done} of {news.total} trials are done already", err=True)
+
+
+def _told(news: News) -> str:
+    result = news.result
+    assert result is not None, "told of a result"
+    outcome = f"{result.metric} {result.score:.4g}" if result.score is not None else f"{result.status}: {result.reason}"
+    return f"[{news.done}/{news.total}] {result.trial}: {outcome}"

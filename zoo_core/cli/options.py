@@ -1,0 +1,87 @@
+"""Options that several commands share: the budget, the device, and how a fit shows its progress."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import click
+
+from zoo_core.errors import UsageError
+
+__all__ = ["budget_options", "check_device", "device_option", "fitting"]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+BUDGET_FLAGS: tuple[tuple[str, Any, str], ...] = (
+    ("--epochs", int, "Passes over the training split."),
+    ("--batch-size", int, "Examples in a step."),
+    ("--num-rates", int, "Learning rates tried, 1 to 5; validation chooses."),
+    ("--weight-decay", float, "Of AdamW; biases and norms have none."),
+    ("--warmup", float, "Share of the steps with a rising rate."),
+    ("--clip", float, "Largest norm of the gradient."),
+    ("--augment", click.Choice(["none", "light", "strong"]), "How training images are varied."),
+    ("--patience", int, "Stop after so many epochs without a better validation score."),
+    ("--precision", click.Choice(["auto", "float32", "bfloat16"]), "auto: bfloat16 on a GPU, float32 elsewhere."),
+)
+
+
+def budget_options(command: Command) -> Command:
+    """One flag for each field of Budget; those not given are None."""
+    for flag, kind, text in reversed(BUDGET_FLAGS):
+        command = click.option(flag, type=kind, default=None, help=text)(command)
+    return command
+
+
+def device_option(command: Command) -> Command:
+    """`--device`, auto being a GPU where there is one."""
+    return click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N or auto.")(command)
+
+
+def check_device(name: str) -> str:
+    """A device that exists; raises UsageError otherwise."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"--device {name}: not a device; allowed: auto, cpu, cuda, cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs; use --device cpu")
+    return name
+
+
+@contextmanager
+def fitting(title: str) -> Iterator[Callable[[Any], None]]:
+    """A progress bar on the terminal for one trial; nothing where standard error is none.
+
+    Yields what takes the trial's reports.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} steps, {task.fields[rate]:.0f} examples/s, loss {task.fields[loss]:.3f}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
+        bar = progress.add_task(title, total=None, rate=0.0, loss=0.0)
+
+        def report(news: Any) -> None:
+            step, steps = news.progress.step, news.progress.num_steps
+            progress.update(
+                bar,
+                total=steps * news.num_candidates,
+                completed=steps * (news.candidate - 1) + step,
+                rate=news.progress.examples_per_second,
+                loss=news.progress.loss,
+            )
+
+        yield report

@@ -1,0 +1,85 @@
+"""`zoo plan`: what would be built and trained, for one spec or a whole suite, without building it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from zoo_core.errors import UsageError
+from zoo_core.resolve import Plan, resolve
+from zoo_core.suites.grid import expand, load_suite
+
+__all__ = ["plan"]
+
+
+@click.command()
+@click.argument("what")
+@click.option("--task", help="The task that a spec is planned for.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="A stable schema for programs.")
+def plan(what: str, task: str | None, seed: int, as_json: bool) -> None:
+    """Show what a spec or a suite file would build and train, and what would be refused, with reasons.
+
+    \b
+    zoo plan 'starter/vit-nano+partial(n=2)' --task digits
+    zoo plan my-suite.toml
+    """
+    if what.endswith(".toml"):
+        grid = expand(load_suite(Path(what)))
+        plans = [_row(found) for found in grid.plans]
+        refusals = [{"trial": str(refusal.trial), "reason": refusal.reason} for refusal in grid.refusals]
+    else:
+        if task is None:
+            raise UsageError("zoo plan SPEC needs --task; `zoo list task` shows what there is")
+        plans, refusals = [_row(resolve(what, task=task, seed=seed))], []
+    if as_json:
+        click.echo(json.dumps({"plans": plans, "refusals": refusals}, indent=2))
+        return
+    for row in plans if len(plans) == 1 else ():
+        for name, value in row.items():
+            click.echo(f"{name + ':':18}{_shown(value)}")
+    if len(plans) > 1:
+        for row in plans:
+            click.echo(f"{row['trial']}  stage {row['first_stage']} of {row['num_stages']}")
+        click.echo(f"{len(plans)} trials, {sum(max(1, len(row['learning_rates'])) for row in plans)} fits")
+    for refusal in refusals:
+        click.echo(f"refused: {refusal['trial']}: {refusal['reason']}")
+
+
+def _row(found: Plan) -> dict[str, Any]:
+    parts = (found.backbone, *found.adapters, found.head, *((found.task,) if found.task else ()))
+    return {
+        "trial": str(found.trial),
+        "spec": str(found.spec),
+        "task": str(found.trial.task),
+        "target": {"kind": found.target.kind, "size": found.target.size, "names": list(found.target.names)},
+        "weights": found.weights,
+        "num_stages": found.num_stages,
+        "first_stage": found.first_stage,
+        "learning_rates": list(found.learning_rates),
+        "parts": [
+            {
+                "name": part.name,
+                "kind": part.kind,
+                "distribution": part.provider.distribution,
+                "version": part.provider.version,
+            }
+            for part in parts
+        ],
+        "deferred": list(found.deferred),
+        "base_digest": found.base_digest,
+        "digest": found.digest,
+    }
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return ", ".join(f"{row['name']} ({row['kind']}, {row['distribution']} {row['version']})" for row in value)
+    if isinstance(value, dict):
+        return f"{value['kind']}, {value['size']} outputs"
+    if isinstance(value, list):
+        return ", ".join(f"{item:g}" if isinstance(item, float) else str(item) for item in value) or "none"
+    return "not pinned" if value is None else str(value)

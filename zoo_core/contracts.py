@@ -1,0 +1,366 @@
+"""The protocols and value types that the core and its plugins share. Importable without torch.
+
+One legend for axes: B batch, T tokens, D feature width, H W rows and columns, C outputs, N K numeric and
+categorical columns. A plugin implements the protocols by shape; it inherits nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor, nn
+
+    from zoo_core.learner import Learner
+
+__all__ = [
+    "KINDS",
+    "METRICS",
+    "MODALITIES",
+    "PART_KINDS",
+    "ROLES",
+    "TARGET_KINDS",
+    "AdapterRecipe",
+    "Backbone",
+    "BackboneRecipe",
+    "Batch",
+    "Change",
+    "Context",
+    "FeatureSpec",
+    "Features",
+    "FileHash",
+    "HeadRecipe",
+    "Kind",
+    "Metric",
+    "Modality",
+    "Objective",
+    "Output",
+    "PartKind",
+    "Preparation",
+    "Raw",
+    "Seam",
+    "Site",
+    "Source",
+    "Split",
+    "Target",
+    "TargetKind",
+    "TaskData",
+    "TaskRecipe",
+    "Weights",
+]
+
+Modality = Literal["image", "text", "audio", "table"]  # closed in this version
+Kind = Literal["map", "tokens", "pooled"]  # features, from rich to poor; only downward conversions exist
+TargetKind = Literal["classes", "labels", "values", "token_classes"]  # closed in this version
+PartKind = Literal["backbone", "adapter", "head", "task"]
+Seam = Literal["stage", "attention", "prompt"]  # what an adapter needs of a backbone besides modules and roles
+Weights = Literal["pretrained", "random"]
+Change = Literal["base", "added", "objective", "schedule"]  # what an adapter touches; nothing at all: probe
+
+MODALITIES: tuple[Modality, ...] = get_args(Modality)
+KINDS: tuple[Kind, ...] = get_args(Kind)
+TARGET_KINDS: tuple[TargetKind, ...] = get_args(TargetKind)
+PART_KINDS: tuple[PartKind, ...] = get_args(PartKind)
+ROLES: tuple[str, ...] = (
+    *("attn.q", "attn.k", "attn.v", "attn.out"),
+    *("mlp.in", "mlp.gate", "mlp.out"),
+    *("norm", "conv", "embed"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """What a score means: the target kinds it is for, and whether more is better."""
+
+    targets: frozenset[TargetKind]
+    higher_is_better: bool = True
+
+
+METRICS: Mapping[str, Metric] = {  # how each is computed stands in measure.py
+    "accuracy": Metric(targets=frozenset({"classes", "labels"})),
+    "average_precision": Metric(targets=frozenset({"classes", "labels"})),
+    "macro_f1": Metric(targets=frozenset({"classes", "labels"})),
+    "mean_absolute_error": Metric(targets=frozenset({"values"}), higher_is_better=False),
+    "r2": Metric(targets=frozenset({"values"})),
+    "top5_accuracy": Metric(targets=frozenset({"classes"})),
+}
+
+Raw = Any  # one example as its task holds it: a picture, a sentence, a row; only a preparation looks inside
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSpec:
+    """What a backbone gives: the kind of its features and their width D."""
+
+    kind: Kind
+    dim: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What is predicted: C outputs of a kind, named in order. `size` None: unknown until the data is read."""
+
+    kind: TargetKind
+    size: int | None = None
+    names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.names and self.size is None:
+            object.__setattr__(self, "size", len(self.names))
+        assert not self.names or len(self.names) == self.size, "one name for each output"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileHash:
+    """One file of a set of weights or data: its sha256 in hex and its size in bytes."""
+
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where files come from: a Hub repository, a revision (None: its default branch) and glob patterns."""
+
+    repository: str
+    revision: str | None = None
+    patterns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """A weight, or rows of one, that plays a role in its backbone.
+
+    path: of the module that owns it; parameter: its name there.
+    out_axis: axis of the outputs (0 for nn.Linear, 1 for GPT-2's Conv1D).
+    outputs, inputs: (start, stop) rows along that axis and the other; None means all of them.
+    called: False where the model reads the weight without calling the module, so that a swapped module is inert.
+    """
+
+    path: str
+    parameter: str = "weight"
+    kind: Literal["linear", "conv", "norm", "embedding"] = "linear"
+    out_axis: int = 0
+    outputs: tuple[int, int] | None = None
+    inputs: tuple[int, int] | None = None
+    called: bool = True
+    num_heads: int | None = None
+    head_dim: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """A backbone's output.
+
+    x: float [B, D, H, W] (map), [B, T, D] (tokens) or [B, D] (pooled).
+    mask: bool [B, T], true = real token, at least one per row; None unless kind is tokens, and None there means all.
+    """
+
+    kind: Kind
+    x: Tensor
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Prepared examples, normalised and on the device.
+
+    inputs: by the names that transformers' processors use (`pixel_values`, `input_ids`, `numeric`, ...).
+    target: int64 [B] (classes), float32 [B, C] (labels, values) or int64 [B, T] (token_classes, -100 ignored).
+    ids: the task's own id of each row.
+    """
+
+    inputs: Mapping[str, Tensor]
+    target: Tensor
+    ids: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """What one forward pass gives: predictions [B, C] (or [B, T, C]), features, and the stage states asked for.
+
+    stages: stage index -> the hidden state that left that stage.
+    """
+
+    predictions: Tensor
+    features: Features
+    stages: Mapping[int, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What an adapter may know while it is applied.
+
+    generator: its own source of random draws, derived from (seed, part).
+    load: turns a spec or a stored run into a frozen learner (a teacher).
+    """
+
+    target: Target
+    purpose: Literal["train", "use"]
+    generator: Generator
+    load: Callable[[str], Learner]
+
+
+class Preparation(Protocol):
+    """A backbone's own way from a decoded example to its inputs: resize, tokenise, resample; then normalise.
+
+    digest: changes when the numbers change. random: whether `prepare` draws anything (then nothing is cached).
+    """
+
+    @property
+    def digest(self) -> str: ...
+    @property
+    def random(self) -> bool: ...
+    def prepare(self, examples: Sequence[Raw]) -> list[Mapping[str, Tensor]]:
+        """One mapping of compact tensors (uint8, int64) for each decoded example, without a batch axis."""
+        ...
+
+    def collate(self, prepared: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """A batch of prepared examples, padded where they differ in length."""
+        ...
+
+    def normalise(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Inputs for forward(), computed on the device that holds the batch."""
+        ...
+
+    def dummy(self, batch_size: int) -> dict[str, Tensor]:
+        """Normalised inputs of the right shape, for the pass that build makes to look at a backbone."""
+        ...
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """A pre-trained network, inputs to features. Also an nn.Module.
+
+    stages: paths of the modules that forward calls in order, each exactly once, hidden state first.
+    pool: features -> float [B, D], the way this backbone wants (mean, CLS, attention pool).
+    sites: the weights that play a role; empty where there is none.
+    """
+
+    modality: Modality
+    features: FeatureSpec
+    preparation: Preparation
+    stages: tuple[str, ...]
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> Features: ...
+    def pool(self, features: Features) -> Tensor: ...
+    def sites(self, role: str) -> tuple[Site, ...]: ...
+
+
+class Objective(Protocol):
+    """What is minimised: the sum of the named scalars. Never calls the model.
+
+    stages: indices of the stages whose hidden states it wants to find in the output.
+    """
+
+    stages: tuple[int, ...]
+
+    def __call__(self, output: Output, batch: Batch) -> dict[str, Tensor]: ...
+
+
+class BackboneRecipe(Protocol):
+    """Owns a namespace if it has a field `name`: the rest of the name. `version` is raised when its numbers change."""
+
+    version: ClassVar[int]
+
+    def source(self) -> Source | None:
+        """Repository, revision and file patterns; None: nothing to fetch."""
+        ...
+
+    def build(self, files: Path | None, weights: Weights) -> nn.Module:
+        """A Backbone with the weights asked for; a random one draws from torch's global generator, which is seeded."""
+        ...
+
+
+class HeadRecipe(Protocol):
+    """consumes: the poorest kind of features it needs. fit: by gradient, or in closed form from training features.
+
+    learning_rates: five ascending rates; the middle one is the default.
+    """
+
+    version: ClassVar[int]
+    consumes: ClassVar[Kind]
+    predicts: ClassVar[frozenset[TargetKind]]
+    fit: ClassVar[Literal["gradient", "closed_form"]]
+    learning_rates: ClassVar[tuple[float, ...]]
+
+    def build(self, features: FeatureSpec, target: Target) -> nn.Module:
+        """A module Features -> predictions. A closed-form one also has `fit(features, target)`, called once with all
+        training features [N, ...] and targets [N, ...]; its state is buffers."""
+        ...
+
+
+class AdapterRecipe(Protocol):
+    """A change to a learner. It may only add: see the laws in design.md, section 5.
+
+    accepts: kinds of backbone features it works on. seams: what it needs of the backbone. changes: what it touches.
+    batchable: whether trials that differ only in numbers can share one pass. mergeable: folds into plain weights.
+    roles: roles of the backbone's sites it needs one of; empty: none.
+    """
+
+    version: ClassVar[int]
+    accepts: ClassVar[frozenset[Kind]]
+    seams: ClassVar[frozenset[Seam]]
+    roles: ClassVar[frozenset[str]]
+    changes: ClassVar[frozenset[Change]]
+    batchable: ClassVar[bool]
+    mergeable: ClassVar[bool]
+    learning_rates: ClassVar[tuple[float, ...]]
+
+    def first_stage(self, num_stages: int) -> int:
+        """Earliest stage it changes, counted from 0; num_stages: none but the head. Raises UsageError if impossible."""
+        ...
+
+    def source(self) -> Source | None: ...
+    def apply(self, learner: Learner, context: Context) -> Learner: ...
+
+
+class Split(Protocol):
+    """Examples of one split; indexable, and small when pickled into a worker process."""
+
+    @property
+    def num(self) -> int: ...
+    @property
+    def targets(self) -> Any:
+        """numpy array: int64 [num] (classes) or float32 [num, C] (labels, values)."""
+        ...
+
+    @property
+    def groups(self) -> Any | None:
+        """numpy array [num] of group labels that must not be split, or None."""
+        ...
+
+    @property
+    def ids(self) -> Sequence[str]: ...
+    def raw(self, index: int) -> Raw: ...
+
+
+class TaskData(Protocol):
+    """An opened task: its target, now of known size, and its splits by name: train, test, and val if there is one."""
+
+    target: Target
+    splits: Mapping[str, Split]
+
+
+class TaskRecipe(Protocol):
+    """A data set with splits, a target and a metric."""
+
+    version: ClassVar[int]
+
+    @property
+    def modality(self) -> Modality: ...
+    @property
+    def metric(self) -> str: ...
+    @property
+    def target(self) -> Target:
+        """What is known of the target before the data is read."""
+        ...
+
+    def source(self) -> Source | None: ...
+    def open(self, files: Path | None) -> TaskData: ...

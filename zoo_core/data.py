@@ -1,0 +1,295 @@
+"""TaskData -> batches: draw and carve the splits, decode, augment, prepare, collate, normalise on the device.
+
+The order of examples is a function of (seed, epoch, num) alone, and what augmentation draws one of (seed, epoch, id).
+Where neither augmentation nor preparation draws anything, each example is prepared once and kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from zoo_core.contracts import Batch, Modality, Preparation, Raw, Split, Target, TaskData
+from zoo_core.errors import RefusedError, UsageError
+
+__all__ = ["AUGMENTATIONS", "Loader", "Splits", "Subset", "carve", "decode", "draw_seed"]
+
+AUGMENTATIONS = ("none", "light", "strong")
+KEEP_BYTES = 2**30  # prepared examples kept in memory for each loader; beyond, they are prepared again each epoch
+VALIDATION_SHARE = 0.2  # of the training split, where a task brings no validation split of its own
+
+
+def draw_seed(*parts: object) -> int:
+    """A seed of 63 bits that depends on every part, the same on every machine."""
+    text = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some examples of a split, in a given order. index: int64 [num] into the split."""
+
+    split: Split
+    index: np.ndarray[Any, np.dtype[np.int64]]
+
+    @property
+    def num(self) -> int:
+        return len(self.index)
+
+    @property
+    def targets(self) -> Any:
+        return np.asarray(self.split.targets)[self.index]
+
+    @property
+    def groups(self) -> Any | None:
+        return None if self.split.groups is None else np.asarray(self.split.groups)[self.index]
+
+    @property
+    def ids(self) -> Sequence[str]:
+        return [self.split.ids[i] for i in self.index]
+
+    def raw(self, index: int) -> Raw:
+        return self.split.raw(int(self.index[index]))
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What a trial may see: train to fit, val to choose, and test, which is opened once, after the choice."""
+
+    target: Target
+    train: Split
+    val: Split
+    test: Split
+
+
+def carve(data: TaskData, *, seed: int, shots: int | None = None, limit: int | None = None) -> Splits:
+    """The splits of a trial: validation carved from train where the task brings none, then shots or limit drawn.
+
+    shots: examples for each class that stay in train (classes only). limit: examples that stay in train.
+    Both are drawn anew for each seed; the validation split depends on the task alone. Groups are never divided.
+    """
+    for name in ("train", "test"):
+        if name not in data.splits:
+            raise UsageError(f"the task has no {name} split; it has {', '.join(data.splits)}")
+    train: Split = data.splits["train"]
+    if "val" in data.splits:
+        val: Split = data.splits["val"]
+    else:
+        kept, held = _held_out(train, data.target)
+        train, val = Subset(train, kept), Subset(train, held)
+    rng = np.random.default_rng(draw_seed("draw", seed))
+    if shots is not None:
+        train = Subset(train, _shots(train, data.target, shots, rng))
+    if limit is not None and limit < train.num:
+        train = Subset(train, np.sort(rng.permutation(train.num)[:limit]))
+    return Splits(data.target, train, val, data.splits["test"])
+
+
+def _held_out(train: Split, target: Target) -> tuple[Any, Any]:
+    """Indices kept and held out: whole groups, each class by its share as nearly as groups allow."""
+    rng = np.random.default_rng(draw_seed("validation", train.num))
+    groups = np.arange(train.num) if train.groups is None else np.unique(train.groups, return_inverse=True)[1]
+    labels = np.asarray(train.targets) if target.kind == "classes" else np.zeros(train.num, dtype=np.int64)
+    held = np.zeros(train.num, dtype=bool)
+    for label in np.unique(labels):
+        wanted = round(VALIDATION_SHARE * int((labels == label).sum()))
+        for group in rng.permutation(np.unique(groups[labels == label])):
+            if int(held[labels == label].sum()) >= wanted:
+                break
+            held |= groups == group
+    if held.all() or not held.any():
+        raise RefusedError(f"{train.num} training examples are too few to carve a validation split from")
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def _shots(train: Split, target: Target, shots: int, rng: np.random.Generator) -> Any:
+    if target.kind != "classes":
+        raise RefusedError(f"shots={shots} needs classes and the target is {target.kind}; use limit=N")
+    labels = np.asarray(train.targets)
+    drawn = []
+    for label in np.unique(labels):
+        index = np.flatnonzero(labels == label)
+        if len(index) < shots:
+            name = target.names[label] if target.names else label
+            raise RefusedError(f"shots={shots}, and class {name} has {len(index)} training examples")
+        drawn.append(rng.permutation(index)[:shots])
+    return np.sort(np.concatenate(drawn))
+
+
+# -- one example: decode, augment -----------------------------------------------------------------------------------
+
+
+def decode(modality: Modality, raw: Raw) -> Any:
+    """A raw example in its modality's own form: an image as uint8 [C, H, W] with C 1 or 3; others as they are.
+
+    An image may come as a PIL picture, a path, or a uint8 array or tensor [H, W], [H, W, C]; alpha is dropped.
+    """
+    if modality != "image":
+        return raw
+    array = np.asarray(raw) if not isinstance(raw, Tensor) else raw.numpy()
+    if array.dtype != np.uint8 or array.ndim not in (2, 3):
+        raise UsageError(f"an image is uint8 [H, W] or [H, W, C], found {array.dtype} {list(array.shape)}")
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.shape[2] not in (1, 3, 4):
+        raise UsageError(f"an image has 1, 3 or 4 channels, found {array.shape[2]}")
+    return torch.from_numpy(np.ascontiguousarray(array[:, :, : 3 if array.shape[2] > 1 else 1])).permute(2, 0, 1)
+
+
+def _augmentation(name: str, modality: Modality) -> Callable[[Any], Any] | None:
+    """light: a random crop of 60 to 100 % of the area. strong: that, TrivialAugmentWide and random erasing.
+
+    No mirror images: a mirrored digit or letter is another one.
+    Source: Mueller & Hutter 2021 (TrivialAugment); Zhong et al. 2017 (random erasing).
+    """
+    if name == "none":
+        return None
+    if modality != "image":
+        raise RefusedError(f"augment={name} is for images, and the task is {modality}; use augment=none")
+    from torchvision.transforms import v2  # half a second to import, and most trials do not augment
+
+    def crop(image: Tensor) -> Tensor:
+        size = (int(image.shape[-2]), int(image.shape[-1]))
+        cropped: Tensor = v2.RandomResizedCrop(size, scale=(0.6, 1.0), antialias=True)(image)
+        return cropped
+
+    if name == "light":
+        return crop
+    strong = v2.Compose([v2.TrivialAugmentWide(), v2.RandomErasing(p=0.25)])
+    return lambda image: strong(crop(image))
+
+
+# -- batches --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Prepared(Dataset[Batch]):
+    """Batches by lists of positions: `prepared[(epoch, positions)]`, on the CPU and before normalisation."""
+
+    split: Split
+    ids: Sequence[str]
+    modality: Modality
+    preparation: Preparation
+    targets: Tensor
+    augment: Callable[[Any], Any] | None
+    seed: int
+    kept: dict[int, Mapping[str, Tensor]] = field(default_factory=dict)
+    kept_bytes: int = 0
+
+    def __getitem__(self, key: tuple[int, Sequence[int]]) -> Batch:  # type: ignore[override]
+        epoch, positions = key
+        return Batch(
+            inputs=self.preparation.collate(self._examples(epoch, positions)),
+            target=self.targets[torch.as_tensor(positions)],
+            ids=tuple(self.ids[position] for position in positions),
+        )
+
+    def _examples(self, epoch: int, positions: Sequence[int]) -> list[Mapping[str, Tensor]]:
+        if self.augment is not None or self.preparation.random:
+            return self._prepare(epoch, positions)
+        missing = [position for position in positions if position not in self.kept]
+        fresh = dict(zip(missing, self._prepare(epoch, missing), strict=True))
+        if self.kept_bytes < KEEP_BYTES:
+            self.kept.update(fresh)
+            self.kept_bytes += sum(x.nbytes for example in fresh.values() for x in example.values())
+        return [self.kept[position] if position in self.kept else fresh[position] for position in positions]
+
+    def _prepare(self, epoch: int, positions: Sequence[int]) -> list[Mapping[str, Tensor]]:
+        if not positions:
+            return []
+        decoded = [self._augmented(epoch, position) for position in positions]
+        return self.preparation.prepare(decoded)
+
+    def _augmented(self, epoch: int, position: int) -> Any:
+        example = decode(self.modality, self.split.raw(position))
+        if self.augment is None:
+            return example
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(draw_seed("augment", self.seed, epoch, self.ids[position]))
+            return self.augment(example)
+
+
+class Loader:
+    """The batches of one split, on a device.
+
+    shuffled: drawn from (seed, epoch) and a last batch of one dropped, for training; else in order and complete.
+    num_workers: processes that prepare ahead; they change neither order nor numbers.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        modality: Modality,
+        target: Target,
+        preparation: Preparation,
+        batch_size: int,
+        device: torch.device | str = "cpu",
+        shuffled: bool = False,
+        augment: str = "none",
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        if not split.num:
+            raise RefusedError("a split has no examples")
+        self.num = split.num
+        self.batch_size = batch_size
+        self.device = torch.device(device)
+        self.shuffled = shuffled
+        self.seed = seed
+        self.preparation = preparation
+        kind = torch.int64 if target.kind == "classes" else torch.float32
+        self.targets = torch.as_tensor(np.asarray(split.targets)).to(kind)
+        self._prepared = _Prepared(
+            split=split,
+            ids=split.ids,
+            modality=modality,
+            preparation=preparation,
+            targets=self.targets,
+            augment=_augmentation(augment, modality),
+            seed=seed,
+        )
+        self._num_workers = num_workers
+
+    @property
+    def num_batches(self) -> int:
+        """Batches of one epoch."""
+        return len(self._order(0))
+
+    def epoch(self, epoch: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch, counted from 0."""
+        keys = [(epoch, positions) for positions in self._order(epoch)]
+        reader = DataLoader(
+            self._prepared,
+            sampler=keys,  # type: ignore[arg-type]
+            batch_size=None,
+            num_workers=self._num_workers,
+            pin_memory=False,
+        )
+        for batch in reader:
+            yield self.on_device(batch)
+
+    def on_device(self, batch: Batch) -> Batch:
+        """A collated batch moved and normalised."""
+        inputs = {name: x.to(self.device, non_blocking=True) for name, x in batch.inputs.items()}
+        return Batch(
+            inputs=self.preparation.normalise(inputs),
+            target=batch.target.to(self.device, non_blocking=True),
+            ids=batch.ids,
+        )
+
+    def _order(self, epoch: int) -> list[list[int]]:
+        order = list(range(self.num))
+        if self.shuffled:
+            order = np.random.default_rng(draw_seed("order", self.seed, epoch)).permutation(self.num).tolist()
+        batches = [order[start : start + self.batch_size] for start in range(0, self.num, self.batch_size)]
+        if self.shuffled and len(batches) > 1 and len(batches[-1]) == 1:
+            batches.pop()
+        return batches

@@ -1,0 +1,116 @@
+"""Every error a user can meet, and the exit code of each.
+
+    ZooError                    1  anything else
+      UsageError                2  an argument, a file or a folder that cannot be used as asked
+        SpecError               2  text that is not a spec; carries the column
+        SuiteError              2  a suite file with a wrong key, type or an empty grid
+        AmbiguousError          2  one name, several owners or kinds
+      NotFoundError             3  no plugin provides the name, no such run, no such file
+      AccessError               4  not allowed: gated, private, read-only
+      IntegrityError            5  bytes that are not what they should be: hash, size, coverage, torn results
+      IncompatibleError         6  parts that do not go together
+        RefusedError            6  a trial that makes no sense, with its reason
+        PluginError             6  a plugin that is broken, or made for another zoo-core
+        LawError                6  an adapter, head or backbone that broke a law of design.md, section 5
+
+A message says what was found, what is allowed and what to type next, in one line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+__all__ = [
+    "AccessError",
+    "AmbiguousError",
+    "IncompatibleError",
+    "IntegrityError",
+    "LawError",
+    "NotFoundError",
+    "PluginError",
+    "RefusedError",
+    "SpecError",
+    "SuiteError",
+    "UsageError",
+    "ZooError",
+    "nearest",
+]
+
+
+class ZooError(Exception):
+    """A mistake that a user can mend, told in one line; `exit_code` is the command line's."""
+
+    exit_code = 1
+
+
+class UsageError(ZooError):
+    """An argument, file or folder cannot be used as asked."""
+
+    exit_code = 2
+
+
+class SpecError(UsageError):
+    """Text that is not a spec. `column` counts from 0; str() shows the text with a caret under it."""
+
+    def __init__(self, reason: str, text: str, column: int) -> None:
+        self.reason = reason
+        self.text = text
+        self.column = column
+        shown = text.replace("\n", " ").replace("\t", " ")
+        start = max(0, column - 60)
+        excerpt = shown[start : column + 60]
+        super().__init__(f"{reason} at column {column + 1}\n  {excerpt}\n  {' ' * (column - start)}^")
+
+
+class SuiteError(UsageError):
+    """A suite file, or the same grid given by flags, that declares no runnable grid."""
+
+
+class AmbiguousError(UsageError):
+    """A name that several distributions or several kinds claim; never resolved by guessing."""
+
+
+class NotFoundError(ZooError):
+    """A name, run or file that is not there."""
+
+    exit_code = 3
+
+
+class AccessError(ZooError):
+    """Something that exists and may not be read or written."""
+
+    exit_code = 4
+
+
+class IntegrityError(ZooError):
+    """Bytes that are not what they should be; nothing of them was used."""
+
+    exit_code = 5
+
+
+class IncompatibleError(ZooError):
+    """Parts that do not go together."""
+
+    exit_code = 6
+
+
+class RefusedError(IncompatibleError):
+    """A trial that makes no sense, refused before anything is built, with the reason."""
+
+
+class PluginError(IncompatibleError):
+    """A plugin that cannot be used: it raises at import, names a missing attribute, or needs another zoo-core."""
+
+
+class LawError(IncompatibleError):
+    """A part broke a law: it froze what was trainable, moved what was frozen, or hid state from the delta."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean a, b or c?` for the nearest three known names, or nothing."""
+    close = get_close_matches(name, list(known), n=3, cutoff=0.5)
+    if not close:
+        return ""
+    shown = close[0] if len(close) == 1 else f"{', '.join(close[:-1])} or {close[-1]}"
+    return f"; did you mean {shown}?"

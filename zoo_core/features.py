@@ -1,0 +1,67 @@
+"""Features only become poorer: map -> tokens -> pooled. The pooling is the backbone's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from zoo_core.contracts import KINDS, Features, Kind
+from zoo_core.errors import IncompatibleError
+
+__all__ = ["convert", "joined", "masked_mean", "to_tokens"]
+
+
+def convert(features: Features, kind: Kind, pool: Callable[[Features], Tensor]) -> Features:
+    """Features of the kind asked for.
+
+    pool: the backbone's own, features -> float [B, D].
+    Raises IncompatibleError when the features are already poorer than asked.
+    """
+    if features.kind == kind:
+        return features
+    if KINDS.index(features.kind) > KINDS.index(kind):
+        raise IncompatibleError(f"{features.kind} features cannot become {kind}; only {' > '.join(KINDS)}")
+    return to_tokens(features) if kind == "tokens" else Features(kind="pooled", x=pool(features))
+
+
+def to_tokens(features: Features) -> Features:
+    """A map [B, D, H, W] as tokens [B, H*W, D] in row-major order; tokens unchanged."""
+    if features.kind == "tokens":
+        return features
+    if features.kind != "map":
+        raise IncompatibleError(f"{features.kind} features cannot become tokens; only a map can")
+    return replace(features, kind="tokens", x=features.x.flatten(2).transpose(1, 2))
+
+
+def masked_mean(features: Features) -> Tensor:
+    """Mean over real tokens, or over the positions of a map.
+
+    features: a map [B, D, H, W], or tokens [B, T, D] whose mask has at least one true per row.
+    Returns float [B, D], same dtype as x.
+    Source: Reimers & Gurevych 2019, section 3 (tokens).
+    """
+    if features.kind == "map":
+        return features.x.mean(dim=(2, 3))
+    x_BTD = to_tokens(features).x
+    if features.mask is None:
+        return x_BTD.mean(dim=1)
+    weight_BT1 = features.mask.unsqueeze(-1).to(x_BTD.dtype)
+    return (x_BTD * weight_BT1).sum(dim=1) / weight_BT1.sum(dim=1)
+
+
+def joined(parts: list[Features]) -> Features:
+    """Features of several batches as one; tokens are padded to the longest, padding masked out."""
+    kind = parts[0].kind
+    if kind != "tokens":
+        return Features(kind=kind, x=torch.cat([part.x for part in parts]))
+    longest = max(part.x.shape[1] for part in parts)
+    xs, masks = [], []
+    for part in parts:
+        missing = longest - part.x.shape[1]
+        mask = part.mask if part.mask is not None else part.x.new_ones(part.x.shape[:2], dtype=torch.bool)
+        xs.append(torch.nn.functional.pad(part.x, (0, 0, 0, missing)))
+        masks.append(torch.nn.functional.pad(mask, (0, missing)))
+    return Features(kind=kind, x=torch.cat(xs), mask=torch.cat(masks))

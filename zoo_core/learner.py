@@ -1,0 +1,203 @@
+"""The learner: backbone, heads, objective; the rule of what trains, and the delta that a fitted one holds.
+
+Two laws live here. What is frozen does not move: a module is in training mode if and only if all parameters beneath it
+are trainable. The delta is what the base's files do not determine: its names are fixed when `seal` is called at the
+end of building, and every later look checks that they still are what the learner holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from zoo_core.contracts import Batch, Features, Kind, Output, Target
+from zoo_core.errors import IncompatibleError, LawError
+from zoo_core.features import convert
+from zoo_core.objective import ScaledHead
+from zoo_core.seams import capture
+
+if TYPE_CHECKING:
+    from zoo_core.contracts import Backbone
+
+__all__ = ["Learner"]
+
+MAIN = "main"  # the head that makes Output.predictions
+
+
+class Learner(nn.Module):
+    """A model in training or in use: one forward pass gives predictions, features and the stage states asked for.
+
+    It keeps its laws inside another module, after a parent's `.train()`, compiled or deep-copied.
+    """
+
+    def __init__(self, backbone: nn.Module, head: nn.Module, consumes: Kind, objective: nn.Module, target: Target):
+        super().__init__()
+        self.backbone = backbone
+        self.heads = nn.ModuleDict({MAIN: head})
+        self.objective: nn.Module | None = objective
+        self.consumes: Kind = consumes
+        self.target = target
+        self.scales: dict[str, float] = {}
+        self._delta_names: frozenset[str] | None = None
+        self._closed_names: frozenset[str] = frozenset()
+        self._frozen_names: tuple[str, ...] = ()
+
+    @property
+    def source(self) -> Backbone:
+        """The backbone under its contract's type."""
+        return self.backbone  # type: ignore[return-value]
+
+    # -- one pass ---------------------------------------------------------------------------------------------------
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Output:
+        wanted: tuple[int, ...] = () if self.objective is None else self.objective.stages  # type: ignore[assignment]
+        with capture(self.backbone, wanted) as states:
+            features: Features = self.backbone(inputs)
+        predictions = self.heads[MAIN](convert(features, self.consumes, self.source.pool))
+        return Output(predictions=predictions, features=features, stages=states)
+
+    def loss(self, output: Output, batch: Batch) -> Tensor:
+        """The scalar to minimise: the sum of the objective's named terms."""
+        if self.objective is None:
+            raise IncompatibleError("this learner was loaded for use and has no objective; build it for training")
+        terms: dict[str, Tensor] = self.objective(output, batch)
+        return torch.stack(list(terms.values())).sum() if len(terms) > 1 else next(iter(terms.values()))
+
+    # -- what trains ------------------------------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> Learner:
+        """Training mode for what is wholly trainable, evaluation mode for the rest. Law: what is frozen stays put."""
+        self.training = mode
+        for child in self.children():
+            _set_mode(child, mode, mode)
+        return self
+
+    def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Name and parameter of everything that trains, the objective's projectors included."""
+        return ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
+
+    def set_scale(self, parameters: Iterable[nn.Parameter], scale: float) -> None:
+        """Multiplies the learning rate of these parameters; scales of several adapters multiply."""
+        wanted = {id(parameter) for parameter in parameters}
+        for name, parameter in self.named_parameters():
+            if id(parameter) in wanted:
+                self.scales[name] = self.scales.get(name, 1.0) * scale
+
+    def parameter_groups(self, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+        """Groups for a torch optimiser: a rate for each scale; no decay for biases, norms and other vectors."""
+        groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+        for name, parameter in self.trainable():
+            key = (self.scales.get(name, 1.0), parameter.ndim > 1)
+            groups.setdefault(key, []).append(parameter)
+        return [
+            {"params": parameters, "lr": lr * scale, "weight_decay": weight_decay if decays else 0.0}
+            for (scale, decays), parameters in groups.items()
+        ]
+
+    def fit_scale(self, targets: Tensor) -> None:
+        """Takes mean and standard deviation of the training targets, float [N, C], as the unit of the predictions."""
+        head = self.heads[MAIN]
+        assert isinstance(head, ScaledHead), "only values are predicted in units"
+        deviation = targets.std(dim=0, correction=0) if len(targets) > 1 else torch.ones_like(targets[0])
+        head.shift.copy_(targets.mean(dim=0))
+        head.scale.copy_(torch.where(deviation > 0, deviation, torch.ones_like(deviation)))
+
+    # -- the delta --------------------------------------------------------------------------------------------------
+
+    def seal(self, base: Iterable[Tensor]) -> None:
+        """Fixes the names of the delta; called once, when every adapter has been applied.
+
+        base: parameters and buffers that the base's files determine. None of them is in the delta unless it is open:
+        trainable, or a buffer of a module that is in training mode whenever the learner is. Of a random backbone the
+        files determine nothing, so its delta holds all of it.
+        """
+        determined = {id(tensor) for tensor in base}
+        opened = _open_tensors(self.backbone, True)
+        state = self._held()
+        frozen = {name for name, tensor in state.items() if name.startswith("backbone.") and id(tensor) not in opened}
+        self._frozen_names = tuple(sorted(frozen))
+        self._closed_names = frozenset(name for name in frozen if id(state[name]) in determined)
+        self._delta_names = frozenset(state) - self._closed_names
+
+    def frozen(self) -> dict[str, Tensor]:
+        """The backbone's tensors that training must not move, by name."""
+        state = self._held()
+        return {name: state[name].detach() for name in self._frozen_names}
+
+    def delta(self) -> dict[str, Tensor]:
+        """Everything that the base's files do not determine, by name; the tensors are the learner's own, detached.
+
+        Raises LawError when the learner holds other names than when it was built.
+        """
+        if self._delta_names is None:
+            raise LawError("the delta is known once building is over; build the learner with zoo_core.load")
+        state = self._held()
+        found = frozenset(state) - self._closed_names
+        if found != self._delta_names or not self._closed_names <= frozenset(state):
+            changed = sorted(found ^ self._delta_names) or sorted(self._closed_names - frozenset(state))
+            raise LawError(f"state appeared or vanished after building: {', '.join(changed[:3])}")
+        return {name: state[name].detach() for name in sorted(self._delta_names)}
+
+    def load_delta(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copies a delta in. Nothing is changed unless all of it fits.
+
+        Raises IncompatibleError when names or shapes differ; only buffers of a head fitted in closed form, whose
+        length is that of the training split, may have another shape.
+        """
+        own = self.delta()
+        if own.keys() != tensors.keys():
+            missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+            raise IncompatibleError(
+                f"this delta is of another learner: {len(missing)} names missing {missing[:2]}, "
+                f"{len(unknown)} unknown {unknown[:2]}"
+            )
+        grown = {name for name in own if own[name].shape != tensors[name].shape}
+        parameters = dict(self.named_parameters())
+        for name in sorted(grown):
+            if not name.startswith("heads.") or name in parameters or own[name].ndim != tensors[name].ndim:
+                raise IncompatibleError(
+                    f"this delta is of another learner: {name} has shape {tuple(tensors[name].shape)}, "
+                    f"expected {tuple(own[name].shape)}"
+                )
+        with torch.no_grad():
+            for name, tensor in own.items():
+                if name in grown:
+                    path, _, leaf = name.rpartition(".")
+                    setattr(self.get_submodule(path), leaf, tensors[name].to(tensor))
+                else:
+                    tensor.copy_(tensors[name])
+
+    def _held(self) -> dict[str, Tensor]:
+        """Parameters and persistent buffers of backbone and heads by name; the objective's stay behind."""
+        held: dict[str, Tensor] = {}
+        self.backbone.state_dict(destination=held, prefix="backbone.", keep_vars=True)
+        self.heads.state_dict(destination=held, prefix="heads.", keep_vars=True)
+        return held
+
+
+def _set_mode(module: nn.Module, mode: bool, parent: bool) -> None:
+    module.training = _mode(module, mode, parent)
+    for child in module.children():
+        _set_mode(child, mode, module.training)
+
+
+def _mode(module: nn.Module, mode: bool, parent: bool) -> bool:
+    """Whether a module trains: all parameters beneath it do; one without parameters follows its parent."""
+    parameters = list(module.parameters())
+    if not parameters:
+        return parent
+    return mode and all(parameter.requires_grad for parameter in parameters)
+
+
+def _open_tensors(module: nn.Module, parent: bool) -> set[int]:
+    """Identities of trainable parameters, and of the buffers of modules that train whenever the learner does."""
+    own = _mode(module, True, parent)
+    found = {id(parameter) for parameter in module.parameters(recurse=False) if parameter.requires_grad}
+    if own:
+        found |= {id(buffer) for buffer in module.buffers(recurse=False)}
+    for child in module.children():
+        found |= _open_tensors(child, own)
+    return found

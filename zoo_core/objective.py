@@ -1,0 +1,75 @@
+"""The default loss of each target kind, and the units of predicted values. An objective sees outputs and targets, and never calls the model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from zoo_core.contracts import Batch, Features, Output, Target
+
+__all__ = ["BinaryCrossEntropy", "CrossEntropy", "ScaledHead", "SquaredError", "default_objective"]
+
+
+class CrossEntropy(nn.Module):
+    """Softmax cross-entropy for classes [B, C] or token classes [B, T, C] (-100 ignored)."""
+
+    stages: tuple[int, ...] = ()
+
+    def forward(self, output: Output, batch: Batch) -> dict[str, Tensor]:
+        logits, target = output.predictions.flatten(0, -2), batch.target.flatten()
+        return {"cross_entropy": nn.functional.cross_entropy(logits, target, ignore_index=-100)}
+
+
+class BinaryCrossEntropy(nn.Module):
+    """Sigmoid cross-entropy for labels, mean over B and C."""
+
+    stages: tuple[int, ...] = ()
+
+    def forward(self, output: Output, batch: Batch) -> dict[str, Tensor]:
+        loss = nn.functional.binary_cross_entropy_with_logits(output.predictions, batch.target)
+        return {"binary_cross_entropy": loss}
+
+
+class ScaledHead(nn.Module):
+    """A head whose outputs are in units of the training targets: predictions = head(features) * scale + shift.
+
+    shift, scale: float [C], mean and standard deviation of the training targets; part of the delta.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, head: nn.Module, size: int) -> None:
+        super().__init__()
+        self.head = head
+        self.register_buffer("shift", torch.zeros(size))
+        self.register_buffer("scale", torch.ones(size))
+
+    def forward(self, features: Features) -> Tensor:
+        raw: Tensor = self.head(features)
+        return raw * self.scale + self.shift
+
+
+class SquaredError(nn.Module):
+    """Squared error in the head's units, so that a target in thousands trains like one in thousandths; mean over B, C.
+
+    The head is looked at, not owned: it is no submodule of the objective.
+    """
+
+    stages: tuple[int, ...] = ()
+
+    def __init__(self, head: ScaledHead) -> None:
+        super().__init__()
+        self._head = (head,)  # in a tuple, so that torch does not register it; a deep copy follows it
+
+    def forward(self, output: Output, batch: Batch) -> dict[str, Tensor]:
+        error = (output.predictions - batch.target) / self._head[0].scale
+        return {"squared_error": error.square().mean()}
+
+
+def default_objective(target: Target, head: nn.Module) -> nn.Module:
+    """The loss that a target kind gets when no adapter says otherwise."""
+    if target.kind == "values":
+        assert isinstance(head, ScaledHead), "build wraps the head of a values target"
+        return SquaredError(head)
+    return BinaryCrossEntropy() if target.kind == "labels" else CrossEntropy()

@@ -1,0 +1,348 @@
+"""Trial + registry + catalog -> Plan, or a refusal with its reason. No torch.
+
+Everything that can be known about a trial before building it is checked here: that each part exists and takes its
+arguments, that their kinds, modalities, targets, seams and roles go together, and what is trained at which rates.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+from zoo_core.catalog import Catalog, Entry
+from zoo_core.catalog import catalog as default_catalog
+from zoo_core.contracts import KINDS, FeatureSpec, Kind, Modality, PartKind, Target, Weights
+from zoo_core.errors import RefusedError, UsageError, ZooError, nearest
+from zoo_core.registry import Bound, Registry
+from zoo_core.registry import registry as default_registry
+from zoo_core.spec import Part, Spec, parse, parse_part
+
+__all__ = ["DEFAULT_HEAD", "Budget", "Plan", "Trial", "budget_from", "resolve"]
+
+DEFAULT_HEAD = "linear"  # what every target kind gets when a spec names no head
+DIGEST_FORMAT = 1  # raised when the digest of an unchanged trial would change
+MAX_RATES = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How long and how a trial trains; every field is part of the trial's identity.
+
+    epochs: passes over the training split. num_rates: learning rates tried, 1 to 5, the middle ones of the grid.
+    warmup: share of all steps with a rising rate. clip: largest gradient norm. patience: epochs without a better
+    validation score before training stops early, None: never. precision: auto is bfloat16 on a GPU, else float32.
+    """
+
+    epochs: int = 20
+    batch_size: int = 32
+    num_rates: int = 3
+    weight_decay: float = 0.05
+    warmup: float = 0.1
+    clip: float = 1.0
+    augment: Literal["none", "light", "strong"] = "none"
+    patience: int | None = None
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    def __post_init__(self) -> None:
+        ranges: dict[str, tuple[float, float]] = {
+            **{"epochs": (1, 1_000_000), "batch_size": (2, 1_000_000), "num_rates": (1, MAX_RATES)},
+            **{"weight_decay": (0, 10), "warmup": (0, 1), "clip": (1e-9, 1e9), "patience": (1, 1_000_000)},
+        }
+        for name, (low, high) in ranges.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise UsageError(f"budget: {name}={value} is out of range; allowed: {low:g} to {high:g}")
+        allowed = {"augment": ("none", "light", "strong"), "precision": ("auto", "float32", "bfloat16")}
+        for name, words in allowed.items():
+            if getattr(self, name) not in words:
+                raise UsageError(f"budget: {name}={getattr(self, name)!r} is not one of {', '.join(words)}")
+
+
+def budget_from(values: Mapping[str, object]) -> Budget:
+    """A Budget from a table of a suite file or a stored plan; raises UsageError on a wrong key or type."""
+    known = {field.name: field for field in fields(Budget)}
+    checked: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in known:
+            raise UsageError(f"budget has no key {name!r}; it has {', '.join(known)}{nearest(name, known)}")
+        default = known[name].default
+        wants_int = isinstance(default, int) or name == "patience"
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        fits = {
+            "int": isinstance(value, int) and number,
+            "float": number,
+            "word": isinstance(value, str),
+        }
+        wanted = "word" if isinstance(default, str) else "int" if wants_int else "float"
+        if not (fits[wanted] or (name == "patience" and value is None)):
+            raise UsageError(f"budget: {name}={value!r} should be {'an ' if wanted == 'int' else 'a '}{wanted}")
+        checked[name] = float(value) if wanted == "float" else value  # type: ignore[arg-type]
+    return Budget(**checked)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What to run: a spec on a task with a budget and a seed. str() is its canonical text, for people."""
+
+    spec: Spec
+    task: Part
+    budget: Budget
+    seed: int = 0
+
+    def __str__(self) -> str:
+        changed = [
+            f"{field.name}={getattr(self.budget, field.name)}"
+            for field in fields(Budget)
+            if getattr(self.budget, field.name) != field.default
+        ]
+        return " ".join([f"{self.spec}", f"task={self.task}", *changed, f"seed={self.seed}"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A trial with every part resolved and checked.
+
+    task: None when a model is loaded for a target alone. entry: what the catalogue says of the backbone, None if
+    nothing. digest: identity of the trial; None while its files are not pinned. base_digest: identity of the backbone
+    before any adapter, the same for all trials on it. deferred: checks that need the built backbone.
+    """
+
+    spec: Spec
+    backbone: Bound
+    adapters: tuple[Bound, ...]
+    head: Bound
+    task: Bound | None
+    target: Target
+    entry: Entry | None
+    budget: Budget
+    seed: int
+    weights: Weights
+    learning_rates: tuple[float, ...]
+    num_stages: int | None
+    first_stage: int | None
+    digest: str | None
+    base_digest: str | None
+    deferred: tuple[str, ...] = ()
+
+    @property
+    def trial(self) -> Trial:
+        assert self.task is not None, "a plan without a task is no trial"
+        return Trial(spec=self.spec, task=self.task.canonical(), budget=self.budget, seed=self.seed)
+
+
+def resolve(
+    spec: str | Spec,
+    *,
+    task: str | Part | None = None,
+    target: Target | None = None,
+    budget: Budget | None = None,
+    seed: int = 0,
+    registry: Registry | None = None,
+    catalog: Catalog | None = None,
+) -> Plan:
+    """The plan of one trial; either a task or a target says what is predicted.
+
+    Raises SpecError, NotFoundError, AmbiguousError, UsageError (a wrong argument), PluginError, and RefusedError with
+    the reason where the parts do not go together.
+    """
+    registry = registry or default_registry()
+    catalog = catalog or default_catalog()
+    budget = budget or Budget()
+    parts = (parse(spec) if isinstance(spec, str) else spec).parts
+    bound_task = registry.bind(parse_part(task) if isinstance(task, str) else task, "task") if task else None
+    if target is None:
+        if bound_task is None:
+            raise UsageError("nothing says what is predicted; give a task or a target (num_classes, classes)")
+        target = bound_task.recipe.target
+    assert target is not None
+    backbone, adapters, head = _bind_chain(parts, registry, catalog)
+    entry = catalog.find(backbone.name, "backbone")
+    weights = _allowed_weights(backbone, entry)
+    _check_modality(backbone, entry, bound_task)
+    _check_head(backbone, entry, head, adapters, target)
+    num_stages = entry.num_stages if entry else None
+    first_stage = _check_adapters(backbone, entry, adapters, num_stages)
+    base = _base_identity(backbone, entry, weights)
+    task_entry = catalog.find(bound_task.name, "task") if bound_task else None
+    identity = {
+        "format": DIGEST_FORMAT,
+        "base": base,
+        "adapters": [part.identity() for part in adapters if part.recipe.changes],
+        "head": head.identity(),
+        "task": bound_task.identity() if bound_task else None,
+        "task_files": _file_hashes(task_entry),
+        "target": asdict(target),
+        "budget": asdict(budget),
+        "seed": seed,
+    }
+    pinned = base is not None
+    canonical = Spec((backbone.canonical(), *(part.canonical() for part in adapters), head.canonical()))
+    return Plan(
+        spec=canonical,
+        backbone=backbone,
+        adapters=adapters,
+        head=head,
+        task=bound_task,
+        target=target,
+        entry=entry,
+        budget=budget,
+        seed=seed,
+        weights=weights,
+        learning_rates=_rates(adapters, head, budget.num_rates),
+        num_stages=num_stages,
+        first_stage=first_stage,
+        digest=_digest(identity) if pinned else None,
+        base_digest=_digest(base) if pinned else None,
+        deferred=() if entry else ("modality", "features", "stages", "seams", "roles"),
+    )
+
+
+def _bind_chain(parts: Sequence[Part], registry: Registry, catalog: Catalog) -> tuple[Bound, tuple[Bound, ...], Bound]:
+    """Backbone, adapters and head of a spec; the registry, not the position, decides the kind of each part."""
+    first = _undescribed(parts[0], catalog)
+    backbone = registry.bind(first, _kind(first, registry, prefer="backbone"))
+    if backbone.kind != "backbone":
+        raise UsageError(
+            f"a spec starts with a backbone, and {parts[0].name!r} is of kind {backbone.kind}; "
+            f"write BACKBONE+{parts[0]}; `zoo list backbone` shows what there is"
+        )
+    adapters: list[Bound] = []
+    head: Bound | None = None
+    for part in parts[1:]:
+        bound = registry.bind(part, _kind(part, registry, prefer="adapter"))
+        if bound.kind == "head" and head is not None:
+            raise UsageError(f"two heads, {head.name} and {bound.name}; a spec ends with at most one")
+        if bound.kind == "adapter" and head is not None:
+            raise UsageError(f"adapter {bound.name} stands after head {head.name}; the head comes last")
+        if bound.kind not in ("adapter", "head"):
+            raise UsageError(f"{part.name!r} is of kind {bound.kind}; after the backbone come adapters, then one head")
+        if bound.kind == "head":
+            head = bound
+        else:
+            adapters.append(bound)
+    return backbone, tuple(adapters), head or registry.bind(Part(DEFAULT_HEAD), "head")
+
+
+def _undescribed(part: Part, catalog: Catalog) -> Part:
+    """The part that a record's bare name stands for, with the same arguments."""
+    entry = catalog.find(part.name, "backbone") if part.kind in (None, "backbone") else None
+    if entry is None or not entry.describes or entry.describes == part.name:
+        return part
+    described = parse_part(entry.describes)
+    return replace(part, name=described.name, arguments=described.arguments + part.arguments)
+
+
+def _kind(part: Part, registry: Registry, prefer: PartKind) -> PartKind:
+    if part.kind is not None:
+        return part.kind
+    claimed = registry.find(part.name, None)
+    return claimed.kind if claimed.kind in ("backbone", "adapter", "head", "task") else prefer
+
+
+def _allowed_weights(backbone: Bound, entry: Entry | None) -> Weights:
+    weights: Weights = backbone.common["weights"]
+    if entry is not None and entry.weights and weights not in entry.weights:
+        raise RefusedError(
+            f"{backbone.name} has no {weights} weights; it has {', '.join(entry.weights)}: "
+            f"write '{backbone.name}(weights={entry.weights[0]})'"
+        )
+    return weights
+
+
+def _check_modality(backbone: Bound, entry: Entry | None, task: Bound | None) -> None:
+    if task is None or entry is None or entry.modality is None:
+        return
+    wanted: Modality = task.recipe.modality
+    if entry.modality != wanted:
+        raise RefusedError(
+            f"{backbone.name} reads {entry.modality} and task {task.name} is {wanted}; "
+            f"`zoo list backbone` shows the modality of each"
+        )
+
+
+def _check_head(backbone: Bound, entry: Entry | None, head: Bound, adapters: Sequence[Bound], target: Target) -> None:
+    recipe = head.recipe
+    if target.kind not in recipe.predicts:
+        raise RefusedError(
+            f"head {head.name} predicts {', '.join(sorted(recipe.predicts))} and the target is {target.kind}"
+        )
+    if entry is not None and entry.features is not None:
+        given: FeatureSpec = entry.features
+        if not _may_become(given.kind, recipe.consumes):
+            raise RefusedError(
+                f"head {head.name} consumes {recipe.consumes} and {backbone.name} gives {given.kind}; "
+                f"features only become poorer: {' > '.join(KINDS)}"
+            )
+    training = [part.name for part in adapters if part.recipe.changes & {"base", "added"}]
+    if recipe.fit == "closed_form" and training:
+        raise RefusedError(
+            f"head {head.name} is fitted in closed form and gives no gradient to train {training[0]}; "
+            f"use it with probe, or take head {DEFAULT_HEAD}"
+        )
+
+
+def _may_become(kind: Kind, wanted: Kind) -> bool:
+    return KINDS.index(kind) <= KINDS.index(wanted)
+
+
+def _check_adapters(
+    backbone: Bound, entry: Entry | None, adapters: Sequence[Bound], num_stages: int | None
+) -> int | None:
+    """The earliest stage that any adapter changes; None while the number of stages is not known."""
+    first = num_stages
+    for part in adapters:
+        recipe = part.recipe
+        if entry is not None:
+            if entry.features is not None and entry.features.kind not in recipe.accepts:
+                raise RefusedError(
+                    f"adapter {part.name} works on {', '.join(sorted(recipe.accepts))} "
+                    f"and {backbone.name} gives {entry.features.kind}"
+                )
+            missing = sorted(recipe.seams - set(entry.seams))
+            if missing:
+                raise RefusedError(f"adapter {part.name} needs the {missing[0]} seam, which {backbone.name} lacks")
+            if recipe.roles and not recipe.roles & set(entry.roles):
+                raise RefusedError(
+                    f"adapter {part.name} needs a site of role {', '.join(sorted(recipe.roles))}; "
+                    f"{backbone.name} has {', '.join(entry.roles) or 'none'}"
+                )
+        if num_stages is not None and first is not None:
+            try:
+                first = min(first, recipe.first_stage(num_stages))
+            except ZooError as error:
+                raise RefusedError(f"adapter {part.name} on {backbone.name}: {error}") from error
+    return first
+
+
+def _rates(adapters: Sequence[Bound], head: Bound, num_rates: int) -> tuple[float, ...]:
+    """The middle `num_rates` of the grid: of the most careful adapter that trains something, else of the head."""
+    if head.recipe.fit == "closed_form":
+        return ()
+    grids = [part.recipe.learning_rates for part in adapters if part.recipe.changes & {"base", "added"}]
+    grid = min(grids, key=lambda rates: rates[len(rates) // 2]) if grids else head.recipe.learning_rates
+    start = (len(grid) - num_rates + 1) // 2
+    return tuple(grid[start : start + num_rates])
+
+
+def _base_identity(backbone: Bound, entry: Entry | None, weights: Weights) -> dict[str, object] | None:
+    """What decides the numbers of the backbone before any adapter; None while its files are not pinned."""
+    identity: dict[str, object] = {"backbone": backbone.identity(), "input": entry.input if entry else None}
+    if weights == "random":
+        return identity
+    files = _file_hashes(entry)
+    if not files:
+        return None
+    return identity | {"files": files}
+
+
+def _file_hashes(entry: Entry | None) -> dict[str, str]:
+    return {name: file.sha256 for name, file in sorted(entry.files.items())} if entry else {}
+
+
+def _digest(identity: object) -> str:
+    """First 16 bytes of the sha256 of sorted JSON, in hex."""
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -1,0 +1,262 @@
+"""The two seams of a backbone that no module swap reaches, both found by interception with hooks.
+
+The stage seam: what enters and leaves the modules that a forward pass calls in order. It captures hidden states,
+resumes a pass from the middle, and tells which parameters lie before, in and after the stages.
+The attention seam: the call of scaled_dot_product_attention inside a stage, to which keys and values are added.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from zoo_core.contracts import Features
+from zoo_core.errors import LawError
+
+__all__ = ["Boundary", "attend_to", "attention_calls", "boundary", "capture", "groups", "resume", "stage_modules"]
+
+KeysValues = Callable[[], tuple[Tensor, Tensor]]
+
+_one_resumed_pass = threading.Lock()  # two threads on one patched model gave wrong outputs
+
+
+def stage_modules(backbone: nn.Module) -> list[nn.Module]:
+    """The stages in calling order, looked up anew: an adapter may have wrapped one since the last look."""
+    return [backbone.get_submodule(path) for path in backbone.stages]  # type: ignore[union-attr]
+
+
+def _state(value: Any) -> Tensor:
+    """The hidden state of a stage's output: the tensor itself, or the first item of a tuple."""
+    state = value[0] if isinstance(value, tuple) else value
+    assert isinstance(state, Tensor), f"a stage gives a tensor or a tuple that starts with one, not {type(state)}"
+    return state
+
+
+@contextmanager
+def capture(backbone: nn.Module, stages: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    """While open, fills {stage: the hidden state that leaves it} for the stages asked for."""
+    states: dict[int, Tensor] = {}
+    modules = stage_modules(backbone) if stages else []
+
+    def keep(index: int) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            states[index] = _state(output)
+
+        return hook
+
+    handles = [modules[index].register_forward_hook(keep(index)) for index in stages]
+    try:
+        yield states
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """What enters one stage: its hidden state, and the rest of the tuple that the stage before returned."""
+
+    stage: int
+    state: Tensor
+    rest: tuple[Any, ...] | None = None
+
+
+class _Stop(Exception):  # noqa: N818
+    """Leaves a forward pass once the boundary is known."""
+
+
+def boundary(backbone: nn.Module, inputs: Mapping[str, Tensor], stage: int) -> Boundary:
+    """Runs the pass up to a stage and returns what would enter it. The stages after it are not run."""
+    modules = stage_modules(backbone)
+    found: list[Boundary] = []
+    previous: list[Any] = []
+
+    def seen(module: nn.Module, args: Any, output: Any) -> None:
+        previous[:] = [output]
+
+    def stop(module: nn.Module, args: Any) -> None:
+        rest = previous[0][1:] if previous and isinstance(previous[0], tuple) else None
+        found.append(Boundary(stage, args[0], rest))
+        raise _Stop
+
+    with ExitStack() as stack:
+        if stage:
+            stack.callback(modules[stage - 1].register_forward_hook(seen).remove)
+        stack.callback(modules[stage].register_forward_pre_hook(stop).remove)
+        try:
+            backbone(inputs)
+        except _Stop:
+            return found[0]
+    raise LawError(f"stage {stage} ({backbone.stages[stage]}) was never called")  # type: ignore[union-attr]
+
+
+def resume(backbone: nn.Module, inputs: Mapping[str, Tensor], start: Boundary) -> Features:
+    """A forward pass that begins at a boundary: earlier stages hand their input on, then the state is put in place.
+
+    inputs: as for the whole pass; masks and position embeddings are made from them by the model itself.
+    Returns features equal, bit for bit, to those of the whole pass with the same weights.
+    One resumed pass at a time; the stages themselves are not changed, only their `forward` while the pass runs.
+    """
+    modules = stage_modules(backbone)
+
+    def hand_on(state: Any, *args: Any, **kwargs: Any) -> Any:
+        return state if start.rest is None else (state, *start.rest)
+
+    def put(module: nn.Module, args: Any) -> Any:
+        return (start.state, *args[1:])
+
+    with _one_resumed_pass, ExitStack() as stack:
+        for module in modules[: start.stage]:
+            module.forward = hand_on
+            stack.callback(module.__dict__.pop, "forward")
+        stack.callback(modules[start.stage].register_forward_pre_hook(put).remove)
+        features: Features = backbone(inputs)
+        return features
+
+
+def groups(backbone: nn.Module) -> dict[str, int]:
+    """The group of each parameter: 0 stem and embeddings, 1 to L the stages, L + 1 what is called after the last.
+
+    One dummy pass without gradients, in evaluation mode, tells the order of calls and that each stage is called once.
+    Raises LawError when a stage is called never or more than once.
+    """
+    paths: tuple[str, ...] = backbone.stages  # type: ignore[assignment]
+    num_stages = len(paths)
+    calls = [0] * num_stages
+    after: set[str] = set()
+    with ExitStack() as stack:
+        for index, module in enumerate(stage_modules(backbone)):
+
+            def count(module: nn.Module, args: Any, index: int = index) -> None:
+                calls[index] += 1
+
+            stack.callback(module.register_forward_pre_hook(count).remove)
+        for name, module in backbone.named_modules():
+            if not name or any(name == path or name.startswith(f"{path}.") for path in paths):
+                continue
+
+            def note(module: nn.Module, args: Any, name: str = name) -> None:
+                if calls and calls[-1]:
+                    after.add(name)
+
+            stack.callback(module.register_forward_pre_hook(note).remove)
+        _dummy_pass(backbone)
+    for path, number in zip(paths, calls, strict=True):
+        if number != 1:
+            raise LawError(f"stage {path} is called {number} times in one pass; each stage is called exactly once")
+    found: dict[str, int] = {}
+    for name, _ in backbone.named_parameters():
+        stage = [index for index, path in enumerate(paths, 1) if name.startswith(f"{path}.")]
+        owner = name.rpartition(".")[0]
+        found[name] = stage[0] if stage else num_stages + 1 if owner in after else 0
+    return found
+
+
+def _dummy_pass(backbone: nn.Module) -> None:
+    """One pass on dummy inputs in evaluation mode without gradients; every module's mode is put back."""
+    modes = [(module, module.training) for module in backbone.modules()]
+    parameter = next(backbone.parameters(), None)
+    device = parameter.device if parameter is not None else torch.device("cpu")
+    inputs = {name: x.to(device) for name, x in backbone.preparation.dummy(2).items()}  # type: ignore[union-attr]
+    backbone.eval()
+    try:
+        with torch.no_grad():
+            backbone(inputs)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+class _Attention(TorchFunctionMode):
+    """Counts the calls of scaled_dot_product_attention, and adds keys and values to each if there are any."""
+
+    def __init__(self, keys_values: KeysValues | None) -> None:
+        super().__init__()
+        self.keys_values = keys_values
+        self.calls = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not nn.functional.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        self.calls += 1
+        call = dict(zip(_SDPA_ARGUMENTS, args, strict=False)) | dict(kwargs or {})
+        return func(**(call if self.keys_values is None else _extended(call, *self.keys_values())))
+
+
+_SDPA_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+
+
+def _extended(call: dict[str, Any], prefix_key: Tensor, prefix_value: Tensor) -> dict[str, Any]:
+    """The arguments of an attention call with P more keys and values before the real ones."""
+    length = prefix_key.shape[-2]
+    if length == 0:
+        return call
+    query, key, value = call["query"], call["key"], call["value"]
+    mask = call.get("attn_mask")
+    if call.get("is_causal"):
+        mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+    if mask is not None:
+        seen = mask.new_ones(()) if mask.dtype == torch.bool else mask.new_zeros(())
+        mask = torch.cat([seen.expand(*mask.shape[:-1], length), mask], dim=-1)
+    batch = key.shape[:-3]
+    key = torch.cat([prefix_key.to(key.dtype).expand(*batch, *prefix_key.shape), key], dim=-2)
+    value = torch.cat([prefix_value.to(value.dtype).expand(*batch, *prefix_value.shape), value], dim=-2)
+    return call | {"key": key, "value": value, "attn_mask": mask, "is_causal": False}
+
+
+class _AttentionHooks:
+    """Enters a function mode in a stage's own pre-hook and leaves it in its forward hook, also after an error.
+
+    Bound methods, so that a deep copy of the stage carries a copy of the keys and values and not the original's.
+    """
+
+    def __init__(self, stage: nn.Module, keys_values: KeysValues | None) -> None:
+        self.keys_values = keys_values
+        self.entered: list[_Attention] = []
+        self.calls = 0
+        self.handles = (
+            stage.register_forward_pre_hook(self.enter),
+            stage.register_forward_hook(self.leave, always_call=True),
+        )
+
+    def enter(self, module: nn.Module, args: Any) -> None:
+        self.entered.append(_Attention(self.keys_values))
+        self.entered[-1].__enter__()
+
+    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        mode = self.entered.pop()
+        mode.__exit__(None, None, None)
+        self.calls += mode.calls
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+def attention_calls(backbone: nn.Module) -> list[int]:
+    """How often each stage calls scaled_dot_product_attention in one dummy pass."""
+    hooks = [_AttentionHooks(stage, None) for stage in stage_modules(backbone)]
+    try:
+        _dummy_pass(backbone)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [hook.calls for hook in hooks]
+
+
+def attend_to(stage: nn.Module, keys_values: KeysValues) -> Callable[[], None]:
+    """From now on every query in the stage also attends to P more keys and values, put before the real ones.
+
+    keys_values: gives two tensors float [heads, P, head_dim] at each pass; with P = 0 the call is left as it was.
+    A mask is padded so that all see the added ones; a causal call gets its mask written out.
+    Returns what takes it back. Silent where a stage does not call that function: see `attention_calls`.
+    Source: Li & Liang 2021, section 4 (prefix tuning as per-layer keys and values).
+    """
+    return _AttentionHooks(stage, keys_values).remove

@@ -1,0 +1,1 @@
+"""Suites: which trials a grid declares, running one of them, and running them all."""

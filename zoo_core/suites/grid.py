@@ -1,0 +1,161 @@
+"""A suite file, or the same grid by flags -> the plans to run, and the refusals with their reasons. No torch."""
+
+from __future__ import annotations
+
+import itertools
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from zoo_core.catalog import Catalog
+from zoo_core.catalog import catalog as default_catalog
+from zoo_core.errors import IncompatibleError, SuiteError, UsageError, nearest
+from zoo_core.registry import Registry
+from zoo_core.registry import registry as default_registry
+from zoo_core.resolve import Budget, Plan, Trial, budget_from, resolve
+from zoo_core.spec import Part, Spec, parse, parse_part
+
+__all__ = ["Grid", "Refusal", "Suite", "expand", "load_suite", "starter_suite", "suite_from"]
+
+KEYS = ("name", "description", "tasks", "backbones", "adapters", "heads", "seeds", "budget")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """A declared grid: every task with every backbone, chain of adapters, head and seed.
+
+    heads: None stands for the head that the target picks. An element of `adapters` may end in a head of its own; it is
+    then not combined with `heads`.
+    """
+
+    name: str
+    tasks: tuple[Part, ...]
+    backbones: tuple[Spec, ...]
+    adapters: tuple[Spec, ...]
+    heads: tuple[Part | None, ...] = (None,)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    budget: Budget = Budget()
+    description: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """A trial that makes no sense, and why."""
+
+    trial: Trial
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """An expanded suite: each trial once, in the order of the suite."""
+
+    name: str
+    plans: tuple[Plan, ...]
+    refusals: tuple[Refusal, ...]
+
+
+def starter_suite() -> Path:
+    """The suite that `zoo bench` runs when none is named."""
+    return Path(__file__).parent / "starter.toml"
+
+
+def load_suite(path: Path) -> Suite:
+    """Reads a suite file. Raises SuiteError naming the file, the key and what is allowed."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SuiteError(f"no suite file {path}; without one, `zoo bench` runs the starter suite") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise SuiteError(f"{path} cannot be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SuiteError(f"{path} is not TOML: {error}") from error
+    try:
+        return suite_from(table, name=path.stem)
+    except UsageError as error:
+        raise SuiteError(f"{path}: {error}") from error
+
+
+def suite_from(table: Mapping[str, object], *, name: str) -> Suite:
+    """A Suite from a table of plain values, as TOML or flags give them; lists of text, or one text with commas."""
+    for key in table:
+        if key not in KEYS:
+            raise SuiteError(f"unknown key {key!r}; a suite has {', '.join(KEYS)}{nearest(key, KEYS)}")
+    budget = table.get("budget", {})
+    if not isinstance(budget, Mapping):
+        raise SuiteError(f"budget should be a table, found {budget!r}")
+    heads = _texts(table, "heads", default=())
+    return Suite(
+        name=_text(table, "name", name),
+        description=_text(table, "description", ""),
+        tasks=tuple(parse_part(text) for text in _texts(table, "tasks")),
+        backbones=tuple(parse(text) for text in _texts(table, "backbones")),
+        adapters=tuple(parse(text) for text in _texts(table, "adapters", default=("probe",))),
+        heads=tuple(parse_part(text) for text in heads) or (None,),
+        seeds=_seeds(table.get("seeds", 3)),
+        budget=budget_from(budget),
+    )
+
+
+def expand(suite: Suite, *, registry: Registry | None = None, catalog: Catalog | None = None) -> Grid:
+    """Every trial of a suite, resolved; two texts of one trial are one.
+
+    What makes no sense, or needs a broken plugin, is a refusal. Unknown names and wrong arguments are errors: they are
+    typing mistakes. Raises SuiteError when nothing is left to run.
+    """
+    registry, catalog = registry or default_registry(), catalog or default_catalog()
+    plans: dict[str, Plan] = {}
+    refusals: dict[str, Refusal] = {}
+    for task, spec, seed in itertools.product(suite.tasks, _specs(suite, registry), suite.seeds):
+        trial = Trial(spec=spec, task=task, budget=suite.budget, seed=seed)
+        try:
+            plan = resolve(spec, task=task, budget=suite.budget, seed=seed, registry=registry, catalog=catalog)
+        except IncompatibleError as error:
+            refusals.setdefault(str(trial), Refusal(trial=trial, reason=str(error)))
+            continue
+        plans.setdefault(plan.digest or str(plan.trial), plan)
+    if not plans:
+        reasons = sorted({refusal.reason for refusal in refusals.values()})
+        because = f": {reasons[0]}" if reasons else "; each of tasks, backbones and seeds needs one entry"
+        raise SuiteError(f"the grid of suite {suite.name} is empty, {len(refusals)} trials refused{because}")
+    return Grid(name=suite.name, plans=tuple(plans.values()), refusals=tuple(refusals.values()))
+
+
+def _specs(suite: Suite, registry: Registry) -> list[Spec]:
+    specs = []
+    for backbone, chain in itertools.product(suite.backbones, suite.adapters):
+        last = chain.parts[-1]
+        kind = last.kind or registry.find(last.name, None).kind
+        heads: Iterable[Part | None] = (None,) if kind == "head" else suite.heads
+        for head in heads:
+            specs.append(Spec((*backbone.parts, *chain.parts, *((head,) if head else ()))))
+    return specs
+
+
+def _text(table: Mapping[str, object], key: str, default: str) -> str:
+    value = table.get(key, default)
+    if not isinstance(value, str):
+        raise SuiteError(f"{key} should be text, found {value!r}")
+    return value
+
+
+def _texts(table: Mapping[str, object], key: str, default: Sequence[str] | None = None) -> tuple[str, ...]:
+    value = table.get(key, default)
+    if value is None:
+        raise SuiteError(f"{key} is missing; a suite names its tasks and backbones")
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+        raise SuiteError(f"{key} should be a list of texts such as {key} = ['NAME', 'NAME(key=value)'], found {value!r}")
+    if not value and default is None:
+        raise SuiteError(f"{key} is empty, so the grid has no trials; `zoo list {key.rstrip('s')}` shows what there is")
+    return tuple(value)
+
+
+def _seeds(value: object) -> tuple[int, ...]:
+    """A count, which means 0 to count - 1, or a list of seeds."""
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return tuple(range(value))
+    whole = isinstance(value, list | tuple) and all(isinstance(seed, int) and seed >= 0 for seed in value)
+    if whole and value:
+        return tuple(dict.fromkeys(value))  # type: ignore[call-overload, no-any-return]
+    raise SuiteError(f"seeds should be a positive count or a list of numbers from 0, found {value!r}")

@@ -1,0 +1,144 @@
+"""Grid -> run folder: what is missing is run, each result is written as it comes, and a killed run goes on.
+
+The folder holds results.jsonl and zoo.lock. Only this process writes to it, and only one at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from zoo_core.catalog import Catalog
+from zoo_core.catalog import catalog as default_catalog
+from zoo_core.errors import AccessError, UsageError
+from zoo_core.lock import check_lock, lock_of, read_lock, write_lock
+from zoo_core.resolve import Plan
+from zoo_core.store import Result, RunLock, append, read
+from zoo_core.suites.grid import Grid, Refusal
+from zoo_core.suites.trial import Report
+from zoo_core.suites.workers import run_all, threads_for
+
+__all__ = ["News", "prepare_folder", "run_grid"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class News:
+    """Where a run stands: trials done of all, and what is new: a report of a plan under way, or a result."""
+
+    done: int
+    total: int
+    plan: Plan | None = None
+    report: Report | None = None
+    result: Result | None = None
+
+
+def run_grid(
+    grid: Grid,
+    out: Path,
+    *,
+    num_workers: int,
+    device: str = "cpu",
+    retry: bool = False,
+    catalog: Catalog | None = None,
+    watch: Callable[[News], None] = lambda _: None,
+) -> list[Result]:
+    """Every result of a grid, those that were there and those run now, in the order of the grid.
+
+    retry: run again what failed before; otherwise a failure is a result like any other.
+    Raises AccessError (a folder that cannot be written), IntegrityError (damaged results), IncompatibleError (the
+    folder was made with other versions or weights). Nothing that was there is lost.
+    """
+    prepare_folder(out)
+    with RunLock(out):
+        _lock(grid.plans, out, catalog or default_catalog())
+        path = out / "results.jsonl"
+        known = {result.digest: result for result in (read(path) if path.exists() else [])}
+        for refused in map(_refused, grid.refusals):
+            if refused.digest not in known:
+                append(path, refused)
+                known[refused.digest] = refused
+        missing = [plan for plan in grid.plans if _is_missing(known.get(_key(plan)), retry=retry)]
+        done, total = len(grid.plans) - len(missing), len(grid.plans)
+        watch(News(done=done, total=total))
+        if missing:
+            threads = threads_for(num_workers)
+            for event in run_all(missing, num_workers=num_workers, device=device, threads=threads):
+                if event.result is not None:
+                    append(path, event.result)
+                    known[event.result.digest] = event.result
+                    done += 1
+                plan = missing[event.position]
+                watch(News(done=done, total=total, plan=plan, report=event.report, result=event.result))
+    wanted = [*(_key(plan) for plan in grid.plans), *(_refused(refusal).digest for refusal in grid.refusals)]
+    return [known[digest] for digest in wanted]
+
+
+def prepare_folder(out: Path) -> None:
+    """Makes a run's folder; raises UsageError or AccessError when that cannot be."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file; give --out a folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise AccessError(f"{out} cannot be written ({error.strerror}); give --out another folder") from error
+
+
+def _lock(plans: Sequence[Plan], out: Path, catalog: Catalog) -> None:
+    parts = []
+    for plan in plans:
+        parts.append((plan.backbone, plan.entry))
+        parts += [(part, None) for part in (*plan.adapters, plan.head)]
+        if plan.task is not None:
+            parts.append((plan.task, catalog.find(plan.task.name, "task")))
+    path, wanted = out / "zoo.lock", lock_of(parts)
+    held = read_lock(path)
+    write_lock(path, wanted if held is None else check_lock(path, held, wanted))
+
+
+def _key(plan: Plan) -> str:
+    assert plan.digest is not None, "a grid holds pinned plans"
+    return plan.digest
+
+
+def _is_missing(result: Result | None, *, retry: bool) -> bool:
+    return result is None or (retry and result.status == "failed")
+
+
+def _refused(refusal: Refusal) -> Result:
+    """A refused trial as a result; its digest is its text, since it has no plan."""
+    trial = refusal.trial
+    backbone, *rest = trial.spec.parts
+    return Result(
+        trial=str(trial),
+        digest=f"refused: {trial}",
+        record=None,
+        status="refused",
+        reason=refusal.reason,
+        metric="",
+        score=None,
+        split="test",
+        num_examples=0,
+        chosen=None,
+        num_trainable=None,
+        num_parameters=None,
+        train_seconds=None,
+        training=None,
+        inference=None,
+        peak_memory_bytes=None,
+        coverage=None,
+        versions={},
+        device="",
+        threads=0,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        backbone=str(backbone),
+        adapters="+".join(str(part) for part in rest),
+        head="",
+        task=str(trial.task),
+        seed=trial.seed,
+        weights="random" if dict(backbone.arguments).get("weights") == "random" else "pretrained",
+    )

@@ -1,0 +1,215 @@
+"""The only training loop: AdamW, warm-up and cosine, clipping; or one pass and a fit in closed form.
+
+One forward pass per step. On a CPU two runs with one seed give the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoo_core.build import checksum
+from zoo_core.contracts import Batch
+from zoo_core.data import Loader, draw_seed
+from zoo_core.errors import LawError, ZooError
+from zoo_core.features import convert, joined
+from zoo_core.learner import Learner
+from zoo_core.measure import Stopwatch, autocast, precision_of
+from zoo_core.resolve import Budget
+
+__all__ = ["Fitted", "Progress", "calibrate", "fit"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a fit stands after a step: steps done of all, the last loss, and examples per second so far."""
+
+    step: int
+    num_steps: int
+    loss: float
+    examples_per_second: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """What a fit did. losses: one for each epoch, mean over its steps. seconds: wall time, loading included."""
+
+    losses: tuple[float, ...]
+    num_steps: int
+    seconds: float
+    training: dict[str, Any] | None
+
+
+def fit(
+    learner: Learner,
+    loader: Loader,
+    *,
+    budget: Budget,
+    learning_rate: float | None,
+    seed: int,
+    validate: Callable[[Learner], float] | None = None,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> Fitted:
+    """Trains a learner in place on the loader's device, and leaves it in evaluation mode.
+
+    learning_rate: None for a head that is fitted in closed form. validate: a validation score, more is better, asked
+    for after each epoch when the budget has a patience; the last epoch's weights stay.
+    Raises ZooError when the loss is no longer finite, LawError when something frozen has moved.
+    """
+    learner.to(loader.device)
+    frozen = {name: checksum(tensor) for name, tensor in learner.frozen().items()}
+    started = time.perf_counter()
+    if learner.target.kind == "values":
+        learner.fit_scale(loader.targets.to(loader.device))
+    with _own_draws(loader.device, "train", seed):
+        if learning_rate is None:
+            _fit_closed_form(learner, loader)
+            fitted = Fitted(losses=(), num_steps=0, seconds=time.perf_counter() - started, training=None)
+        else:
+            fitted = _fit_by_gradient(learner, loader, budget, learning_rate, validate, progress)
+    learner.eval()
+    _check_frozen(learner, frozen)
+    return fitted
+
+
+def _fit_by_gradient(
+    learner: Learner,
+    loader: Loader,
+    budget: Budget,
+    learning_rate: float,
+    validate: Callable[[Learner], float] | None,
+    progress: Callable[[Progress], None],
+) -> Fitted:
+    device, num_batches = loader.device, loader.num_batches
+    num_steps = num_batches * budget.epochs
+    precision = precision_of(budget.precision, device)
+    parameters = [parameter for _, parameter in learner.trainable()]
+    optimiser = torch.optim.AdamW(learner.parameter_groups(learning_rate, budget.weight_decay), fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _rate_at(num_steps, budget.warmup))
+    watch = Stopwatch(device)
+    started = time.perf_counter()
+    losses: list[float] = []
+    best, waited, step = -math.inf, 0, 0
+    for epoch in range(budget.epochs):
+        learner.train()
+        total = torch.zeros((), device=device)
+        for batch in loader.epoch(epoch):
+            watch.start()
+            loss = _step(learner, batch, parameters, optimiser, budget.clip, precision)
+            schedule.step()
+            watch.stop(len(batch))
+            total += loss
+            step += 1
+            if device.type == "cpu" or step % 10 == 0 or step == num_steps:
+                rate = step * loader.batch_size / (time.perf_counter() - started)
+                progress(Progress(step=step, num_steps=num_steps, loss=float(loss), examples_per_second=rate))
+        losses.append(float(total) / num_batches)
+        if not math.isfinite(losses[-1]):
+            raise ZooError(f"the loss is {losses[-1]} in epoch {epoch + 1} at learning rate {learning_rate:g}")
+        if validate is not None and budget.patience is not None:
+            found = validate(learner)
+            best, waited = (found, 0) if found > best else (best, waited + 1)
+            if waited >= budget.patience:
+                break
+    seconds = time.perf_counter() - started
+    training = watch.rate(batch_size=loader.batch_size, precision=precision)
+    return Fitted(losses=tuple(losses), num_steps=step, seconds=seconds, training=training)
+
+
+def _step(
+    learner: Learner,
+    batch: Batch,
+    parameters: list[nn.Parameter],
+    optimiser: torch.optim.Optimizer,
+    clip: float,
+    precision: str,
+) -> Tensor:
+    """One forward pass, one backward pass, one update. Returns the loss, detached."""
+    with autocast(batch.target.device, precision):
+        loss = learner.loss(learner(batch.inputs), batch)
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(parameters, clip)
+    optimiser.step()
+    return loss.detach()
+
+
+def _rate_at(num_steps: int, warmup: float) -> Callable[[int], float]:
+    """Share of the learning rate at each step: linear up, then half a cosine down to 0.
+
+    Source: Loshchilov & Hutter 2017, equation 5, one period.
+    """
+    rising = max(1, round(num_steps * warmup))
+
+    def share(step: int) -> float:
+        if step < rising:
+            return (step + 1) / rising
+        return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, num_steps - rising)))
+
+    return share
+
+
+def _fit_closed_form(learner: Learner, loader: Loader) -> None:
+    """One pass over the training split in evaluation mode, then the head's own `fit` on all features."""
+    learner.eval()
+    head = learner.heads["main"]
+    parts, targets = [], []
+    with torch.no_grad():
+        for batch in loader.epoch():
+            features = learner.backbone(batch.inputs)
+            parts.append(convert(features, learner.consumes, learner.source.pool))
+            targets.append(batch.target)
+        head.fit(joined(parts), torch.cat(targets))  # type: ignore[operator]
+
+
+def calibrate(learner: Learner, loader: Loader) -> None:
+    """Statistics of frozen batch norms over one pass of the training split, for a backbone that was never trained.
+
+    A random backbone's statistics are placeholders, so a probe on them would measure the placeholders. Weights do
+    not change. Batch norms that train take their own statistics.
+    """
+    learner.to(loader.device)
+    learner.train()
+    norms = [
+        module
+        for module in learner.backbone.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.training and module.track_running_stats
+    ]
+    if norms:
+        learner.eval()
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a cumulative mean over the pass
+            norm.training = True
+        with torch.no_grad():
+            for batch in loader.epoch():
+                learner.backbone(batch.inputs)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+    learner.eval()
+
+
+@contextmanager
+def _own_draws(device: torch.device, *parts: object) -> Iterator[None]:
+    """Dropout draws from a seed of its own; the caller's random state is put back."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(draw_seed(*parts))
+        yield
+
+
+def _check_frozen(learner: Learner, before: dict[str, int]) -> None:
+    moved = [name for name, tensor in learner.frozen().items() if checksum(tensor) != before[name]]
+    if moved:
+        raise LawError(
+            f"{len(moved)} frozen tensors moved during training, {moved[0]} first; "
+            "an adapter keeps what it changes in modules and buffers of its own"
+        )
