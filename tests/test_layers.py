@@ -35,7 +35,7 @@ LAYERS = (
     ("data", "objective"),
     ("learner",),  # puts predictions of values back into their units, which the objective's scaled head defines
     ("build",),
-    ("measure",),
+    ("measure", "runs"),
     ("train",),  # reads the validation score that measure gives
     ("suites",),
     ("api", "cli", "testing"),
