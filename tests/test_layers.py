@@ -27,6 +27,7 @@ LAYERS = (
     ("contracts",),
     ("scan", "spec"),
     ("index",),
+    ("bind",),
     ("catalog", "lock", "registry"),
     ("resolve", "store"),
     ("report",),
