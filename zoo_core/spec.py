@@ -26,7 +26,6 @@ MAX_LENGTH = 4096  # characters, as written and as printed; more is a mistake, s
 MAX_DEPTH = 8  # of lists in lists
 MAX_NUMBER = 30  # characters; more costs time in int() and means nothing
 
-_SPACE = re.compile(r"[ \t\r\n]*")
 _WORD = re.compile(r"[A-Za-z0-9._-]+")
 _PATH = re.compile(r"(?!\.{1,2}(?:/|$))[A-Za-z0-9._-]+(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._-]+)*")
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -134,9 +133,8 @@ class _Reader:
             raise self.fail(f"expected {expected}, found {self.here()}")
 
     def skip(self) -> None:
-        space = _SPACE.match(self.text, self.at)
-        assert space is not None
-        self.at = space.end()
+        while self.at < len(self.text) and self.text[self.at] in " \t\r\n":
+            self.at += 1
 
     def take(self, symbol: str) -> bool:
         if not self.text.startswith(symbol, self.at):

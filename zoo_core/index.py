@@ -1,0 +1,521 @@
+"""Everything that can be named in this environment, with its owner and its state; nothing is imported for it.
+
+The metadata of scan.py, kept between processes in one file of the cache folder, put together under the laws of
+design.md, section 3: one name, one owner within each kind; the handshake; the allow-list. A cache that is missing,
+damaged or may not be written costs time and nothing else.
+
+    ZOO_CACHE    the cache folder; else $XDG_CACHE_HOME/zoo or ~/.cache/zoo
+    ZOO_PLUGINS  distributions that may be used, separated by commas; else all; zoo-core always may
+    ZOO_CONFIG   the settings; else $XDG_CONFIG_HOME/zoo/config.toml or ~/.config/zoo/config.toml:
+
+        [plugins]
+        allow = ["zoo-adapters"]     # as ZOO_PLUGINS, which goes first
+        [names]
+        lora = "acme-adapters"       # who owns a name that several claim; "adapter:lora" where kinds differ
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, cast
+
+from zoo_core.errors import UsageError, nearest
+from zoo_core.scan import (
+    CORE,
+    Distribution,
+    Folder,
+    Locate,
+    Name,
+    is_fresh,
+    mtime_ns,
+    normalise,
+    read_text,
+    scan_folder,
+)
+
+if TYPE_CHECKING:
+    from zoo_core.contracts import PartKind  # at run time its dataclasses would cost a third of `zoo list`
+
+__all__ = [
+    "Failure",
+    "Index",
+    "Origin",
+    "Provider",
+    "State",
+    "cache_folder",
+    "in_range",
+    "list_names",
+    "load_index",
+    "read_folders",
+    "reserved_names",
+]
+
+State: TypeAlias = Literal["ok", "broken", "incompatible", "ambiguous", "disallowed"]
+Origin: TypeAlias = Literal["entry point", "catalogue", "record"]
+
+FORMAT = 1  # raised when scan.py reads something else from the same files
+NUM_KEPT = 16  # index files in the cache folder: one for each environment and way of starting Python
+RACY_NS = 100_000_000  # a folder that changed so shortly ago may change again within one tick of its clock
+KINDS = ("backbone", "adapter", "head", "task")
+
+
+class Provider(NamedTuple):
+    """A name and who provides it.
+
+    value: `module:object` of an entry point, else the file that tells of the name. requires: the distribution's range
+    of zoo-core, None if it states none. problem: why the state is not ok, in one line. describes: the part that a
+    record's name stands for, else the name itself.
+    """
+
+    name: str
+    kind: PartKind
+    value: str
+    distribution: str
+    version: str
+    requires: str | None
+    state: State
+    problem: str
+    origin: Origin
+    summary: str
+    describes: str
+
+
+class Failure(NamedTuple):
+    """Why an entry point could not be loaded; forgotten when its distribution, its file or the environment changes."""
+
+    version: str
+    problem: str
+    file: str
+    mtime_ns: int
+
+
+class Index:
+    """What was found in folders, in the order of sys.path; the providers by kind, then by name.
+
+    providers: every name that may be written. facts: records that tell of a name which another part owns.
+    distributions: those with zoo entry points; `shadowed` holds the metadata of copies behind them on sys.path.
+    core_version: None when zoo-core runs from a plain folder, and then nothing can be incompatible.
+    cache: the folder that remembers failures; None remembers none.
+    """
+
+    def __init__(
+        self,
+        folders: Mapping[str, Folder],
+        *,
+        allow: Iterable[str] | None = None,
+        owners: Mapping[str, str] | None = None,
+        cache: str | None = None,
+    ) -> None:
+        self.folders = folders
+        self.allow = None if allow is None else frozenset(map(normalise, allow))
+        self.owners = owners or {}
+        self.cache = cache
+        self.distributions, self.shadowed = _in_front(folders)
+        self.core_version = next((d["version"] for d in self.distributions if normalise(d["name"]) == CORE), None)
+        self.stamp = zlib.crc32(repr([(path, folder["mtime_ns"]) for path, folder in folders.items()]).encode())
+        self.failures = _read_failures(cache, self.stamp)
+        claims = tuple(self._claims())
+        self.facts = tuple(claim for claim in claims if claim.origin == "record" and claim.describes == claim.name)
+        self.providers = tuple(_settled(claims, self.facts, self.owners))
+
+    def state(self, distribution: Distribution) -> tuple[State, str]:
+        """Whether a distribution is allowed and made for this zoo-core, and if not, why."""
+        name, version, requires = distribution["name"], distribution["version"], distribution["requires"]
+        if normalise(name) == CORE:
+            return "ok", ""
+        if self.allow is not None and normalise(name) not in self.allow:
+            return "disallowed", f"{name} is not among the allowed plugins; add it to ZOO_PLUGINS or to the settings"
+        if self.core_version is None or requires is None:
+            return "ok", ""
+        fits = in_range(self.core_version, requires)
+        if fits is None:
+            return "broken", f"{name} {version} requires zoo-core {requires!r}, which is not a range of versions"
+        if not fits:
+            wanted = f"{name} {version} requires zoo-core {requires}, and this is {self.core_version}"
+            return "incompatible", f"{wanted}: pip install --upgrade zoo-core {name}"
+        return "ok", ""
+
+    def catalogues(self, distribution: str) -> tuple[str, ...]:
+        """The catalogue files of a distribution."""
+        return tuple(
+            path
+            for found in self.distributions
+            if found["name"] == distribution
+            for path in found["stamps"]
+            if os.path.basename(path) == "catalogue.json"
+        )
+
+    def failure(self, provider: Provider) -> Failure | None:
+        """Why an earlier process could not load this entry point, if that may still hold."""
+        failure = self.failures.get(_failure_key(provider.distribution, provider.value))
+        return failure if failure is not None and failure.version == provider.version else None
+
+    def remember(self, provider: Provider, failure: Failure | None) -> None:
+        """Keeps why an entry point could not be loaded for later processes, or forgets it (None)."""
+        key = _failure_key(provider.distribution, provider.value)
+        if self.failures.get(key) == failure:
+            return
+        if failure is None:
+            del self.failures[key]
+        else:
+            self.failures[key] = failure
+        if self.cache is not None:
+            _write(os.path.join(self.cache, "failures.json"), {"stamp": self.stamp, "failures": self.failures})
+
+    def _claims(self) -> Iterator[Provider]:
+        reserved = reserved_names()
+        for distribution in self.distributions:
+            owner_name = normalise(distribution["name"])
+            for provider in self._rows(distribution):
+                owner = reserved.get(provider.name)
+                if owner is None or owner == owner_name:
+                    yield provider
+                else:
+                    problem = f"{provider.name!r} is reserved for {owner}; {provider.distribution} needs another name"
+                    yield provider._replace(state="disallowed", problem=problem)
+
+    def _rows(self, distribution: Distribution) -> Iterator[Provider]:
+        """The names of one distribution, before other distributions are looked at."""
+        name, version, requires = distribution["name"], distribution["version"], distribution["requires"]
+        state, problem = self.state(distribution)
+        if distribution["fatal"] and state == "ok":
+            state, problem = "broken", distribution["fatal"]
+        sources: tuple[tuple[Origin, list[Name]], ...] = (
+            ("entry point", distribution["entry_points"]),
+            ("catalogue", distribution["catalogue"]),
+            ("record", distribution["records"]),
+        )
+        for origin, found in sources:
+            for item in found:
+                own_state, own_problem = state, problem
+                if state == "ok" and item["problem"]:
+                    own_state, own_problem = "broken", item["problem"]
+                elif state == "ok" and self.failures:
+                    failure = self.failures.get(_failure_key(name, item["value"]))
+                    if failure is not None and failure.version == version and origin == "entry point":
+                        own_state, own_problem = "broken", failure.problem
+                yield Provider(
+                    item["name"],
+                    cast("PartKind", item["kind"]),
+                    item["value"],
+                    name,
+                    version,
+                    requires,
+                    own_state,
+                    own_problem,
+                    origin,
+                    item["summary"],
+                    item["describes"],
+                )
+
+
+def load_index() -> Index:
+    """The index of this process's sys.path, its environment variables and the user's settings.
+
+    Raises UsageError if the settings cannot be used.
+    """
+    allow, owners = _settings()
+    if "ZOO_PLUGINS" in os.environ:
+        allow = [name.strip() for name in os.environ["ZOO_PLUGINS"].split(",") if name.strip()]
+    cache = cache_folder()
+    paths = list(dict.fromkeys(os.path.abspath(path) for path in sys.path))
+    return Index(read_folders(paths, cache=cache, locate=_imported_from), allow=allow, owners=owners, cache=cache)
+
+
+def list_names(
+    kind: PartKind | None = None, pattern: str | None = None, *, index: Index | None = None
+) -> list[dict[str, str]]:
+    """What can be named: a row of name, kind, distribution, version, state and summary for each, by kind and name.
+
+    pattern: with `*` and `?`, as `timm/*`; a plain word finds the names that hold it. Imports no plugin.
+    """
+    if pattern is not None and not any(symbol in pattern for symbol in "*?["):
+        pattern = f"*{pattern}*"
+    keys = ("name", "kind", "distribution", "version", "state", "summary")
+    return [
+        {key: getattr(provider, key) for key in keys}
+        for provider in (index or load_index()).providers
+        if kind in (None, provider.kind) and (pattern is None or fnmatchcase(provider.name, pattern))
+    ]
+
+
+def read_folders(paths: Sequence[str], *, cache: str | None = None, locate: Locate | None = None) -> dict[str, Folder]:
+    """What lies in the folders, from the cache where nothing has changed since.
+
+    locate: the last resort for a package that lies in none of the folders.
+    """
+    file = os.path.join(cache, f"index-{_crc(repr([sys.version, *paths]))}.json") if cache is not None else None
+    known = _read_index(file)
+    folders: dict[str, Folder] = {}
+    for path in paths:
+        scanned = known.get(path)
+        if scanned is None or not is_fresh(path, scanned):
+            scanned = scan_folder(path, _locate_in([path, *paths], locate))
+        folders[path] = scanned
+    if file is not None and folders != known:
+        now = time.time_ns()
+        kept = {path: folder for path, folder in folders.items() if now - folder["mtime_ns"] > RACY_NS}
+        _write(file, kept)
+        _prune(os.path.dirname(file))
+    return folders
+
+
+def cache_folder() -> str:
+    """Where the index and downloads are kept; it need not exist."""
+    if os.environ.get("ZOO_CACHE"):
+        return os.path.abspath(os.environ["ZOO_CACHE"])
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return os.path.join(base, "zoo")
+
+
+def in_range(version: str, wanted: str) -> bool | None:
+    """Whether a version lies in a range such as `>=0.1,<0.2`; None if either cannot be read.
+
+    Release numbers only: 0.2.0rc1 counts as 0.2.0. Operators: >= <= > < == != ~= ===, and == or != with `.*`.
+    """
+    found = _release(version)
+    if found is None:
+        return None
+    fits = True
+    for clause in filter(None, (clause.strip() for clause in wanted.split(","))):
+        operator = next((known for known in _OPERATORS if clause.startswith(known)), "")
+        text = clause.removeprefix(operator).strip()
+        limit = _release(text.removesuffix(".*"))
+        if not operator or limit is None or (text.endswith(".*") and operator not in ("==", "!=")):
+            return None
+        fits = fits and _OPERATORS[operator](found, limit, text.endswith(".*"))
+    return fits
+
+
+_Release: TypeAlias = tuple[int, ...]
+
+# The longer operators first, because `>` also starts `>=`. The flag says that the limit ends in `.*`.
+_OPERATORS: dict[str, Callable[[_Release, _Release, bool], bool]] = {
+    "===": lambda found, limit, star: _compare(found, limit) == 0,
+    "~=": lambda found, limit, star: _compare(found, limit) >= 0 and found[: len(limit) - 1] == limit[:-1],
+    "==": lambda found, limit, star: found[: len(limit)] == limit if star else _compare(found, limit) == 0,
+    "!=": lambda found, limit, star: found[: len(limit)] != limit if star else _compare(found, limit) != 0,
+    ">=": lambda found, limit, star: _compare(found, limit) >= 0,
+    "<=": lambda found, limit, star: _compare(found, limit) <= 0,
+    ">": lambda found, limit, star: _compare(found, limit) > 0,
+    "<": lambda found, limit, star: _compare(found, limit) < 0,
+}
+
+
+def _compare(one: _Release, other: _Release) -> int:
+    """-1, 0 or 1; 1.2 equals 1.2.0."""
+    length = max(len(one), len(other))
+    left, right = one + (0,) * (length - len(one)), other + (0,) * (length - len(other))
+    return (left > right) - (left < right)
+
+
+def _release(version: str) -> _Release | None:
+    """The release numbers of a version: (1, 2, 0) of v1.2.0rc1+local."""
+    if "!" in version:
+        return None
+    numbers: list[int] = []
+    for piece in version.strip().removeprefix("v").partition("+")[0].partition("-")[0].split("."):
+        digits = len(piece) - len(piece.lstrip("0123456789"))
+        if digits > 9:
+            return None
+        if digits:
+            numbers.append(int(piece[:digits]))
+        if digits < len(piece):
+            break
+    return tuple(numbers) or None
+
+
+def _in_front(folders: Mapping[str, Folder]) -> tuple[list[Distribution], list[str]]:
+    """The distributions that Python would import, and the paths of those behind them."""
+    front: list[Distribution] = []
+    shadowed: list[str] = []
+    seen: set[str] = set()
+    for folder in folders.values():
+        here: dict[str, Distribution] = {}
+        for distribution in folder["distributions"]:
+            name = normalise(distribution["name"])
+            twin = here.setdefault(name, distribution)
+            if name in seen or (twin is not distribution and twin["version"] == distribution["version"]):
+                shadowed.append(distribution["path"])
+            elif twin is not distribution:
+                versions = f"{twin['version']} and {distribution['version']}"
+                mend = f"pip install --force-reinstall {twin['name']}"
+                fatal = f"two versions of {twin['name']} lie in one folder, {versions}: {mend}"
+                here[name] = {**twin, "fatal": fatal}
+        front.extend(distribution for name, distribution in here.items() if name not in seen)
+        seen.update(here, folder["others"])
+    return front, shadowed
+
+
+def _settled(claims: Sequence[Provider], facts: Sequence[Provider], owners: Mapping[str, str]) -> Iterator[Provider]:
+    """The providers under the law of one owner, in their order."""
+    by_name: dict[tuple[int, str], list[Provider]] = {}
+    position = {kind: number for number, kind in enumerate(KINDS)}
+    for claim in claims:
+        if claim.origin != "record" or claim.describes != claim.name:
+            by_name.setdefault((position.get(claim.kind, len(KINDS)), claim.name), []).append(claim)
+    for fact in facts:
+        by_name.setdefault((position.get(fact.kind, len(KINDS)), fact.name), [fact])
+    for key in sorted(by_name):
+        rows = by_name[key]
+        yield from rows if len(rows) == 1 else _settle(rows, owners)
+
+
+def _settle(rows: Sequence[Provider], owners: Mapping[str, str]) -> list[Provider]:
+    """Several claims of one name: the settings decide, else none of them is used."""
+    kind, name = rows[0].kind, rows[0].name
+    owner = owners.get(f"{kind}:{name}", owners.get(name))
+    live = [row for row in rows if row.state != "disallowed"]
+    if owner is not None and any(normalise(row.distribution) == normalise(owner) for row in live):
+        lost = f"the settings give {kind} {name!r} to {owner}"
+        return [
+            row if normalise(row.distribution) == normalise(owner) else row._replace(state="disallowed", problem=lost)
+            for row in rows
+        ]
+    if len(live) < 2:
+        return list(rows)
+    claimants = sorted(f"{row.distribution} {row.version}" for row in live)
+    if len({row.distribution for row in live}) == 1:
+        problem = f"{claimants[0]} names {kind} {name!r} twice, as {' and '.join(row.value for row in live)}"
+        return [row._replace(state="broken", problem=problem) if row in live else row for row in rows]
+    problem = (
+        f"{kind} {name!r} is claimed by {' and '.join(claimants)}, so none is used; leave one out of ZOO_PLUGINS, "
+        f'or write `"{kind}:{name}" = "{live[0].distribution}"` below [names] in {settings_file()}'
+    )
+    return [row._replace(state="ambiguous", problem=problem) if row in live else row for row in rows]
+
+
+def reserved_names() -> dict[str, str]:
+    """First-party distribution, normalised, of each reserved name."""
+    lines = read_text(os.path.join(os.path.dirname(__file__), "reserved.txt")).splitlines()
+    pairs = (line.split() for line in lines if line and not line.startswith("#"))
+    return {name: normalise(owner) for name, owner in pairs}
+
+
+def settings_file() -> str:
+    """Where the user's settings are read from; it need not exist."""
+    if os.environ.get("ZOO_CONFIG"):
+        return os.path.abspath(os.environ["ZOO_CONFIG"])
+    base = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
+    return os.path.join(base, "zoo", "config.toml")
+
+
+def _settings() -> tuple[list[str] | None, dict[str, str]]:
+    """The allowed plugins, None for all, and the owners of contested names."""
+    path = settings_file()
+    try:
+        text = read_text(path)
+    except FileNotFoundError:
+        return None, {}
+    except (OSError, ValueError) as error:
+        raise UsageError(f"the settings {path} cannot be read: {error}") from None
+    import tomllib  # only those who have settings pay for it
+
+    try:
+        content = tomllib.loads(text)
+    except ValueError as error:
+        raise UsageError(f"the settings {path} are not TOML: {error}") from None
+    allowed = {"plugins": ("allow",), "names": None}
+    for table, keys in content.items():
+        if table not in allowed or not isinstance(keys, dict):
+            raise UsageError(
+                f"the settings {path} have tables plugins and names, found {table!r}{nearest(table, allowed)}"
+            )
+    for key in content.get("plugins", {}):
+        if key != "allow":
+            raise UsageError(f"the settings {path} have [plugins] allow, found {key!r}{nearest(key, ['allow'])}")
+    allow, owners = content.get("plugins", {}).get("allow"), content.get("names", {})
+    if allow is not None and not (isinstance(allow, list) and all(isinstance(name, str) for name in allow)):
+        raise UsageError(f"the settings {path}: [plugins] allow is a list of distributions, found {allow!r}")
+    for name, owner in owners.items():
+        if not isinstance(owner, str):
+            raise UsageError(f"the settings {path}: [names] {name!r} is the name of a distribution, found {owner!r}")
+    return allow, owners
+
+
+def _locate_in(paths: Sequence[str], last_resort: Locate | None) -> Locate:
+    def locate(top: str) -> str:
+        for path in paths:
+            package = os.path.join(path, top)
+            if os.path.isdir(package):
+                return package
+        return last_resort(top) if last_resort is not None else ""
+
+    return locate
+
+
+def _imported_from(top: str) -> str:
+    """Folder of a top-level package that only an import finder knows, as some editable installations have it.
+
+    Python imports nothing to find a top-level name; for `a.b` it would import `a`.
+    """
+    import importlib.util  # rarely needed, and not free
+
+    try:
+        spec = importlib.util.find_spec(top) if top.isidentifier() else None
+    except (ImportError, ValueError):
+        spec = None
+    return next(iter(spec.submodule_search_locations or ()), "") if spec is not None else ""
+
+
+def _crc(text: str) -> str:
+    return f"{zlib.crc32(text.encode()):08x}"
+
+
+def _read_index(file: str | None) -> dict[str, Folder]:
+    content = _read(file)
+    return content if isinstance(content, dict) else {}
+
+
+def _failure_key(distribution: str, value: str) -> str:
+    return f"{normalise(distribution)} {value}"
+
+
+def _read_failures(cache: str | None, stamp: int) -> dict[str, Failure]:
+    """The failures that still stand: nothing was installed since, and the file is as it was."""
+    content = _read(os.path.join(cache, "failures.json")) if cache is not None else None
+    if not isinstance(content, dict) or content["stamp"] != stamp:
+        return {}
+    failures = {key: Failure(*failure) for key, failure in content["failures"].items()}
+    return {key: failure for key, failure in failures.items() if mtime_ns(failure.file) == failure.mtime_ns}
+
+
+def _read(file: str | None) -> object:
+    """The JSON value of a cache file, or None if it is missing, damaged or of another format."""
+    if file is None:
+        return None
+    try:
+        head, _, body = read_text(file).partition("\n")
+        return json.loads(body) if head == f"{FORMAT} {_crc(body)}" else None
+    except (OSError, ValueError):
+        return None
+
+
+def _write(file: str, content: object) -> None:
+    """Writes a cache file in one step; a folder that may not be written is no reason to complain."""
+    body = json.dumps(content, separators=(",", ":"))
+    temporary = f"{file}.{os.getpid()}"
+    try:
+        os.makedirs(os.path.dirname(file), exist_ok=True)
+        with open(temporary, "w", encoding="utf-8") as opened:
+            opened.write(f"{FORMAT} {_crc(body)}\n{body}")
+        os.replace(temporary, file)
+    except OSError:
+        return
+
+
+def _prune(cache: str) -> None:
+    """Keeps the newest index files, and no half-written one that a killed process left."""
+    try:
+        found = [entry for entry in os.scandir(cache) if entry.name.startswith("index-")]
+        found.sort(key=lambda entry: entry.stat().st_mtime_ns, reverse=True)
+        for entry in found[NUM_KEPT:]:
+            os.unlink(entry.path)
+    except OSError:
+        return

@@ -1,0 +1,344 @@
+"""What installed distributions say they provide, read from their metadata without importing any of them.
+
+importlib.metadata is not used: it costs more than the whole of `zoo list`, has no cache, and one malformed file in any
+installed package breaks it for everybody. Here a mistake stays with the distribution that made it. All results are
+plain JSON values, because the index of index.py keeps them between processes. Paths are text: pathlib alone would cost
+a tenth of the time that `zoo list` may take.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable
+from typing import TypeAlias, TypedDict
+
+__all__ = [
+    "CORE",
+    "GROUPS",
+    "RECORDS_GROUP",
+    "Distribution",
+    "Folder",
+    "Locate",
+    "Name",
+    "is_fresh",
+    "mtime_ns",
+    "normalise",
+    "parse_entry_points",
+    "read_text",
+    "scan_folder",
+]
+
+Locate: TypeAlias = Callable[[str], str]
+
+GROUPS = {"zoo.backbones": "backbone", "zoo.adapters": "adapter", "zoo.heads": "head", "zoo.tasks": "task"}
+RECORDS_GROUP = "zoo.records"
+RECORD_FOLDERS = {"models": "backbone", "tasks": "task"}
+CORE = "zoo-core"
+
+# Patterns are compiled on first use: a process that finds a fresh index needs none of them.
+_TARGET = r"([A-Za-z_][\w.]*)\s*(?::\s*([A-Za-z_][\w.]*))?\s*(?:\[.*\])?"
+_SEGMENT = r"(?!\.{1,2}$)[A-Za-z0-9._-]+"
+_REQUIREMENT = r"(?i)zoo[-_.]core\s*(?:\[[^\]]*\])?\s*\(?\s*([^;)]*?)\s*\)?\s*(?:;(.*))?"
+
+
+class Name(TypedDict):
+    """A name and where it comes from.
+
+    value: `module:object` of an entry point, else the file that tells of the name. describes: the part that a record's
+    name stands for, else the name itself. problem: why it cannot be used, or nothing.
+    """
+
+    kind: str
+    name: str
+    value: str
+    summary: str
+    describes: str
+    problem: str
+
+
+class Distribution(TypedDict):
+    """One distribution that has zoo entry points, or zoo-core itself.
+
+    path: of its metadata. requires: its range of zoo-core, None if it states none. problems: what could not be read.
+    fatal: why no name of it can be used, or nothing. stamps: (mtime_ns, size) of each file and folder that all this was
+    read from.
+    """
+
+    name: str
+    version: str
+    path: str
+    requires: str | None
+    entry_points: list[Name]
+    catalogue: list[Name]
+    records: list[Name]
+    problems: list[str]
+    fatal: str
+    stamps: dict[str, list[int]]
+
+
+class Folder(TypedDict):
+    """One folder of sys.path: its zoo distributions, and the normalised names of all the others."""
+
+    mtime_ns: int
+    distributions: list[Distribution]
+    others: list[str]
+    problems: list[str]
+
+
+def normalise(name: str) -> str:
+    """The form in which two spellings of a distribution's name are equal."""
+    return name.lower().replace("_", "-").replace(".", "-")
+
+
+def scan_folder(folder: str, locate: Locate) -> Folder:
+    """Every distribution whose metadata lies in `folder`; `locate` gives the folder of a top-level package, or nothing.
+
+    A folder that is missing or may not be read has none.
+    """
+    found = Folder(mtime_ns=mtime_ns(folder), distributions=[], others=[], problems=[])
+    try:
+        names = sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return found
+    except OSError as error:
+        found["problems"].append(f"{folder}: {error.strerror}")
+        return found
+    for name in names:
+        if name.endswith((".dist-info", ".egg-info")) and not name.startswith("~"):
+            distribution = _scan_distribution(os.path.join(folder, name), locate)
+            if distribution is None:
+                found["others"].append(normalise(name.rpartition(".")[0].partition("-")[0]))
+            else:
+                found["distributions"].append(distribution)
+    return found
+
+
+def is_fresh(folder: str, scanned: Folder) -> bool:
+    """Whether everything `scanned` was read from is as it was."""
+    return mtime_ns(folder) == scanned["mtime_ns"] and all(
+        _stamp(path) == stamp
+        for distribution in scanned["distributions"]
+        for path, stamp in distribution["stamps"].items()
+    )
+
+
+def parse_entry_points(text: str) -> tuple[list[tuple[str, str, str]], list[str]]:
+    """(group, name, value) of each line, and a complaint for each line that is none of these."""
+    found: list[tuple[str, str, str]] = []
+    problems: list[str] = []
+    group = ""
+    for number, line in enumerate(text.splitlines(), start=1):
+        line = line.strip()
+        if not line or line[0] in "#;":
+            continue
+        if line.startswith("[") and line.endswith("]"):
+            group = line[1:-1].strip()
+            continue
+        name, equals, value = line.partition("=")
+        if group and equals and name.strip() and re.fullmatch(_TARGET, value.strip()):
+            found.append((group, name.strip(), value.strip()))
+        else:
+            problems.append(f"line {number} is not `name = module:object` below a [group]: {line[:60]!r}")
+    return found, problems
+
+
+def read_text(path: str) -> str:
+    """The file as UTF-8, without a byte order mark. Raises OSError, or ValueError if it is not UTF-8."""
+    with open(path, "rb") as file:
+        return file.read().decode("utf-8-sig")
+
+
+def _scan_distribution(path: str, locate: Locate) -> Distribution | None:
+    """None for a distribution that has nothing to do with zoo."""
+    points = os.path.join(path, "entry_points.txt")
+    is_core = normalise(os.path.basename(path)).startswith((f"{CORE}-", f"{CORE}.egg"))
+    try:
+        with open(points, "rb") as file:
+            content = file.read()
+    except OSError:  # none, or an egg-info that is a single file; unreadable ones are the doctor's
+        content = b""
+    if b"zoo." not in content and not is_core:
+        return None
+    name, version, requires, problems = _read_metadata(path)
+    found = Distribution(
+        name=name,
+        version=version,
+        path=path,
+        requires=requires,
+        entry_points=[],
+        catalogue=[],
+        records=[],
+        problems=problems,
+        fatal="",
+        stamps={points: _stamp(points)},
+    )
+    try:
+        lines, malformed = parse_entry_points(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        lines, malformed = [], [f"{error.reason} at byte {error.start}"]
+    problems.extend(f"entry_points.txt: {problem}" for problem in malformed)
+    _add_entry_points(found, lines)
+    tops = sorted({value.partition(":")[0].partition(".")[0] for group, _, value in lines if group in GROUPS})
+    for top in tops:
+        _add_catalogue(found, top, locate)
+    for group, _, value in lines:
+        if group == RECORDS_GROUP:
+            _add_records(found, value, locate)
+    ours = any(group in GROUPS or group == RECORDS_GROUP for group, _, _ in lines) or (problems and b"[zoo." in content)
+    return found if is_core or ours else None
+
+
+def _add_entry_points(found: Distribution, lines: Iterable[tuple[str, str, str]]) -> None:
+    """The recipes; setuptools lists an editable installation's entry points twice, and those count once."""
+    taken: dict[tuple[str, str], Name] = {}
+    for group, name, value in lines:
+        kind = GROUPS.get(group)
+        if kind is None:
+            continue
+        match = re.fullmatch(_TARGET, value)
+        assert match is not None, "parse_entry_points has checked it"
+        entry = _name(kind, name, f"{match[1]}:{match[2] or ''}")
+        if re.fullmatch(_SEGMENT, name) is None:
+            entry["problem"] = f"a name is letters, digits and . _ -, found {name!r}"
+        elif not match[2]:
+            entry["problem"] = f"an entry point names module:object, found {value!r}"
+        known = taken.setdefault((kind, name), entry)
+        if known is entry:
+            found["entry_points"].append(entry)
+        elif known["value"] != entry["value"]:
+            known["problem"] = f"the distribution names it twice, as {known['value']} and {entry['value']}"
+
+
+def _read_metadata(path: str) -> tuple[str, str, str | None, list[str]]:
+    """Name, version, range of zoo-core, and what could not be read; the folder's name stands in for what is missing."""
+    stem = os.path.basename(path).rpartition(".")[0]
+    name, _, version = stem.partition("-")
+    version = version.partition("-")[0]
+    ranges: list[str] = []
+    try:
+        is_egg = path.endswith(".egg-info")
+        head = read_text(os.path.join(path, "PKG-INFO" if is_egg else "METADATA"))
+        for line in head.partition("\n\n")[0].splitlines():
+            key, _, value = line.partition(":")
+            if key == "Name":
+                name = value.strip()
+            elif key == "Version":
+                version = value.strip()
+            elif key == "Requires-Dist":
+                ranges.extend(_core_range(value))
+        if is_egg and not ranges:
+            ranges = _egg_ranges(os.path.join(path, "requires.txt"))
+    except (OSError, ValueError) as error:
+        return name, version, None, [f"its metadata cannot be read: {error}"]
+    return name, version, ",".join(ranges) if ranges else None, []
+
+
+def _core_range(requirement: str) -> list[str]:
+    """The range in one requirement, if it is for zoo-core and holds without an extra."""
+    match = re.fullmatch(_REQUIREMENT, requirement.strip())
+    return [match[1]] if match and "extra" not in (match[2] or "") else []
+
+
+def _egg_ranges(path: str) -> list[str]:
+    try:
+        lines = read_text(path).partition("\n[")[0].splitlines()
+    except OSError:
+        return []
+    return [found for line in lines for found in _core_range(line)]
+
+
+def _add_catalogue(found: Distribution, top: str, locate: Locate) -> None:
+    """The names of `catalogue.json` in the package, each below a name that the distribution's entry points own."""
+    package = locate(top)
+    if not package:
+        return
+    path = os.path.join(package, "catalogue.json")
+    try:
+        content = json.loads(read_text(path))
+    except FileNotFoundError:
+        found["stamps"][package] = _stamp(package)  # changes when a catalogue appears
+        return
+    except (OSError, ValueError, RecursionError) as error:
+        content = None
+        found["problems"].append(f"{path}: {error}")
+    found["stamps"][path] = _stamp(path)
+    if content is None:
+        return
+    owned = {(entry["kind"], entry["name"]): entry for entry in found["entry_points"]}
+    for kind, names in content.items() if isinstance(content, dict) else [("", content)]:
+        for name, facts in names.items() if isinstance(names, dict) else [("", names)]:
+            summary = facts.get("summary", "") if isinstance(facts, dict) else None
+            if not isinstance(summary, str) or (kind, name.partition("/")[0]) not in owned:
+                problem = f"{kind} {name!r} is not a table about a name that the distribution's entry points own"
+                found["problems"].append(f"{path}: {problem}")
+            elif (kind, name) in owned:
+                owned[kind, name]["summary"] = summary
+            else:
+                found["catalogue"].append(_name(kind, name, path, summary))
+
+
+def _add_records(found: Distribution, package_name: str, locate: Locate) -> None:
+    """The names of the TOML files in `models` and `tasks` of the package; their facts are read when asked for."""
+    package = locate(package_name)
+    if not package:
+        found["problems"].append(f"entry_points.txt: records package {package_name!r} is not a folder on sys.path")
+        return
+    found["stamps"][package] = _stamp(package)
+    for folder, kind in RECORD_FOLDERS.items():
+        base = os.path.join(package, folder)
+        if not os.path.isdir(base):
+            continue
+        found["stamps"][base] = _stamp(base)
+        for name in sorted(os.listdir(base)):
+            if name.endswith(".toml"):
+                path = os.path.join(base, name)
+                found["stamps"][path] = _stamp(path)
+                found["records"].append(_read_record(path, kind))
+
+
+def _read_record(path: str, kind: str) -> Name:
+    """A record's name and the part it stands for. A file without these is listed by its own name, with the problem."""
+    import tomllib  # 15 ms that only a scan of records pays
+
+    record = _name(kind, os.path.basename(path).removesuffix(".toml"), path)
+    try:
+        content = tomllib.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
+        record["problem"] = f"{path}: {error}"
+        return record
+    texts = {key: content.get(key) for key in ("name", "describes", "summary")}
+    for key, text in texts.items():
+        if key in content and not isinstance(text, str):
+            record["problem"] = f"{path}: {key} is text, found {text!r}"
+            return record
+    if not texts["name"]:
+        record["problem"] = f"{path}: it has no name"
+        return record
+    record["name"] = str(texts["name"])
+    record["describes"] = str(texts["describes"] or texts["name"])
+    record["summary"] = str(texts["summary"] or "")
+    if "/" in record["name"] and record["describes"] != record["name"]:
+        record["problem"] = f"{path}: {record['name']!r} lies in a namespace, so it may not stand for another name"
+    return record
+
+
+def _name(kind: str, name: str, value: str, summary: str = "") -> Name:
+    return {"kind": kind, "name": name, "value": value, "summary": summary, "describes": name, "problem": ""}
+
+
+def mtime_ns(path: str) -> int:
+    """When the file or folder last changed; 0 if it is not there."""
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _stamp(path: str) -> list[int]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return [0, 0]
+    return [status.st_mtime_ns, status.st_size]
