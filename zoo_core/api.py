@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from zoo_core.build import build, build_backbone
-from zoo_core.contracts import Split, Target, TaskData
+from zoo_core.contracts import Split, Target
 from zoo_core.data import Loader, Splits, carve, decode
 from zoo_core.errors import UsageError
 from zoo_core.learner import Learner
 from zoo_core.lock import lock_of, write_lock
 from zoo_core.measure import INFERENCE_BATCH, confusion, per_class, precision_of
-from zoo_core.resolve import Budget, Plan, resolve
+from zoo_core.resolve import Budget, resolve
 from zoo_core.runs import load_stored, read_run, save_run
 from zoo_core.spec import Spec
 from zoo_core.store import Result, append
@@ -93,7 +93,7 @@ def fit(
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """A stored model's score on a split; for classes also a row per class and the confusion matrix [true, predicted]."""
+    """A stored model's score on a split; for classes also a row for each and the confusion matrix [true, predicted]."""
 
     metric: str
     score: float
@@ -145,7 +145,7 @@ def _split(splits: Splits, name: str) -> Split:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """One item's prediction: for classes the label and its probability, for labels those above one half, else values."""
+    """One item's prediction: of classes the likeliest, of labels those above one half, of values all their names."""
 
     item: str
     labels: tuple[str, ...]
@@ -206,5 +206,3 @@ def bench(
         suite = load_suite(Path(suite) if suite is not None else starter_suite())
     folder = Path(out) if out is not None else Path("runs") / suite.name
     return run_grid(expand(suite), folder, num_workers=num_workers, device=device, retry=retry, watch=watch)
-
-

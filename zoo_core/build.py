@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from zoo_core.contracts import Backbone, Context, FeatureSpec, Target
+from zoo_core.contracts import Backbone, Context, FeatureSpec, Target, as_backbone
 from zoo_core.data import draw_seed
 from zoo_core.errors import IncompatibleError, LawError, PluginError, RefusedError
 from zoo_core.learner import Learner
@@ -101,7 +101,7 @@ def _check_promise(part: Bound, plan: Plan, backbone: Backbone) -> None:
 
 def _build_head(plan: Plan, backbone: nn.Module, target: Target) -> nn.Module:
     recipe = plan.head.recipe
-    features = FeatureSpec(kind=recipe.consumes, dim=backbone.features.dim)  # type: ignore[union-attr]
+    features = FeatureSpec(kind=recipe.consumes, dim=as_backbone(backbone).features.dim)
     with seeded(plan.seed, "head", plan.head.name):
         head = recipe.build(features, target)
     if recipe.fit == "closed_form":

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast, get_args, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
@@ -50,6 +50,7 @@ __all__ = [
     "TaskData",
     "TaskRecipe",
     "Weights",
+    "as_backbone",
 ]
 
 Modality = Literal["image", "text", "audio", "table"]  # closed in this version
@@ -253,6 +254,11 @@ class Backbone(Protocol):
     def sites(self, role: str) -> tuple[Site, ...]: ...
 
 
+def as_backbone(module: nn.Module) -> Backbone:
+    """A module under its contract's type, for type checkers; build has checked that it keeps the contract."""
+    return cast("Backbone", module)
+
+
 class Objective(Protocol):
     """What is minimised: the sum of the named scalars. Never calls the model.
 
@@ -292,7 +298,8 @@ class HeadRecipe(Protocol):
 
     def build(self, features: FeatureSpec, target: Target) -> nn.Module:
         """A module Features -> predictions. A closed-form one also has `fit(features, target)`, called once with all
-        training features [N, ...] and targets [N, ...]; its state is buffers."""
+        training features [N, ...] and targets [N, ...]; its state is buffers.
+        """
         ...
 
 

@@ -7,7 +7,7 @@ Where neither augmentation nor preparation draws anything, each example is prepa
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -182,24 +182,40 @@ class _Prepared(Dataset[Batch]):
     seed: int
     kept: dict[int, Mapping[str, Tensor]] = field(default_factory=dict)
     kept_bytes: int = 0
+    whole: dict[str, Tensor] | None = None
 
-    def __getitem__(self, key: tuple[int, Sequence[int]]) -> Batch:  # type: ignore[override]
+    def __getitem__(self, key: tuple[int, Sequence[int]]) -> Batch:
         epoch, positions = key
+        index = torch.as_tensor(positions)
         return Batch(
-            inputs=self.preparation.collate(self._examples(epoch, positions)),
-            target=self.targets[torch.as_tensor(positions)],
+            inputs=self._inputs(epoch, positions, index),
+            target=self.targets[index],
             ids=tuple(self.ids[position] for position in positions),
         )
 
-    def _examples(self, epoch: int, positions: Sequence[int]) -> list[Mapping[str, Tensor]]:
+    def _inputs(self, epoch: int, positions: Sequence[int], index: Tensor) -> dict[str, Tensor]:
+        """Prepared once and kept, where nothing is drawn; in one tensor for all as soon as none is missing."""
         if self.augment is not None or self.preparation.random:
-            return self._prepare(epoch, positions)
+            return self.preparation.collate(self._prepare(epoch, positions))
+        if self.whole is not None:
+            return {name: x.index_select(0, index) for name, x in self.whole.items()}
         missing = [position for position in positions if position not in self.kept]
         fresh = dict(zip(missing, self._prepare(epoch, missing), strict=True))
         if self.kept_bytes < KEEP_BYTES:
             self.kept.update(fresh)
             self.kept_bytes += sum(x.nbytes for example in fresh.values() for x in example.values())
-        return [self.kept[position] if position in self.kept else fresh[position] for position in positions]
+            self._join()
+        found = [self.kept[position] if position in self.kept else fresh[position] for position in positions]
+        return self.preparation.collate(found)
+
+    def _join(self) -> None:
+        """Puts all examples into one tensor for each input, where their shapes agree and none is missing."""
+        if len(self.kept) < self.split.num:
+            return
+        examples = [self.kept[position] for position in range(self.split.num)]
+        shapes = {tuple((name, x.shape) for name, x in sorted(example.items())) for example in examples}
+        if len(shapes) == 1:
+            self.whole = self.preparation.collate(examples)
 
     def _prepare(self, epoch: int, positions: Sequence[int]) -> list[Mapping[str, Tensor]]:
         if not positions:
@@ -266,14 +282,15 @@ class Loader:
     def epoch(self, epoch: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, counted from 0."""
         keys = [(epoch, positions) for positions in self._order(epoch)]
-        reader = DataLoader(
-            self._prepared,
-            sampler=keys,  # type: ignore[arg-type]
-            batch_size=None,
-            num_workers=self._num_workers,
-            pin_memory=False,
-        )
-        for batch in reader:
+        ahead: Iterable[Batch] = (self._prepared[key] for key in keys)
+        if self._num_workers:
+            ahead = DataLoader(
+                self._prepared,
+                sampler=keys,
+                batch_size=None,
+                num_workers=self._num_workers,
+            )
+        for batch in ahead:
             yield self.on_device(batch)
 
     def on_device(self, batch: Batch) -> Batch:

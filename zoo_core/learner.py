@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from zoo_core.contracts import Batch, Features, Kind, Output, Target
+from zoo_core.contracts import Batch, Features, Kind, Output, Target, as_backbone
 from zoo_core.errors import IncompatibleError, LawError
 from zoo_core.features import convert
 from zoo_core.objective import ScaledHead
@@ -48,7 +48,7 @@ class Learner(nn.Module):
     @property
     def source(self) -> Backbone:
         """The backbone under its contract's type."""
-        return self.backbone  # type: ignore[return-value]
+        return as_backbone(self.backbone)
 
     # -- one pass ---------------------------------------------------------------------------------------------------
 

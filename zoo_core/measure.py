@@ -28,8 +28,8 @@ __all__ = [
     "inference_rate",
     "peak_memory_bytes",
     "per_class",
-    "predict",
     "precision_of",
+    "predict",
     "reset_peak_memory",
     "score",
 ]
@@ -102,7 +102,8 @@ def per_class(predictions: Tensor, target: Tensor, names: tuple[str, ...]) -> li
 def predict(learner: nn.Module, loader: Loader, *, precision: str = "float32") -> tuple[Tensor, tuple[str, ...]]:
     """Predictions of a whole split in the loader's order, float32 [N, ...] on the CPU, and the ids of its rows."""
     learner.eval()
-    predictions, ids = [], []
+    predictions: list[Tensor] = []
+    ids: list[str] = []
     with torch.inference_mode(), autocast(loader.device, precision):
         for batch in loader.epoch():
             predictions.append(learner(batch.inputs).predictions.float().cpu())
@@ -121,7 +122,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
 
 
 class Stopwatch:
-    """Rates of repeated steps over windows of at least 20 ms; the first steps are warm-up, what lies between is not timed.
+    """Rates of repeated steps over windows of at least 20 ms; warm-up steps and what lies between steps are not timed.
 
     On a GPU events of the device mark the steps, so nothing waits but the end of a window.
     `spread` is the interquartile range of the windows' rates over their median.

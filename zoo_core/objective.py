@@ -1,4 +1,7 @@
-"""The default loss of each target kind, and the units of predicted values. An objective sees outputs and targets, and never calls the model."""
+"""The default loss of each target kind, and the units of predicted values.
+
+An objective sees outputs and targets, and never calls the model.
+"""
 
 from __future__ import annotations
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from zoo_core.catalog import Catalog, Entry
 from zoo_core.catalog import catalog as default_catalog
-from zoo_core.contracts import KINDS, FeatureSpec, Kind, Modality, PartKind, Target, Weights
+from zoo_core.contracts import KINDS, FeatureSpec, Kind, Modality, Target, Weights
 from zoo_core.errors import RefusedError, UsageError, ZooError, nearest
 from zoo_core.registry import Bound, Registry
 from zoo_core.registry import registry as default_registry
@@ -48,8 +48,13 @@ class Budget:
 
     def __post_init__(self) -> None:
         ranges: dict[str, tuple[float, float]] = {
-            **{"epochs": (1, 1_000_000), "batch_size": (2, 1_000_000), "num_rates": (1, MAX_RATES)},
-            **{"weight_decay": (0, 10), "warmup": (0, 1), "clip": (1e-9, 1e9), "patience": (1, 1_000_000)},
+            "epochs": (1, 1_000_000),
+            "batch_size": (2, 1_000_000),
+            "num_rates": (1, MAX_RATES),
+            "weight_decay": (0, 10),
+            "warmup": (0, 1),
+            "clip": (1e-9, 1e9),
+            "patience": (1, 1_000_000),
         }
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
@@ -158,7 +163,7 @@ def resolve(
             raise UsageError("nothing says what is predicted; give a task or a target (num_classes, classes)")
         target = bound_task.recipe.target
     assert target is not None
-    backbone, adapters, head = _bind_chain(parts, registry, catalog)
+    backbone, adapters, head = _bind_chain(parts, registry)
     entry = catalog.find(backbone.name, "backbone")
     weights = _allowed_weights(backbone, entry)
     _check_modality(backbone, entry, bound_task)
@@ -200,10 +205,9 @@ def resolve(
     )
 
 
-def _bind_chain(parts: Sequence[Part], registry: Registry, catalog: Catalog) -> tuple[Bound, tuple[Bound, ...], Bound]:
+def _bind_chain(parts: Sequence[Part], registry: Registry) -> tuple[Bound, tuple[Bound, ...], Bound]:
     """Backbone, adapters and head of a spec; the registry, not the position, decides the kind of each part."""
-    first = _undescribed(parts[0], catalog)
-    backbone = registry.bind(first, _kind(first, registry, prefer="backbone"))
+    backbone = registry.bind(parts[0])
     if backbone.kind != "backbone":
         raise UsageError(
             f"a spec starts with a backbone, and {parts[0].name!r} is of kind {backbone.kind}; "
@@ -212,7 +216,7 @@ def _bind_chain(parts: Sequence[Part], registry: Registry, catalog: Catalog) -> 
     adapters: list[Bound] = []
     head: Bound | None = None
     for part in parts[1:]:
-        bound = registry.bind(part, _kind(part, registry, prefer="adapter"))
+        bound = registry.bind(part)
         if bound.kind == "head" and head is not None:
             raise UsageError(f"two heads, {head.name} and {bound.name}; a spec ends with at most one")
         if bound.kind == "adapter" and head is not None:
@@ -224,22 +228,6 @@ def _bind_chain(parts: Sequence[Part], registry: Registry, catalog: Catalog) -> 
         else:
             adapters.append(bound)
     return backbone, tuple(adapters), head or registry.bind(Part(DEFAULT_HEAD), "head")
-
-
-def _undescribed(part: Part, catalog: Catalog) -> Part:
-    """The part that a record's bare name stands for, with the same arguments."""
-    entry = catalog.find(part.name, "backbone") if part.kind in (None, "backbone") else None
-    if entry is None or not entry.describes or entry.describes == part.name:
-        return part
-    described = parse_part(entry.describes)
-    return replace(part, name=described.name, arguments=described.arguments + part.arguments)
-
-
-def _kind(part: Part, registry: Registry, prefer: PartKind) -> PartKind:
-    if part.kind is not None:
-        return part.kind
-    claimed = registry.find(part.name, None)
-    return claimed.kind if claimed.kind in ("backbone", "adapter", "head", "task") else prefer
 
 
 def _allowed_weights(backbone: Bound, entry: Entry | None) -> Weights:

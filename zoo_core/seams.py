@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from zoo_core.contracts import Features
+from zoo_core.contracts import Features, as_backbone
 from zoo_core.errors import LawError
 
 __all__ = ["Boundary", "attend_to", "attention_calls", "boundary", "capture", "groups", "resume", "stage_modules"]
@@ -29,7 +29,7 @@ _one_resumed_pass = threading.Lock()  # two threads on one patched model gave wr
 
 def stage_modules(backbone: nn.Module) -> list[nn.Module]:
     """The stages in calling order, looked up anew: an adapter may have wrapped one since the last look."""
-    return [backbone.get_submodule(path) for path in backbone.stages]  # type: ignore[union-attr]
+    return [backbone.get_submodule(path) for path in as_backbone(backbone).stages]
 
 
 def _state(value: Any) -> Tensor:
@@ -94,7 +94,7 @@ def boundary(backbone: nn.Module, inputs: Mapping[str, Tensor], stage: int) -> B
             backbone(inputs)
         except _Stop:
             return found[0]
-    raise LawError(f"stage {stage} ({backbone.stages[stage]}) was never called")  # type: ignore[union-attr]
+    raise LawError(f"stage {stage} ({as_backbone(backbone).stages[stage]}) was never called")
 
 
 def resume(backbone: nn.Module, inputs: Mapping[str, Tensor], start: Boundary) -> Features:
@@ -127,7 +127,7 @@ def groups(backbone: nn.Module) -> dict[str, int]:
     One dummy pass without gradients, in evaluation mode, tells the order of calls and that each stage is called once.
     Raises LawError when a stage is called never or more than once.
     """
-    paths: tuple[str, ...] = backbone.stages  # type: ignore[assignment]
+    paths = as_backbone(backbone).stages
     num_stages = len(paths)
     calls = [0] * num_stages
     after: set[str] = set()
@@ -164,7 +164,7 @@ def _dummy_pass(backbone: nn.Module) -> None:
     modes = [(module, module.training) for module in backbone.modules()]
     parameter = next(backbone.parameters(), None)
     device = parameter.device if parameter is not None else torch.device("cpu")
-    inputs = {name: x.to(device) for name, x in backbone.preparation.dummy(2).items()}  # type: ignore[union-attr]
+    inputs = {name: x.to(device) for name, x in as_backbone(backbone).preparation.dummy(2).items()}
     backbone.eval()
     try:
         with torch.no_grad():
@@ -228,11 +228,11 @@ class _AttentionHooks:
 
     def enter(self, module: nn.Module, args: Any) -> None:
         self.entered.append(_Attention(self.keys_values))
-        self.entered[-1].__enter__()
+        self.entered[-1].__enter__()  # type: ignore[no-untyped-call]
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
         mode = self.entered.pop()
-        mode.__exit__(None, None, None)
+        mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
         self.calls += mode.calls
 
     def remove(self) -> None:

@@ -135,7 +135,7 @@ def _step(
     with autocast(batch.target.device, precision):
         loss = learner.loss(learner(batch.inputs), batch)
     optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     nn.utils.clip_grad_norm_(parameters, clip)
     optimiser.step()
     return loss.detach()

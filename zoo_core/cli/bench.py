@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from zoo_core.report import render
+from zoo_core.store import read
 
 from zoo_core.cli.options import budget_options, check_device, device_option
 from zoo_core.errors import NotFoundError, UsageError
-from zoo_core.report import render
-from zoo_core.store import read
 
 if TYPE_CHECKING:
     from zoo_core.suites.grid import Suite
@@ -52,7 +52,7 @@ def bench(
     form: str,
     **budget: Any,
 ) -> None:
-    """Compare transfer methods: run every combination of a grid, and print a ranked table.
+    r"""Compare transfer methods: run every combination of a grid, and print a ranked table.
 
     SUITE is a TOML file; without one and without flags, the starter suite runs, with no network. The grid may be
     given by flags instead. The same command again runs only what is missing.
@@ -78,7 +78,7 @@ def bench(
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--format", "form", type=click.Choice(FORMATS), default="table", help="How the results are printed.")
 def report(folders: tuple[Path, ...], form: str) -> None:
-    """Print the table of one or several runs, from their results alone.
+    r"""Print the table of one or several runs, from their results alone.
 
     \b
     zoo report runs/starter --format md
@@ -137,7 +137,14 @@ def _watching(name: str, folder: Path) -> Iterator[Callable[[News], None]]:
         yield _line
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"),

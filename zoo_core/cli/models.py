@@ -31,7 +31,7 @@ __all__ = ["evaluate", "fit", "predict"]
 @click.option("--num-workers", type=int, default=0, show_default=True, help="Processes that prepare data ahead.")
 @device_option
 def fit(spec: str, task: str, out: Path, seed: int, num_workers: int, device: str, **budget: Any) -> None:
-    """Fit one model: a learning rate is chosen on validation, the model is scored on test and stored.
+    r"""Fit one model: a learning rate is chosen on validation, the model is scored on test and stored.
 
     \b
     zoo fit 'starter/vit-nano+partial(n=2)' --task digits --out runs/my-digits
@@ -66,7 +66,7 @@ def fit(spec: str, task: str, out: Path, seed: int, num_workers: int, device: st
 @click.option("--json", "as_json", is_flag=True, help="A stable schema for programs.")
 @device_option
 def evaluate(folder: Path, split: str, as_json: bool, device: str) -> None:
-    """Score a fitted model on a split of its task, with a report for each class and a confusion matrix.
+    r"""Score a fitted model on a split of its task, with a report for each class and a confusion matrix.
 
     \b
     zoo evaluate runs/my-digits
@@ -100,7 +100,7 @@ def _evaluation(found: Evaluation) -> str:
 @click.option("--format", "form", type=click.Choice(["table", "csv", "jsonl"]), default="table", show_default=True)
 @device_option
 def predict(folder: Path, files: tuple[Path, ...], form: str, device: str) -> None:
-    """Predict with a fitted model: pictures, or CSV files of numbers (a row an example) for a table model.
+    r"""Predict with a fitted model: pictures, or CSV files of numbers (a row an example) for a table model.
 
     One line for each item, in the order given.
 
@@ -136,15 +136,15 @@ def _pictures(files: Sequence[Path], modality: str) -> tuple[list[str], list[Any
 def _rows(files: Sequence[Path]) -> tuple[list[str], list[list[float]]]:
     names, rows = [], []
     for file in files:
-        try:
-            with file.open(encoding="utf-8", newline="") as stream:
-                for number, row in enumerate(csv.reader(stream), 1):
+        if not file.is_file():
+            raise NotFoundError(f"no file {file}")
+        with file.open(encoding="utf-8", newline="") as stream:
+            for number, row in enumerate(csv.reader(stream), 1):
+                try:
                     rows.append([float(value) for value in row])
-                    names.append(f"{file}:{number}")
-        except FileNotFoundError as error:
-            raise NotFoundError(f"no file {file}") from error
-        except ValueError as error:
-            raise UsageError(f"{file}, line {number}: {error}; a table holds numbers and no header") from error
+                except ValueError as error:
+                    raise UsageError(f"{file}, line {number}: {error}; a table holds numbers and no header") from error
+                names.append(f"{file}:{number}")
     return names, rows
 
 

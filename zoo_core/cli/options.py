@@ -68,7 +68,9 @@ def fitting(title: str) -> Iterator[Callable[[Any], None]]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.completed}/{task.total} steps, {task.fields[rate]:.0f} examples/s, loss {task.fields[loss]:.3f}"),
+        TextColumn(
+            "{task.completed}/{task.total} steps, {task.fields[rate]:.0f} examples/s, loss {task.fields[loss]:.3f}"
+        ),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:

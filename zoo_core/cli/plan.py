@@ -21,7 +21,7 @@ __all__ = ["plan"]
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="A stable schema for programs.")
 def plan(what: str, task: str | None, seed: int, as_json: bool) -> None:
-    """Show what a spec or a suite file would build and train, and what would be refused, with reasons.
+    r"""Show what a spec or a suite file would build and train, and what would be refused, with reasons.
 
     \b
     zoo plan 'starter/vit-nano+partial(n=2)' --task digits

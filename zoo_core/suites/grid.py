@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from zoo_core.catalog import Catalog
@@ -35,7 +35,7 @@ class Suite:
     adapters: tuple[Spec, ...]
     heads: tuple[Part | None, ...] = (None,)
     seeds: tuple[int, ...] = (0, 1, 2)
-    budget: Budget = Budget()
+    budget: Budget = field(default_factory=Budget)
     description: str = ""
 
 
@@ -128,8 +128,7 @@ def _specs(suite: Suite, registry: Registry) -> list[Spec]:
         last = chain.parts[-1]
         kind = last.kind or registry.find(last.name, None).kind
         heads: Iterable[Part | None] = (None,) if kind == "head" else suite.heads
-        for head in heads:
-            specs.append(Spec((*backbone.parts, *chain.parts, *((head,) if head else ()))))
+        specs += [Spec((*backbone.parts, *chain.parts, *((head,) if head else ()))) for head in heads]
     return specs
 
 
@@ -145,7 +144,9 @@ def _texts(table: Mapping[str, object], key: str, default: Sequence[str] | None 
     if value is None:
         raise SuiteError(f"{key} is missing; a suite names its tasks and backbones")
     if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
-        raise SuiteError(f"{key} should be a list of texts such as {key} = ['NAME', 'NAME(key=value)'], found {value!r}")
+        raise SuiteError(
+            f"{key} should be a list of texts such as {key} = ['NAME', 'NAME(key=value)'], found {value!r}"
+        )
     if not value and default is None:
         raise SuiteError(f"{key} is empty, so the grid has no trials; `zoo list {key.rstrip('s')}` shows what there is")
     return tuple(value)
@@ -155,7 +156,6 @@ def _seeds(value: object) -> tuple[int, ...]:
     """A count, which means 0 to count - 1, or a list of seeds."""
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return tuple(range(value))
-    whole = isinstance(value, list | tuple) and all(isinstance(seed, int) and seed >= 0 for seed in value)
-    if whole and value:
-        return tuple(dict.fromkeys(value))  # type: ignore[call-overload, no-any-return]
+    if isinstance(value, list | tuple) and value and all(isinstance(seed, int) and seed >= 0 for seed in value):
+        return tuple(dict.fromkeys(value))
     raise SuiteError(f"seeds should be a positive count or a list of numbers from 0, found {value!r}")

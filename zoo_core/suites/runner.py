@@ -15,7 +15,7 @@ from zoo_core.catalog import catalog as default_catalog
 from zoo_core.errors import AccessError, UsageError
 from zoo_core.lock import check_lock, lock_of, read_lock, write_lock
 from zoo_core.resolve import Plan
-from zoo_core.store import Result, RunLock, append, read
+from zoo_core.store import Result, RunLock, append, latest, read
 from zoo_core.suites.grid import Grid, Refusal
 from zoo_core.suites.trial import Report
 from zoo_core.suites.workers import run_all, threads_for
@@ -54,7 +54,7 @@ def run_grid(
     with RunLock(out):
         _lock(grid.plans, out, catalog or default_catalog())
         path = out / "results.jsonl"
-        known = {result.digest: result for result in (read(path) if path.exists() else [])}
+        known = latest(read(path)) if path.exists() else {}
         for refused in map(_refused, grid.refusals):
             if refused.digest not in known:
                 append(path, refused)

@@ -5,6 +5,7 @@ The choice sees the training and validation splits alone: `choose` is not given 
 
 from __future__ import annotations
 
+import math
 import platform
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from torch import Tensor
 from zoo_core.build import build
 from zoo_core.contracts import METRICS, Split, Target, TaskData
 from zoo_core.data import Loader, Splits, carve
+from zoo_core.errors import ZooError
 from zoo_core.learner import Learner
 from zoo_core.measure import (
     INFERENCE_BATCH,
@@ -32,7 +34,9 @@ from zoo_core.measure import (
     reset_peak_memory,
     score,
 )
+from zoo_core.registry import Bound
 from zoo_core.resolve import Plan
+from zoo_core.spec import Part
 from zoo_core.store import Result
 from zoo_core.train import Fitted, Progress, calibrate, fit
 
@@ -90,6 +94,8 @@ def run_trial(
     precision = precision_of(plan.budget.precision, device)
     loader = _loader(plan, chosen.learner, splits.test, splits.target, device, num_workers)
     found, _ = score_split(chosen.learner, loader, metric, splits.target, precision)
+    if not math.isfinite(found):
+        raise ZooError(f"the test {metric} is {found}")
     trainable, total = count_parameters(chosen.learner)
     result = replace(
         provenance(plan, device),
@@ -185,9 +191,7 @@ def choose(
     )
 
 
-def score_split(
-    learner: Learner, loader: Loader, metric: str, target: Target, precision: str
-) -> tuple[float, Tensor]:
+def score_split(learner: Learner, loader: Loader, metric: str, target: Target, precision: str) -> tuple[float, Tensor]:
     """The metric on a whole split, and the predictions it was computed from, float32 [N, C] on the CPU."""
     predictions, _ = predict(learner, loader, precision=precision)
     return score(metric, predictions, loader.targets, target), predictions
@@ -221,7 +225,6 @@ def _coverage(learner: Learner) -> dict[str, int]:
 def provenance(plan: Plan, device: torch.device | str) -> Result:
     """A result without measurements: what was run, on what, with which versions. Its status is failed."""
     device = torch.device(device)
-    head = plan.head.canonical()
     return Result(
         trial=str(plan.trial),
         digest=plan.digest or "",
@@ -244,16 +247,20 @@ def provenance(plan: Plan, device: torch.device | str) -> Result:
         device=_device_name(device),
         threads=torch.get_num_threads(),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        backbone=plan.backbone.name,
+        backbone=str(_without_weights(plan.backbone.canonical())),
         adapters="+".join(str(part.canonical()) for part in plan.adapters) or "probe",
-        head=str(head),
+        head=str(plan.head.canonical()),
         task=str(plan.task.canonical()) if plan.task else "",
         seed=plan.seed,
         weights=plan.weights,
     )
 
 
-def _parts(plan: Plan) -> list[Any]:
+def _without_weights(part: Part) -> Part:
+    return replace(part, arguments=tuple(argument for argument in part.arguments if argument[0] != "weights"))
+
+
+def _parts(plan: Plan) -> list[Bound]:
     return [plan.backbone, *plan.adapters, plan.head, *([plan.task] if plan.task else [])]
 
 

@@ -31,7 +31,8 @@ class _TokenBlock(nn.Module):
     def forward(self, x_BTD: Tensor) -> Tensor:
         qkv = self.qkv(self.norm(x_BTD)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         mixed = nn.functional.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2])
-        return x_BTD + self.drop(self.proj(mixed.transpose(1, 2).flatten(2)))
+        change: Tensor = self.drop(self.proj(mixed.transpose(1, 2).flatten(2)))
+        return x_BTD + change
 
 
 class _MapBlock(nn.Module):
@@ -124,7 +125,7 @@ class ToyTask:
 
     num: int = 60
     seed: int = 0
-    target: Target = Target(kind="classes", names=("left", "middle", "right"))
+    target: Target = field(default_factory=lambda: Target(kind="classes", names=("left", "middle", "right")))
     splits: dict[str, Split] = field(init=False)
 
     def __post_init__(self) -> None:
