@@ -166,7 +166,8 @@ def facts(entry: Entry | None) -> dict[str, Any]:
     """What an entry knows, as JSON, without what it does not."""
     if entry is None:
         return {}
-    known = {key: value for key, value in asdict(entry).items() if value and key not in ("name", "kind", "summary")}
+    unsaid = {"name", "kind", "summary"} | ({"describes"} if entry.describes == entry.name else set())
+    known = {key: value for key, value in asdict(entry).items() if value and key not in unsaid}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in known.items()}
 
 

@@ -163,6 +163,7 @@ class Registry:
         owner = reserved_names().get(name.partition("/")[0])
         if owner is not None and not any(normalise(d["name"]) == owner for d in self.index.distributions):
             return f"{name!r} belongs to {owner}, which is not installed: pip install {owner}"
+        held = f"; {owner}, which owns the name, does not provide it in this version" if owner is not None else ""
         known = {provider.name for provider in self.index.providers if kind in (None, provider.kind)}
         suspects = sorted(
             {f"{d['name']} {d['version']}" for d in self.index.distributions if d["problems"] or d["fatal"]}
@@ -171,9 +172,7 @@ class Registry:
             f"; {' and '.join(suspects)} could not be read and may provide it, see `zoo doctor`" if suspects else ""
         )
         listing = f"zoo list {kind}" if kind else "zoo list"
-        return (
-            f"no plugin provides {_a(wanted)} {name!r}{nearest(name, known)}{unread}; `{listing}` shows what there is"
-        )
+        return f"no plugin provides {_a(wanted)} {name!r}{held}{nearest(name, known)}{unread}; `{listing}` shows what there is"
 
 
 @cache

@@ -1,0 +1,91 @@
+"""The group of commands; each one's module is imported when it is called, and none for `zoo --help`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+
+import click
+
+from zoo_core.errors import nearest
+
+__all__ = ["COMMANDS", "run"]
+
+# Name of the command -> where it lies, and its line in `zoo --help`; in the order in which they are shown.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "list": ("zoo_core.cli.names:list_", "What can be named: backbones, adapters, heads, tasks."),
+    "show": ("zoo_core.cli.names:show", "One name in full: arguments, facts, who provides it."),
+    "plan": ("zoo_core.cli.plan:plan", "What would be built and trained, and what is refused."),
+    "bench": ("zoo_core.cli.bench:bench", "Run a grid of trials, print the ranked table."),
+    "report": ("zoo_core.cli.bench:report", "The table of stored results."),
+    "fit": ("zoo_core.cli.models:fit", "Train one model and store it."),
+    "evaluate": ("zoo_core.cli.models:evaluate", "Score a stored model."),
+    "predict": ("zoo_core.cli.models:predict", "Use a stored model on files."),
+    "doctor": ("zoo_core.cli.names:doctor", "The health of every plugin."),
+}
+
+
+class LazyGroup(click.Group):
+    """Commands by the table above."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name][0].partition(":")
+        command = getattr(importlib.import_module(module), name)
+        assert isinstance(command, click.Command), f"{module}:{name} is no command"
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS:
+            ctx.fail(f"no command {args[0]!r}; there are {', '.join(COMMANDS)}{nearest(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=lambda ctx, _, on: _version(ctx, on)
+)
+def zoo() -> None:
+    """Turn a name into a transfer-learning model, and measure which combination of parts is best for a task.
+
+    \b
+    zoo bench                                        the starter suite: three minutes, no network
+    zoo list backbone
+    zoo fit 'starter/vit-nano+full' --task digits --out runs/mine
+    """  # noqa: D301 - click reads the character \b as: keep these lines
+
+
+def run(words: Sequence[str]) -> int:
+    """Runs one command; gives its exit code. Raises what the command raises, and KeyboardInterrupt."""
+    try:
+        code = zoo.main(list(words), prog_name="zoo", standalone_mode=False)
+    except click.Abort:
+        raise KeyboardInterrupt from None
+    except click.ClickException as error:
+        where = f" (see zoo {_path(error)}--help)" if isinstance(error, click.UsageError) else ""
+        click.echo(f"zoo: {' '.join(error.format_message().split())}{where}", err=True)
+        return error.exit_code
+    return code if isinstance(code, int) else 0
+
+
+def _path(error: click.UsageError) -> str:
+    return f"{error.ctx.command_path.removeprefix('zoo').strip()} ".lstrip() if error.ctx is not None else ""
+
+
+def _version(ctx: click.Context, wanted: bool) -> None:
+    if wanted:
+        from zoo_core import __version__
+
+        click.echo(f"zoo {__version__}")
+        ctx.exit()

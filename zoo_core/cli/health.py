@@ -1,0 +1,140 @@
+"""What `zoo doctor` finds: every distribution with its state, loaded to see whether it works, and stray metadata."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from zoo_core.catalog import Catalog, Problem
+from zoo_core.errors import ZooError
+from zoo_core.index import Index, cache_folder, load_index, settings_file
+from zoo_core.registry import Registry
+from zoo_core.scan import Distribution, parse_entry_points, read_text
+
+__all__ = ["DistributionHealth", "Health", "check_up"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistributionHealth:
+    """One distribution. names: `kind:name` of each. import_seconds: of all its recipes; None if none was loaded."""
+
+    name: str
+    version: str
+    path: str
+    requires: str | None
+    state: str
+    names: tuple[str, ...]
+    import_seconds: float | None
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Health:
+    """Everything that was found. foreign: unreadable metadata of packages that have nothing to do with zoo."""
+
+    core_version: str | None
+    cache: str
+    settings: str
+    distributions: tuple[DistributionHealth, ...]
+    records: tuple[Problem, ...]
+    foreign: tuple[str, ...]
+    shadowed: tuple[str, ...]
+    leftovers: tuple[str, ...]
+
+    @property
+    def num_problems(self) -> int:
+        """How many things a user should mend; a plugin that is not allowed is no problem."""
+        allowed = [found for found in self.distributions if found.state != "disallowed"]
+        return sum(len(found.problems) for found in allowed) + len(self.records)
+
+    @property
+    def is_well(self) -> bool:
+        return self.num_problems == 0
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def check_up(index: Index | None = None) -> Health:
+    """Loads every recipe of every allowed plugin, one after the other, and reads every record."""
+    index = index or load_index()
+    registry = Registry(index)
+    settings = settings_file()
+    return Health(
+        core_version=index.core_version,
+        cache=index.cache or cache_folder(),
+        settings=f"settings {settings}" if Path(settings).exists() else f"no settings in {settings}",
+        distributions=tuple(_distribution(found, index, registry) for found in index.distributions),
+        records=Catalog(index).problems(),
+        foreign=tuple(_foreign(index)),
+        shadowed=tuple(index.shadowed),
+        leftovers=tuple(_leftovers(index)),
+    )
+
+
+def _distribution(found: Distribution, index: Index, registry: Registry) -> DistributionHealth:
+    state, problem = index.state(found)
+    problems = list(found["problems"])
+    if problem or found["fatal"]:
+        problems.append(problem or found["fatal"])
+        state = state if state != "ok" else "broken"
+    seconds: float | None = None
+    own = [provider for provider in registry.providers() if provider.distribution == found["name"]]
+    had_torch = "torch" in sys.modules
+    for provider in own if state == "ok" else ():
+        if provider.origin != "entry point":
+            continue
+        started = time.perf_counter()
+        try:
+            registry.recipe(provider)
+        except ZooError as error:
+            problems.append(str(error))
+        seconds = (seconds or 0.0) + time.perf_counter() - started
+    if "torch" in sys.modules and not had_torch:
+        problems.append("its recipe module imports torch, which makes every listing slow; import it inside the verb")
+    if state == "ok" and problems:
+        state = "broken"
+    return DistributionHealth(
+        name=found["name"],
+        version=found["version"],
+        path=found["path"],
+        requires=found["requires"],
+        state=state,
+        names=tuple(f"{provider.kind}:{provider.name}" for provider in own),
+        import_seconds=seconds,
+        problems=tuple(dict.fromkeys(problems)),
+    )
+
+
+def _foreign(index: Index) -> Iterator[str]:
+    """Entry points that break importlib.metadata.entry_points() for everybody, and folders that cannot be read."""
+    ours = {found["path"] for found in index.distributions}
+    for folder, scanned in index.folders.items():
+        yield from scanned["problems"]
+        for path in _paths(folder):
+            if path.suffix not in (".dist-info", ".egg-info") or str(path) in ours or path.name.startswith("~"):
+                continue
+            file = path / "entry_points.txt"
+            try:
+                _, problems = parse_entry_points(read_text(str(file)))
+            except OSError:
+                continue
+            except ValueError as error:
+                problems = [str(error)]
+            yield from (f"{file}: {problem}" for problem in problems)
+
+
+def _leftovers(index: Index) -> Iterator[str]:
+    for folder in index.folders:
+        yield from (str(path) for path in _paths(folder) if path.name.startswith("~"))
+
+
+def _paths(folder: str) -> list[Path]:
+    try:
+        return sorted(Path(folder).iterdir())
+    except OSError:
+        return []

@@ -1,0 +1,86 @@
+"""What `zoo list` prints. Without click, which costs more than everything else that a listing does."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+from zoo_core.errors import NotFoundError, UsageError, nearest
+from zoo_core.index import KINDS, Index, list_names, load_index
+
+if TYPE_CHECKING:
+    from zoo_core.contracts import PartKind
+
+__all__ = ["Wanted", "plain_arguments", "run"]
+
+COLUMNS = ("name", "kind", "distribution", "version", "state", "summary")
+
+
+class Wanted(NamedTuple):
+    """The words after `list`, and whether they ask for JSON."""
+
+    words: tuple[str, ...]
+    as_json: bool
+
+
+def plain_arguments(words: Sequence[str]) -> Wanted | None:
+    """What is wanted if the words are `list [KIND] [PATTERN] [--json]`; None for anything that click must see."""
+    if not words or words[0] != "list":
+        return None
+    rest = [word for word in words[1:] if word != "--json"]
+    if len(rest) > 2 or any(word.startswith("-") for word in rest):
+        return None
+    return Wanted(tuple(rest), "--json" in words)
+
+
+def run(words: Sequence[str], *, as_json: bool) -> None:
+    """Prints what can be named. words: a kind, a pattern, or a kind and a pattern.
+
+    JSON is an array, empty if nothing fits; otherwise a pattern that fits nothing raises NotFoundError.
+    """
+    kind, pattern = _kind_and_pattern(words)
+    index = load_index()
+    rows = list_names(kind, pattern, index=index)
+    if as_json:
+        sys.stdout.write(json.dumps(rows, indent=2) + "\n")
+    elif rows:
+        sys.stdout.write(_aligned(rows))
+    else:
+        raise NotFoundError(_nothing(index, kind, pattern))
+
+
+def _kind_and_pattern(words: Sequence[str]) -> tuple[PartKind | None, str | None]:
+    """One word is a kind if it is the name of one, in singular or plural, else a pattern."""
+    named = {name: kind for kind in KINDS for name in (kind, f"{kind}s")}
+    if not words:
+        return None, None
+    if len(words) == 1:
+        kind = named.get(words[0])
+        return cast("PartKind | None", kind), None if kind else words[0]
+    if words[0] not in named:
+        raise UsageError(f"unknown kind {words[0]!r}; allowed are {', '.join(KINDS)}{nearest(words[0], named)}")
+    return cast("PartKind", named[words[0]]), words[1]
+
+
+def _nothing(index: Index, kind: str | None, pattern: str | None) -> str:
+    if not index.providers:
+        return "no plugin is installed that provides a name; `pip install zoo-starter zoo-adapters` is a beginning"
+    if pattern is None:
+        return f"no plugin provides a {kind}; `zoo list` shows what there is"
+    known = {provider.name for provider in index.providers if kind in (None, provider.kind)} | set(KINDS)
+    return f"no {kind or 'name'} fits {pattern!r}{nearest(pattern, known)}; `zoo list` shows what there is"
+
+
+def _aligned(rows: Sequence[Mapping[str, str]]) -> str:
+    """Columns under each other, clipped to the terminal's width if there is one."""
+    heads = dict(zip(COLUMNS, COLUMNS, strict=True))
+    widths = [max(len(row[column]) for row in (heads, *rows)) for column in COLUMNS]
+    form = "  ".join(f"{{:{width}}}" for width in widths)
+    lines = [form.format(*(row[column] for column in COLUMNS)).rstrip() for row in (heads, *rows)]
+    if sys.stdout.isatty():
+        width = os.get_terminal_size().columns
+        lines = [line if len(line) <= width else f"{line[: width - 3]}..." for line in lines]
+    return "\n".join(lines) + "\n"
