@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -9,6 +10,8 @@ from zoo_core.contracts import Change, Context, Kind, Seam, Source
 from zoo_core.errors import RefusedError, UsageError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from zoo_core.learner import Learner
 
 __all__ = ["Bitfit", "Full", "Norm", "Partial", "Probe"]
@@ -63,8 +66,10 @@ class Full:
     mergeable: ClassVar[bool] = True
     learning_rates: ClassVar[tuple[float, ...]] = (2e-5, 1e-4, 5e-4, 2.5e-3, 1.25e-2)
 
-    def first_stage(self, num_stages: int) -> int:
+    def __post_init__(self) -> None:
         _check_scale("full", self.head_scale)
+
+    def first_stage(self, num_stages: int) -> int:
         return 0
 
     def source(self) -> Source | None:
@@ -97,9 +102,13 @@ class Partial:
     mergeable: ClassVar[bool] = True
     learning_rates: ClassVar[tuple[float, ...]] = Full.learning_rates
 
-    def first_stage(self, num_stages: int) -> int:
+    def __post_init__(self) -> None:
         _check_scale("partial", self.head_scale)
-        if not 1 <= self.n <= num_stages:
+        if self.n < 1:
+            raise UsageError(f"partial(n={self.n}): allowed: 1 or more; probe trains no stage")
+
+    def first_stage(self, num_stages: int) -> int:
+        if self.n > num_stages:
             raise UsageError(f"partial(n={self.n}): the backbone has {num_stages} stages; allowed: 1 to {num_stages}")
         return num_stages - self.n
 
@@ -122,6 +131,7 @@ class Partial:
 class Bitfit:
     """Trains the biases of the backbone, those of its norms included, and the head.
 
+    A bias is what its module calls `bias`, or a vector whose name ends in `_bias` (`in_proj_bias`, `q_bias`).
     ViT-B/16 has 102,912 of them. A batch norm whose scale stays frozen keeps its statistics.
     Source: Ben Zaken et al. 2022, "BitFit", section 3.
     """
@@ -142,8 +152,7 @@ class Bitfit:
         return None
 
     def apply(self, learner: Learner, context: Context) -> Learner:
-        named = list(learner.backbone.named_parameters())
-        biases = [parameter for name, parameter in named if name.rpartition(".")[2] == "bias"]
+        biases = [parameter for name, parameter in learner.backbone.named_parameters() if _is_bias(name, parameter)]
         if not biases:
             raise RefusedError("bitfit: the backbone has no biases; use norm or partial")
         for bias in biases:
@@ -175,14 +184,20 @@ class Norm:
         return None
 
     def apply(self, learner: Learner, context: Context) -> Learner:
-        sites = learner.source.sites("norm")
-        if not sites:
-            raise RefusedError("norm: the backbone has no sites of role norm; use bitfit or partial")
-        for site in sites:
-            learner.backbone.get_submodule(site.path).requires_grad_(True)
+        modules = [learner.backbone.get_submodule(site.path) for site in learner.source.sites("norm")]
+        parameters = [parameter for module in modules for parameter in module.parameters()]
+        if not parameters:
+            raise RefusedError("norm: the backbone has no norms with scale or shift; use bitfit or partial")
+        for parameter in parameters:
+            parameter.requires_grad_(True)
         return learner
 
 
+def _is_bias(name: str, parameter: nn.Parameter) -> bool:
+    own = name.rpartition(".")[2]
+    return own == "bias" or (own.endswith("_bias") and parameter.ndim == 1)
+
+
 def _check_scale(name: str, scale: float) -> None:
-    if scale <= 0:
+    if not 0 < scale < math.inf:
         raise UsageError(f"{name}(head_scale={scale:g}): allowed: any positive number")

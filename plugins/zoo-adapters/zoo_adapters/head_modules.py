@@ -17,6 +17,11 @@ def _linear(dim: int, size: int) -> nn.Linear:
     return layer
 
 
+def _full_precision(state: Tensor) -> torch.autocast:
+    """No mixed precision while open: neighbours and means lie closer together than bfloat16 can tell."""
+    return torch.autocast(state.device.type, enabled=False)
+
+
 class LinearHead(nn.Module):
     """pooled [B, D] -> [B, C]."""
 
@@ -91,11 +96,13 @@ class NcmHead(nn.Module):
         self.means.copy_(totals / self.counts.clamp(min=1).unsqueeze(1))
 
     def forward(self, features: Features) -> Tensor:
-        x_BD = self._direction(features.x)
-        if self.cosine:
-            logits = x_BD @ self._direction(self.means).T
-        else:
-            logits = x_BD @ self.means.T - 0.5 * self.means.square().sum(1) - 0.5 * x_BD.square().sum(1, keepdim=True)
+        with _full_precision(self.means):
+            x_BD = self._direction(features.x.to(self.means.dtype))
+            if self.cosine:
+                logits = x_BD @ self._direction(self.means).T
+            else:  # by differences: a product of features far from the origin would cancel
+                distance = torch.cdist(x_BD, self.means, compute_mode="donot_use_mm_for_euclid_dist")
+                logits = -0.5 * distance.square()
         return logits.masked_fill(self.counts == 0, -torch.inf)
 
     def _direction(self, x: Tensor) -> Tensor:
@@ -125,8 +132,9 @@ class KnnHead(nn.Module):
         self.labels = target.clone()
 
     def forward(self, features: Features) -> Tensor:
-        similarity = nn.functional.normalize(features.x, dim=-1) @ self.bank.T  # [B, N]
-        near, index = similarity.topk(min(self.k, len(self.bank)), dim=1)
-        weights = (near / self.temperature).softmax(dim=1)
-        votes = torch.zeros(len(similarity), self.size, device=weights.device, dtype=weights.dtype)
-        return votes.scatter_add_(1, self.labels[index], weights).log()
+        with _full_precision(self.bank):
+            similarity = nn.functional.normalize(features.x.to(self.bank.dtype), dim=-1) @ self.bank.T  # [B, N]
+            near, index = similarity.topk(min(self.k, len(self.bank)), dim=1)
+            weights = (near / self.temperature).softmax(dim=1)
+            votes = weights.new_zeros(len(weights), self.size)
+            return votes.scatter_add_(1, self.labels[index], weights).log()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -28,8 +29,8 @@ def _check_dropout(name: str, dropout: float) -> None:
 
 
 def _check_positive(name: str, field: str, value: float) -> None:
-    if value <= 0:
-        raise UsageError(f"{name}({field}={value:g}): allowed: above 0")
+    if not 0 < value < math.inf:
+        raise UsageError(f"{name}({field}={value:g}): allowed: any positive number")
 
 
 @dataclass(frozen=True, kw_only=True)

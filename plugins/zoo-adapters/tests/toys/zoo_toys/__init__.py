@@ -1,0 +1,1 @@
+"""A third-party plugin of toy backbones and a toy task, which the tests put on sys.path."""
