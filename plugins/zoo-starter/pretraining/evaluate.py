@@ -142,7 +142,7 @@ def tuned_accuracy(
         picked = torch.randperm(len(rows))[:TUNE_BATCH_SIZE]
         loss = functional.cross_entropy(head(pool(name, network(shots[picked]))), targets[picked])
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
         schedule.step()
     with torch.no_grad():

@@ -109,7 +109,7 @@ def train(name: str, recipe: PretrainRecipe, drawings: Drawings, seed: int) -> t
         logits = classifier(pool(name, network(pixel_values)))
         loss = functional.cross_entropy(logits, drawings.classes[rows], label_smoothing=recipe.label_smoothing)
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
         schedule.step()
