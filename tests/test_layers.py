@@ -28,7 +28,8 @@ LAYERS = (
     ("scan", "spec"),
     ("index",),
     ("bind",),
-    ("catalog", "lock", "registry"),
+    ("catalog", "lock"),
+    ("registry",),  # a name may be a record's
     ("resolve", "store"),
     ("ranking",),
     ("report",),
