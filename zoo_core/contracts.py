@@ -351,8 +351,10 @@ class Split(Protocol):
 class TaskData(Protocol):
     """An opened task: its target, now of known size, and its splits by name: train, test, and val if there is one."""
 
-    target: Target
-    splits: Mapping[str, Split]
+    @property
+    def target(self) -> Target: ...
+    @property
+    def splits(self) -> Mapping[str, Split]: ...
 
 
 class TaskRecipe(Protocol):

@@ -48,8 +48,8 @@ def masked_mean(features: Features) -> Tensor:
     x_BTD = to_tokens(features).x
     if features.mask is None:
         return x_BTD.mean(dim=1)
-    weight_BT1 = features.mask.unsqueeze(-1).to(x_BTD.dtype)
-    return (x_BTD * weight_BT1).sum(dim=1) / weight_BT1.sum(dim=1)
+    real_BT1 = features.mask.unsqueeze(-1)  # filled, not multiplied: padding may hold what is not finite
+    return x_BTD.masked_fill(~real_BT1, 0).sum(dim=1) / real_BT1.sum(dim=1)
 
 
 def joined(parts: list[Features]) -> Features:

@@ -40,9 +40,13 @@ def read_lock(path: Path) -> dict[str, Any] | None:
         lock = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise IntegrityError(f"{path} is damaged ({error}); restore it, or use a new --out") from error
-    if not isinstance(lock, dict) or lock.get("format") != FORMAT or not isinstance(lock.get("parts"), dict):
+    if not isinstance(lock, dict) or lock.get("format") != FORMAT or not _holds_rows(lock.get("parts")):
         raise IntegrityError(f"{path} is not a lock of format {FORMAT}; restore it, or use a new --out")
     return lock
+
+
+def _holds_rows(parts: object) -> bool:
+    return isinstance(parts, dict) and all(isinstance(row, dict) for row in parts.values())
 
 
 def write_lock(path: Path, lock: Mapping[str, Any]) -> None:

@@ -121,7 +121,11 @@ class ToySplit:
 
 @dataclass(frozen=True)
 class ToyTask:
-    """Pictures whose class is the brightest of their vertical thirds; separable, and made from a seed."""
+    """Pictures whose class is the brightest of their vertical thirds; separable, and made from a seed.
+
+    A target of another kind has outputs that follow from the class: label c says whether it is at most c, value c is
+    a hundred times the class, plus c.
+    """
 
     num: int = 60
     seed: int = 0
@@ -136,5 +140,13 @@ class ToyTask:
             labels = np.arange(self.num) % 3
             for row, label in zip(x, labels, strict=True):
                 row[:, label * 3 : label * 3 + 2] += 120
-            parts[name] = ToySplit(x, labels.astype(np.int64))
+            parts[name] = ToySplit(x, _targets(labels, self.target))
         object.__setattr__(self, "splits", parts)
+
+
+def _targets(labels: np.ndarray[Any, Any], target: Target) -> np.ndarray[Any, Any]:
+    if target.kind == "classes":
+        return labels.astype(np.int64)
+    outputs = np.arange(target.size or 0)
+    found = labels[:, None] <= outputs if target.kind == "labels" else labels[:, None] * 100 + outputs
+    return found.astype(np.float32)

@@ -1,0 +1,247 @@
+"""Toy recipes and a plan of them: what a plugin publishes, without a plugin, a catalogue or a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from zoo_core.bind import Bound
+from zoo_core.contracts import (
+    Change,
+    Context,
+    Features,
+    FeatureSpec,
+    Kind,
+    Modality,
+    PartKind,
+    Seam,
+    Source,
+    Target,
+    TargetKind,
+    TaskData,
+    Weights,
+)
+from zoo_core.index import Provider
+from zoo_core.learner import Learner
+from zoo_core.resolve import Budget, Plan
+from zoo_core.seams import groups
+from zoo_core.spec import Part, Spec
+from zoo_core.testing.toys import ToyBackbone, ToyTask
+
+__all__ = ["ToyAdapter", "ToyBackbones", "ToyHeads", "ToyMemory", "ToyOpen", "ToyTasks", "bound", "toy_plan"]
+
+PRETRAINED_SEED = 20261121  # what stands for a weights file: the same numbers at every build
+EVERY_TARGET: frozenset[TargetKind] = frozenset({"classes", "labels", "values"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyBackbones:
+    """ToyBackbone as a recipe. Pre-trained means drawn from a fixed seed."""
+
+    kind: Literal["tokens", "map"] = "tokens"
+    layer_drop: bool = False
+
+    version: ClassVar[int] = 1
+
+    def source(self) -> Source | None:
+        return None
+
+    def build(self, files: Path | None, weights: Weights) -> nn.Module:
+        with torch.random.fork_rng(devices=[], enabled=weights == "pretrained"):
+            if weights == "pretrained":
+                torch.manual_seed(PRETRAINED_SEED)
+            return ToyBackbone(self.kind, layer_drop=self.layer_drop)
+
+
+class _Layers(nn.Module):
+    """Pooled features through layers of plain tensors."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, features: Features) -> Tensor:
+        predictions: Tensor = self.layers(features.x)
+        return predictions
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyHeads:
+    """A linear head; with `norm`, behind a batch norm that has statistics and no parameters."""
+
+    norm: bool = False
+
+    version: ClassVar[int] = 1
+    consumes: ClassVar[Kind] = "pooled"
+    predicts: ClassVar[frozenset[TargetKind]] = EVERY_TARGET
+    fit: ClassVar[Literal["gradient", "closed_form"]] = "gradient"
+    learning_rates: ClassVar[tuple[float, ...]] = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+
+    def build(self, features: FeatureSpec, target: Target) -> nn.Module:
+        assert target.size is not None, "build knows the size"
+        norms = [nn.BatchNorm1d(features.dim, affine=False)] if self.norm else []
+        return _Layers(*norms, nn.Linear(features.dim, target.size))
+
+
+class _Memory(nn.Module):
+    """The target of the nearest training example; how many there are is known when it is fitted."""
+
+    bank: Tensor
+    answers: Tensor
+
+    def __init__(self, dim: int, size: int, classes: bool) -> None:
+        super().__init__()
+        self.size, self.classes = size, classes
+        self.register_buffer("bank", torch.zeros(0, dim))
+        self.register_buffer("answers", torch.zeros(0, size))
+
+    def fit(self, features: Features, target: Tensor) -> None:
+        """features: pooled [N, D]. target: int64 [N] or float32 [N, C]."""
+        self.bank = features.x.clone()
+        one_hot = nn.functional.one_hot(target, self.size) if self.classes else target
+        self.answers = one_hot.to(self.bank.dtype)
+
+    def forward(self, features: Features) -> Tensor:
+        return self.answers[torch.cdist(features.x, self.bank).argmin(dim=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyMemory:
+    """A closed-form head whose buffers have the length of the training split."""
+
+    version: ClassVar[int] = 1
+    consumes: ClassVar[Kind] = "pooled"
+    predicts: ClassVar[frozenset[TargetKind]] = EVERY_TARGET
+    fit: ClassVar[Literal["gradient", "closed_form"]] = "closed_form"
+    learning_rates: ClassVar[tuple[float, ...]] = ()
+
+    def build(self, features: FeatureSpec, target: Target) -> nn.Module:
+        assert target.size is not None, "build knows the size"
+        return _Memory(features.dim, target.size, target.kind == "classes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyAdapter:
+    """An adapter that does nothing; others in tests inherit its facts and replace `apply`."""
+
+    version: ClassVar[int] = 1
+    accepts: ClassVar[frozenset[Kind]] = frozenset({"map", "tokens", "pooled"})
+    seams: ClassVar[frozenset[Seam]] = frozenset()
+    roles: ClassVar[frozenset[str]] = frozenset()
+    changes: ClassVar[frozenset[Change]] = frozenset({"base"})
+    batchable: ClassVar[bool] = False
+    mergeable: ClassVar[bool] = False
+    learning_rates: ClassVar[tuple[float, ...]] = ToyHeads.learning_rates
+
+    def first_stage(self, num_stages: int) -> int:
+        return 0
+
+    def source(self) -> Source | None:
+        return None
+
+    def apply(self, learner: Learner, context: Context) -> Learner:
+        return learner
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyOpen(ToyAdapter):
+    """Opens all of the backbone, its last stage and what follows, its biases, or its norms."""
+
+    what: Literal["all", "last", "biases", "norms"] = "all"
+
+    def apply(self, learner: Learner, context: Context) -> Learner:
+        backbone = learner.backbone
+        if self.what == "norms":
+            for site in learner.source.sites("norm"):
+                backbone.get_submodule(site.path).requires_grad_(True)
+            return learner
+        last = len(learner.source.stages)
+        group = groups(backbone)
+        for name, parameter in backbone.named_parameters():
+            is_bias = name.rpartition(".")[2] == "bias"
+            if {"all": True, "last": group[name] >= last, "biases": is_bias}[self.what]:
+                parameter.requires_grad_(True)
+        return learner
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyTasks:
+    """ToyTask as a recipe, for a target of any kind."""
+
+    data: TaskData = field(default_factory=ToyTask)
+
+    version: ClassVar[int] = 1
+    modality: ClassVar[Modality] = "image"
+
+    @property
+    def metric(self) -> str:
+        return {"classes": "accuracy", "labels": "average_precision", "values": "r2"}[self.target.kind]
+
+    @property
+    def target(self) -> Target:
+        return self.data.target
+
+    def source(self) -> Source | None:
+        return None
+
+    def open(self, files: Path | None) -> TaskData:
+        return self.data
+
+
+def bound(kind: PartKind, name: str, recipe: Any, common: Mapping[str, Any] | None = None) -> Bound:
+    """A recipe as the registry hands it on, of a distribution that is not installed."""
+    provider = Provider(
+        name=name,
+        kind=kind,
+        value=f"{type(recipe).__module__}:{type(recipe).__qualname__}",
+        distribution="zoo-toys",
+        version="1",
+        requires=None,
+        state="ok",
+        problem="",
+        origin="entry point",
+        summary="",
+        describes=name,
+    )
+    return Bound(kind=kind, name=name, provider=provider, recipe=recipe, common=common or {}, written=Part(name))
+
+
+def toy_plan(
+    *adapters: Any,
+    backbone: Any = None,
+    head: Any = None,
+    data: TaskData | None = None,
+    target: Target | None = None,
+    budget: Budget | None = None,
+    seed: int = 0,
+    weights: Weights = "pretrained",
+    learning_rates: tuple[float, ...] = (1e-2,),
+) -> Plan:
+    """A plan of toy recipes; adapters are named by their classes. target: the task's own when None."""
+    data = data or ToyTask()
+    bound_head = bound("head", "toy-head", head or ToyHeads())
+    bound_backbone = bound("backbone", "toy", backbone or ToyBackbones(), {"weights": weights})
+    bound_adapters = tuple(bound("adapter", type(adapter).__name__, adapter) for adapter in adapters)
+    closed = bound_head.recipe.fit == "closed_form"
+    return Plan(
+        spec=Spec((Part("toy"), *(Part(part.name) for part in bound_adapters), Part("toy-head"))),
+        backbone=bound_backbone,
+        adapters=bound_adapters,
+        head=bound_head,
+        task=bound("task", "toy-task", ToyTasks(data=data), {"shots": None, "limit": None}),
+        target=target or data.target,
+        entry=None,
+        budget=budget or Budget(epochs=2),
+        seed=seed,
+        weights=weights,
+        learning_rates=() if closed else learning_rates,
+        num_stages=3,
+        first_stage=None,
+        digest=None,
+        base_digest=None,
+    )
