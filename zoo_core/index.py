@@ -23,6 +23,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import cache
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, cast
 
 from zoo_core.errors import UsageError, nearest
@@ -31,7 +32,7 @@ from zoo_core.scan import (
     Distribution,
     Folder,
     Locate,
-    Name,
+    Origin,
     is_fresh,
     mtime_ns,
     normalise,
@@ -57,7 +58,6 @@ __all__ = [
 ]
 
 State: TypeAlias = Literal["ok", "broken", "incompatible", "ambiguous", "disallowed"]
-Origin: TypeAlias = Literal["entry point", "catalogue", "record"]
 
 FORMAT = 1  # raised when scan.py reads something else from the same files
 NUM_KEPT = 16  # index files in the cache folder: one for each environment and way of starting Python
@@ -182,37 +182,30 @@ class Index:
 
     def _rows(self, distribution: Distribution) -> Iterator[Provider]:
         """The names of one distribution, before other distributions are looked at."""
-        name, version, requires = distribution["name"], distribution["version"], distribution["requires"]
+        owner, version, requires = distribution["name"], distribution["version"], distribution["requires"]
         state, problem = self.state(distribution)
         if distribution["fatal"] and state == "ok":
             state, problem = "broken", distribution["fatal"]
-        sources: tuple[tuple[Origin, list[Name]], ...] = (
-            ("entry point", distribution["entry_points"]),
-            ("catalogue", distribution["catalogue"]),
-            ("record", distribution["records"]),
-        )
-        for origin, found in sources:
-            for item in found:
-                own_state, own_problem = state, problem
-                if state == "ok" and item["problem"]:
-                    own_state, own_problem = "broken", item["problem"]
-                elif state == "ok" and self.failures:
-                    failure = self.failures.get(_failure_key(name, item["value"]))
-                    if failure is not None and failure.version == version and origin == "entry point":
-                        own_state, own_problem = "broken", failure.problem
-                yield Provider(
-                    item["name"],
-                    cast("PartKind", item["kind"]),
-                    item["value"],
-                    name,
-                    version,
-                    requires,
-                    own_state,
-                    own_problem,
-                    origin,
-                    item["summary"],
-                    item["describes"],
-                )
+        for origin, kind, name, value, describes, summary, mistake in distribution["names"]:
+            provider = Provider(
+                name,
+                cast("PartKind", kind),
+                value,
+                owner,
+                version,
+                requires,
+                state,
+                problem,
+                origin,
+                summary,
+                describes,
+            )
+            if state == "ok":
+                failure = self.failure(provider) if self.failures else None
+                mistake = mistake or (failure.problem if failure is not None else "")
+                if mistake:
+                    provider = provider._replace(state="broken", problem=mistake)
+            yield provider
 
 
 def load_index() -> Index:
@@ -258,7 +251,8 @@ def read_folders(paths: Sequence[str], *, cache: str | None = None, locate: Loca
         if scanned is None or not is_fresh(path, scanned):
             scanned = scan_folder(path, _locate_in([path, *paths], locate))
         folders[path] = scanned
-    if file is not None and folders != known:
+    changed = [path for path in paths if folders[path] is not known.get(path)]
+    if file is not None and any(folders[path]["distributions"] or folders[path]["others"] for path in changed):
         now = time.time_ns()
         kept = {path: folder for path, folder in folders.items() if now - folder["mtime_ns"] > RACY_NS}
         _write(file, kept)
@@ -274,6 +268,7 @@ def cache_folder() -> str:
     return os.path.join(base, "zoo")
 
 
+@cache
 def in_range(version: str, wanted: str) -> bool | None:
     """Whether a version lies in a range such as `>=0.1,<0.2`; None if either cannot be read.
 

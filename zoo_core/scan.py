@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable
-from typing import TypeAlias, TypedDict
+from typing import Literal, NamedTuple, TypeAlias, TypedDict
 
 __all__ = [
     "CORE",
@@ -22,6 +22,7 @@ __all__ = [
     "Folder",
     "Locate",
     "Name",
+    "Origin",
     "is_fresh",
     "mtime_ns",
     "normalise",
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 Locate: TypeAlias = Callable[[str], str]
+Origin: TypeAlias = Literal["entry point", "catalogue", "record"]
 
 GROUPS = {"zoo.backbones": "backbone", "zoo.adapters": "adapter", "zoo.heads": "head", "zoo.tasks": "task"}
 RECORDS_GROUP = "zoo.records"
@@ -43,19 +45,20 @@ _SEGMENT = r"(?!\.{1,2}$)[A-Za-z0-9._-]+"
 _REQUIREMENT = r"(?i)zoo[-_.]core\s*(?:\[[^\]]*\])?\s*\(?\s*([^;)]*?)\s*\)?\s*(?:;(.*))?"
 
 
-class Name(TypedDict):
+class Name(NamedTuple):
     """A name and where it comes from.
 
     value: `module:object` of an entry point, else the file that tells of the name. describes: the part that a record's
     name stands for, else the name itself. problem: why it cannot be used, or nothing.
     """
 
+    origin: Origin
     kind: str
     name: str
     value: str
-    summary: str
     describes: str
-    problem: str
+    summary: str = ""
+    problem: str = ""
 
 
 class Distribution(TypedDict):
@@ -70,9 +73,7 @@ class Distribution(TypedDict):
     version: str
     path: str
     requires: str | None
-    entry_points: list[Name]
-    catalogue: list[Name]
-    records: list[Name]
+    names: list[Name]
     problems: list[str]
     fatal: str
     stamps: dict[str, list[int]]
@@ -109,7 +110,7 @@ def scan_folder(folder: str, locate: Locate) -> Folder:
         if name.endswith((".dist-info", ".egg-info")) and not name.startswith("~"):
             distribution = _scan_distribution(os.path.join(folder, name), locate)
             if distribution is None:
-                found["others"].append(normalise(name.rpartition(".")[0].partition("-")[0]))
+                found["others"].append(normalise(_stem(name).partition("-")[0]))
             else:
                 found["distributions"].append(distribution)
     return found
@@ -153,7 +154,7 @@ def read_text(path: str) -> str:
 def _scan_distribution(path: str, locate: Locate) -> Distribution | None:
     """None for a distribution that has nothing to do with zoo."""
     points = os.path.join(path, "entry_points.txt")
-    is_core = normalise(os.path.basename(path)).startswith((f"{CORE}-", f"{CORE}.egg"))
+    is_core = normalise(_stem(path).partition("-")[0]) == CORE
     try:
         with open(points, "rb") as file:
             content = file.read()
@@ -167,9 +168,7 @@ def _scan_distribution(path: str, locate: Locate) -> Distribution | None:
         version=version,
         path=path,
         requires=requires,
-        entry_points=[],
-        catalogue=[],
-        records=[],
+        names=[],
         problems=problems,
         fatal="",
         stamps={points: _stamp(points)},
@@ -179,10 +178,10 @@ def _scan_distribution(path: str, locate: Locate) -> Distribution | None:
     except UnicodeDecodeError as error:
         lines, malformed = [], [f"{error.reason} at byte {error.start}"]
     problems.extend(f"entry_points.txt: {problem}" for problem in malformed)
-    _add_entry_points(found, lines)
-    tops = sorted({value.partition(":")[0].partition(".")[0] for group, _, value in lines if group in GROUPS})
-    for top in tops:
-        _add_catalogue(found, top, locate)
+    owned = _entry_points(lines)
+    for top in sorted({name.value.partition(":")[0].partition(".")[0] for name in owned.values()}):
+        _add_catalogue(found, owned, top, locate)
+    found["names"][:0] = owned.values()
     for group, _, value in lines:
         if group == RECORDS_GROUP:
             _add_records(found, value, locate)
@@ -190,37 +189,38 @@ def _scan_distribution(path: str, locate: Locate) -> Distribution | None:
     return found if is_core or ours else None
 
 
-def _add_entry_points(found: Distribution, lines: Iterable[tuple[str, str, str]]) -> None:
-    """The recipes; setuptools lists an editable installation's entry points twice, and those count once."""
-    taken: dict[tuple[str, str], Name] = {}
+def _entry_points(lines: Iterable[tuple[str, str, str]]) -> dict[tuple[str, str], Name]:
+    """The recipes, by kind and name; setuptools lists an editable installation's twice, and those count once."""
+    found: dict[tuple[str, str], Name] = {}
     for group, name, value in lines:
         kind = GROUPS.get(group)
         if kind is None:
             continue
         match = re.fullmatch(_TARGET, value)
         assert match is not None, "parse_entry_points has checked it"
-        entry = _name(kind, name, f"{match[1]}:{match[2] or ''}")
+        target = f"{match[1]}:{match[2] or ''}"
+        problem = ""
         if re.fullmatch(_SEGMENT, name) is None:
-            entry["problem"] = f"a name is letters, digits and . _ -, found {name!r}"
+            problem = f"a name is letters, digits and . _ -, found {name!r}"
         elif not match[2]:
-            entry["problem"] = f"an entry point names module:object, found {value!r}"
-        known = taken.setdefault((kind, name), entry)
-        if known is entry:
-            found["entry_points"].append(entry)
-        elif known["value"] != entry["value"]:
-            known["problem"] = f"the distribution names it twice, as {known['value']} and {entry['value']}"
+            problem = f"an entry point names module:object, found {value!r}"
+        entry = Name("entry point", kind, name, target, name, problem=problem)
+        known = found.setdefault((kind, name), entry)
+        if known.value != target:
+            twice = f"the distribution names it twice, as {known.value} and {target}"
+            found[kind, name] = known._replace(problem=twice)
+    return found
 
 
 def _read_metadata(path: str) -> tuple[str, str, str | None, list[str]]:
     """Name, version, range of zoo-core, and what could not be read; the folder's name stands in for what is missing."""
-    stem = os.path.basename(path).rpartition(".")[0]
-    name, _, version = stem.partition("-")
+    name, _, version = _stem(path).partition("-")
     version = version.partition("-")[0]
     ranges: list[str] = []
     try:
         is_egg = path.endswith(".egg-info")
         head = read_text(os.path.join(path, "PKG-INFO" if is_egg else "METADATA"))
-        for line in head.partition("\n\n")[0].splitlines():
+        for line in head.replace("\r\n", "\n").partition("\n\n")[0].splitlines():
             key, _, value = line.partition(":")
             if key == "Name":
                 name = value.strip()
@@ -249,7 +249,7 @@ def _egg_ranges(path: str) -> list[str]:
     return [found for line in lines for found in _core_range(line)]
 
 
-def _add_catalogue(found: Distribution, top: str, locate: Locate) -> None:
+def _add_catalogue(found: Distribution, owned: dict[tuple[str, str], Name], top: str, locate: Locate) -> None:
     """The names of `catalogue.json` in the package, each below a name that the distribution's entry points own."""
     package = locate(top)
     if not package:
@@ -266,7 +266,6 @@ def _add_catalogue(found: Distribution, top: str, locate: Locate) -> None:
     found["stamps"][path] = _stamp(path)
     if content is None:
         return
-    owned = {(entry["kind"], entry["name"]): entry for entry in found["entry_points"]}
     for kind, names in content.items() if isinstance(content, dict) else [("", content)]:
         for name, facts in names.items() if isinstance(names, dict) else [("", names)]:
             summary = facts.get("summary", "") if isinstance(facts, dict) else None
@@ -274,9 +273,9 @@ def _add_catalogue(found: Distribution, top: str, locate: Locate) -> None:
                 problem = f"{kind} {name!r} is not a table about a name that the distribution's entry points own"
                 found["problems"].append(f"{path}: {problem}")
             elif (kind, name) in owned:
-                owned[kind, name]["summary"] = summary
+                owned[kind, name] = owned[kind, name]._replace(summary=summary)
             else:
-                found["catalogue"].append(_name(kind, name, path, summary))
+                found["names"].append(Name("catalogue", kind, name, path, name, summary))
 
 
 def _add_records(found: Distribution, package_name: str, locate: Locate) -> None:
@@ -295,37 +294,39 @@ def _add_records(found: Distribution, package_name: str, locate: Locate) -> None
             if name.endswith(".toml"):
                 path = os.path.join(base, name)
                 found["stamps"][path] = _stamp(path)
-                found["records"].append(_read_record(path, kind))
+                found["names"].append(_read_record(path, kind))
 
 
 def _read_record(path: str, kind: str) -> Name:
     """A record's name and the part it stands for. A file without these is listed by its own name, with the problem."""
     import tomllib  # 15 ms that only a scan of records pays
 
-    record = _name(kind, os.path.basename(path).removesuffix(".toml"), path)
+    record = Name("record", kind, _stem(path), path, _stem(path))
     try:
         content = tomllib.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
-        record["problem"] = f"{path}: {error}"
-        return record
-    texts = {key: content.get(key) for key in ("name", "describes", "summary")}
-    for key, text in texts.items():
-        if key in content and not isinstance(text, str):
-            record["problem"] = f"{path}: {key} is text, found {text!r}"
-            return record
+        return record._replace(problem=f"{path}: {error}")
+    texts = {
+        "name": "",
+        "summary": "",
+        **{key: content[key] for key in ("name", "describes", "summary") if key in content},
+    }
+    wrong = next((key for key, text in texts.items() if not isinstance(text, str)), None)
+    if wrong is not None:
+        return record._replace(problem=f"{path}: {wrong} is text, found {texts[wrong]!r}")
     if not texts["name"]:
-        record["problem"] = f"{path}: it has no name"
-        return record
-    record["name"] = str(texts["name"])
-    record["describes"] = str(texts["describes"] or texts["name"])
-    record["summary"] = str(texts["summary"] or "")
-    if "/" in record["name"] and record["describes"] != record["name"]:
-        record["problem"] = f"{path}: {record['name']!r} lies in a namespace, so it may not stand for another name"
+        return record._replace(problem=f"{path}: it has no name")
+    record = record._replace(
+        name=texts["name"], describes=texts.get("describes", texts["name"]), summary=texts["summary"]
+    )
+    if "/" in record.name and record.describes != record.name:
+        problem = f"{path}: {record.name!r} lies in a namespace, so it may not stand for another name"
+        return record._replace(problem=problem)
     return record
 
 
-def _name(kind: str, name: str, value: str, summary: str = "") -> Name:
-    return {"kind": kind, "name": name, "value": value, "summary": summary, "describes": name, "problem": ""}
+def _stem(path: str) -> str:
+    return os.path.basename(path).rpartition(".")[0]
 
 
 def mtime_ns(path: str) -> int:

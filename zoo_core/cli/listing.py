@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -42,10 +43,17 @@ def run(words: Sequence[str], *, as_json: bool) -> None:
     JSON is an array, empty if nothing fits; otherwise a pattern that fits nothing raises NotFoundError.
     """
     kind, pattern = _kind_and_pattern(words)
-    index = load_index()
-    rows = list_names(kind, pattern, index=index)
+    collects = gc.isenabled()
+    gc.disable()  # nothing here is garbage before the end, and looking for it takes a fifth of the time
+    try:
+        index = load_index()
+        rows = list_names(kind, pattern, index=index)
+    finally:
+        if collects:
+            gc.enable()
     if as_json:
-        sys.stdout.write(json.dumps(rows, indent=2) + "\n")
+        # Line ends by separators: indent=2 leaves the C encoder and would take as long as all the rest.
+        sys.stdout.write(json.dumps(rows, separators=(",\n", ": ")) + "\n")
     elif rows:
         sys.stdout.write(_aligned(rows))
     else:
@@ -76,10 +84,9 @@ def _nothing(index: Index, kind: str | None, pattern: str | None) -> str:
 
 def _aligned(rows: Sequence[Mapping[str, str]]) -> str:
     """Columns under each other, clipped to the terminal's width if there is one."""
-    heads = dict(zip(COLUMNS, COLUMNS, strict=True))
-    widths = [max(len(row[column]) for row in (heads, *rows)) for column in COLUMNS]
-    form = "  ".join(f"{{:{width}}}" for width in widths)
-    lines = [form.format(*(row[column] for column in COLUMNS)).rstrip() for row in (heads, *rows)]
+    columns = [[column, *(row[column] for row in rows)] for column in COLUMNS]
+    padded = [[cell.ljust(width) for cell in cells] for cells in columns for width in [max(map(len, cells))]]
+    lines = [line.rstrip() for line in map("  ".join, zip(*padded, strict=True))]
     if sys.stdout.isatty():
         width = os.get_terminal_size().columns
         lines = [line if len(line) <= width else f"{line[: width - 3]}..." for line in lines]
