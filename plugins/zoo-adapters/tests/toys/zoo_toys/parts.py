@@ -119,7 +119,7 @@ class RowData:
 def rows(target: Target) -> RowData:
     """240 rows to train and 120 each to validate and test; unit normal around one of three centres."""
     rng = np.random.default_rng(0)
-    centres = rng.normal(size=(3, DIM))
+    centres = 0.6 * rng.normal(size=(3, DIM))
     splits: dict[str, Split] = {}
     for name, num in (("train", 240), ("val", 120), ("test", 120)):
         labels = np.arange(num) % 3
