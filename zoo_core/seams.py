@@ -41,13 +41,16 @@ def _state(value: Any) -> Tensor:
 
 @contextmanager
 def capture(backbone: nn.Module, stages: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """While open, fills {stage: the hidden state that leaves it} for the stages asked for."""
+    """While open, fills {stage: the hidden state that leaves it} for the stages asked for.
+
+    A copy of each, through which gradients flow: the next stage may write into what it is given.
+    """
     states: dict[int, Tensor] = {}
     modules = stage_modules(backbone) if stages else []
 
     def keep(index: int) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            states[index] = _state(output)
+            states[index] = _state(output).clone()
 
         return hook
 
@@ -101,36 +104,52 @@ def resume(backbone: nn.Module, inputs: Mapping[str, Tensor], start: Boundary) -
     """A forward pass that begins at a boundary: earlier stages hand their input on, then the state is put in place.
 
     inputs: as for the whole pass; masks and position embeddings are made from them by the model itself.
-    Returns features equal, bit for bit, to those of the whole pass with the same weights.
+    Returns features equal, bit for bit, to those of the whole pass with the same weights; the boundary is not changed.
     One resumed pass at a time; the stages themselves are not changed, only their `forward` while the pass runs.
     """
     modules = stage_modules(backbone)
 
     def hand_on(state: Any, *args: Any, **kwargs: Any) -> Any:
-        return state if start.rest is None else (state, *start.rest)
+        return state if start.rest is None else (state, *map(_copy, start.rest))
 
     def put(module: nn.Module, args: Any) -> Any:
-        return (start.state, *args[1:])
+        return (_copy(start.state), *args[1:])
 
     with _one_resumed_pass, ExitStack() as stack:
         for module in modules[: start.stage]:
+            stack.callback(_put_back, module, module.__dict__.get("forward"))
             module.forward = hand_on
-            stack.callback(module.__dict__.pop, "forward")
         stack.callback(modules[start.stage].register_forward_pre_hook(put).remove)
         features: Features = backbone(inputs)
         return features
 
 
-def groups(backbone: nn.Module) -> dict[str, int]:
-    """The group of each parameter: 0 stem and embeddings, 1 to L the stages, L + 1 what is called after the last.
+def _copy(value: Any) -> Any:
+    """A stage may write into what it is given; a boundary serves more than once."""
+    return value.clone() if isinstance(value, Tensor) else value
 
-    One dummy pass without gradients, in evaluation mode, tells the order of calls and that each stage is called once.
+
+def _put_back(module: nn.Module, forward: Callable[..., Any] | None) -> None:
+    """The module's own `forward`, if it had one beside its class's: a compiled or wrapped module has."""
+    if forward is None:
+        del module.__dict__["forward"]
+    else:
+        module.forward = forward
+
+
+def groups(backbone: nn.Module) -> dict[str, int]:
+    """The group of each parameter: 0 stem and embeddings, 1 to L the stages, L + 1 what is first called after the last.
+
+    One dummy pass without gradients, in evaluation mode, tells the order of calls and that each stage is called once;
+    the backbone's pooling is part of it. A parameter belongs to the nearest module around it that is called.
     Raises LawError when a stage is called never or more than once.
     """
     paths = as_backbone(backbone).stages
     num_stages = len(paths)
+    if not paths:
+        raise LawError("the backbone names no stages; one that nobody has taken apart has a single stage")
     calls = [0] * num_stages
-    after: set[str] = set()
+    after: dict[str, bool] = {}  # by module: whether its first call comes after the last stage's
     with ExitStack() as stack:
         for index, module in enumerate(stage_modules(backbone)):
 
@@ -143,8 +162,7 @@ def groups(backbone: nn.Module) -> dict[str, int]:
                 continue
 
             def note(module: nn.Module, args: Any, name: str = name) -> None:
-                if calls and calls[-1]:
-                    after.add(name)
+                after.setdefault(name, calls[-1] > 0)
 
             stack.callback(module.register_forward_pre_hook(note).remove)
         _dummy_pass(backbone)
@@ -154,46 +172,83 @@ def groups(backbone: nn.Module) -> dict[str, int]:
     found: dict[str, int] = {}
     for name, _ in backbone.named_parameters():
         stage = [index for index, path in enumerate(paths, 1) if name.startswith(f"{path}.")]
-        owner = name.rpartition(".")[0]
-        found[name] = stage[0] if stage else num_stages + 1 if owner in after else 0
+        found[name] = stage[0] if stage else num_stages + 1 if _follows(name, after) else 0
     return found
 
 
+def _follows(parameter: str, after: Mapping[str, bool]) -> bool:
+    """Whether the nearest called module around a parameter is first called after the last stage."""
+    path = parameter
+    while path:
+        path = path.rpartition(".")[0]
+        if path in after:
+            return after[path]
+    return False
+
+
 def _dummy_pass(backbone: nn.Module) -> None:
-    """One pass on dummy inputs in evaluation mode without gradients; every module's mode is put back."""
+    """One pass and pooling of dummy inputs in evaluation mode without gradients; every module's mode is put back."""
     modes = [(module, module.training) for module in backbone.modules()]
     parameter = next(backbone.parameters(), None)
-    device = parameter.device if parameter is not None else torch.device("cpu")
-    inputs = {name: x.to(device) for name, x in as_backbone(backbone).preparation.dummy(2).items()}
+    inputs = as_backbone(backbone).preparation.dummy(2)
+    if parameter is not None:
+        inputs = {name: _like(x, parameter) for name, x in inputs.items()}
     backbone.eval()
     try:
         with torch.no_grad():
-            backbone(inputs)
+            features = as_backbone(backbone)(inputs)
+            if features.kind != "pooled":
+                as_backbone(backbone).pool(features)
     finally:
         for module, mode in modes:
             module.training = mode
 
 
-class _Attention(TorchFunctionMode):
-    """Counts the calls of scaled_dot_product_attention, and adds keys and values to each if there are any."""
+def _like(x: Tensor, parameter: Tensor) -> Tensor:
+    return x.to(parameter) if x.is_floating_point() else x.to(parameter.device)
 
-    def __init__(self, keys_values: KeysValues | None) -> None:
+
+Arguments = dict[str, Any]  # of a call of scaled_dot_product_attention, by name
+
+
+class _Attention(TorchFunctionMode):
+    """Passes the arguments of each call of scaled_dot_product_attention through `change`."""
+
+    def __init__(self, change: Callable[[Arguments], Arguments]) -> None:
         super().__init__()
-        self.keys_values = keys_values
-        self.calls = 0
+        self.change = change
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is not nn.functional.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
+        return func(**self.change(dict(zip(_SDPA_ARGUMENTS, args, strict=False)) | dict(kwargs or {})))
+
+
+@dataclass
+class _Counted:
+    """Leaves every call as it is and counts them."""
+
+    calls: int = 0
+
+    def __call__(self, call: Arguments) -> Arguments:
         self.calls += 1
-        call = dict(zip(_SDPA_ARGUMENTS, args, strict=False)) | dict(kwargs or {})
-        return func(**(call if self.keys_values is None else _extended(call, *self.keys_values())))
+        return call
+
+
+@dataclass
+class _Prefixed:
+    """Adds keys and values to every call."""
+
+    keys_values: KeysValues
+
+    def __call__(self, call: Arguments) -> Arguments:
+        return _extended(call, *self.keys_values())
 
 
 _SDPA_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 
 
-def _extended(call: dict[str, Any], prefix_key: Tensor, prefix_value: Tensor) -> dict[str, Any]:
+def _extended(call: Arguments, prefix_key: Tensor, prefix_value: Tensor) -> Arguments:
     """The arguments of an attention call with P more keys and values before the real ones."""
     length = prefix_key.shape[-2]
     if length == 0:
@@ -203,6 +258,7 @@ def _extended(call: dict[str, Any], prefix_key: Tensor, prefix_value: Tensor) ->
     if call.get("is_causal"):
         mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
     if mask is not None:
+        mask = mask.expand(*mask.shape[:-1], key.shape[-2])  # it may hold one value for all keys
         seen = mask.new_ones(()) if mask.dtype == torch.bool else mask.new_zeros(())
         mask = torch.cat([seen.expand(*mask.shape[:-1], length), mask], dim=-1)
     batch = key.shape[:-3]
@@ -217,23 +273,21 @@ class _AttentionHooks:
     Bound methods, so that a deep copy of the stage carries a copy of the keys and values and not the original's.
     """
 
-    def __init__(self, stage: nn.Module, keys_values: KeysValues | None) -> None:
-        self.keys_values = keys_values
+    def __init__(self, stage: nn.Module, change: Callable[[Arguments], Arguments]) -> None:
+        self.change = change
         self.entered: list[_Attention] = []
-        self.calls = 0
         self.handles = (
             stage.register_forward_pre_hook(self.enter),
             stage.register_forward_hook(self.leave, always_call=True),
         )
 
     def enter(self, module: nn.Module, args: Any) -> None:
-        self.entered.append(_Attention(self.keys_values))
+        self.entered.append(_Attention(self.change))
         self.entered[-1].__enter__()  # type: ignore[no-untyped-call]
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        mode = self.entered.pop()
-        mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-        self.calls += mode.calls
+        if self.entered:  # empty after another hook's error before `enter`
+            self.entered.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def remove(self) -> None:
         for handle in self.handles:
@@ -242,21 +296,23 @@ class _AttentionHooks:
 
 def attention_calls(backbone: nn.Module) -> list[int]:
     """How often each stage calls scaled_dot_product_attention in one dummy pass."""
-    hooks = [_AttentionHooks(stage, None) for stage in stage_modules(backbone)]
+    counts = [_Counted() for _ in as_backbone(backbone).stages]
+    hooks = [_AttentionHooks(stage, count) for stage, count in zip(stage_modules(backbone), counts, strict=True)]
     try:
         _dummy_pass(backbone)
     finally:
         for hook in hooks:
             hook.remove()
-    return [hook.calls for hook in hooks]
+    return [count.calls for count in counts]
 
 
 def attend_to(stage: nn.Module, keys_values: KeysValues) -> Callable[[], None]:
     """From now on every query in the stage also attends to P more keys and values, put before the real ones.
 
-    keys_values: gives two tensors float [heads, P, head_dim] at each pass; with P = 0 the call is left as it was.
+    keys_values: gives two tensors float [heads, P, head_dim] at each pass; with P = 0 the call is left as it was. A
+    module or a bound method, so that a deep copy of the stage gets its own; a closure would keep the original's.
     A mask is padded so that all see the added ones; a causal call gets its mask written out.
     Returns what takes it back. Silent where a stage does not call that function: see `attention_calls`.
     Source: Li & Liang 2021, section 4 (prefix tuning as per-layer keys and values).
     """
-    return _AttentionHooks(stage, keys_values).remove
+    return _AttentionHooks(stage, _Prefixed(keys_values)).remove

@@ -1,0 +1,584 @@
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from zoo_core.contracts import Features
+from zoo_core.errors import LawError
+from zoo_core.seams import attend_to, attention_calls, boundary, capture, groups, resume, stage_modules
+from zoo_core.testing.toys import ToyBackbone
+
+ATTENTION = nn.functional.scaled_dot_product_attention
+
+
+def pictures(backbone: ToyBackbone, num: int = 3) -> dict[str, Tensor]:
+    size = backbone.preparation.size
+    return {"pixel_values": torch.randn(num, 3, size, size, generator=torch.Generator().manual_seed(1))}
+
+
+class TupleStages(ToyBackbone):
+    """Each stage also hands on a bias that it doubles, in a tuple."""
+
+    class Block(nn.Module):
+        def __init__(self, block: nn.Module) -> None:
+            super().__init__()
+            self.block = block
+
+        def forward(self, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+            return self.block(x) + bias, 2 * bias
+
+    def __init__(self, kind: Literal["tokens", "map"] = "tokens") -> None:
+        super().__init__(kind)
+        self.blocks = nn.Sequential(*(self.Block(block) for block in self.blocks))
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Features:
+        x = self.stem(inputs["pixel_values"])
+        if self.features.kind == "tokens":
+            x = x.flatten(2).transpose(1, 2)
+        bias = x.mean()
+        for block in self.blocks:
+            x, bias = block(x, bias)
+        return Features(kind=self.features.kind, x=self.norm(x) + bias)
+
+
+class InPlaceStages(ToyBackbone):
+    """Stages that write into the hidden state they are given, as pre-activation networks do."""
+
+    class Block(nn.Module):
+        def __init__(self, block: nn.Module) -> None:
+            super().__init__()
+            self.block = block
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.block(x.add_(1))
+            return found
+
+    def __init__(self) -> None:
+        super().__init__("map")
+        self.blocks = nn.Sequential(*(self.Block(block) for block in self.blocks))
+
+
+def backbones() -> dict[str, Callable[[], ToyBackbone]]:
+    return {
+        "tokens": lambda: ToyBackbone("tokens"),
+        "map": lambda: ToyBackbone("map"),
+        "tuple of tokens": lambda: TupleStages("tokens"),
+        "tuple of a map": lambda: TupleStages("map"),
+        "in place": InPlaceStages,
+    }
+
+
+def starter(name: str) -> Any:
+    pytest.importorskip("zoo_starter")
+    import zoo_core
+
+    return zoo_core.load_backbone(f"starter/{name}(weights=random)")
+
+
+# -- the stage seam -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", backbones())
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_a_pass_resumed_from_any_stage_is_bit_equal(name: str, stage: int) -> None:
+    backbone = backbones()[name]().eval()
+    inputs = pictures(backbone)
+    whole = backbone(inputs).x
+    start = boundary(backbone, inputs, stage)
+    assert torch.equal(resume(backbone, inputs, start).x, whole)
+    assert torch.equal(resume(backbone, inputs, start).x, whole), "a boundary serves more than once"
+    assert torch.equal(backbone(inputs).x, whole), "nothing is left behind"
+
+
+@pytest.mark.parametrize("name", ["vit-nano", "convnet-nano", "mlp-nano"])
+def test_a_pass_of_a_starter_backbone_resumed_from_any_stage_is_bit_equal(name: str) -> None:
+    backbone = starter(name)
+    inputs = {key: torch.randn(x.shape) for key, x in backbone.preparation.dummy(3).items()}
+    whole = backbone(inputs).x
+    for stage in range(len(backbone.stages)):
+        assert torch.equal(resume(backbone, inputs, boundary(backbone, inputs, stage)).x, whole)
+
+
+def test_a_resumed_pass_uses_the_boundary_and_not_the_inputs() -> None:
+    backbone = ToyBackbone("map").eval()
+    inputs = pictures(backbone)
+    start = boundary(backbone, inputs, 1)
+    other = {"pixel_values": inputs["pixel_values"] + 1}
+    assert not torch.equal(backbone(other).x, backbone(inputs).x)
+    assert torch.equal(resume(backbone, other, start).x, backbone(inputs).x)
+
+
+@pytest.mark.parametrize("name", backbones())
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_gradients_through_a_resumed_pass_are_those_of_the_whole(name: str, stage: int) -> None:
+    backbone = backbones()[name]().eval()
+    inputs = pictures(backbone)
+    later = [parameter for module in stage_modules(backbone)[stage:] for parameter in module.parameters()]
+    wanted = torch.autograd.grad(backbone(inputs).x.square().sum(), later)
+    with torch.no_grad():
+        start = boundary(backbone, inputs, stage)
+    found = torch.autograd.grad(resume(backbone, inputs, start).x.square().sum(), later)
+    assert all(torch.equal(one, other) for one, other in zip(wanted, found, strict=True))
+
+
+def test_a_boundary_stops_the_pass() -> None:
+    backbone = ToyBackbone("tokens").eval()
+    called: list[int] = []
+    for index, module in enumerate(stage_modules(backbone)):
+        module.register_forward_hook(lambda *_, index=index: called.append(index))
+    boundary(backbone, pictures(backbone), 2)
+    assert called == [0, 1]
+
+
+def test_a_boundary_at_a_stage_that_is_never_called_breaks_the_law() -> None:
+    backbone = ToyBackbone("tokens", layer_drop=True).train()  # skips its stages
+    with pytest.raises(LawError, match=r"stage 1 \(blocks.1\) was never called"):
+        boundary(backbone, pictures(backbone), 1)
+
+
+def test_a_stage_that_fails_leaves_no_trace_of_a_resumed_pass() -> None:
+    backbone = ToyBackbone("map").eval()
+    inputs = pictures(backbone)
+    whole, start = backbone(inputs).x, boundary(backbone, inputs, 2)
+    handle = backbone.norm.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        resume(backbone, inputs, start)
+    handle.remove()
+    assert torch.equal(backbone(inputs).x, whole)
+    assert torch.equal(resume(backbone, inputs, start).x, whole), "the lock is open again"
+
+
+def fail(*_: object) -> None:
+    raise RuntimeError("on purpose")
+
+
+def test_a_stage_with_a_forward_of_its_own_keeps_it_through_a_resumed_pass() -> None:
+    backbone = ToyBackbone("map").eval()
+    inputs = pictures(backbone)
+    first = stage_modules(backbone)[0]
+    usual = first.forward
+    first.forward = lambda x: usual(x) + 1  # as a compiled module, or one that accelerate has wrapped, carries
+    whole = backbone(inputs).x
+    assert torch.equal(resume(backbone, inputs, boundary(backbone, inputs, 1)).x, whole)
+    assert torch.equal(backbone(inputs).x, whole)
+
+
+def test_two_threads_may_resume_one_backbone() -> None:
+    backbone = ToyBackbone("map").eval()
+    inputs = [{"pixel_values": pictures(backbone)["pixel_values"] + shift} for shift in range(2)]
+    starts = [boundary(backbone, inputs[which], 1 + which) for which in range(2)]
+    wanted = [backbone(one).x for one in inputs]
+    right: list[bool] = []
+
+    def run(which: int) -> None:
+        right.extend(torch.equal(resume(backbone, inputs[which], starts[which]).x, wanted[which]) for _ in range(20))
+
+    threads = [threading.Thread(target=run, args=(which,)) for which in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert right == [True] * 40
+
+
+@pytest.mark.parametrize("name", backbones())
+def test_captured_states_are_those_that_leave_each_stage(name: str) -> None:
+    backbone = backbones()[name]().eval()
+    inputs = pictures(backbone)
+    with capture(backbone, (0, 1, 2)) as states:
+        backbone(inputs)
+    for stage in (1, 2):
+        assert torch.equal(states[stage - 1], boundary(backbone, inputs, stage).state)
+    before = dict(states)
+    backbone(inputs)
+    assert states == before, "closed, it captures nothing"
+
+
+def test_gradients_flow_through_captured_states() -> None:
+    backbone = ToyBackbone("tokens").eval()
+    with capture(backbone, (1,)) as states:
+        backbone(pictures(backbone))
+    states[1].sum().backward()
+    assert backbone.stem.weight.grad is not None
+    assert stage_modules(backbone)[2].norm.weight.grad is None  # type: ignore[union-attr]
+
+
+# -- groups ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", backbones())
+def test_groups_count_stem_stages_and_what_follows(name: str) -> None:
+    backbone = backbones()[name]()
+    found = groups(backbone)
+    assert found.keys() == dict(backbone.named_parameters()).keys()
+    for parameter, group in found.items():
+        first = parameter.split(".")[0]
+        assert group == {"stem": 0, "norm": 4}.get(first, int(parameter.split(".")[1]) + 1 if first == "blocks" else 9)
+
+
+@pytest.mark.parametrize("name", ["vit-nano", "convnet-nano", "mlp-nano"])
+def test_groups_of_a_starter_backbone_are_in_calling_order(name: str) -> None:
+    backbone = starter(name)
+    num_stages = len(backbone.stages)
+    for parameter, group in groups(backbone).items():
+        part = parameter.split(".")[1]
+        expected = {"stem": 0, "norm": num_stages + 1}.get(part)
+        assert group == (int(parameter.split(".")[2]) + 1 if expected is None else expected)
+
+
+class AttentionPool(ToyBackbone):
+    """Pools by attention with weights of its own, one of them in a module that is read and not called."""
+
+    def __init__(self) -> None:
+        super().__init__("tokens")
+        self.attention = nn.MultiheadAttention(12, 3, batch_first=True)
+        self.query = nn.Parameter(torch.randn(1, 1, 12))
+
+    def pool(self, features: Features) -> Tensor:
+        found: Tensor = self.attention(self.query.expand(len(features.x), -1, -1), features.x, features.x)[0]
+        return found.squeeze(1)
+
+
+def test_weights_of_the_pooling_follow_the_last_stage() -> None:
+    found = groups(AttentionPool())
+    assert found["attention.in_proj_weight"] == 4
+    assert found["attention.out_proj.weight"] == 4, "it is read by the module above, never called itself"
+
+
+class Repeats(ToyBackbone):
+    """Calls its stages as often as told."""
+
+    def __init__(self, *calls: int) -> None:
+        super().__init__("tokens")
+        self.calls = calls
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Features:
+        x = self.stem(inputs["pixel_values"]).flatten(2).transpose(1, 2)
+        for block, times in zip(self.blocks, self.calls, strict=True):
+            for _ in range(times):
+                x = block(x)
+        return Features(kind="tokens", x=self.norm(x))
+
+
+@pytest.mark.parametrize(("calls", "stage", "times"), [((1, 2, 1), 1, 2), ((1, 1, 0), 2, 0), ((0, 1, 1), 0, 0)])
+def test_a_stage_called_never_or_twice_breaks_the_law(calls: tuple[int, ...], stage: int, times: int) -> None:
+    with pytest.raises(LawError, match=rf"stage blocks.{stage} is called {times} times"):
+        groups(Repeats(*calls))
+
+
+def test_stages_called_once_keep_the_law() -> None:
+    assert groups(Repeats(1, 1, 1)).keys() == groups(ToyBackbone("tokens")).keys()
+
+
+def test_a_module_first_called_before_the_stages_does_not_follow_them() -> None:
+    class Shared(ToyBackbone):
+        def forward(self, inputs: Mapping[str, Tensor]) -> Features:
+            x = self.norm(self.stem(inputs["pixel_values"]).flatten(2).transpose(1, 2))
+            return Features(kind="tokens", x=self.norm(self.blocks(x)))
+
+    assert groups(Shared("tokens"))["norm.weight"] == 0
+
+
+def test_a_backbone_without_stages_breaks_the_law() -> None:
+    backbone = ToyBackbone("tokens")
+    backbone.stages = ()
+    with pytest.raises(LawError, match="names no stages"):
+        groups(backbone)
+
+
+def test_one_block_at_two_places_breaks_the_law() -> None:
+    backbone = ToyBackbone("tokens")
+    backbone.blocks[2] = backbone.blocks[0]
+    with pytest.raises(LawError, match="is called 2 times"):
+        groups(backbone)
+
+
+def test_looking_at_groups_changes_nothing() -> None:
+    backbone = ToyBackbone("map").train()
+    backbone.blocks[1].eval()
+    before = {name: x.clone() for name, x in backbone.state_dict().items()}
+    modes = [module.training for module in backbone.modules()]
+    drawn = torch.get_rng_state()
+    groups(backbone)
+    assert modes == [module.training for module in backbone.modules()]
+    assert all(torch.equal(x, before[name]) for name, x in backbone.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in backbone.modules())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_groups_of_a_backbone_of_another_precision_are_the_same(dtype: torch.dtype) -> None:
+    assert groups(ToyBackbone("tokens").to(dtype)) == groups(ToyBackbone("tokens"))
+    assert attention_calls(ToyBackbone("tokens").to(dtype)) == [1, 1, 1]
+
+
+# -- the attention seam ---------------------------------------------------------------------------------------------
+
+
+class Attend(nn.Module):
+    """A stage that is one call of attention, with a mask of a kind."""
+
+    def __init__(self, mask: str = "none", *, heads: int = 2, key_heads: int = 2, dim: int = 3) -> None:
+        super().__init__()
+        self.mask, self.heads, self.key_heads, self.dim = mask, heads, key_heads, dim
+        self.query = nn.Linear(6, heads * dim).double()
+        self.key = nn.Linear(6, key_heads * dim).double()
+        self.value = nn.Linear(6, key_heads * dim).double()
+
+    def project(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value = (
+            layer(x_BTD).unflatten(-1, (-1, self.dim)).transpose(1, 2) for layer in (self.query, self.key, self.value)
+        )
+        return query, key, value
+
+    def masked(self, batch: int, length: int) -> Tensor | None:
+        generator = torch.Generator().manual_seed(2)
+        if self.mask in ("none", "causal"):
+            return None
+        if self.mask == "padding":  # the last token of the first row is padding
+            mask = torch.ones(batch, 1, 1, length, dtype=torch.bool)
+            mask[0, ..., -1] = False
+            return mask
+        if self.mask == "rows":  # one value for all keys of a query
+            return torch.randn(length, 1, dtype=torch.float64, generator=generator)
+        return torch.randn(batch, self.heads, length, length, dtype=torch.float64, generator=generator)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        query, key, value = self.project(x_BTD)
+        mask = self.masked(len(x_BTD), x_BTD.shape[1])
+        grouped = self.heads != self.key_heads
+        found: Tensor = ATTENTION(query, key, value, mask, is_causal=self.mask == "causal", enable_gqa=grouped)
+        return found
+
+
+class Prefix(nn.Module):
+    """Keys and values float [heads, P, dim] of its own."""
+
+    def __init__(self, length: int, *, heads: int = 2, dim: int = 3, dtype: torch.dtype = torch.float64) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+        self.key = nn.Parameter(torch.randn(heads, length, dim, dtype=dtype, generator=generator))
+        self.value = nn.Parameter(torch.randn(heads, length, dim, dtype=dtype, generator=generator))
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        return self.key, self.value
+
+
+def by_hand(stage: Attend, x_BTD: Tensor, prefix: Prefix) -> Tensor:
+    """Softmax attention over prefix and tokens, written out."""
+    query, key, value = stage.project(x_BTD)
+    batch, length, extra = len(x_BTD), x_BTD.shape[1], prefix.key.shape[1]
+    key = torch.cat([prefix.key.expand(batch, -1, -1, -1), key], dim=2).repeat_interleave(
+        stage.heads // stage.key_heads, dim=1
+    )
+    value = torch.cat([prefix.value.expand(batch, -1, -1, -1), value], dim=2).repeat_interleave(
+        stage.heads // stage.key_heads, dim=1
+    )
+    scores = query @ key.transpose(-1, -2) / stage.dim**0.5
+    added = torch.zeros(batch, 1, length, length, dtype=torch.float64)
+    mask = stage.masked(batch, length)
+    if stage.mask == "causal":
+        added = added.masked_fill(~torch.ones(length, length, dtype=torch.bool).tril(), -torch.inf)
+    elif mask is not None and mask.dtype == torch.bool:
+        added = added.masked_fill(~mask, -torch.inf)
+    elif mask is not None:
+        added = added + mask
+    scores[..., extra:] = scores[..., extra:] + added
+    found: Tensor = scores.softmax(-1) @ value
+    return found
+
+
+X = torch.randn(2, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+MASKS = ("none", "causal", "padding", "float", "rows")
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("length", [1, 3])
+def test_a_prefix_equals_attention_written_out(mask: str, length: int) -> None:
+    stage, prefix = Attend(mask), Prefix(length)
+    bare = stage(X)
+    remove = attend_to(stage, prefix)
+    torch.testing.assert_close(stage(X), by_hand(stage, X, prefix), rtol=1e-10, atol=1e-12)  # float64, other kernels
+    assert not torch.allclose(stage(X), bare), "the prefix is seen"
+    remove()
+    assert torch.equal(stage(X), bare)
+
+
+def test_a_prefix_has_as_many_heads_as_the_keys() -> None:
+    stage, prefix = Attend(heads=4, key_heads=2), Prefix(3)
+    attend_to(stage, prefix)
+    torch.testing.assert_close(stage(X), by_hand(stage, X, prefix), rtol=1e-10, atol=1e-12)  # float64, other kernels
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_a_prefix_of_no_length_leaves_every_bit(mask: str) -> None:
+    stage = Attend(mask)
+    bare = stage(X)
+    attend_to(stage, Prefix(0))
+    assert torch.equal(stage(X), bare)
+
+
+@pytest.mark.parametrize("name", ["tokens", "vit-nano"])
+def test_a_prefix_of_no_length_on_every_stage_leaves_every_bit_of_a_backbone(name: str) -> None:
+    backbone = starter(name) if name == "vit-nano" else ToyBackbone("tokens").eval()
+    inputs = {key: torch.randn(x.shape) for key, x in backbone.preparation.dummy(3).items()}
+    bare = backbone(inputs).x
+    for stage in stage_modules(backbone):
+        attend_to(stage, Prefix(0, heads=3, dim=backbone.features.dim // 3, dtype=torch.float32))
+    assert attention_calls(backbone) == [1] * len(backbone.stages)
+    assert torch.equal(backbone(inputs).x, bare)
+
+
+def test_the_order_of_a_prefix_does_not_matter() -> None:
+    stage, prefix = Attend("causal"), Prefix(3)
+    attend_to(stage, prefix)
+    found = stage(X)
+    with torch.no_grad():
+        prefix.key.copy_(prefix.key.flip(1))
+        prefix.value.copy_(prefix.value.flip(1))
+    torch.testing.assert_close(stage(X), found, rtol=1e-10, atol=1e-12)  # float64, other order of a sum
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_gradients_reach_keys_and_values(mask: str) -> None:
+    stage, prefix = Attend(mask).requires_grad_(False), Prefix(2)
+    attend_to(stage, prefix)
+
+    def through(key: Tensor, value: Tensor) -> Tensor:
+        found: Tensor = torch.func.functional_call(Both(stage, prefix), {"prefix.key": key, "prefix.value": value}, X)
+        return found
+
+    assert torch.autograd.gradcheck(through, (prefix.key, prefix.value))
+    stage(X).square().sum().backward()
+    for parameter in prefix.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.abs().min() > 0, "every added key and value is seen"
+
+
+class Both(nn.Module):
+    """A stage and its prefix, as a learner holds them."""
+
+    def __init__(self, stage: nn.Module, prefix: Prefix) -> None:
+        super().__init__()
+        self.stage, self.prefix = stage, prefix
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.stage(x)
+        return found
+
+
+def test_each_stage_attends_once_and_a_convnet_never() -> None:
+    assert attention_calls(ToyBackbone("tokens")) == [1, 1, 1]
+    assert attention_calls(ToyBackbone("map")) == [0, 0, 0]
+    assert attention_calls(starter("vit-nano")) == [1, 1, 1, 1]
+
+
+def test_attention_beside_a_stage_is_not_touched() -> None:
+    stage = Attend()
+    query, key, value = stage.project(X)
+    bare = ATTENTION(query, key, value)
+    attend_to(stage, Prefix(3))
+    stage(X)
+    assert torch.equal(ATTENTION(query, key, value), bare)
+
+
+def test_two_prefixes_on_one_stage_are_both_seen() -> None:
+    stage, one, other = Attend("padding"), Prefix(1), Prefix(2)
+    with torch.no_grad():
+        other.key.add_(1)
+    attend_to(stage, one)
+    attend_to(stage, other)
+    both = Prefix(3)
+    with torch.no_grad():
+        both.key.copy_(torch.cat([one.key, other.key], dim=1))
+        both.value.copy_(torch.cat([one.value, other.value], dim=1))
+    torch.testing.assert_close(stage(X), by_hand(stage, X, both), rtol=1e-10, atol=1e-12)  # float64, other order
+
+
+def test_a_deep_copy_attends_to_its_own_keys() -> None:
+    stage = Attend()
+    both = Both(stage, Prefix(2))
+    attend_to(stage, both.prefix)
+    before = both(X)
+    twin = copy.deepcopy(both)
+    assert torch.equal(twin(X), before)
+    with torch.no_grad():
+        twin.prefix.key.add_(1)
+    assert torch.equal(both(X), before)
+    assert not torch.allclose(twin(X), before)
+    assert isinstance(twin.stage, Attend)
+    torch.testing.assert_close(twin(X), by_hand(twin.stage, X, twin.prefix), rtol=1e-10, atol=1e-12)  # float64
+
+
+@pytest.mark.parametrize("prepend", [False, True])
+def test_a_stage_that_fails_leaves_the_mode(prepend: bool) -> None:
+    stage = Attend()
+    query, key, value = stage.project(X)
+    bare = ATTENTION(query, key, value)
+    attend_to(stage, Prefix(2))
+    handle = stage.register_forward_pre_hook(fail, prepend=prepend)  # before the mode is entered, and after
+    with pytest.raises(RuntimeError, match="on purpose"):
+        stage(X)
+    handle.remove()
+    assert torch.equal(ATTENTION(query, key, value), bare)
+    stage(X)
+    assert torch.equal(ATTENTION(query, key, value), bare)
+
+
+def test_an_error_inside_attention_leaves_the_mode() -> None:
+    stage = Attend()
+    query, key, value = stage.project(X)
+    bare = ATTENTION(query, key, value)
+    remove = attend_to(stage, Prefix(2, heads=5))  # does not fit
+    with pytest.raises(RuntimeError):
+        stage(X)
+    remove()
+    assert torch.equal(ATTENTION(query, key, value), bare)
+
+
+def test_the_seams_work_together() -> None:
+    backbone = ToyBackbone("tokens").eval()
+    inputs = pictures(backbone)
+    for stage in stage_modules(backbone):
+        attend_to(stage, Prefix(2, heads=3, dim=4, dtype=torch.float32))
+    whole = backbone(inputs).x
+    for index in range(3):
+        assert torch.equal(resume(backbone, inputs, boundary(backbone, inputs, index)).x, whole)
+
+
+def test_a_prefixed_stage_may_be_checkpointed() -> None:
+    stage, prefix = Attend("causal"), Prefix(2)
+    attend_to(stage, prefix)
+    stage(X).square().sum().backward()
+    wanted = [parameter.grad for parameter in prefix.parameters()]
+    prefix.zero_grad(set_to_none=True)
+    torch.utils.checkpoint.checkpoint(stage, X, use_reentrant=False).square().sum().backward()
+    found = [parameter.grad for parameter in prefix.parameters()]
+    for one, other in zip(wanted, found, strict=True):
+        assert one is not None
+        assert other is not None
+        assert torch.equal(one, other)
+
+
+def test_prefixed_stages_may_be_compiled_as_one_graph() -> None:
+    backbone = ToyBackbone("tokens").eval()
+    prefixes = [Prefix(2, heads=3, dim=4, dtype=torch.float32) for _ in backbone.stages]
+    for stage, prefix in zip(stage_modules(backbone), prefixes, strict=True):
+        attend_to(stage, prefix)
+    inputs = pictures(backbone)
+    torch.compiler.reset()
+    compiled = torch.compile(backbone, fullgraph=True, backend="aot_eager")  # the tracing is what may go wrong
+    compiled(inputs)
+    with torch.no_grad():
+        prefixes[0].key.add_(1)
+    with torch.compiler.set_stance("fail_on_recompile"):  # what a pass does must not make the next one compile again
+        found = compiled(inputs).x
+    torch.testing.assert_close(found, backbone(inputs).x, rtol=1e-5, atol=1e-5)  # float32, decomposed kernels
+    found.sum().backward()
+    assert all(parameter.grad is not None for prefix in prefixes for parameter in prefix.parameters())
