@@ -315,5 +315,8 @@ def _check_value(value: Value, depth: int) -> None:
     elif isinstance(value, float):
         if not isfinite(value):
             raise SpecError(f"{value} is not a finite number", repr(value), 0)
-    elif value is not None and not isinstance(value, int):
+    elif isinstance(value, int):
+        if not -(10 ** (MAX_NUMBER - 1)) < value < 10**MAX_NUMBER:
+            raise SpecError(f"a number has at most {MAX_NUMBER} characters", "", 0)
+    elif value is not None:
         raise SpecError(f"an argument is a number, text, true, false, none or a tuple, found {value!r}", "", 0)
