@@ -57,7 +57,7 @@ def by_hand(seed: int) -> tuple[float, float]:
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, share)
 
     def features(rows: Tensor) -> Tensor:
-        x = (x_all[rows].float() / 255 - 0.242) / 0.322
+        x = (x_all[rows].float() / 255 - 0.25) / 0.32
         with torch.no_grad():
             map_BDHW: Tensor = network(x.expand(-1, 3, -1, -1))
         return map_BDHW.mean((2, 3))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from zoo_core.contracts import Target
+from zoo_core.contracts import Batch, Target
 from zoo_core.errors import ZooError
 from zoo_core.registry import list_names, show
 from zoo_core.resolve import Budget, Plan, Trial, resolve
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from zoo_core.api import bench, evaluate, fit, load, load_backbone, load_run, predict
 
 __all__ = [
+    "Batch",
     "Budget",
     "Plan",
     "Result",

@@ -1,0 +1,109 @@
+"""What the README tells a user to type works as written: its shell and Python blocks, its plugins, its links."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of a language, in order."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This process's environment with the commands of this interpreter first on PATH."""
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", **more}
+
+
+def run(command: list[str], folder: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, cwd=folder, env=environment(**more), capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def named(block: str) -> str | None:
+    """The file name in a block's first line, `# name.py`, or None."""
+    found = re.match(r"# ([\w.]+\.(?:py|toml))\n", block)
+    return found[1] if found else None
+
+
+@pytest.fixture(scope="module")
+def plugin_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for PYTHONPATH that holds the README's plugins as if they were installed."""
+    folder = tmp_path_factory.mktemp("plugins")
+    for block in blocks("python"):
+        if name := named(block):
+            (folder / name).write_text(block, encoding="utf-8")
+    metadata = folder / "zoo_readme-0.1.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: zoo-readme\nVersion: 0.1\n", encoding="utf-8")
+    (metadata / "entry_points.txt").write_text(
+        "[zoo.adapters]\nsurgical = zoo_surgical:Surgical\n"
+        "[zoo.backbones]\ntiny = zoo_mean:Tiny\n"
+        "[zoo.tasks]\nstripes = zoo_stripes:Stripes\n",
+        encoding="utf-8",
+    )
+    return folder
+
+
+def test_every_file_the_readme_links_to_exists() -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    missing = [link for link in links if "://" not in link and not (ROOT / link).exists()]
+    assert links
+    assert missing == []
+
+
+def test_every_flag_in_the_readme_is_quoted_where_a_shell_would_trip() -> None:
+    bare = [line for block in blocks("sh") for line in block.splitlines() if re.search(r"(?<!')\b\w[\w/.-]*\(", line)]
+    assert [line for line in bare if not re.search(r"'[^']*\([^']*'", line)] == []
+
+
+@pytest.mark.slow
+def test_shell_commands_run_as_written(tmp_path: Path) -> None:
+    lines = [line for block in blocks("sh") for line in block.splitlines() if line and not line.startswith("#")]
+    assert len(lines) > 10
+    for line in lines:
+        done = run(["sh", "-c", line], tmp_path)
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+
+
+@pytest.mark.slow
+def test_python_blocks_run_as_written(tmp_path: Path) -> None:
+    scripts = [block for block in blocks("python") if named(block) is None]
+    assert len(scripts) == 2
+    for script in scripts:
+        done = run([sys.executable, "-c", script], tmp_path)
+        assert done.returncode == 0, f"{script}\n{done.stderr}"
+
+
+def test_the_readmes_plugins_are_described_like_any_other(plugin_folder: Path, tmp_path: Path) -> None:
+    for name in ("surgical", "tiny", "stripes"):
+        done = run(["zoo", "show", name], tmp_path, PYTHONPATH=str(plugin_folder))
+        assert done.returncode == 0, done.stderr
+        assert name in done.stdout
+
+
+@pytest.mark.slow
+def test_the_readmes_plugins_run_together_in_a_bench(plugin_folder: Path, tmp_path: Path) -> None:
+    command = [
+        *("zoo", "bench", "--task", "stripes(shots=5)", "--backbones", "tiny(weights=random)"),
+        *("--adapters", "probe,surgical(n=1)", "--seeds", "1", "--epochs", "2", "--out", "run"),
+    ]
+    done = run(command, tmp_path, PYTHONPATH=str(plugin_folder))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "results.jsonl").read_text().count('"status":"ok"') == 2
+
+
+def test_without_its_package_a_name_of_the_readme_is_unknown(tmp_path: Path) -> None:
+    done = run(["zoo", "show", "surgical"], tmp_path)
+    assert done.returncode == 3
+    assert "surgical" in done.stderr
