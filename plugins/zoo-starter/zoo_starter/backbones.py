@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from zoo_core.contracts import Source, Weights
-from zoo_core.errors import NotFoundError, UsageError, nearest
+from zoo_core.errors import NotFoundError, RefusedError, UsageError, nearest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,6 +49,8 @@ class Starter:
         from zoo_starter import contract
 
         if self.name == "mlp-nano":
+            if weights == "pretrained":
+                raise RefusedError("starter/mlp-nano was never pre-trained: write 'starter/mlp-nano(weights=random)'")
             return contract.mlp_nano(dropout=self.dropout)
         if self.name == "vit-nano":
             return contract.vit_nano(weights, dropout=self.dropout, drop_path=self.drop_path)

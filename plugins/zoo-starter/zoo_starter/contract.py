@@ -19,7 +19,7 @@ from zoo_starter.table import MlpNano
 __all__ = ["convnet_nano", "mlp_nano", "vit_nano"]
 
 HERE = Path(__file__).parent
-GREY = ImagePreparation(size=32, mean=(0.242, 0.242, 0.242), std=(0.322, 0.322, 0.322))
+GREY = ImagePreparation(size=32, mean=(0.25, 0.25, 0.25), std=(0.32, 0.32, 0.32))  # as in pre-training
 
 
 class StarterBackbone(nn.Module):
@@ -59,14 +59,20 @@ def vit_nano(weights: Weights, *, dropout: float = 0.0, drop_path: float = 0.0) 
     """`VitNano` as a backbone: tokens [B, 16, 96]; its fused qkv gives row slices."""
     network = VitNano(dropout=dropout, drop_path=drop_path)
     dim, blocks = VitNano.dim, [f"network.blocks.{index}" for index in range(VitNano.num_blocks)]
-    heads = {"num_heads": VitNano.num_heads, "head_dim": dim // VitNano.num_heads}
-    sites: dict[str, tuple[Site, ...]] = {
-        f"attn.{letter}": tuple(
-            Site(path=f"{block}.attn.qkv", outputs=(row * dim, (row + 1) * dim), **heads) for block in blocks
+
+    def attention(leaf: str, outputs: tuple[int, int] | None = None) -> tuple[Site, ...]:
+        heads = VitNano.num_heads
+        return tuple(
+            Site(path=f"{block}.attn.{leaf}", outputs=outputs, num_heads=heads, head_dim=dim // heads)
+            for block in blocks
         )
-        for row, letter in enumerate("qkv")
+
+    sites = {
+        "attn.q": attention("qkv", (0, dim)),
+        "attn.k": attention("qkv", (dim, 2 * dim)),
+        "attn.v": attention("qkv", (2 * dim, 3 * dim)),
+        "attn.out": attention("proj"),
     }
-    sites["attn.out"] = tuple(Site(path=f"{block}.attn.proj", **heads) for block in blocks)
     sites["mlp.in"] = tuple(Site(path=f"{block}.mlp.fc1") for block in blocks)
     sites["mlp.out"] = tuple(Site(path=f"{block}.mlp.fc2") for block in blocks)
     backbone = StarterBackbone(
@@ -97,13 +103,18 @@ def convnet_nano(weights: Weights) -> nn.Module:
 def mlp_nano(*, dropout: float = 0.0) -> nn.Module:
     """`MlpNano` as a backbone: pooled [B, 128]. It has no pre-trained weights."""
     network = MlpNano(dropout=dropout)
+    blocks = [f"network.blocks.{index}" for index in range(MlpNano.num_blocks)]
+    sites: dict[str, tuple[Site, ...]] = {
+        "mlp.in": tuple(Site(path=f"{block}.fc1") for block in blocks),
+        "mlp.out": tuple(Site(path=f"{block}.fc2") for block in blocks),
+    }
     return StarterBackbone(
         network,
         modality="table",
         features=FeatureSpec(kind="pooled", dim=MlpNano.dim),
         preparation=TablePreparation(max_columns=MlpNano.max_columns),
         input_name="numeric",
-        sites=_found_sites(network),
+        sites=sites | _found_sites(network),
     )
 
 

@@ -70,7 +70,7 @@ class DigitsAttributes:
 class Diabetes:
     """442 patients, ten standardised numbers each; the target is a measure of disease progression after a year.
 
-    Fixed splits of 266, 88 and 88. The standardisation is scikit-learn's, over all rows.
+    Fixed splits of 266, 88 and 88. Columns are standardised by mean and deviation of the training rows.
     Source: Efron et al. 2004, "Least angle regression", section 1.
     """
 
