@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,7 +54,8 @@ class Subset:
 
     @property
     def ids(self) -> Sequence[str]:
-        return [self.split.ids[i] for i in self.index]
+        ids = self.split.ids
+        return [ids[int(i)] for i in self.index]
 
     def raw(self, index: int) -> Raw:
         return self.split.raw(int(self.index[index]))
@@ -93,17 +95,28 @@ def carve(data: TaskData, *, seed: int, shots: int | None = None, limit: int | N
 
 
 def _held_out(train: Split, target: Target) -> tuple[Any, Any]:
-    """Indices kept and held out: whole groups, each class by its share as nearly as groups allow."""
+    """Indices kept and held out: whole groups, each class by its share as nearly as groups allow.
+
+    A group that holds the last examples of a class stays in train.
+    """
     rng = np.random.default_rng(draw_seed("validation", train.num))
     groups = np.arange(train.num) if train.groups is None else np.unique(train.groups, return_inverse=True)[1]
-    labels = np.asarray(train.targets) if target.kind == "classes" else np.zeros(train.num, dtype=np.int64)
+    labels = np.zeros(train.num, dtype=np.int64)
+    if target.kind == "classes":
+        labels = np.unique(train.targets, return_inverse=True)[1]
+    members = np.split(np.argsort(groups, kind="stable"), np.cumsum(np.bincount(groups))[:-1])  # rows of each group
+    left = np.bincount(labels)  # examples of each class that are still in train
+    wanted = left - np.round(VALIDATION_SHARE * left).astype(np.int64)
     held = np.zeros(train.num, dtype=bool)
-    for label in np.unique(labels):
-        wanted = round(VALIDATION_SHARE * int((labels == label).sum()))
+    for label in range(len(left)):
         for group in rng.permutation(np.unique(groups[labels == label])):
-            if int(held[labels == label].sum()) >= wanted:
+            if left[label] <= wanted[label]:
                 break
-            held |= groups == group
+            rows = members[group]
+            classes, counts = np.unique(labels[rows], return_counts=True)
+            if not held[rows[0]] and (left[classes] > counts).all():
+                held[rows] = True
+                left[classes] -= counts
     if held.all() or not held.any():
         raise RefusedError(f"{train.num} training examples are too few to carve a validation split from")
     return np.flatnonzero(~held), np.flatnonzero(held)
@@ -129,7 +142,8 @@ def _shots(train: Split, target: Target, shots: int, rng: np.random.Generator) -
 def decode(modality: Modality, raw: Raw) -> Any:
     """A raw example in its modality's own form: an image as uint8 [C, H, W] with C 1 or 3; others as they are.
 
-    An image may come as a PIL picture, a path, or a uint8 array or tensor [H, W], [H, W, C]; alpha is dropped.
+    An image may come as a PIL picture, or a uint8 array or tensor [H, W], [H, W, C]; alpha is dropped. The result is
+    a copy: what is done to it leaves the task's own bytes alone.
     """
     if modality != "image":
         return raw
@@ -140,30 +154,38 @@ def decode(modality: Modality, raw: Raw) -> Any:
         array = array[:, :, None]
     if array.shape[2] not in (1, 3, 4):
         raise UsageError(f"an image has 1, 3 or 4 channels, found {array.shape[2]}")
-    return torch.from_numpy(np.ascontiguousarray(array[:, :, : 3 if array.shape[2] > 1 else 1])).permute(2, 0, 1)
+    return torch.from_numpy(np.array(array[:, :, : 3 if array.shape[2] > 1 else 1], order="C")).permute(2, 0, 1)
 
 
-def _augmentation(name: str, modality: Modality) -> Callable[[Any], Any] | None:
-    """light: a random crop of 60 to 100 % of the area. strong: that, TrivialAugmentWide and random erasing.
-
-    No mirror images: a mirrored digit or letter is another one.
-    Source: Mueller & Hutter 2021 (TrivialAugment); Zhong et al. 2017 (random erasing).
-    """
+def _augmentation(name: str, modality: Modality) -> Callable[[Tensor], Tensor] | None:
+    """What a name of AUGMENTATIONS does to one image. It pickles into worker processes."""
+    if name not in AUGMENTATIONS:
+        raise UsageError(f"unknown augmentation {name!r}; there are {', '.join(AUGMENTATIONS)}")
     if name == "none":
         return None
     if modality != "image":
         raise RefusedError(f"augment={name} is for images, and the task is {modality}; use augment=none")
+    return _light if name == "light" else _strong
+
+
+def _light(image: Tensor) -> Tensor:
+    """A random crop of 60 to 100 % of the area. No mirror images: a mirrored digit or letter is another one."""
     from torchvision.transforms import v2  # half a second to import, and most trials do not augment
 
-    def crop(image: Tensor) -> Tensor:
-        size = (int(image.shape[-2]), int(image.shape[-1]))
-        cropped: Tensor = v2.RandomResizedCrop(size, scale=(0.6, 1.0), antialias=True)(image)
-        return cropped
+    size = (int(image.shape[-2]), int(image.shape[-1]))
+    cropped: Tensor = v2.RandomResizedCrop(size, scale=(0.6, 1.0), antialias=True)(image)
+    return cropped
 
-    if name == "light":
-        return crop
-    strong = v2.Compose([v2.TrivialAugmentWide(), v2.RandomErasing(p=0.25)])
-    return lambda image: strong(crop(image))
+
+def _strong(image: Tensor) -> Tensor:
+    """The crop of light, then TrivialAugmentWide and random erasing.
+
+    Source: Mueller & Hutter 2021 (TrivialAugment); Zhong et al. 2017 (random erasing).
+    """
+    from torchvision.transforms import v2  # see _light
+
+    found: Tensor = v2.RandomErasing(p=0.25)(v2.TrivialAugmentWide()(_light(image)))
+    return found
 
 
 # -- batches --------------------------------------------------------------------------------------------------------
@@ -178,7 +200,7 @@ class _Prepared(Dataset[Batch]):
     modality: Modality
     preparation: Preparation
     targets: Tensor
-    augment: Callable[[Any], Any] | None
+    augment: Callable[[Tensor], Tensor] | None
     seed: int
     kept: dict[int, Mapping[str, Tensor]] = field(default_factory=dict)
     kept_bytes: int = 0
@@ -216,20 +238,58 @@ class _Prepared(Dataset[Batch]):
         shapes = {tuple((name, x.shape) for name, x in sorted(example.items())) for example in examples}
         if len(shapes) == 1:
             self.whole = self.preparation.collate(examples)
+            self.kept.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is kept: a worker process is sent little, and keeps its own."""
+        return self.__dict__ | {"kept": {}, "kept_bytes": 0, "whole": None}
 
     def _prepare(self, epoch: int, positions: Sequence[int]) -> list[Mapping[str, Tensor]]:
-        if not positions:
-            return []
-        decoded = [self._augmented(epoch, position) for position in positions]
-        return self.preparation.prepare(decoded)
+        examples = [decode(self.modality, self.split.raw(position)) for position in positions]
+        if self.augment is not None:
+            for place, position in enumerate(positions):
+                with self._draws("augment", epoch, position):
+                    examples[place] = self.augment(examples[place])
+        if not self.preparation.random:
+            return self.preparation.prepare(examples) if examples else []
+        prepared: list[Mapping[str, Tensor]] = []
+        for example, position in zip(examples, positions, strict=True):
+            with self._draws("prepare", epoch, position):
+                prepared += self.preparation.prepare([example])
+        return prepared
 
-    def _augmented(self, epoch: int, position: int) -> Any:
-        example = decode(self.modality, self.split.raw(position))
-        if self.augment is None:
-            return example
+    @contextmanager
+    def _draws(self, purpose: str, epoch: int, position: int) -> Iterator[None]:
+        """One example's own random numbers, whichever batch and process it is prepared in; a GPU's are left alone."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(draw_seed("augment", self.seed, epoch, self.ids[position]))
-            return self.augment(example)
+            torch.default_generator.manual_seed(draw_seed(purpose, self.seed, epoch, self.ids[position]))
+            yield
+
+
+def _checked_targets(split: Split, target: Target) -> Tensor:
+    """The targets of a split: int64 [num] (classes), or float32 [num, C], 0 or 1 (labels) or finite (values).
+
+    Raises UsageError for others: a column [num] would be broadcast to [num, num] by a loss, in silence.
+    """
+    assert target.size is not None, "data that was opened knows its outputs"
+    if target.kind == "token_classes":
+        raise RefusedError("token classes are not read by this version of zoo-core")
+    found = np.array(split.targets)
+    shape = (split.num,) if target.kind == "classes" else (split.num, target.size)
+    if found.shape != shape:
+        raise UsageError(f"{target.kind} of {split.num} examples are of shape {list(shape)}, found {list(found.shape)}")
+    allowed = {
+        "classes": (f"whole numbers from 0 to {target.size - 1}", np.isin(found, np.arange(target.size))),
+        "labels": ("0 or 1", np.isin(found, (0, 1))),
+        "values": ("finite", np.isfinite(found)),
+    }
+    words, right = allowed[target.kind]
+    if not right.all():
+        where = np.argwhere(~right)[0]
+        raise UsageError(
+            f"{target.kind} are {words}, found {found[tuple(where)]} in example {split.ids[int(where[0])]}"
+        )
+    return torch.from_numpy(found).to(torch.int64 if target.kind == "classes" else torch.float32)
 
 
 class Loader:
@@ -261,8 +321,7 @@ class Loader:
         self.shuffled = shuffled
         self.seed = seed
         self.preparation = preparation
-        kind = torch.int64 if target.kind == "classes" else torch.float32
-        self.targets = torch.as_tensor(np.asarray(split.targets)).to(kind)
+        self.targets = _checked_targets(split, target)
         self._prepared = _Prepared(
             split=split,
             ids=split.ids,
@@ -289,6 +348,7 @@ class Loader:
                 sampler=keys,
                 batch_size=None,
                 num_workers=self._num_workers,
+                generator=torch.Generator(),  # else it draws the workers' seeds from the caller's
             )
         for batch in ahead:
             yield self.on_device(batch)

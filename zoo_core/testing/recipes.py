@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -173,24 +173,27 @@ class ToyOpen(ToyAdapter):
 class ToyTasks:
     """ToyTask as a recipe, for a target of any kind."""
 
-    data: TaskData = field(default_factory=ToyTask)
+    num: int = 60
+    seed: int = 0
+    kind: TargetKind = "classes"
+    size: int = 3
 
     version: ClassVar[int] = 1
     modality: ClassVar[Modality] = "image"
 
     @property
     def metric(self) -> str:
-        return {"classes": "accuracy", "labels": "average_precision", "values": "r2"}[self.target.kind]
+        return {"classes": "accuracy", "labels": "average_precision", "values": "r2"}[self.kind]
 
     @property
     def target(self) -> Target:
-        return self.data.target
+        return Target(kind=self.kind, size=self.size)
 
     def source(self) -> Source | None:
         return None
 
     def open(self, files: Path | None) -> TaskData:
-        return self.data
+        return ToyTask(num=self.num, seed=self.seed, target=self.target)
 
 
 def bound(kind: PartKind, name: str, recipe: Any, common: Mapping[str, Any] | None = None) -> Bound:
@@ -215,7 +218,7 @@ def toy_plan(
     *adapters: Any,
     backbone: Any = None,
     head: Any = None,
-    data: TaskData | None = None,
+    task: ToyTasks | None = None,
     target: Target | None = None,
     budget: Budget | None = None,
     seed: int = 0,
@@ -223,7 +226,7 @@ def toy_plan(
     learning_rates: tuple[float, ...] = (1e-2,),
 ) -> Plan:
     """A plan of toy recipes; adapters are named by their classes. target: the task's own when None."""
-    data = data or ToyTask()
+    task = task or ToyTasks()
     bound_head = bound("head", "toy-head", head or ToyHeads())
     bound_backbone = bound("backbone", "toy", backbone or ToyBackbones(), {"weights": weights})
     bound_adapters = tuple(bound("adapter", type(adapter).__name__, adapter) for adapter in adapters)
@@ -233,8 +236,8 @@ def toy_plan(
         backbone=bound_backbone,
         adapters=bound_adapters,
         head=bound_head,
-        task=bound("task", "toy-task", ToyTasks(data=data), {"shots": None, "limit": None}),
-        target=target or data.target,
+        task=bound("task", "toy-task", task, {"shots": None, "limit": None}),
+        target=target or task.target,
         entry=None,
         budget=budget or Budget(epochs=2),
         seed=seed,
