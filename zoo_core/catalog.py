@@ -88,7 +88,7 @@ class Catalog:
 
     def __init__(self, index: Index) -> None:
         self._index = index
-        self._catalogues: dict[str, Any] = {}
+        self._catalogues: dict[str, dict[str, Any]] = {}
         self._found: dict[tuple[str, PartKind | None], Entry | None] = {}
         self._records: dict[str, list[Provider]] = {}
         self._owners: dict[str, list[Provider]] = {}
@@ -146,19 +146,20 @@ class Catalog:
             if kind not in (None, provider.kind):
                 continue
             for path in self._index.catalogues(provider.distribution):
-                facts = self._catalogue(path).get(provider.kind, {}).get(name)
-                if facts is not None:
+                names = self._catalogue(path).get(provider.kind)
+                if isinstance(names, dict) and name in names:
                     label = f"{path}: {provider.kind} {name!r}"
-                    return _entry(facts, name=name, kind=provider.kind, label=label, owner=provider.distribution)
+                    return _entry(names[name], name=name, kind=provider.kind, label=label, owner=provider.distribution)
         return None
 
-    def _catalogue(self, path: str) -> Any:
-        """A catalogue whose shape the scan has accepted; an unreadable one has no entries, and the doctor says so."""
+    def _catalogue(self, path: str) -> dict[str, Any]:
+        """A catalogue; one that cannot be read has no entries, and the doctor says so."""
         if path not in self._catalogues:
             try:
-                self._catalogues[path] = json.loads(read_text(path))
-            except (OSError, ValueError):
-                self._catalogues[path] = {}
+                content = json.loads(read_text(path))
+            except (OSError, ValueError, RecursionError):
+                content = None
+            self._catalogues[path] = content if isinstance(content, dict) else {}
         return self._catalogues[path]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import sqrt
 from typing import Any
 
@@ -21,13 +22,13 @@ __all__ = ["Difference", "Estimate", "Failure", "Rate", "Report", "Row", "differ
 
 WIDE_SPREAD = 0.2  # interquartile range over median; a rate that varies more is shown with ~ and is not compared
 
-# 97.5 % points of Student's t, by degrees of freedom. Source: tables of R's qt(0.975, df), to four digits.
+# 97.5 % points of Student's t by degrees of freedom, rounded up; the last is the normal distribution's.
+# Source: scipy.stats.t.ppf(0.975, df).
 _T = (
-    *(12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281),
-    *(2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860),
-    *(2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423),
+    *((1, 12.7062), (2, 4.3027), (3, 3.1825), (4, 2.7765), (5, 2.5706), (6, 2.4470), (7, 2.3647), (8, 2.3061)),
+    *((9, 2.2622), (10, 2.2282), (12, 2.1789), (15, 2.1315), (20, 2.0860), (30, 2.0423), (60, 2.0003)),
+    *((120, 1.9800), (float("inf"), 1.9600)),
 )
-_T_BEYOND = ((40, 2.0211), (60, 2.0003), (120, 1.9799), (1000, 1.9623))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,13 +304,12 @@ def _failures(results: Iterable[Result]) -> list[Failure]:
 
 
 def t_quantile(degrees: float) -> float:
-    """The 97.5 % point of Student's t; between tabulated degrees of freedom the larger value, so never too narrow."""
-    if degrees < 1:
-        degrees = 1
-    if degrees < len(_T) + 1:
-        return _T[int(degrees) - 1]
-    below = [value for limit, value in _T_BEYOND if limit <= degrees]
-    return below[-1] if below else _T[-1]
+    """The 97.5 % point of Student's t, interpolated in 1 / degrees, which errs to the wide side."""
+    inverse = 1 / max(degrees, 1.0)
+    for (low, wide), (high, narrow) in pairwise(_T):
+        if degrees <= high:
+            return narrow + (wide - narrow) * (inverse - 1 / high) / (1 / low - 1 / high)
+    return _T[-1][1]
 
 
 def _sign(metric: str) -> int:

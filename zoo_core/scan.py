@@ -261,11 +261,9 @@ def _add_catalogue(found: Distribution, owned: dict[tuple[str, str], Name], top:
         found["stamps"][package] = _stamp(package)  # changes when a catalogue appears
         return
     except (OSError, ValueError, RecursionError) as error:
-        content = None
+        content = {}
         found["problems"].append(f"{path}: {error}")
     found["stamps"][path] = _stamp(path)
-    if content is None:
-        return
     for kind, names in content.items() if isinstance(content, dict) else [("", content)]:
         for name, facts in names.items() if isinstance(names, dict) else [("", names)]:
             summary = facts.get("summary", "") if isinstance(facts, dict) else None
