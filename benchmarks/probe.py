@@ -41,7 +41,7 @@ def by_hand(seed: int) -> tuple[float, float]:
     parts = {name: torch.from_numpy(rows) for name, rows in split_digits(digits.target).items()}
     network = ConvNetNano()
     network.load_state_dict(load_file(Path(zoo_starter.__file__).parent / "weights" / "convnet-nano.safetensors"))
-    network.eval().requires_grad_(False)
+    network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
     head = nn.Linear(ConvNetNano.dim, 10)
     optimiser = torch.optim.AdamW(head.parameters(), lr=RATE, weight_decay=DECAY, fused=True)
     train = parts["train"]
