@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ import pytest
 from zoo_core.store import Result, append
 
 HEAVY = frozenset({"torch", "numpy", "pydantic", "huggingface_hub", "torchvision", "torchmetrics", "sklearn", "scipy"})
-SLOW = frozenset({"click", "rich", "importlib.metadata", "pydantic", "asyncio", "tempfile", "tomllib"})
+SLOW = frozenset({"click", "rich", "importlib.metadata", "pydantic", "asyncio", "tempfile"})
 
 PROBE = """
 import json, sys
@@ -41,6 +40,37 @@ COMMANDS = [
 ]
 
 
+RESULT = Result(
+    trial="a+b task=t seed=0",
+    digest="d",
+    record=None,
+    status="ok",
+    reason=None,
+    metric="accuracy",
+    score=0.5,
+    split="test",
+    num_examples=1,
+    chosen=None,
+    num_trainable=1,
+    num_parameters=1,
+    train_seconds=1.0,
+    training=None,
+    inference=None,
+    peak_memory_bytes=1,
+    coverage=None,
+    versions={},
+    device="cpu",
+    threads=1,
+    created_at="",
+    backbone="a",
+    adapters="b",
+    head="",
+    task="t",
+    seed=0,
+    weights="pretrained",
+)
+
+
 def loaded(words: Sequence[str], before: str = "") -> tuple[int, set[str]]:
     """Exit code of `zoo WORDS` in a fresh process, and the modules it has loaded in the end."""
     code = PROBE.format(words=list(words), before=before)
@@ -58,36 +88,7 @@ def test_a_light_command_loads_nothing_heavy(words: list[str]) -> None:
 
 @pytest.mark.parametrize("form", ["table", "md", "csv"])
 def test_a_report_loads_nothing_heavy(tmp_path: Path, form: str) -> None:
-    made = Result(
-        trial="a+b task=t seed=0",
-        digest="d",
-        record=None,
-        status="ok",
-        reason=None,  # type: ignore[arg-type]
-        metric="accuracy",
-        score=0.5,
-        split="test",
-        num_examples=1,
-        chosen=None,  # type: ignore[arg-type]
-        num_trainable=1,
-        num_parameters=1,
-        train_seconds=1.0,
-        training=None,  # type: ignore[arg-type]
-        inference=None,
-        peak_memory_bytes=1,
-        coverage=None,
-        versions={},
-        device="cpu",  # type: ignore[arg-type]
-        threads=1,
-        created_at="",
-        backbone="a",
-        adapters="b",
-        head="",
-        task="t",  # type: ignore[arg-type]
-        seed=0,
-        weights="pretrained",  # type: ignore[arg-type]
-    )
-    append(tmp_path / "results.jsonl", replace(made, score=0.25))
+    append(tmp_path / "results.jsonl", RESULT)
     code, modules = loaded(["report", str(tmp_path), "--format", form])
     assert (code, modules & HEAVY) == (0, set())
 

@@ -110,7 +110,7 @@ def test_list_takes_a_kind_and_a_pattern(
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [
-        (["mned"], 3, "no name fits 'mned'; did you mean mend?; `zoo list` shows what there is"),
+        (["mned"], 3, "no name fits 'mned'; did you mean mend or head?; `zoo list` shows what there is"),
         (["adaptr", "x"], 2, "unknown kind 'adaptr'; allowed are backbone, adapter, head, task; did you mean adapter"),
         (["a", "b", "c"], 2, "found 3 words, allowed are a kind and a pattern"),
         (["--jsn"], 2, "No such option"),
@@ -236,14 +236,9 @@ def test_doctor_does_not_mind_the_metadata_of_others(site: Path, capsys: pytest.
 def test_doctor_tells_of_a_recipe_module_that_imports_torch(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = sys.modules.pop("torch", None)
     try:
-        recipes = f"import sys, types\nsys.modules['torch'] = types.ModuleType('torch')\n{RECIPES}"
-        source = RECIPES.replace(
-            "from dataclasses", "import sys\n    sys.modules['torch'] = sys\n    from dataclasses", 1
-        )
-        assert recipes != source
-        make_distribution(
-            site, "bolt", entry_points="[zoo.heads]\nhat = bolt:Head\n", files={"bolt/__init__.py": source}
-        )
+        heavy = "import sys\n    sys.modules['torch'] = sys\n    from dataclasses"
+        files = {"bolt/__init__.py": RECIPES.replace("from dataclasses", heavy, 1)}
+        make_distribution(site, "bolt", entry_points="[zoo.heads]\nhat = bolt:Head\n", files=files)
         code, out, _ = run(capsys, "doctor")
         assert (code, "imports torch" in out) == (6, True)
     finally:
