@@ -23,8 +23,8 @@ class MlpBlock(nn.Module):
     def forward(self, x_BD: Tensor) -> Tensor:
         """x_BD: float [B, D]. Returns float [B, D]."""
         hidden = self.drop(nn.functional.gelu(self.fc1(self.norm(x_BD))))
-        x_BD = x_BD + self.fc2(hidden)
-        return x_BD
+        out_BD: Tensor = x_BD + self.fc2(hidden)
+        return out_BD
 
 
 class ColumnStem(nn.Module):
