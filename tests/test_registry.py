@@ -12,10 +12,11 @@ import pytest
 
 from zoo_core.contracts import PART_KINDS
 from zoo_core.errors import AmbiguousError, NotFoundError, PluginError, UsageError, ZooError
-from zoo_core.index import KINDS, Index, in_range, load_index, read_folders
+from zoo_core.index import KINDS, Index, load_index, read_folders
 from zoo_core.registry import Registry
 from zoo_core.spec import parse_part
 from zoo_core.testing.distributions import RECIPES, index_of, make_distribution
+from zoo_core.versions import in_range
 
 ACME = """
     [console_scripts]

@@ -3,15 +3,6 @@
 The metadata of scan.py, kept between processes in one file of the cache folder, put together under the laws of
 design.md, section 3: one name, one owner within each kind; the handshake; the allow-list. A cache that is missing,
 damaged or may not be written costs time and nothing else.
-
-    ZOO_CACHE    the cache folder; else $XDG_CACHE_HOME/zoo or ~/.cache/zoo
-    ZOO_PLUGINS  distributions that may be used, separated by commas; else all; zoo-core always may
-    ZOO_CONFIG   the settings; else $XDG_CONFIG_HOME/zoo/config.toml or ~/.config/zoo/config.toml:
-
-        [plugins]
-        allow = ["zoo-adapters"]     # as ZOO_PLUGINS, which goes first
-        [names]
-        lora = "acme-adapters"       # who owns a name that several claim; "adapter:lora" where kinds differ
 """
 
 from __future__ import annotations
@@ -21,12 +12,10 @@ import os
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from functools import cache
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, cast
 
-from zoo_core.errors import UsageError, nearest
 from zoo_core.scan import (
     CORE,
     Distribution,
@@ -39,6 +28,8 @@ from zoo_core.scan import (
     read_text,
     scan_folder,
 )
+from zoo_core.settings import cache_folder, read_settings, settings_file
+from zoo_core.versions import in_range
 
 if TYPE_CHECKING:
     from zoo_core.contracts import PartKind  # at run time its dataclasses would cost a third of `zoo list`
@@ -49,8 +40,6 @@ __all__ = [
     "Origin",
     "Provider",
     "State",
-    "cache_folder",
-    "in_range",
     "list_names",
     "load_index",
     "read_folders",
@@ -213,9 +202,7 @@ def load_index() -> Index:
 
     Raises UsageError if the settings cannot be used.
     """
-    allow, owners = _settings()
-    if "ZOO_PLUGINS" in os.environ:
-        allow = [name.strip() for name in os.environ["ZOO_PLUGINS"].split(",") if name.strip()]
+    allow, owners = read_settings()
     cache = cache_folder()
     paths = list(dict.fromkeys(os.path.abspath(path) for path in sys.path))
     return Index(read_folders(paths, cache=cache, locate=_imported_from), allow=allow, owners=owners, cache=cache)
@@ -258,72 +245,6 @@ def read_folders(paths: Sequence[str], *, cache: str | None = None, locate: Loca
         _write(file, kept)
         _prune(os.path.dirname(file))
     return folders
-
-
-def cache_folder() -> str:
-    """Where the index and downloads are kept; it need not exist."""
-    if os.environ.get("ZOO_CACHE"):
-        return os.path.abspath(os.environ["ZOO_CACHE"])
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return os.path.join(base, "zoo")
-
-
-@cache
-def in_range(version: str, wanted: str) -> bool | None:
-    """Whether a version lies in a range such as `>=0.1,<0.2`; None if either cannot be read.
-
-    Release numbers only: 0.2.0rc1 counts as 0.2.0. Operators: >= <= > < == != ~= ===, and == or != with `.*`.
-    """
-    found = _release(version)
-    if found is None:
-        return None
-    fits = True
-    for clause in filter(None, (clause.strip() for clause in wanted.split(","))):
-        operator = next((known for known in _OPERATORS if clause.startswith(known)), "")
-        text = clause.removeprefix(operator).strip()
-        limit = _release(text.removesuffix(".*"))
-        if not operator or limit is None or (text.endswith(".*") and operator not in ("==", "!=")):
-            return None
-        fits = fits and _OPERATORS[operator](found, limit, text.endswith(".*"))
-    return fits
-
-
-_Release: TypeAlias = tuple[int, ...]
-
-# The longer operators first, because `>` also starts `>=`. The flag says that the limit ends in `.*`.
-_OPERATORS: dict[str, Callable[[_Release, _Release, bool], bool]] = {
-    "===": lambda found, limit, star: _compare(found, limit) == 0,
-    "~=": lambda found, limit, star: _compare(found, limit) >= 0 and found[: len(limit) - 1] == limit[:-1],
-    "==": lambda found, limit, star: found[: len(limit)] == limit if star else _compare(found, limit) == 0,
-    "!=": lambda found, limit, star: found[: len(limit)] != limit if star else _compare(found, limit) != 0,
-    ">=": lambda found, limit, star: _compare(found, limit) >= 0,
-    "<=": lambda found, limit, star: _compare(found, limit) <= 0,
-    ">": lambda found, limit, star: _compare(found, limit) > 0,
-    "<": lambda found, limit, star: _compare(found, limit) < 0,
-}
-
-
-def _compare(one: _Release, other: _Release) -> int:
-    """-1, 0 or 1; 1.2 equals 1.2.0."""
-    length = max(len(one), len(other))
-    left, right = one + (0,) * (length - len(one)), other + (0,) * (length - len(other))
-    return (left > right) - (left < right)
-
-
-def _release(version: str) -> _Release | None:
-    """The release numbers of a version: (1, 2, 0) of v1.2.0rc1+local."""
-    if "!" in version:
-        return None
-    numbers: list[int] = []
-    for piece in version.strip().removeprefix("v").partition("+")[0].partition("-")[0].split("."):
-        digits = len(piece) - len(piece.lstrip("0123456789"))
-        if digits > 9:
-            return None
-        if digits:
-            numbers.append(int(piece[:digits]))
-        if digits < len(piece):
-            break
-    return tuple(numbers) or None
 
 
 def _in_front(folders: Mapping[str, Folder]) -> tuple[list[Distribution], list[str]]:
@@ -391,47 +312,6 @@ def reserved_names() -> dict[str, str]:
     lines = read_text(os.path.join(os.path.dirname(__file__), "reserved.txt")).splitlines()
     pairs = (line.split() for line in lines if line and not line.startswith("#"))
     return {name: normalise(owner) for name, owner in pairs}
-
-
-def settings_file() -> str:
-    """Where the user's settings are read from; it need not exist."""
-    if os.environ.get("ZOO_CONFIG"):
-        return os.path.abspath(os.environ["ZOO_CONFIG"])
-    base = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
-    return os.path.join(base, "zoo", "config.toml")
-
-
-def _settings() -> tuple[list[str] | None, dict[str, str]]:
-    """The allowed plugins, None for all, and the owners of contested names."""
-    path = settings_file()
-    try:
-        text = read_text(path)
-    except FileNotFoundError:
-        return None, {}
-    except (OSError, ValueError) as error:
-        raise UsageError(f"the settings {path} cannot be read: {error}") from None
-    import tomllib  # only those who have settings pay for it
-
-    try:
-        content = tomllib.loads(text)
-    except ValueError as error:
-        raise UsageError(f"the settings {path} are not TOML: {error}") from None
-    allowed = {"plugins": ("allow",), "names": None}
-    for table, keys in content.items():
-        if table not in allowed or not isinstance(keys, dict):
-            raise UsageError(
-                f"the settings {path} have tables plugins and names, found {table!r}{nearest(table, allowed)}"
-            )
-    for key in content.get("plugins", {}):
-        if key != "allow":
-            raise UsageError(f"the settings {path} have [plugins] allow, found {key!r}{nearest(key, ['allow'])}")
-    allow, owners = content.get("plugins", {}).get("allow"), content.get("names", {})
-    if allow is not None and not (isinstance(allow, list) and all(isinstance(name, str) for name in allow)):
-        raise UsageError(f"the settings {path}: [plugins] allow is a list of distributions, found {allow!r}")
-    for name, owner in owners.items():
-        if not isinstance(owner, str):
-            raise UsageError(f"the settings {path}: [names] {name!r} is the name of a distribution, found {owner!r}")
-    return allow, owners
 
 
 def _locate_in(paths: Sequence[str], last_resort: Locate | None) -> Locate:

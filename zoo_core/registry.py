@@ -171,8 +171,8 @@ class Registry:
         unread = (
             f"; {' and '.join(suspects)} could not be read and may provide it, see `zoo doctor`" if suspects else ""
         )
-        listing = f"zoo list {kind}" if kind else "zoo list"
-        return f"no plugin provides {_a(wanted)} {name!r}{held}{nearest(name, known)}{unread}; `{listing}` shows what there is"
+        help_ = f"`zoo list{f' {kind}' if kind else ''}` shows what there is"
+        return f"no plugin provides {_a(wanted)} {name!r}{held}{nearest(name, known)}{unread}; {help_}"
 
 
 @cache

@@ -11,9 +11,10 @@ from typing import Any
 
 from zoo_core.catalog import Catalog, Problem
 from zoo_core.errors import ZooError
-from zoo_core.index import Index, cache_folder, load_index, settings_file
+from zoo_core.index import Index, load_index
 from zoo_core.registry import Registry
 from zoo_core.scan import Distribution, parse_entry_points, read_text
+from zoo_core.settings import cache_folder, settings_file
 
 __all__ = ["DistributionHealth", "Health", "check_up"]
 
