@@ -28,7 +28,7 @@ LAYERS = (
     ("scan", "spec"),
     ("index",),
     ("bind",),
-    ("catalog", "lock"),
+    ("catalog", "declarations", "lock"),
     ("registry",),  # a name may be a record's
     ("resolve", "store"),
     ("ranking",),

@@ -20,7 +20,7 @@ from zoo_core.measure import INFERENCE_BATCH, confusion, per_class, precision_of
 from zoo_core.resolve import Budget, resolve
 from zoo_core.runs import load_stored, read_run, save_run
 from zoo_core.spec import Spec
-from zoo_core.store import Result, append
+from zoo_core.store import Result, RunLock, append
 from zoo_core.suites.grid import Suite, expand, load_suite, starter_suite
 from zoo_core.suites.runner import News, prepare_folder, run_grid
 from zoo_core.suites.trial import Report, open_task, run_trial, score_split
@@ -73,21 +73,25 @@ def fit(
 ) -> tuple[Learner, Result]:
     """Fits one model, its learning rate chosen on validation; stores it when `out` names a folder.
 
-    Returns the learner, in evaluation mode, and its result on the test split.
+    Returns the learner, in evaluation mode, and its result on the test split. Raises UsageError for a folder that
+    already holds a run; that one stays as it is.
     """
     plan = resolve(spec, task=task, budget=budget, seed=seed)
-    folder = None if out is None else Path(out)
-    if folder is not None:
-        prepare_folder(folder)
-        if (folder / "results.jsonl").exists():
-            raise UsageError(f"{folder} already holds a run; give --out a new folder, or remove that one")
-    result, learner, _ = run_trial(plan, device=device, num_workers=num_workers, report=report)
-    if folder is not None:
+    if out is None:
+        result, learner, _ = run_trial(plan, device=device, num_workers=num_workers, report=report)
+        return learner, result
+    folder = Path(out)
+    prepare_folder(folder)
+    with RunLock(folder):
+        held = [name for name in ("run.json", "results.jsonl", "zoo.lock") if (folder / name).exists()]
+        if held:
+            raise UsageError(f"{folder} already holds a run ({held[0]}); give --out a new folder, or remove that one")
+        result, learner, _ = run_trial(plan, device=device, num_workers=num_workers, report=report)
         assert plan.task is not None, "fit has a task"
-        parts = [(plan.backbone, plan.entry), *((part, None) for part in (*plan.adapters, plan.head, plan.task))]
-        write_lock(folder / "zoo.lock", lock_of(parts))
         save_run(learner, plan, folder)
         append(folder / "results.jsonl", result)
+        parts = [(plan.backbone, plan.entry), *((part, None) for part in (*plan.adapters, plan.head, plan.task))]
+        write_lock(folder / "zoo.lock", lock_of(parts))
     return learner, result
 
 
@@ -194,15 +198,19 @@ def bench(
     *,
     out: str | Path | None = None,
     num_workers: int = 1,
+    threads: int = 1,
     device: str = "cpu",
     retry: bool = False,
     watch: Callable[[News], None] = lambda _: None,
 ) -> list[Result]:
     """Runs a suite (a file's path, or the starter suite) and returns its results; a second call runs what is missing.
 
-    out: the run's folder, `runs/NAME` when None.
+    out: the run's folder, `runs/NAME` when None. num_workers: processes; threads: of each. Scores do not depend on the
+    number of processes.
     """
     if not isinstance(suite, Suite):
         suite = load_suite(Path(suite) if suite is not None else starter_suite())
     folder = Path(out) if out is not None else Path("runs") / suite.name
-    return run_grid(expand(suite), folder, num_workers=num_workers, device=device, retry=retry, watch=watch)
+    return run_grid(
+        expand(suite), folder, num_workers=num_workers, threads=threads, device=device, retry=retry, watch=watch
+    )

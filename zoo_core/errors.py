@@ -1,6 +1,7 @@
 """Every error a user can meet, and the exit code of each.
 
     ZooError                    1  anything else
+      DivergedError             1  a training whose loss is no longer finite
       UsageError                2  an argument, a file or a folder that cannot be used as asked
         SpecError               2  text that is not a spec; carries the column
         SuiteError              2  a suite file with a wrong key, type or an empty grid
@@ -24,6 +25,7 @@ from difflib import get_close_matches
 __all__ = [
     "AccessError",
     "AmbiguousError",
+    "DivergedError",
     "IncompatibleError",
     "IntegrityError",
     "LawError",
@@ -42,6 +44,10 @@ class ZooError(Exception):
     """A mistake that a user can mend, told in one line; `exit_code` is the command line's."""
 
     exit_code = 1
+
+
+class DivergedError(ZooError):
+    """A training whose loss is no longer finite; at another learning rate it may go well."""
 
 
 class UsageError(ZooError):

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo_core.errors import IncompatibleError, IntegrityError
+from zoo_core.errors import AccessError, IncompatibleError, IntegrityError
 
 if TYPE_CHECKING:
     from zoo_core.catalog import Entry
@@ -33,15 +33,23 @@ def lock_of(parts: Iterable[tuple[Bound, Entry | None]]) -> dict[str, Any]:
 
 
 def read_lock(path: Path) -> dict[str, Any] | None:
-    """The lock in a file, or None if there is none. Raises IntegrityError when it is damaged."""
+    """The lock in a file, or None if there is none.
+
+    Raises IntegrityError when it is damaged or of another format, AccessError when it may not be read.
+    """
     if not path.exists():
         return None
+    mend = "restore it, or use a new --out"
     try:
         lock = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise IntegrityError(f"{path} is damaged ({error}); restore it, or use a new --out") from error
-    if not isinstance(lock, dict) or lock.get("format") != FORMAT or not _holds_rows(lock.get("parts")):
-        raise IntegrityError(f"{path} is not a lock of format {FORMAT}; restore it, or use a new --out")
+    except OSError as error:
+        raise AccessError(f"{path} cannot be read ({error.strerror}); mend its rights, or use a new --out") from error
+    except (ValueError, RecursionError) as error:
+        raise IntegrityError(f"{path} is damaged ({error}); {mend}") from error
+    if not isinstance(lock, dict) or lock.get("format") != FORMAT or not isinstance(lock.get("parts"), dict):
+        raise IntegrityError(f"{path} is not a lock of format {FORMAT}; {mend}")
+    if not all(map(_is_row, lock["parts"].values())):
+        raise IntegrityError(f"{path} is damaged (a part without its distribution and version); {mend}")
     return lock
 
 
@@ -67,3 +75,7 @@ def check_lock(path: Path, held: Mapping[str, Any], wanted: Mapping[str, Any]) -
                 f"{row.get(changed[0])} now; install what it was made with, or use a new --out"
             )
     return {"format": FORMAT, "parts": dict(sorted({**held["parts"], **wanted["parts"]}.items()))}
+
+
+def _is_row(row: object) -> bool:
+    return isinstance(row, dict) and isinstance(row.get("distribution"), str) and isinstance(row.get("version"), str)

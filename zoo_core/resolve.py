@@ -15,6 +15,7 @@ from typing import Any, Literal
 from zoo_core.catalog import Catalog, Entry
 from zoo_core.catalog import catalog as default_catalog
 from zoo_core.contracts import KINDS, FeatureSpec, Kind, Modality, Target, Weights
+from zoo_core.declarations import MAX_RATES, TRAINING, broken, check_adapter, check_head, check_task
 from zoo_core.errors import RefusedError, UsageError, ZooError, nearest
 from zoo_core.registry import Bound, Registry
 from zoo_core.registry import registry as default_registry
@@ -24,7 +25,6 @@ __all__ = ["DEFAULT_HEAD", "Budget", "Plan", "Trial", "budget_from", "resolve"]
 
 DEFAULT_HEAD = "linear"  # what every target kind gets when a spec names no head
 DIGEST_FORMAT = 1  # raised when the digest of an unchanged trial would change
-MAX_RATES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,45 +47,46 @@ class Budget:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def __post_init__(self) -> None:
-        ranges: dict[str, tuple[float, float]] = {
-            "epochs": (1, 1_000_000),
-            "batch_size": (2, 1_000_000),
-            "num_rates": (1, MAX_RATES),
-            "weight_decay": (0, 10),
-            "warmup": (0, 1),
-            "clip": (1e-9, 1e9),
-            "patience": (1, 1_000_000),
-        }
-        for name, (low, high) in ranges.items():
+        for name, (kind, low, high) in _RANGES.items():
             value = getattr(self, name)
-            if value is not None and not low <= value <= high:
+            if value is None and name == "patience":
+                continue
+            if not isinstance(value, int | kind) or isinstance(value, bool):
+                wanted = "a whole number" if kind is int else "a number"
+                raise UsageError(f"budget: {name}={value!r} should be {wanted}, {low:g} to {high:g}")
+            if not low <= value <= high:
                 raise UsageError(f"budget: {name}={value} is out of range; allowed: {low:g} to {high:g}")
-        allowed = {"augment": ("none", "light", "strong"), "precision": ("auto", "float32", "bfloat16")}
-        for name, words in allowed.items():
+            object.__setattr__(self, name, kind(value))  # 1 and 1.0 are one budget, with one digest
+        for name, words in _WORDS.items():
             if getattr(self, name) not in words:
-                raise UsageError(f"budget: {name}={getattr(self, name)!r} is not one of {', '.join(words)}")
+                found = getattr(self, name)
+                raise UsageError(
+                    f"budget: {name}={found!r} is not one of {', '.join(words)}{nearest(str(found), words)}"
+                )
 
 
-def budget_from(values: Mapping[str, object]) -> Budget:
+_RANGES: Mapping[str, tuple[type[int] | type[float], float, float]] = {
+    "epochs": (int, 1, 1_000_000),
+    "batch_size": (int, 2, 1_000_000),
+    "num_rates": (int, 1, MAX_RATES),
+    "weight_decay": (float, 0, 10),
+    "warmup": (float, 0, 1),
+    "clip": (float, 1e-9, 1e9),
+    "patience": (int, 1, 1_000_000),
+}
+_WORDS: Mapping[str, tuple[str, ...]] = {
+    "augment": ("none", "light", "strong"),
+    "precision": ("auto", "float32", "bfloat16"),
+}
+
+
+def budget_from(values: Mapping[str, Any]) -> Budget:
     """A Budget from a table of a suite file or a stored plan; raises UsageError on a wrong key or type."""
-    known = {field.name: field for field in fields(Budget)}
-    checked: dict[str, Any] = {}
-    for name, value in values.items():
+    known = [field.name for field in fields(Budget)]
+    for name in values:
         if name not in known:
             raise UsageError(f"budget has no key {name!r}; it has {', '.join(known)}{nearest(name, known)}")
-        default = known[name].default
-        wants_int = isinstance(default, int) or name == "patience"
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        fits = {
-            "int": isinstance(value, int) and number,
-            "float": number,
-            "word": isinstance(value, str),
-        }
-        wanted = "word" if isinstance(default, str) else "int" if wants_int else "float"
-        if not (fits[wanted] or (name == "patience" and value is None)):
-            raise UsageError(f"budget: {name}={value!r} should be {'an ' if wanted == 'int' else 'a '}{wanted}")
-        checked[name] = float(value) if wanted == "float" else value  # type: ignore[arg-type]
-    return Budget(**checked)
+    return Budget(**values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,9 +111,10 @@ class Trial:
 class Plan:
     """A trial with every part resolved and checked.
 
-    task: None when a model is loaded for a target alone. entry: what the catalogue says of the backbone, None if
-    nothing. digest: identity of the trial; None while its files are not pinned. base_digest: identity of the backbone
-    before any adapter, the same for all trials on it. deferred: checks that need the built backbone.
+    task: None when a model is loaded for a target alone. adapters: without those that change nothing, unless there is
+    no other. entry: what the catalogue says of the backbone, None if nothing. digest: identity of the trial; None while
+    its files are not pinned. base_digest: identity of the backbone before any adapter, the same for all trials on it.
+    deferred: checks that need the built backbone.
     """
 
     spec: Spec
@@ -158,6 +160,8 @@ def resolve(
     budget = budget or Budget()
     parts = (parse(spec) if isinstance(spec, str) else spec).parts
     bound_task = registry.bind(parse_part(task) if isinstance(task, str) else task, "task") if task else None
+    if bound_task is not None:
+        check_task(bound_task)
     if target is None:
         if bound_task is None:
             raise UsageError("nothing says what is predicted; give a task or a target (num_classes, classes)")
@@ -170,6 +174,7 @@ def resolve(
     _check_head(backbone, entry, head, adapters, target)
     num_stages = entry.num_stages if entry else None
     first_stage = _check_adapters(backbone, entry, adapters, num_stages)
+    adapters = tuple(part for part in adapters if part.recipe.changes) or adapters[:1]
     base = _base_identity(backbone, entry, weights)
     task_entry = catalog.find(bound_task.name, "task") if bound_task else None
     identity = {
@@ -227,7 +232,11 @@ def _bind_chain(parts: Sequence[Part], registry: Registry) -> tuple[Bound, tuple
             head = bound
         else:
             adapters.append(bound)
-    return backbone, tuple(adapters), head or registry.bind(Part(DEFAULT_HEAD), "head")
+    head = head or registry.bind(Part(DEFAULT_HEAD), "head")
+    for adapter in adapters:
+        check_adapter(adapter)
+    check_head(head)
+    return backbone, tuple(adapters), head
 
 
 def _allowed_weights(backbone: Bound, entry: Entry | None) -> Weights:
@@ -264,7 +273,7 @@ def _check_head(backbone: Bound, entry: Entry | None, head: Bound, adapters: Seq
                 f"head {head.name} consumes {recipe.consumes} and {backbone.name} gives {given.kind}; "
                 f"features only become poorer: {' > '.join(KINDS)}"
             )
-    training = [part.name for part in adapters if part.recipe.changes & {"base", "added"}]
+    training = [part.name for part in adapters if part.recipe.changes & TRAINING]
     if recipe.fit == "closed_form" and training:
         raise RefusedError(
             f"head {head.name} is fitted in closed form and gives no gradient to train {training[0]}; "
@@ -298,30 +307,41 @@ def _check_adapters(
                     f"{backbone.name} has {', '.join(entry.roles) or 'none'}"
                 )
         if num_stages is not None and first is not None:
-            try:
-                first = min(first, recipe.first_stage(num_stages))
-            except ZooError as error:
-                raise RefusedError(f"adapter {part.name} on {backbone.name}: {error}") from error
+            first = min(first, _first_stage(part, backbone, num_stages))
     return first
+
+
+def _first_stage(adapter: Bound, backbone: Bound, num_stages: int) -> int:
+    try:
+        return int(adapter.recipe.first_stage(num_stages))
+    except ZooError as error:
+        raise RefusedError(f"adapter {adapter.name} on {backbone.name}: {error}") from error
+    except Exception as error:  # a plugin's own code ran; whatever it raises is told as its fault
+        reason = f"first_stage({num_stages}) raised {type(error).__name__}: {error}"
+        raise broken(adapter, reason) from error
 
 
 def _rates(adapters: Sequence[Bound], head: Bound, num_rates: int) -> tuple[float, ...]:
     """The middle `num_rates` of the grid: of the most careful adapter that trains something, else of the head."""
     if head.recipe.fit == "closed_form":
         return ()
-    grids = [part.recipe.learning_rates for part in adapters if part.recipe.changes & {"base", "added"}]
+    grids = [part.recipe.learning_rates for part in adapters if part.recipe.changes & TRAINING]
     grid = min(grids, key=lambda rates: rates[len(rates) // 2]) if grids else head.recipe.learning_rates
-    start = (len(grid) - num_rates + 1) // 2
+    start = len(grid) // 2 - num_rates // 2  # so that the default stands at num_rates // 2
     return tuple(grid[start : start + num_rates])
 
 
 def _base_identity(backbone: Bound, entry: Entry | None, weights: Weights) -> dict[str, object] | None:
-    """What decides the numbers of the backbone before any adapter; None while its files are not pinned."""
+    """What decides the numbers of the backbone before any adapter; None while its files are not pinned.
+
+    Files that a catalogue or record pins count by their hashes. Where there are none and nothing is fetched, the
+    recipe's own version stands for what its package holds.
+    """
     identity: dict[str, object] = {"backbone": backbone.identity(), "input": entry.input if entry else None}
     if weights == "random":
         return identity
     files = _file_hashes(entry)
-    if not files:
+    if not files and backbone.recipe.source() is not None:
         return None
     return identity | {"files": files}
 

@@ -1,8 +1,8 @@
 """A fitted model on disk: its delta as safetensors, what it was built from as JSON, and the way back.
 
-run.json holds the spec, task, target with its ordered names, budget, seed, and the digests of trial and base. Loading
-resolves the same spec with what is installed now, refuses another base, rebuilds without the objective, and copies the
-delta in.
+run.json holds the spec, task, target with its ordered names, budget, seed, the digests of trial and base, and the
+identity of each adapter and of the head. Loading resolves the same spec with what is installed now, refuses another
+base or recipe, rebuilds without the objective, and copies the delta in.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from safetensors.torch import save_file
 
 from zoo_core.build import build
 from zoo_core.contracts import TARGET_KINDS, FileHash, Target
-from zoo_core.errors import IncompatibleError, IntegrityError, NotFoundError
+from zoo_core.errors import AccessError, IncompatibleError, IntegrityError, NotFoundError, UsageError
 from zoo_core.learner import Learner
+from zoo_core.lock import read_lock
 from zoo_core.resolve import Plan, budget_from, resolve
+from zoo_core.spec import parse, parse_part
 from zoo_core.weights import read_tensors, sha256_of, verify
 
 __all__ = ["StoredRun", "load_stored", "read_run", "save_run"]
@@ -55,6 +57,7 @@ def save_run(learner: Learner, plan: Plan, path: Path) -> None:
         "seed": plan.seed,
         "digest": plan.digest,
         "base_digest": plan.base_digest,
+        "parts": _identities(plan),
         "delta": {"sha256": sha256_of(delta), "size": delta.stat().st_size},
     }
     fresh = path / f"{FILE}.new"
@@ -65,41 +68,105 @@ def save_run(learner: Learner, plan: Plan, path: Path) -> None:
 def read_run(path: Path) -> StoredRun:
     """Reads and resolves run.json.
 
-    Raises NotFoundError (no run there, or a plugin it needs is not installed), IntegrityError (damaged),
+    Raises NotFoundError (no run there, or a plugin it needs is not installed), AccessError, IntegrityError (damaged),
     IncompatibleError (a base with other weights, or a recipe of another version, than the run was fitted on).
     """
     file = path / FILE
-    if not file.is_file():
-        raise NotFoundError(f"{path} holds no fitted model ({FILE} is missing); `zoo fit SPEC --task T --out DIR` makes one")
+    table = _table(file)
+    if table.get("format") != FORMAT:
+        raise IncompatibleError(f"{file} has format {table.get('format')!r}, this zoo-core reads {FORMAT}; upgrade it")
     try:
-        table = json.loads(file.read_text(encoding="utf-8"))
-        if table["format"] != FORMAT:
-            raise IncompatibleError(f"{file} has format {table['format']}, this zoo-core reads {FORMAT}; upgrade zoo-core")
         target = _target(table["target"])
-        delta = FileHash(sha256=table["delta"]["sha256"], size=table["delta"]["size"])
-        spec, task, budget, seed = table["spec"], table["task"], budget_from(table["budget"]), table["seed"]
-        base_digest = table["base_digest"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(f"{file} is damaged ({type(error).__name__}: {error}); fit the model again") from error
-    plan = resolve(spec, task=task, target=target, budget=budget, seed=seed)
+        delta = FileHash(sha256=_text(table["delta"]["sha256"]), size=int(table["delta"]["size"]))
+        spec, budget = parse(_text(table["spec"])), budget_from(table["budget"])
+        task = None if table["task"] is None else parse_part(_text(table["task"]))
+        base_digest, seed, parts = table["base_digest"], int(table["seed"]), list(table["parts"])
+    except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
+        raise IntegrityError(f"{file} is damaged ({_said(error)}); copy it again, or fit the model again") from error
+    try:
+        plan = resolve(spec, task=task, target=target, budget=budget, seed=seed)
+    except NotFoundError as error:
+        raise NotFoundError(f"{path} needs a part that is not installed{_fitted_with(path)}: {error}") from error
     if plan.base_digest != base_digest:
         raise IncompatibleError(
-            f"{path} was fitted on another base: {base_digest[:12]} then, {str(plan.base_digest)[:12]} now; "
+            f"{path} was fitted on another base: {str(base_digest)[:12]} then, {str(plan.base_digest)[:12]} now; "
             f"install the version of {plan.backbone.provider.distribution} that its zoo.lock names"
         )
+    _check_parts(path, plan, parts)
     return StoredRun(path=path, plan=plan, target=target, base_digest=base_digest, delta=delta)
 
 
 def load_stored(run: StoredRun) -> Learner:
     """The fitted learner of a stored run, in evaluation mode on the CPU, without an objective."""
     file = run.path / DELTA
+    if not file.is_file():
+        raise NotFoundError(f"{file} is missing; copy the whole folder, or fit the model again")
     verify(file, run.delta)
     learner = build(run.plan, target=run.target, purpose="use")
     learner.load_delta(read_tensors(file))
     return learner
 
 
+def _table(file: Path) -> dict[str, Any]:
+    try:
+        table = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotFoundError(
+            f"{file.parent} holds no fitted model ({FILE} is missing); `zoo fit SPEC --task T --out DIR` makes one"
+        ) from None
+    except OSError as error:
+        raise AccessError(f"{file} cannot be read ({error.strerror}); mend its rights") from error
+    except (ValueError, RecursionError) as error:
+        raise IntegrityError(f"{file} is damaged ({_said(error)}); copy it again, or fit the model again") from error
+    if not isinstance(table, dict):
+        raise IntegrityError(f"{file} is damaged (no JSON object); copy it again, or fit the model again")
+    return table
+
+
 def _target(table: Mapping[str, Any]) -> Target:
-    if table["kind"] not in TARGET_KINDS:
-        raise ValueError(f"unknown target kind {table['kind']!r}")
-    return Target(kind=table["kind"], size=table["size"], names=tuple(table["names"]))
+    kind, size, names = table["kind"], table["size"], tuple(map(_text, table["names"]))
+    if kind not in TARGET_KINDS:
+        raise ValueError(f"unknown target kind {kind!r}")
+    if type(size) is not int or size < 1 or (names and len(names) != size):
+        raise ValueError(f"a target of size {size!r} with {len(names)} names")
+    return Target(kind=kind, size=size, names=names)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.40} is not text")
+    return value
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _identities(plan: Plan) -> list[dict[str, object]]:
+    """What decides the numbers of each adapter and the head, as JSON."""
+    return [part.identity() for part in (*plan.adapters, plan.head)]
+
+
+def _check_parts(path: Path, plan: Plan, stored: list[Any]) -> None:
+    """Raises IncompatibleError when a recipe is not the one that the delta was made with."""
+    found = json.loads(json.dumps(_identities(plan)))
+    parts = (*plan.adapters, plan.head)
+    for position, part in enumerate(parts):
+        before = stored[position] if position < len(stored) else None
+        if before != found[position]:
+            then, now = (row.get("version") if isinstance(row, dict) else None for row in (before, found[position]))
+            raise IncompatibleError(
+                f"{path} was fitted with another {part.kind} {part.name} (version {then} then, {now} now); "
+                f"install the version of {part.provider.distribution} that its zoo.lock names"
+            )
+
+
+def _fitted_with(path: Path) -> str:
+    """The distributions that the run's lock names, where it can be read."""
+    try:
+        lock = read_lock(path / "zoo.lock")
+    except IntegrityError:
+        lock = None
+    rows = lock["parts"].values() if lock else ()
+    named = sorted({f"{row['distribution']} {row['version']}" for row in rows})
+    return f" (it was fitted with {', '.join(named)})" if named else ""

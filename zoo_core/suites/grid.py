@@ -10,7 +10,7 @@ from pathlib import Path
 
 from zoo_core.catalog import Catalog
 from zoo_core.catalog import catalog as default_catalog
-from zoo_core.errors import IncompatibleError, SuiteError, UsageError, nearest
+from zoo_core.errors import AccessError, IncompatibleError, NotFoundError, SuiteError, UsageError, nearest
 from zoo_core.registry import Registry
 from zoo_core.registry import registry as default_registry
 from zoo_core.resolve import Budget, Plan, Trial, budget_from, resolve
@@ -62,14 +62,19 @@ def starter_suite() -> Path:
 
 
 def load_suite(path: Path) -> Suite:
-    """Reads a suite file. Raises SuiteError naming the file, the key and what is allowed."""
+    """Reads a suite file.
+
+    Raises SuiteError naming the file, the key and what is allowed, NotFoundError and AccessError.
+    """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise SuiteError(f"no suite file {path}; without one, `zoo bench` runs the starter suite") from error
+        raise NotFoundError(f"no suite file {path}; without one, `zoo bench` runs the starter suite") from error
+    except PermissionError as error:
+        raise AccessError(f"{path} may not be read; change its rights") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise SuiteError(f"{path} cannot be read: {error}") from error
-    except tomllib.TOMLDecodeError as error:
+        raise SuiteError(f"{path} is not a file of text: {error}") from error
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise SuiteError(f"{path} is not TOML: {error}") from error
     try:
         return suite_from(table, name=path.stem)
@@ -85,14 +90,13 @@ def suite_from(table: Mapping[str, object], *, name: str) -> Suite:
     budget = table.get("budget", {})
     if not isinstance(budget, Mapping):
         raise SuiteError(f"budget should be a table, found {budget!r}")
-    heads = _texts(table, "heads", default=())
     return Suite(
         name=_text(table, "name", name),
         description=_text(table, "description", ""),
         tasks=tuple(parse_part(text) for text in _texts(table, "tasks")),
         backbones=tuple(parse(text) for text in _texts(table, "backbones")),
         adapters=tuple(parse(text) for text in _texts(table, "adapters", default=("probe",))),
-        heads=tuple(parse_part(text) for text in heads) or (None,),
+        heads=tuple(parse_part(text) for text in _texts(table, "heads")) if "heads" in table else (None,),
         seeds=_seeds(table.get("seeds", 3)),
         budget=budget_from(budget),
     )
@@ -101,8 +105,8 @@ def suite_from(table: Mapping[str, object], *, name: str) -> Suite:
 def expand(suite: Suite, *, registry: Registry | None = None, catalog: Catalog | None = None) -> Grid:
     """Every trial of a suite, resolved; two texts of one trial are one.
 
-    What makes no sense, or needs a broken plugin, is a refusal. Unknown names and wrong arguments are errors: they are
-    typing mistakes. Raises SuiteError when nothing is left to run.
+    What makes no sense, needs a broken plugin, or cannot be pinned is a refusal. Unknown names and wrong arguments are
+    errors: they are typing mistakes. Raises SuiteError when nothing is left to run.
     """
     registry, catalog = registry or default_registry(), catalog or default_catalog()
     plans: dict[str, Plan] = {}
@@ -114,7 +118,11 @@ def expand(suite: Suite, *, registry: Registry | None = None, catalog: Catalog |
         except IncompatibleError as error:
             refusals.setdefault(str(trial), Refusal(trial=trial, reason=str(error)))
             continue
-        plans.setdefault(plan.digest or str(plan.trial), plan)
+        if plan.digest is None:
+            reason = f"{plan.backbone.name} must be downloaded, and no catalogue or record pins its files by sha256"
+            refusals.setdefault(str(trial), Refusal(trial=trial, reason=reason))
+            continue
+        plans.setdefault(plan.digest, plan)
     if not plans:
         reasons = sorted({refusal.reason for refusal in refusals.values()})
         because = f": {reasons[0]}" if reasons else "; each of tasks, backbones and seeds needs one entry"
@@ -147,7 +155,7 @@ def _texts(table: Mapping[str, object], key: str, default: Sequence[str] | None 
         raise SuiteError(
             f"{key} should be a list of texts such as {key} = ['NAME', 'NAME(key=value)'], found {value!r}"
         )
-    if not value and default is None:
+    if not value:
         raise SuiteError(f"{key} is empty, so the grid has no trials; `zoo list {key.rstrip('s')}` shows what there is")
     return tuple(value)
 
@@ -156,6 +164,6 @@ def _seeds(value: object) -> tuple[int, ...]:
     """A count, which means 0 to count - 1, or a list of seeds."""
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return tuple(range(value))
-    if isinstance(value, list | tuple) and value and all(isinstance(seed, int) and seed >= 0 for seed in value):
+    if isinstance(value, list | tuple) and value and all(type(seed) is int and seed >= 0 for seed in value):
         return tuple(dict.fromkeys(value))
     raise SuiteError(f"seeds should be a positive count or a list of numbers from 0, found {value!r}")

@@ -1,11 +1,13 @@
 """Grid -> run folder: what is missing is run, each result is written as it comes, and a killed run goes on.
 
-The folder holds results.jsonl and zoo.lock. Only this process writes to it, and only one at a time.
+The folder holds results.jsonl and zoo.lock. Only this process writes to it, and only one at a time. Scores do not
+depend on the number of workers: each has the same number of threads, and a trial draws from its own seed alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +20,7 @@ from zoo_core.resolve import Plan
 from zoo_core.store import Result, RunLock, append, latest, read
 from zoo_core.suites.grid import Grid, Refusal
 from zoo_core.suites.trial import Report
-from zoo_core.suites.workers import run_all, threads_for
+from zoo_core.suites.workers import run_all
 
 __all__ = ["News", "prepare_folder", "run_grid"]
 
@@ -39,6 +41,7 @@ def run_grid(
     out: Path,
     *,
     num_workers: int,
+    threads: int = 1,
     device: str = "cpu",
     retry: bool = False,
     catalog: Catalog | None = None,
@@ -46,6 +49,7 @@ def run_grid(
 ) -> list[Result]:
     """Every result of a grid, those that were there and those run now, in the order of the grid.
 
+    threads: of each worker; another number may change the last bits of a score on a CPU.
     retry: run again what failed before; otherwise a failure is a result like any other.
     Raises AccessError (a folder that cannot be written), IntegrityError (damaged results), IncompatibleError (the
     folder was made with other versions or weights). Nothing that was there is lost.
@@ -63,29 +67,26 @@ def run_grid(
         done, total = len(grid.plans) - len(missing), len(grid.plans)
         watch(News(done=done, total=total))
         if missing:
-            threads = threads_for(num_workers)
-            for event in run_all(missing, num_workers=num_workers, device=device, threads=threads):
-                if event.result is not None:
-                    append(path, event.result)
-                    known[event.result.digest] = event.result
-                    done += 1
-                plan = missing[event.position]
-                watch(News(done=done, total=total, plan=plan, report=event.report, result=event.result))
+            with closing(run_all(missing, num_workers=num_workers, device=device, threads=threads)) as events:
+                for event in events:
+                    if event.result is not None:
+                        append(path, event.result)
+                        known[event.result.digest] = event.result
+                        done += 1
+                    plan = missing[event.position]
+                    watch(News(done=done, total=total, plan=plan, report=event.report, result=event.result))
     wanted = [*(_key(plan) for plan in grid.plans), *(_refused(refusal).digest for refusal in grid.refusals)]
     return [known[digest] for digest in wanted]
 
 
 def prepare_folder(out: Path) -> None:
     """Makes a run's folder; raises UsageError or AccessError when that cannot be."""
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file; give --out a folder")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".writable"
-        probe.touch()
-        probe.unlink()
+    except (FileExistsError, NotADirectoryError):
+        raise UsageError(f"{out} is a file, or lies in one; give --out a folder") from None
     except OSError as error:
-        raise AccessError(f"{out} cannot be written ({error.strerror}); give --out another folder") from error
+        raise AccessError(f"{out} cannot be made ({error.strerror}); give --out another folder") from error
 
 
 def _lock(plans: Sequence[Plan], out: Path, catalog: Catalog) -> None:

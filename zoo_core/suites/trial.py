@@ -22,7 +22,7 @@ from torch import Tensor
 from zoo_core.build import build
 from zoo_core.contracts import METRICS, Split, Target, TaskData
 from zoo_core.data import Loader, Splits, carve
-from zoo_core.errors import ZooError
+from zoo_core.errors import DivergedError, ZooError
 from zoo_core.learner import Learner
 from zoo_core.measure import (
     INFERENCE_BATCH,
@@ -129,6 +129,8 @@ def choose(
     """Fits one candidate for each learning rate and keeps the best on validation; on a tie the one nearest the middle.
 
     Every candidate starts from the same state, sees the same examples in the same order, and ends with its last epoch.
+    One that diverges, or has no finite validation score, is not chosen; its score is None.
+    Raises DivergedError when that is so for all of them.
     """
     assert plan.task is not None, "a trial has a task"
     metric = plan.task.recipe.metric
@@ -155,32 +157,43 @@ def choose(
     if plan.weights == "random":
         calibrate(learner, fitting)
     rates: tuple[float | None, ...] = plan.learning_rates or (None,)
-    start = _snapshot(learner)
+    start, projectors = _snapshot(learner), _projectors(learner)
     order = sorted(range(len(rates)), key=lambda index: abs(index - len(rates) // 2))
     candidates: list[dict[str, Any]] = [{} for _ in rates]
     best: tuple[float, int, dict[str, Tensor], Fitted] | None = None
+    diverged = DivergedError(f"no finite validation {metric}")
     began = time.perf_counter()
     for position, index in enumerate(order):
         if position:
             learner.load_delta(start)
+            _put_projectors(learner, projectors)
 
         def tell(progress: Progress, position: int = position) -> None:
             report(Report(candidate=position + 1, num_candidates=len(rates), progress=progress))
 
-        fitted = fit(
-            learner,
-            fitting,
-            budget=plan.budget,
-            learning_rate=rates[index],
-            seed=plan.seed,
-            validate=validate,
-            progress=tell,
-        )
+        candidates[index] = {"learning_rate": rates[index], "validation_score": None}
+        try:
+            fitted = fit(
+                learner,
+                fitting,
+                budget=plan.budget,
+                learning_rate=rates[index],
+                seed=plan.seed,
+                validate=validate,
+                progress=tell,
+            )
+        except DivergedError as error:
+            diverged = error
+            continue
         found = validate(learner)
-        candidates[index] = {"learning_rate": rates[index], "validation_score": sign * found}
+        if not math.isfinite(found):
+            continue
+        candidates[index]["validation_score"] = sign * found
         if best is None or found > best[0]:
             best = (found, index, _snapshot(learner), fitted)
-    assert best is not None, "there is at least one candidate"
+    if best is None:
+        raise diverged
+    learner.eval()  # a fit that diverged left it in training mode
     learner.load_delta(best[2])
     return Chosen(
         learner=learner,
@@ -214,6 +227,20 @@ def _loader(
 
 def _snapshot(learner: Learner) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in learner.delta().items()}
+
+
+def _projectors(learner: Learner) -> dict[str, Tensor]:
+    """What trains in the objective, which is not in the delta, and its buffers; a frozen teacher's weights are not."""
+    if learner.objective is None:
+        return {}
+    frozen = {name for name, parameter in learner.objective.named_parameters() if not parameter.requires_grad}
+    state: dict[str, Tensor] = learner.objective.state_dict()
+    return {name: tensor.clone() for name, tensor in state.items() if name not in frozen}
+
+
+def _put_projectors(learner: Learner, state: dict[str, Tensor]) -> None:
+    if learner.objective is not None:
+        learner.objective.load_state_dict(state, strict=False)
 
 
 def _coverage(learner: Learner) -> dict[str, int]:

@@ -1,6 +1,6 @@
 """Processes that run trials: each has a pipe of its own, so that one that dies costs one trial and is named.
 
-A worker that loses its parent ends. Results leave a worker whole; only the parent writes them.
+A worker ends when its parent does, however that ends. Results leave a worker whole; only the parent writes them.
 """
 
 from __future__ import annotations
@@ -8,22 +8,32 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import pickle
+import signal
+import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from zoo_core.errors import ZooError
+from zoo_core.errors import RefusedError, ZooError
 from zoo_core.resolve import Plan
-from zoo_core.store import Result
+from zoo_core.store import Result, Status
 from zoo_core.suites.trial import Report, provenance, run_trial
 
-__all__ = ["Event", "attempt", "run_all", "threads_for"]
+__all__ = ["Event", "attempt", "num_processors", "run_all"]
 
 REPORT_SECONDS = 0.2
+STOP_SECONDS = 2.0  # a worker that does not end when asked is killed after this
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
+MAX_REASON = 500  # characters; a reason is one line of a table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,90 +45,130 @@ class Event:
     result: Result | None = None
 
 
-def threads_for(num_workers: int) -> int:
-    """Threads of each worker, so that all together use each processor once."""
-    return max(1, len(os.sched_getaffinity(0)) // num_workers)
+def num_processors() -> int:
+    """Processors that this process may use: those of its affinity, at most its control group's quota."""
+    allowed = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    try:
+        quota, period = QUOTA.read_text(encoding="ascii").split()
+        return max(1, min(allowed, int(quota) // int(period)))
+    except (OSError, ValueError):  # no control group, or "max": no quota
+        return allowed
 
 
-def attempt(plan: Plan, *, device: str, report: Any = lambda _: None) -> Result:
+def attempt(plan: Plan, *, device: str, report: Callable[[Report], None] = lambda _: None) -> Result:
     """The result of a trial; whatever goes wrong in it is a result too, with its reason."""
     try:
         return run_trial(plan, device=device, report=report)[0]
-    except torch.OutOfMemoryError as error:
-        reason = f"out of memory: {error}"
-    except MemoryError:
-        reason = "out of memory"
+    except RefusedError as error:  # a check that needed the data or the built backbone
+        return _without_score(plan, device, str(error), status="refused")
     except ZooError as error:
-        reason = str(error)
-    except Exception as error:  # noqa: BLE001 - a failure of one trial is a row of the table, not the end of the suite
-        reason = f"{type(error).__name__}: {error}"
-    return replace(provenance(plan, device), status="failed", reason=reason.splitlines()[0])
+        return _without_score(plan, device, str(error) or type(error).__name__)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - one trial's failure is a row, not the end of the suite
+        return _without_score(plan, device, _explained(error))
 
 
-def run_all(plans: Sequence[Plan], *, num_workers: int, device: str, threads: int) -> Iterator[Event]:
-    """Runs every plan once, some at a time, and yields events as they come; results in order of completion."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["zoo_core.suites.workers"])
-    waiting = list(enumerate(plans))[::-1]
-    running: dict[Connection, tuple[Any, int | None]] = {}
-    for _ in range(min(num_workers, len(plans))):
-        process, connection = _start(context, device, threads)
-        running[connection] = (process, None)
+def run_all(plans: Sequence[Plan], *, num_workers: int, device: str, threads: int) -> Generator[Event]:
+    """Runs every plan once, some at a time, and yields events as they come; results in order of completion.
+
+    threads: of each worker. Close the iterator to end the workers before they are done.
+    """
+    pool = _Pool(plans, num_workers, device, threads)
     try:
-        for connection in running:
-            _give(running, connection, waiting)
-        while running:
-            for ready in wait(list(running)):
-                assert isinstance(ready, Connection)
-                process, position = running[ready]
-                try:
-                    message = ready.recv()
-                except (EOFError, ConnectionResetError):
-                    del running[ready]
-                    process.join()
-                    if position is not None:
-                        yield Event(position=position, result=_died(plans[position], device, process.exitcode))
-                        if waiting:
-                            process, connection = _start(context, device, threads)
-                            running[connection] = (process, None)
-                            _give(running, connection, waiting)
-                    continue
-                assert position is not None, "only a worker with a plan speaks"
-                if isinstance(message, Result):
-                    yield Event(position=position, result=message)
-                    _give(running, ready, waiting)
-                else:
-                    yield Event(position=position, report=message)
+        while True:
+            yield from pool.hand_out()
+            busy = pool.busy()
+            if not busy:
+                return
+            for pipe in wait(list(busy)):
+                assert isinstance(pipe, Connection)
+                yield pool.hear(busy[pipe])
     finally:
-        for process, _ in running.values():
-            process.terminate()
-        for process, _ in running.values():
-            process.join()
+        pool.stop()
 
 
-def _start(context: Any, device: str, threads: int) -> tuple[Any, Connection]:
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs, device, threads), daemon=True)
-    process.start()
-    theirs.close()
-    return process, ours
+@dataclass(kw_only=True)
+class _Worker:
+    """A process, our end of its pipe, and the position of the plan it works on."""
+
+    process: Any
+    pipe: Connection
+    position: int | None = None
 
 
-def _give(running: dict[Connection, tuple[Any, int | None]], to: Connection, waiting: list[tuple[int, Plan]]) -> None:
-    """The next plan for a worker; none left: its pipe is told so, and the worker ends."""
-    process = running[to][0]
-    if not waiting:
-        running[to] = (process, None)
-        with contextlib.suppress(BrokenPipeError):
-            to.send(None)
-        return
-    position, plan = waiting.pop()
-    running[to] = (process, position)
-    with contextlib.suppress(BrokenPipeError):  # it died: the next wait says so
-        to.send(plan)
+class _Pool:
+    """Up to num_workers processes, started when there is a plan for them; one that died is replaced."""
+
+    def __init__(self, plans: Sequence[Plan], num_workers: int, device: str, threads: int) -> None:
+        self._context: Any = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["zoo_core.suites.workers"])
+        self._plans, self._num_workers = plans, num_workers
+        self._device, self._threads = device, threads
+        self._waiting = deque(range(len(plans)))
+        self._workers: list[_Worker] = []
+
+    def hand_out(self) -> Iterator[Event]:
+        """Gives plans to workers until all are busy. Yields a failure for each plan that cannot be sent."""
+        while self._waiting and (worker := self._idle()) is not None:
+            position = self._waiting.popleft()
+            try:
+                message = bytes(ForkingPickler.dumps(self._plans[position]))
+            except Exception as error:  # noqa: BLE001 - a plugin's recipe that cannot be pickled fails alone
+                reason = f"its plan cannot be sent to a process: {_explained(error)}"
+                yield Event(position=position, result=self._failed(position, reason))
+                continue
+            worker.position = position
+            with contextlib.suppress(OSError):  # it died: `hear` says so
+                worker.pipe.send_bytes(message)
+
+    def busy(self) -> dict[Connection, _Worker]:
+        return {worker.pipe: worker for worker in self._workers if worker.position is not None}
+
+    def hear(self, worker: _Worker) -> Event:
+        """What a worker says, or how it died."""
+        position = worker.position
+        assert position is not None, "only a worker with a plan is waited for"
+        try:
+            message = worker.pipe.recv()
+        except (EOFError, OSError, pickle.UnpicklingError):
+            self._workers.remove(worker)
+            message = f"its process {_death(worker)}; run the same command with --retry to try it again"
+        if isinstance(message, Report):
+            return Event(position=position, report=message)
+        worker.position = None
+        result = message if isinstance(message, Result) else self._failed(position, message)
+        return Event(position=position, result=replace(result, threads=self._threads))
+
+    def stop(self) -> None:
+        for worker in self._workers:
+            worker.process.terminate()
+        for worker in self._workers:
+            worker.process.join(STOP_SECONDS)
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
+
+    def _idle(self) -> _Worker | None:
+        """A worker without a plan, a new one if there may be one more, or None."""
+        for worker in self._workers:
+            if worker.position is None:
+                return worker
+        if len(self._workers) == self._num_workers:
+            return None
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=_work, args=(theirs, self._device, self._threads), daemon=True)
+        process.start()
+        theirs.close()
+        self._workers.append(_Worker(process=process, pipe=ours))
+        return self._workers[-1]
+
+    def _failed(self, position: int, reason: str) -> Result:
+        return _without_score(self._plans[position], self._device, reason)
 
 
 def _work(pipe: Connection, device: str, threads: int) -> None:
+    _end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches us too; the parent ends us
+    os.dup2(2, 1)  # what a plugin prints is no part of the table
     torch.set_num_threads(threads)
     last = 0.0
 
@@ -129,13 +179,52 @@ def _work(pipe: Connection, device: str, threads: int) -> None:
             last = now
             pipe.send(news)
 
-    with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
-        while (plan := pipe.recv()) is not None:
-            result = attempt(plan, device=device, report=report)
-            pipe.send(result)
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        while True:
+            message = pipe.recv_bytes()
+            try:
+                plan = pickle.loads(message)  # noqa: S301 - our own parent's bytes
+            except Exception as error:  # noqa: BLE001 - it imports the plan's plugins; one that breaks fails alone
+                pipe.send(f"its plan cannot be read in a process: {_explained(error)}")
+            else:
+                pipe.send(attempt(plan, device=device, report=report))
 
 
-def _died(plan: Plan, device: str, code: int | None) -> Result:
-    because = "killed, perhaps for memory" if code == -9 else "ended without a result"
-    reason = f"its process was {because} (exit code {code}); run the same command with --retry to try it again"
-    return replace(provenance(plan, device), status="failed", reason=reason)
+def _end_with_parent() -> None:
+    """Ends this process as soon as its parent is gone, killed or not, whatever it is doing."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker is started by multiprocessing"
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _death(worker: _Worker) -> str:
+    worker.process.join()
+    code = worker.process.exitcode
+    if code is None or code >= 0:
+        return f"ended with exit code {code}"
+    return f"was killed by {_signal_name(-code)}" + (", perhaps for memory" if -code == signal.SIGKILL else "")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _explained(error: BaseException) -> str:
+    """Type and message; torch tells of too little memory on a CPU only in the message."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
+        return f"out of memory: {text}" if text else "out of memory"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _without_score(plan: Plan, device: str, reason: str, status: Status = "failed") -> Result:
+    line = reason.strip().splitlines()[0] if reason.strip() else "it gave no reason"
+    return replace(provenance(plan, device), status=status, reason=line[:MAX_REASON])
