@@ -114,17 +114,16 @@ def _build_head(plan: Plan, backbone: nn.Module, target: Target) -> nn.Module:
 
 
 def _apply(adapter: Bound, learner: Learner, context: Context) -> Learner:
-    held = {id(parameter): name for name, parameter in learner.named_parameters()}
-    trainable = {id(parameter) for _, parameter in learner.trainable()}
-    frozen = [(name, tensor) for name, tensor in _tensors(learner) if id(tensor) not in trainable]
-    before = {id(tensor): (name, checksum(tensor)) for name, tensor in frozen}
+    held = list(_tensors(learner))  # kept until the check is over, so that no new tensor has the identity of an old one
+    trainable = {id(parameter): name for name, parameter in learner.trainable()}
+    before = {id(tensor): (name, checksum(tensor)) for name, tensor in held if id(tensor) not in trainable}
     adapted: Learner = adapter.recipe.apply(learner, context)
     if not isinstance(adapted, Learner):
         raise LawError(f"adapter {adapter.name} gave {type(adapted).__name__}; apply returns a learner")
     after = {id(parameter): parameter for parameter in adapted.parameters()}
     kept = {id(tensor): tensor for _, tensor in _tensors(adapted)}
-    for key, name in held.items():
-        if key in trainable and (key not in after or not after[key].requires_grad):
+    for key, name in trainable.items():
+        if key not in after or not after[key].requires_grad:
             raise LawError(f"adapter {adapter.name} froze or removed {name}; an adapter may only add")
     for key, (name, total) in before.items():
         if key not in kept:

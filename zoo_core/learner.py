@@ -40,10 +40,11 @@ class Learner(nn.Module):
         self.objective: nn.Module | None = objective
         self.consumes: Kind = consumes
         self.target = target
-        self.scales: dict[str, float] = {}
+        self._scales: dict[nn.Parameter, float] = {}  # by identity: an adapter that wraps a part renames parameters
         self._delta_names: frozenset[str] | None = None
         self._closed_names: frozenset[str] = frozenset()
         self._frozen_names: tuple[str, ...] = ()
+        self._unsized: dict[str, torch.Size] = {}
 
     @property
     def source(self) -> Backbone:
@@ -81,16 +82,14 @@ class Learner(nn.Module):
 
     def set_scale(self, parameters: Iterable[nn.Parameter], scale: float) -> None:
         """Multiplies the learning rate of these parameters; scales of several adapters multiply."""
-        wanted = {id(parameter) for parameter in parameters}
-        for name, parameter in self.named_parameters():
-            if id(parameter) in wanted:
-                self.scales[name] = self.scales.get(name, 1.0) * scale
+        for parameter in parameters:
+            self._scales[parameter] = self._scales.get(parameter, 1.0) * scale
 
     def parameter_groups(self, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
         """Groups for a torch optimiser: a rate for each scale; no decay for biases, norms and other vectors."""
         groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-        for name, parameter in self.trainable():
-            key = (self.scales.get(name, 1.0), parameter.ndim > 1)
+        for _, parameter in self.trainable():
+            key = (self._scales.get(parameter, 1.0), parameter.ndim > 1)
             groups.setdefault(key, []).append(parameter)
         return [
             {"params": parameters, "lr": lr * scale, "weight_decay": weight_decay if decays else 0.0}
@@ -98,12 +97,17 @@ class Learner(nn.Module):
         ]
 
     def fit_scale(self, targets: Tensor) -> None:
-        """Takes mean and standard deviation of the training targets, float [N, C], as the unit of the predictions."""
+        """Takes mean and standard deviation of the training targets, float [N, C], as the unit of the predictions.
+
+        A column that does not vary, or by less than float32 can tell, keeps its own unit.
+        """
         head = self.heads[MAIN]
         assert isinstance(head, ScaledHead), "only values are predicted in units"
-        deviation = targets.std(dim=0, correction=0) if len(targets) > 1 else torch.ones_like(targets[0])
-        head.shift.copy_(targets.mean(dim=0))
-        head.scale.copy_(torch.where(deviation > 0, deviation, torch.ones_like(deviation)))
+        exact = targets.double()
+        deviation = exact.std(dim=0, correction=0)
+        varies = deviation > torch.finfo(torch.float32).eps * exact.abs().amax(dim=0)
+        head.shift.copy_(exact.mean(dim=0))
+        head.scale.copy_(torch.where(varies, deviation, torch.ones_like(deviation)))
 
     # -- the delta --------------------------------------------------------------------------------------------------
 
@@ -121,10 +125,15 @@ class Learner(nn.Module):
         self._frozen_names = tuple(sorted(frozen))
         self._closed_names = frozenset(name for name in frozen if id(state[name]) in determined)
         self._delta_names = frozenset(state) - self._closed_names
+        buffers = {f"heads.{name}" for name, _ in self.heads.named_buffers()}
+        self._unsized = {name: state[name].shape for name in buffers & state.keys() if not state[name].numel()}
 
     def frozen(self) -> dict[str, Tensor]:
-        """The backbone's tensors that training must not move, by name."""
+        """The backbone's tensors that training must not move, by name. Raises LawError when one has vanished."""
         state = self._held()
+        vanished = [name for name in self._frozen_names if name not in state]
+        if vanished:
+            raise LawError(f"state appeared or vanished after building: {', '.join(vanished[:3])}")
         return {name: state[name].detach() for name in self._frozen_names}
 
     def delta(self) -> dict[str, Tensor]:
@@ -144,8 +153,8 @@ class Learner(nn.Module):
     def load_delta(self, tensors: Mapping[str, Tensor]) -> None:
         """Copies a delta in. Nothing is changed unless all of it fits.
 
-        Raises IncompatibleError when names or shapes differ; only buffers of a head fitted in closed form, whose
-        length is that of the training split, may have another shape.
+        Raises IncompatibleError when names, shapes or kinds of numbers differ. A head's buffer that was empty when it
+        was built, since its length is that of the training split, may have any length.
         """
         own = self.delta()
         if own.keys() != tensors.keys():
@@ -154,19 +163,18 @@ class Learner(nn.Module):
                 f"this delta is of another learner: {len(missing)} names missing {missing[:2]}, "
                 f"{len(unknown)} unknown {unknown[:2]}"
             )
-        grown = {name for name in own if own[name].shape != tensors[name].shape}
-        parameters = dict(self.named_parameters())
-        for name in sorted(grown):
-            if not name.startswith("heads.") or name in parameters or own[name].ndim != tensors[name].ndim:
+        for name, tensor in own.items():
+            shape = self._unsized.get(name, tensor.shape)
+            if not _fits(tensors[name].shape, shape) or tensors[name].is_floating_point() != tensor.is_floating_point():
                 raise IncompatibleError(
-                    f"this delta is of another learner: {name} has shape {tuple(tensors[name].shape)}, "
-                    f"expected {tuple(own[name].shape)}"
+                    f"this delta is of another learner: {name} is {tensors[name].dtype} {list(tensors[name].shape)}, "
+                    f"expected {tensor.dtype} {[size or 'any' for size in shape]}"
                 )
         with torch.no_grad():
             for name, tensor in own.items():
-                if name in grown:
+                if name in self._unsized:
                     path, _, leaf = name.rpartition(".")
-                    setattr(self.get_submodule(path), leaf, tensors[name].to(tensor))
+                    setattr(self.get_submodule(path), leaf, tensors[name].to(tensor, copy=True))
                 else:
                     tensor.copy_(tensors[name])
 
@@ -176,6 +184,11 @@ class Learner(nn.Module):
         self.backbone.state_dict(destination=held, prefix="backbone.", keep_vars=True)
         self.heads.state_dict(destination=held, prefix="heads.", keep_vars=True)
         return held
+
+
+def _fits(found: torch.Size, built: torch.Size) -> bool:
+    """Whether a shape is the one that was built, where a size of 0 stands for any."""
+    return len(found) == len(built) and all(size in (0, here) for here, size in zip(found, built, strict=True))
 
 
 def _set_mode(module: nn.Module, mode: bool, parent: bool) -> None:

@@ -104,7 +104,7 @@ def predict(learner: nn.Module, loader: Loader, *, precision: str = "float32") -
     learner.eval()
     predictions: list[Tensor] = []
     ids: list[str] = []
-    with torch.inference_mode(), autocast(loader.device, precision):
+    with torch.no_grad(), autocast(loader.device, precision):  # what inference mode leaves in a cache cannot train
         for batch in loader.epoch():
             predictions.append(learner(batch.inputs).predictions.float().cpu())
             ids.extend(batch.ids)

@@ -29,7 +29,8 @@ class BinaryCrossEntropy(nn.Module):
     stages: tuple[int, ...] = ()
 
     def forward(self, output: Output, batch: Batch) -> dict[str, Tensor]:
-        loss = nn.functional.binary_cross_entropy_with_logits(output.predictions, batch.target)
+        target = batch.target.to(output.predictions.dtype)  # else a float64 learner's loss is float32
+        loss = nn.functional.binary_cross_entropy_with_logits(output.predictions, target)
         return {"binary_cross_entropy": loss}
 
 
@@ -47,6 +48,10 @@ class ScaledHead(nn.Module):
         self.head = head
         self.register_buffer("shift", torch.zeros(size))
         self.register_buffer("scale", torch.ones(size))
+
+    def fit(self, features: Features, target: Tensor) -> None:
+        """Fits a closed-form head in its own units. target: float32 [N, C]."""
+        self.head.fit(features, (target - self.shift) / self.scale)  # type: ignore[operator]
 
     def forward(self, features: Features) -> Tensor:
         raw: Tensor = self.head(features)

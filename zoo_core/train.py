@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from zoo_core.build import checksum
 from zoo_core.contracts import Batch
 from zoo_core.data import Loader, draw_seed
-from zoo_core.errors import LawError, ZooError
+from zoo_core.errors import DivergedError, LawError
 from zoo_core.features import convert, joined
 from zoo_core.learner import Learner
 from zoo_core.measure import Stopwatch, autocast, precision_of
@@ -61,7 +61,8 @@ def fit(
 
     learning_rate: None for a head that is fitted in closed form. validate: a validation score, more is better, asked
     for after each epoch when the budget has a patience; the last epoch's weights stay.
-    Raises ZooError when the loss is no longer finite, LawError when something frozen has moved.
+    Raises DivergedError when the loss or a weight is no longer finite, LawError when something frozen has moved or
+    state has appeared that the delta does not know.
     """
     learner.to(loader.device)
     frozen = {name: checksum(tensor) for name, tensor in learner.frozen().items()}
@@ -112,12 +113,14 @@ def _fit_by_gradient(
                 progress(Progress(step=step, num_steps=num_steps, loss=float(loss), examples_per_second=rate))
         losses.append(float(total) / num_batches)
         if not math.isfinite(losses[-1]):
-            raise ZooError(f"the loss is {losses[-1]} in epoch {epoch + 1} at learning rate {learning_rate:g}")
+            raise DivergedError(f"the loss is {losses[-1]} in epoch {epoch + 1} at learning rate {learning_rate:g}")
         if validate is not None and budget.patience is not None:
             found = validate(learner)
             best, waited = (found, 0) if found > best else (best, waited + 1)
             if waited >= budget.patience:
                 break
+    if not all(bool(parameter.isfinite().all()) for parameter in parameters):
+        raise DivergedError(f"a weight is no longer finite after {step} steps at learning rate {learning_rate:g}")
     seconds = time.perf_counter() - started
     training = watch.rate(batch_size=loader.batch_size, precision=precision)
     return Fitted(losses=tuple(losses), num_steps=step, seconds=seconds, training=training)
@@ -207,6 +210,7 @@ def _own_draws(device: torch.device, *parts: object) -> Iterator[None]:
 
 
 def _check_frozen(learner: Learner, before: dict[str, int]) -> None:
+    learner.delta()  # its names are still those that building fixed
     moved = [name for name, tensor in learner.frozen().items() if checksum(tensor) != before[name]]
     if moved:
         raise LawError(

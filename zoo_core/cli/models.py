@@ -56,7 +56,8 @@ def fit(spec: str, task: str, out: Path, seed: int, num_workers: int, device: st
         rate = candidate["learning_rate"]
         mark = " <- chosen" if rate == result.chosen["learning_rate"] else ""
         name = "closed form" if rate is None else f"learning rate {rate:g}"
-        click.echo(f"  {name}: validation {candidate['validation_score']:.4f}{mark}")
+        found = candidate["validation_score"]
+        click.echo(f"  {name}: {'diverged' if found is None else f'validation {found:.4f}'}{mark}")
     click.echo(f"{result.num_trainable} of {result.num_parameters} parameters trained; stored in {out}")
 
 
