@@ -43,12 +43,16 @@ def test_an_entry_point_is_a_frozen_keyword_only_dataclass_with_its_verb(kind: s
     assert recipe.__doc__
 
 
-def test_the_catalogue_lists_every_task_with_the_recipes_modality() -> None:
+def test_the_catalogue_lists_every_task_and_what_opening_it_gives() -> None:
     recipes = {name: recipe_of(value) for kind, name, value in ENTRY_POINTS if kind == "task"}
-    assert {name: facts["modality"] for name, facts in CATALOGUE["task"].items()} == {
-        name: recipe.modality  # type: ignore[attr-defined]
-        for name, recipe in recipes.items()
-    }
+    assert CATALOGUE["task"].keys() == recipes.keys()
+    for name, recipe in recipes.items():
+        task, facts = recipe(), CATALOGUE["task"][name]
+        data = task.open(None)
+        assert facts["modality"] == task.modality
+        assert facts["metric"] == task.metric
+        assert facts["target"] == {"kind": data.target.kind, "size": data.target.size}
+        assert facts["splits"] == {split: part.num for split, part in data.splits.items()}
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in CATALOGUE.items() for name in names])
@@ -57,6 +61,7 @@ def test_every_entry_of_the_catalogue_passes_the_cores_checks(kind: str, name: s
     assert entry is not None
     assert entry.summary
     assert entry.modality
+    assert entry.licence
 
 
 def loaded_after(statement: str) -> set[str]:

@@ -1,0 +1,157 @@
+"""The records of zoo-registry: each parses, says where its facts come from, and tells what is built or opened."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from zoo_core.build import build_backbone
+from zoo_core.catalog import Entry, catalog
+from zoo_core.contracts import ROLES, Backbone, Target
+from zoo_core.registry import registry
+from zoo_core.resolve import resolve
+from zoo_core.spec import parse_part
+from zoo_core.weights import sha256_of
+
+FOLDER = Path(__file__).parents[1] / "registry" / "zoo_registry"
+KINDS = {"models": "backbone", "tasks": "task"}
+MODELS = sorted((FOLDER / "models").glob("*.toml"))
+TASKS = sorted((FOLDER / "tasks").glob("*.toml"))
+CLASSES = Target(kind="classes", size=10)
+LICENCES = {"Apache-2.0", "BSD-3-Clause", "CC-BY-4.0", "MIT"}  # SPDX identifiers of what may be passed on
+
+
+def read(path: Path) -> dict[str, Any]:
+    return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
+def entry_of(path: Path) -> Entry:
+    """What the core knows of a record's name; reading it checks every field, here and in the catalogue."""
+    entry = catalog().find(read(path)["name"], "task" if path.parent.name == "tasks" else "backbone")
+    assert entry is not None
+    return entry
+
+
+def complaints(record: Mapping[str, Any]) -> list[str]:
+    """What a record lacks, or says that nobody can have looked up."""
+    found = [f"no {key}" for key in ("name", "summary", "licence", "source", "documentation") if not record.get(key)]
+    if record.get("licence") not in LICENCES:
+        found.append(f"licence {record.get('licence')!r} is none of {sorted(LICENCES)}")
+    if "repository" in record and not (record.get("revision") and record.get("files")):
+        found.append("a repository without revision or files")
+    numbers = {"revision": record.get("revision", "")}
+    numbers |= {name: file["sha256"] for name, file in record.get("files", {}).items()}
+    invented = [name for name, number in numbers.items() if number and len(set(number)) < 8]
+    return found + [f"{name} is no real hash" for name in invented]
+
+
+def id_of(path: Path) -> str:
+    return f"{path.parent.name}/{path.stem}"
+
+
+@pytest.mark.parametrize("path", [*MODELS, *TASKS], ids=id_of)
+def test_a_record_states_licence_source_and_documentation_and_invents_no_hash(path: Path) -> None:
+    assert complaints(read(path)) == []
+    assert read(path)["name"] == path.stem
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"licence": ""}, "no licence"),
+        ({"licence": "free"}, "licence 'free' is none of"),
+        ({"source": ""}, "no source"),
+        ({"repository": "org/name"}, "a repository without revision or files"),
+        ({"repository": "org/name", "revision": "0" * 40, "files": {}}, "revision is no real hash"),
+        ({"files": {"weights": {"sha256": "1" * 64, "size": 1}}}, "weights is no real hash"),
+    ],
+)
+def test_a_careless_record_is_noticed(change: Mapping[str, Any], complaint: str) -> None:
+    good = read(FOLDER / "models" / "vit-nano.toml")
+    assert not complaints(good)
+    assert any(said.startswith(complaint) for said in complaints(good | dict(change)))
+
+
+@pytest.mark.parametrize("path", [*MODELS, *TASKS], ids=id_of)
+def test_a_record_says_the_same_as_the_catalogue(path: Path) -> None:
+    """Prose may differ. The core checks the same when it merges them, unless it leaves the record out."""
+    record = read(path)
+    kind, name = KINDS[path.parent.name], parse_part(record.get("describes", record["name"])).name
+    root = name.partition("/")[0]
+    provider = registry().find(root, kind)  # type: ignore[arg-type]
+    package = provider.value.partition(".")[0]
+    catalogue = read_json(package)[kind][name]
+    shared = record.keys() & catalogue.keys() - {"summary", "source", "documentation"}
+    assert {key: record[key] for key in shared} == {key: catalogue[key] for key in shared}
+    assert {"modality", "licence"} <= shared
+
+
+def read_json(package: str) -> Mapping[str, Any]:
+    return cast(Mapping[str, Any], json.loads(files(package).joinpath("catalogue.json").read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("path", MODELS, ids=id_of)
+def test_a_models_record_describes_what_is_built(path: Path) -> None:
+    entry = entry_of(path)
+    plan = resolve(entry.name, target=CLASSES)
+    module = build_backbone(plan)
+    backbone = cast(Backbone, module)
+    assert entry.modality == backbone.modality
+    assert entry.features == backbone.features
+    assert entry.num_stages == len(backbone.stages)
+    assert entry.num_parameters == sum(parameter.numel() for parameter in module.parameters())
+    assert sorted(entry.roles) == sorted(role for role in ROLES if backbone.sites(role))
+    assert plan.weights in entry.weights
+    assert plan.base_digest is not None  # its files are pinned
+
+
+@pytest.mark.parametrize("path", MODELS, ids=id_of)
+def test_a_records_name_is_one_model_with_the_name_it_describes(path: Path) -> None:
+    record = read(path)
+    ours, theirs = (resolve(name, target=CLASSES) for name in (record["name"], record["describes"]))
+    assert ours.base_digest is not None
+    assert ours.base_digest == theirs.base_digest
+
+
+@pytest.mark.parametrize("path", MODELS, ids=id_of)
+def test_the_files_of_a_record_are_the_ones_that_its_package_ships(path: Path) -> None:
+    record, entry = read(path), entry_of(path)
+    if entry.repository is not None:
+        pytest.skip("its files are not in a package; fetching checks them")
+    assert ("pretrained" in entry.weights) == bool(record.get("files"))
+    package = (
+        registry().find(parse_part(record["describes"]).name.partition("/")[0], "backbone").value.partition(".")[0]
+    )
+    for name, expected in entry.files.items():
+        shipped = Path(str(files(package).joinpath("weights", name)))
+        assert (sha256_of(shipped), shipped.stat().st_size) == (expected.sha256, expected.size)
+
+
+@pytest.mark.parametrize("path", TASKS, ids=id_of)
+def test_a_tasks_record_describes_what_is_opened(path: Path) -> None:
+    record = read(path)
+    bound = registry().bind(parse_part(record["name"]), "task")
+    data = bound.recipe.open(None)
+    assert record["modality"] == bound.recipe.modality
+    assert record["metric"] == bound.recipe.metric
+    assert record["target"] == {"kind": data.target.kind, "size": data.target.size}
+    assert record["splits"] == {name: split.num for name, split in data.splits.items()}
+
+
+def test_every_part_that_a_first_party_package_ships_has_a_record() -> None:
+    described = {parse_part(read(path).get("describes", read(path)["name"])).name for path in (*MODELS, *TASKS)}
+    shipped = {
+        *(name for name in read_json("zoo_starter")["backbone"]),
+        *(name for name in read_json("zoo_starter")["task"]),
+    }
+    assert shipped <= described
+
+
+def test_no_entry_of_this_environment_is_malformed() -> None:
+    assert catalog().problems() == ()
