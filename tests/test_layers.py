@@ -25,10 +25,11 @@ PLUGIN_FOLDERS = [ROOT / "registry", *sorted(path.parent for path in ROOT.glob("
 LAYERS = (
     ("errors",),
     ("contracts",),
-    ("scan", "spec"),
+    ("scan", "spec", "versions"),
+    ("settings",),
     ("index",),
     ("bind",),
-    ("catalog", "declarations", "lock"),
+    ("catalog", "lock"),
     ("registry",),  # a name may be a record's
     ("resolve", "store"),
     ("ranking",),

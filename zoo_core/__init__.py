@@ -1,21 +1,23 @@
 """zoo turns a name into a transfer-learning model and measures which combination is best for a task.
 
-Light at import: torch is loaded by the first call that builds or trains.
+Light at import: each public name is loaded when it is first used, and torch by the first call that builds or trains.
 """
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
-
-from zoo_core.contracts import Batch, Target
-from zoo_core.errors import ZooError
-from zoo_core.registry import list_names, show
-from zoo_core.resolve import Budget, Plan, Trial, resolve
-from zoo_core.spec import Spec, parse
-from zoo_core.store import Result
 
 if TYPE_CHECKING:
     from zoo_core.api import bench, evaluate, fit, load, load_backbone, load_run, predict
+    from zoo_core.contracts import Batch, Target
+    from zoo_core.errors import ZooError
+    from zoo_core.registry import list_names, show
+    from zoo_core.resolve import Budget, Plan, Trial, resolve
+    from zoo_core.spec import Spec, parse
+    from zoo_core.store import Result
 
 __all__ = [
     "Batch",
@@ -41,17 +43,37 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-_HEAVY = frozenset({"bench", "evaluate", "fit", "load", "load_backbone", "load_run", "predict"})
+_MODULES = {
+    **dict.fromkeys(("bench", "evaluate", "fit", "load", "load_backbone", "load_run", "predict"), "api"),
+    **dict.fromkeys(("Batch", "Target"), "contracts"),
+    "ZooError": "errors",
+    **dict.fromkeys(("list_names", "show"), "registry"),
+    **dict.fromkeys(("Budget", "Plan", "Trial"), "resolve"),
+    **dict.fromkeys(("Spec", "parse"), "spec"),
+    "Result": "store",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """The calls that need torch, from zoo_core.api."""
-    if name not in _HEAVY:
+    if name not in _MODULES:
         raise AttributeError(f"module 'zoo_core' has no attribute {name!r}")
-    from zoo_core import api
-
-    return getattr(api, name)
+    return getattr(import_module(f"zoo_core.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:
     return __all__
+
+
+class _Facade(ModuleType):
+    """So that `zoo_core.resolve` is the function, also after something has imported the module of that name."""
+
+    @property
+    def resolve(self) -> Any:
+        return import_module("zoo_core.resolve").resolve
+
+    @resolve.setter
+    def resolve(self, module: ModuleType) -> None:
+        """What an import of the module would set."""
+
+
+sys.modules[__name__].__class__ = _Facade
