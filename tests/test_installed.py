@@ -27,7 +27,7 @@ PROJECTS = (ROOT, *sorted(path.parent for path in ROOT.glob("plugins/*/pyproject
 REQUIRED = {  # data that an installation would miss without an error until somebody asks for it
     "zoo_core": ("py.typed", "reserved.txt", "suites/*.toml"),
     "zoo_adapters": ("py.typed", "catalogue.json"),
-    "zoo_registry": ("py.typed",),
+    "zoo_registry": ("py.typed", "models/*.toml", "tasks/*.toml"),
     "zoo_starter": ("py.typed", "catalogue.json", "weights/*.safetensors"),
 }
 
