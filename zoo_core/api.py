@@ -86,9 +86,10 @@ def fit(
         held = [name for name in ("run.json", "results.jsonl", "zoo.lock") if (folder / name).exists()]
         if held:
             raise UsageError(f"{folder} already holds a run ({held[0]}); give --out a new folder, or remove that one")
-        result, learner, _ = run_trial(plan, device=device, num_workers=num_workers, report=report)
+        result, learner, splits = run_trial(plan, device=device, num_workers=num_workers, report=report)
         assert plan.task is not None, "fit has a task"
-        save_run(learner, plan, folder)
+        is_table = plan.task.recipe.modality == "table"
+        save_run(learner, plan, folder, num_columns=len(splits.train.raw(0)) if is_table else None)
         append(folder / "results.jsonl", result)
         parts = [(plan.backbone, plan.entry), *((part, None) for part in (*plan.adapters, plan.head, plan.task))]
         write_lock(folder / "zoo.lock", lock_of(parts))

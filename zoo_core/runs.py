@@ -33,17 +33,24 @@ FILE = "run.json"
 
 @dataclass(frozen=True, kw_only=True)
 class StoredRun:
-    """What run.json says, resolved again: the plan, the target with its names, and the hash of the delta."""
+    """What run.json says, resolved again: the plan, the target with its names, and the hash of the delta.
+
+    num_columns: of the rows of a table that it was fitted on, None for other modalities.
+    """
 
     path: Path
     plan: Plan
     target: Target
-    base_digest: str
+    base_digest: str | None
     delta: FileHash
+    num_columns: int | None = None
 
 
-def save_run(learner: Learner, plan: Plan, path: Path) -> None:
-    """Writes the delta and run.json into an existing folder; run.json comes last, so a torn save is not a run."""
+def save_run(learner: Learner, plan: Plan, path: Path, *, num_columns: int | None = None) -> None:
+    """Writes the delta and run.json into an existing folder; run.json comes last, so a torn save is not a run.
+
+    num_columns: of the rows that a table's model was fitted on.
+    """
     delta = path / DELTA
     fresh = path / f"{DELTA}.new"
     save_file({name: tensor.contiguous().cpu() for name, tensor in learner.delta().items()}, fresh)
@@ -58,6 +65,7 @@ def save_run(learner: Learner, plan: Plan, path: Path) -> None:
         "digest": plan.digest,
         "base_digest": plan.base_digest,
         "parts": _identities(plan),
+        "num_columns": num_columns,
         "delta": {"sha256": sha256_of(delta), "size": delta.stat().st_size},
     }
     fresh = path / f"{FILE}.new"
@@ -81,6 +89,7 @@ def read_run(path: Path) -> StoredRun:
         spec, budget = parse(_text(table["spec"])), budget_from(table["budget"])
         task = None if table["task"] is None else parse_part(_text(table["task"]))
         base_digest, seed, parts = table["base_digest"], int(table["seed"]), list(table["parts"])
+        num_columns = None if table["num_columns"] is None else int(table["num_columns"])
     except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
         raise IntegrityError(f"{file} is damaged ({_said(error)}); copy it again, or fit the model again") from error
     try:
@@ -93,7 +102,7 @@ def read_run(path: Path) -> StoredRun:
             f"install the version of {plan.backbone.provider.distribution} that its zoo.lock names"
         )
     _check_parts(path, plan, parts)
-    return StoredRun(path=path, plan=plan, target=target, base_digest=base_digest, delta=delta)
+    return StoredRun(path=path, plan=plan, target=target, base_digest=base_digest, delta=delta, num_columns=num_columns)
 
 
 def load_stored(run: StoredRun) -> Learner:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from zoo_core.report import render
-from zoo_core.store import read
 
 from zoo_core.cli.options import budget_options, check_device, device_option
 from zoo_core.errors import NotFoundError, UsageError
+from zoo_core.report import render
+from zoo_core.store import read
 
 if TYPE_CHECKING:
     from zoo_core.suites.grid import Suite
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["bench", "report"]
 
 FORMATS = ("table", "md", "csv", "json")
+MAX_PROCESSES = 1024  # beyond, it is a slip of the finger
 
 
 @click.command()
@@ -35,6 +36,9 @@ FORMATS = ("table", "md", "csv", "json")
 @click.option("--seeds", type=int, help="How many seeds, from 0.")
 @budget_options
 @click.option("--workers", type=int, help="Processes; one for each processor on a CPU, one on a GPU.")
+@click.option(
+    "--threads", type=int, help="Threads of each process; on a CPU 1, so that scores never depend on --workers."
+)
 @device_option
 @click.option("--retry", is_flag=True, help="Run again what failed before.")
 @click.option("--format", "form", type=click.Choice(FORMATS), default="table", help="How the results are printed.")
@@ -47,6 +51,7 @@ def bench(
     heads: str | None,
     seeds: int | None,
     workers: int | None,
+    threads: int | None,
     device: str,
     retry: bool,
     form: str,
@@ -66,12 +71,15 @@ def bench(
     grid = {"backbones": backbones, "adapters": adapters, "heads": heads}
     chosen = _suite(suite, tasks, grid, seeds, {name: value for name, value in budget.items() if value is not None})
     device = check_device(device)
-    workers = _workers(workers, device)
+    workers, threads = _shared(workers, threads, device)
     folder = out or Path("runs") / chosen.name
     with _watching(chosen.name, folder) as watch:
-        results = run(chosen, out=folder, num_workers=workers, device=device, retry=retry, watch=watch)
+        results = run(chosen, out=folder, num_workers=workers, threads=threads, device=device, retry=retry, watch=watch)
     click.echo(render(results, form=form))
     click.echo(f"{len(results)} results in {folder}; `zoo report {folder} --format md` prints them again", err=True)
+    num_failed = sum(result.status == "failed" for result in results)
+    if num_failed:
+        click.echo(f"{num_failed} of them failed; the same command with --retry runs those again", err=True)
 
 
 @click.command()
@@ -122,12 +130,16 @@ def _suite(
     return suite_from(table, name="bench")
 
 
-def _workers(wanted: int | None, device: str) -> int:
-    import os
+def _shared(workers: int | None, threads: int | None, device: str) -> tuple[int, int]:
+    """Processes, and threads of each."""
+    from zoo_core.suites.workers import num_processors
 
-    if wanted is not None and wanted < 1:
-        raise UsageError(f"--workers {wanted}: allowed: 1 or more")
-    return wanted or (len(os.sched_getaffinity(0)) if device == "cpu" else 1)
+    for name, wanted in (("workers", workers), ("threads", threads)):
+        if wanted is not None and not 1 <= wanted <= MAX_PROCESSES:
+            raise UsageError(f"--{name} {wanted}: allowed: 1 to {MAX_PROCESSES}")
+    on_cpu = device == "cpu"
+    workers = workers or (num_processors() if on_cpu else 1)
+    return workers, threads or (1 if on_cpu else max(1, num_processors() // workers))
 
 
 @contextmanager

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import math
+import struct
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from zoo_core.cli.options import budget_options, check_device, device_option, fitting
-from zoo_core.errors import NotFoundError, UsageError
+from zoo_core.errors import AccessError, NotFoundError, UsageError
 from zoo_core.resolve import budget_from
 
 if TYPE_CHECKING:
     from zoo_core.api import Evaluation, Prediction
+    from zoo_core.contracts import Target
 
 __all__ = ["evaluate", "fit", "predict"]
 
@@ -39,6 +42,7 @@ def fit(spec: str, task: str, out: Path, seed: int, num_workers: int, device: st
     from zoo_core.api import fit as run
 
     chosen = budget_from({name: value for name, value in budget.items() if value is not None})
+    device = check_device(device)
     with fitting(spec) as report:
         _, result = run(
             spec,
@@ -46,7 +50,7 @@ def fit(spec: str, task: str, out: Path, seed: int, num_workers: int, device: st
             out=out,
             budget=chosen,
             seed=seed,
-            device=check_device(device),
+            device=device,
             num_workers=num_workers,
             report=report,
         )
@@ -103,62 +107,107 @@ def _evaluation(found: Evaluation) -> str:
 def predict(folder: Path, files: tuple[Path, ...], form: str, device: str) -> None:
     r"""Predict with a fitted model: pictures, or CSV files of numbers (a row an example) for a table model.
 
-    One line for each item, in the order given.
+    One line for each item, in the order given: the likeliest class and its probability, the probability of each
+    label, or each value.
 
     \b
     zoo predict runs/my-digits scan1.png scan2.png --format csv
     """
-    from zoo_core.api import load_run
     from zoo_core.api import predict as run
+    from zoo_core.runs import load_stored, read_run
 
-    learner = load_run(folder)
+    device = check_device(device)
+    stored = read_run(folder)
+    learner = load_stored(stored)
     modality = learner.source.modality
-    names, items = _rows(files) if modality == "table" else _pictures(files, modality)
-    _write(run(learner, items, names=names, device=check_device(device)), form)
+    names, items = _rows(files, stored.num_columns) if modality == "table" else _pictures(files, modality)
+    _write(run(learner, items, names=names, device=device), form, learner.target)
 
 
 def _pictures(files: Sequence[Path], modality: str) -> tuple[list[str], list[Any]]:
     if modality != "image":
         raise UsageError(f"zoo predict reads pictures and tables; this model reads {modality}")
-    from PIL import Image, UnidentifiedImageError
-
-    pictures = []
-    for file in files:
-        try:
-            with Image.open(file) as picture:
-                pictures.append(picture.convert("L" if picture.mode in ("1", "L", "I;16") else "RGB"))
-        except FileNotFoundError as error:
-            raise NotFoundError(f"no file {file}") from error
-        except (UnidentifiedImageError, OSError) as error:
-            raise UsageError(f"{file} is not a picture that can be read: {error}") from error
-    return [str(file) for file in files], pictures
+    return [str(file) for file in files], [_picture(file) for file in files]
 
 
-def _rows(files: Sequence[Path]) -> tuple[list[str], list[list[float]]]:
+def _picture(file: Path) -> Any:
+    """A PIL picture in mode L or RGB, or an array: 16 bits of grey are scaled to 8, where PIL would clip them."""
+    import numpy as np
+    from PIL import Image
+
+    try:
+        with Image.open(file) as picture:
+            if picture.mode.startswith("I;16"):
+                return ((np.asarray(picture).astype(np.uint32) + 128) // 257).astype(np.uint8)
+            if picture.mode in ("I", "F"):
+                raise UsageError(f"{file} has pixels of 32 bits, whose range is unknown; save it with 8 or 16 bits")
+            return picture.convert("L" if picture.mode in ("1", "L") else "RGB")
+    except FileNotFoundError as error:
+        raise NotFoundError(f"no file {file}") from error
+    except PermissionError as error:
+        raise AccessError(f"{file} may not be read; change its rights") from error
+    # PIL raises all of these for damaged files, by format and by what is damaged.
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        raise UsageError(f"{file} is not a picture that can be read: {error}") from error
+
+
+def _rows(files: Sequence[Path], num_columns: int | None) -> tuple[list[str], list[list[float]]]:
+    """The rows of all files and what to call each; num_columns: how many the model was fitted on, None: unknown."""
     names, rows = [], []
     for file in files:
-        if not file.is_file():
-            raise NotFoundError(f"no file {file}")
-        with file.open(encoding="utf-8", newline="") as stream:
-            for number, row in enumerate(csv.reader(stream), 1):
-                try:
-                    rows.append([float(value) for value in row])
-                except ValueError as error:
-                    raise UsageError(f"{file}, line {number}: {error}; a table holds numbers and no header") from error
-                names.append(f"{file}:{number}")
+        for number, row in _numbers(file):
+            if len(row) != (num_columns or len(row)):
+                raise UsageError(f"{file}, line {number} has {len(row)} columns; the model was fitted on {num_columns}")
+            num_columns = len(row)
+            rows.append(row)
+            names.append(f"{file}:{number}")
     return names, rows
 
 
-def _write(found: Iterable[Prediction], form: str) -> None:
-    writer = csv.writer(sys.stdout)
-    if form == "csv":
-        writer.writerow(["item", "label", "score"])
-    for one in found:
-        label = ", ".join(one.labels)
-        best = max(one.scores)
-        if form == "jsonl":
+def _numbers(file: Path) -> Iterator[tuple[int, list[float]]]:
+    """Line number and numbers of each row of a CSV file that is not empty."""
+    number = 0
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            for number, row in enumerate(csv.reader(stream), 1):
+                values = [float(value) for value in row]
+                if not all(map(math.isfinite, values)):
+                    raise ValueError("a number that is not finite")
+                if values:
+                    yield number, values
+    except FileNotFoundError as error:
+        raise NotFoundError(f"no file {file}") from error
+    except PermissionError as error:
+        raise AccessError(f"{file} may not be read; change its rights") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file} is not a table of text: {error}") from error
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read ({error.strerror})") from error
+    except (ValueError, csv.Error) as error:
+        raise UsageError(f"{file}, line {number}: {error}; a table holds numbers and no header") from error
+
+
+def _write(found: Iterable[Prediction], form: str, target: Target) -> None:
+    """jsonl: item, labels, scores. csv, table: item and label with its score, or item and a column for each output."""
+    if form == "jsonl":
+        for one in found:
             click.echo(json.dumps(asdict(one)))
-        elif form == "csv":
-            writer.writerow([one.item, label, f"{best:.6g}"])
-        else:
-            click.echo(f"{one.item}  {label}  {best:.4g}")
+        return
+    names = target.names or tuple(map(str, range(target.size or 0)))
+    is_classes = target.kind == "classes"
+    header = ["item", "label", "score"] if is_classes else ["item", *names]
+    rows = (
+        [one.item, *(one.labels if is_classes else ()), *(f"{x:.6g}" for x in _shown(one, is_classes))] for one in found
+    )
+    if form == "csv":
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+        return
+    for row in rows:
+        cells = row if is_classes else [row[0], *(f"{name} {cell}" for name, cell in zip(names, row[1:], strict=True))]
+        click.echo("  ".join(cells))
+
+
+def _shown(one: Prediction, is_classes: bool) -> Sequence[float]:
+    return (max(one.scores),) if is_classes else one.scores

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from zoo_core.errors import UsageError
 
+if TYPE_CHECKING:
+    from zoo_core.suites.trial import Report
+
 __all__ = ["budget_options", "check_device", "device_option", "fitting"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+LINE_SECONDS = 10.0
 BUDGET_FLAGS: tuple[tuple[str, Any, str], ...] = (
     ("--epochs", int, "Passes over the training split."),
     ("--batch-size", int, "Examples in a step."),
@@ -46,37 +51,37 @@ def check_device(name: str) -> str:
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"--device {name}: not a device; allowed: auto, cpu, cuda, cuda:N") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not (index.isdecimal() and kind == "cuda")):
+        raise UsageError(f"--device {name}: not a device; allowed: auto, cpu, cuda, cuda:N")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         raise UsageError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs; use --device cpu")
     return name
 
 
 @contextmanager
-def fitting(title: str) -> Iterator[Callable[[Any], None]]:
-    """A progress bar on the terminal for one trial; nothing where standard error is none.
+def fitting(title: str) -> Iterator[Callable[[Report], None]]:
+    """A progress bar for one trial where standard error is a terminal, a line every few seconds elsewhere.
 
     Yields what takes the trial's reports.
     """
+    if not sys.stderr.isatty():
+        yield _lines()
+        return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn(
-            "{task.completed}/{task.total} steps, {task.fields[rate]:.0f} examples/s, loss {task.fields[loss]:.3f}"
-        ),
+        MofNCompleteColumn(),
+        TextColumn("steps, {task.fields[rate]:.0f} examples/s, loss {task.fields[loss]:.3f}, left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task(title, total=None, rate=0.0, loss=0.0)
 
-        def report(news: Any) -> None:
+        def report(news: Report) -> None:
             step, steps = news.progress.step, news.progress.num_steps
             progress.update(
                 bar,
@@ -87,3 +92,21 @@ def fitting(title: str) -> Iterator[Callable[[Any], None]]:
             )
 
         yield report
+
+
+def _lines() -> Callable[[Report], None]:
+    """Tells of each candidate's end, and between ends every LINE_SECONDS."""
+    last = time.monotonic()
+
+    def report(news: Report) -> None:
+        nonlocal last
+        step, now = news.progress, time.monotonic()
+        if step.step == step.num_steps or now - last >= LINE_SECONDS:
+            last = now
+            click.echo(
+                f"learning rate {news.candidate} of {news.num_candidates}: {step.step} of {step.num_steps} steps, "
+                f"{step.examples_per_second:.0f} examples/s, loss {step.loss:.3f}",
+                err=True,
+            )
+
+    return report

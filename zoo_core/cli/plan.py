@@ -18,9 +18,9 @@ __all__ = ["plan"]
 @click.command()
 @click.argument("what")
 @click.option("--task", help="The task that a spec is planned for.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=int, help="The seed that a spec is planned with; 0 unless given.")
 @click.option("--json", "as_json", is_flag=True, help="A stable schema for programs.")
-def plan(what: str, task: str | None, seed: int, as_json: bool) -> None:
+def plan(what: str, task: str | None, seed: int | None, as_json: bool) -> None:
     r"""Show what a spec or a suite file would build and train, and what would be refused, with reasons.
 
     \b
@@ -28,13 +28,15 @@ def plan(what: str, task: str | None, seed: int, as_json: bool) -> None:
     zoo plan my-suite.toml
     """
     if what.endswith(".toml"):
+        if task is not None or seed is not None:
+            raise UsageError("a suite file names its tasks and seeds; leave --task and --seed out")
         grid = expand(load_suite(Path(what)))
         plans = [_row(found) for found in grid.plans]
         refusals = [{"trial": str(refusal.trial), "reason": refusal.reason} for refusal in grid.refusals]
     else:
         if task is None:
             raise UsageError("zoo plan SPEC needs --task; `zoo list task` shows what there is")
-        plans, refusals = [_row(resolve(what, task=task, seed=seed))], []
+        plans, refusals = [_row(resolve(what, task=task, seed=seed or 0))], []
     if as_json:
         click.echo(json.dumps({"plans": plans, "refusals": refusals}, indent=2))
         return
