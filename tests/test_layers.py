@@ -29,7 +29,7 @@ LAYERS = (
     ("settings",),
     ("index",),
     ("bind",),
-    ("catalog", "lock"),
+    ("catalog", "declarations", "lock"),
     ("registry",),  # a name may be a record's
     ("resolve", "store"),
     ("ranking",),
