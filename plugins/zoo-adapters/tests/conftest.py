@@ -23,7 +23,7 @@ Resolve = Callable[..., Plan]
 Build = Callable[..., Learner]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def resolve_toy() -> Iterator[Resolve]:
     """`resolve` for specs whose backbones are the toys; three classes unless a target is given."""
     sys.path.insert(0, str(TOYS))
@@ -37,7 +37,7 @@ def resolve_toy() -> Iterator[Resolve]:
     sys.path.remove(str(TOYS))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def build_toy(resolve_toy: Resolve) -> Build:
     """The learner of a spec whose backbone is a toy; its weights count as pre-trained."""
 
