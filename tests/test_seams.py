@@ -292,6 +292,21 @@ def test_a_backbone_without_stages_breaks_the_law() -> None:
         groups(backbone)
 
 
+@pytest.mark.parametrize(
+    ("stages", "told"),
+    [
+        (("blocks.1", "blocks.0", "blocks.2"), "called in the order blocks.0, blocks.1, blocks.2"),
+        (("blocks.0", "blocks.0", "blocks.2"), "stage blocks.0 lies inside stage blocks.0"),
+        (("blocks", "blocks.2"), "stage blocks.2 lies inside stage blocks"),
+    ],
+)
+def test_stages_out_of_order_or_inside_each_other_break_the_law(stages: tuple[str, ...], told: str) -> None:
+    backbone = ToyBackbone("tokens")
+    backbone.stages = stages
+    with pytest.raises(LawError, match=told):
+        groups(backbone)
+
+
 def test_one_block_at_two_places_breaks_the_law() -> None:
     backbone = ToyBackbone("tokens")
     backbone.blocks[2] = backbone.blocks[0]

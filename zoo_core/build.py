@@ -139,12 +139,12 @@ def _tensors(learner: Learner) -> Iterator[tuple[str, Tensor]]:
 
 
 def checksum(tensor: Tensor) -> int:
-    """A sum over the bits of a tensor, order-sensitive within short runs; equal tensors have equal sums."""
+    """A sum over the bits of a tensor, each weighed by its place, modulo 2**64; equal tensors have equal sums."""
     flat = tensor.detach().contiguous().view(-1)
     if not flat.numel():
         return 0
     bits = flat.view(torch.uint8).to(torch.int64) if flat.element_size() < 4 else flat.view(torch.int32).to(torch.int64)
-    place = torch.arange(bits.numel(), device=bits.device) % 8191 + 1
+    place = torch.arange(1, bits.numel() + 1, device=bits.device)
     return int((bits * place).sum())
 
 

@@ -7,6 +7,7 @@ The attention seam: the call of scaled_dot_product_attention inside a stage, to 
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -142,19 +143,22 @@ def groups(backbone: nn.Module) -> dict[str, int]:
 
     One dummy pass without gradients, in evaluation mode, tells the order of calls and that each stage is called once;
     the backbone's pooling is part of it. A parameter belongs to the nearest module around it that is called.
-    Raises LawError when a stage is called never or more than once.
+    Raises LawError when a stage is called never or more than once, out of order, or lies inside another.
     """
     paths = as_backbone(backbone).stages
     num_stages = len(paths)
     if not paths:
         raise LawError("the backbone names no stages; one that nobody has taken apart has a single stage")
-    calls = [0] * num_stages
+    for inner, outer in itertools.permutations(paths, 2):
+        if f"{inner}.".startswith(f"{outer}."):
+            raise LawError(f"stage {inner} lies inside stage {outer}; stages are called one after the other")
+    called: list[int] = []
     after: dict[str, bool] = {}  # by module: whether its first call comes after the last stage's
     with ExitStack() as stack:
         for index, module in enumerate(stage_modules(backbone)):
 
             def count(module: nn.Module, args: Any, index: int = index) -> None:
-                calls[index] += 1
+                called.append(index)
 
             stack.callback(module.register_forward_pre_hook(count).remove)
         for name, module in backbone.named_modules():
@@ -162,13 +166,17 @@ def groups(backbone: nn.Module) -> dict[str, int]:
                 continue
 
             def note(module: nn.Module, args: Any, name: str = name) -> None:
-                after.setdefault(name, calls[-1] > 0)
+                after.setdefault(name, num_stages - 1 in called)
 
             stack.callback(module.register_forward_pre_hook(note).remove)
         _dummy_pass(backbone)
-    for path, number in zip(paths, calls, strict=True):
-        if number != 1:
-            raise LawError(f"stage {path} is called {number} times in one pass; each stage is called exactly once")
+    for index, path in enumerate(paths):
+        if called.count(index) != 1:
+            raise LawError(
+                f"stage {path} is called {called.count(index)} times in one pass; each stage is called exactly once"
+            )
+    if called != sorted(called):
+        raise LawError(f"stages are called in the order {', '.join(paths[index] for index in called)}; name them so")
     found: dict[str, int] = {}
     for name, _ in backbone.named_parameters():
         stage = [index for index, path in enumerate(paths, 1) if name.startswith(f"{path}.")]

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from zoo_core.bind import Bound
 from zoo_core.contracts import (
+    Batch,
     Change,
     Context,
     Features,
     FeatureSpec,
     Kind,
     Modality,
+    Output,
     PartKind,
     Seam,
     Source,
@@ -33,7 +35,7 @@ from zoo_core.seams import groups
 from zoo_core.spec import Part, Spec
 from zoo_core.testing.toys import ToyBackbone, ToyTask
 
-__all__ = ["ToyAdapter", "ToyBackbones", "ToyHeads", "ToyMemory", "ToyOpen", "ToyTasks", "bound", "toy_plan"]
+__all__ = ["ToyAdapter", "ToyBackbones", "ToyHeads", "ToyHint", "ToyMemory", "ToyOpen", "ToyTasks", "bound", "toy_plan"]
 
 PRETRAINED_SEED = 20261121  # what stands for a weights file: the same numbers at every build
 EVERY_TARGET: frozenset[TargetKind] = frozenset({"classes", "labels", "values"})
@@ -166,6 +168,35 @@ class ToyOpen(ToyAdapter):
             is_bias = name.rpartition(".")[2] == "bias"
             if {"all": True, "last": group[name] >= last, "biases": is_bias}[self.what]:
                 parameter.requires_grad_(True)
+        return learner
+
+
+class _Hint(nn.Module):
+    """The wrapped objective plus the distance of a projected stage to what a teacher makes of it."""
+
+    def __init__(self, objective: nn.Module, dim: int) -> None:
+        super().__init__()
+        self.objective = objective
+        self.stages = (1,)
+        self.projector = nn.Linear(dim, dim)
+        self.teacher = nn.Sequential(nn.Linear(dim, dim), nn.BatchNorm1d(dim)).requires_grad_(False)
+
+    def forward(self, output: Output, batch: Batch) -> dict[str, Tensor]:
+        terms: dict[str, Tensor] = self.objective(output, batch)
+        state = output.stages[1].flatten(2).mean(-1) if output.features.kind == "map" else output.stages[1].mean(1)
+        hint = (self.projector(state) - self.teacher(state.detach())).square().mean()
+        return terms | {"hint": hint}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyHint(ToyAdapter):
+    """Wraps the objective: a hint from a stage, through a projector that trains, to a teacher that does not."""
+
+    changes: ClassVar[frozenset[Change]] = frozenset({"objective"})
+
+    def apply(self, learner: Learner, context: Context) -> Learner:
+        assert learner.objective is not None, "a learner that is built has one"
+        learner.objective = _Hint(learner.objective, learner.source.features.dim)
         return learner
 
 
