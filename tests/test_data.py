@@ -494,6 +494,14 @@ def test_kept_examples_are_those_prepared_anew() -> None:
     assert all(same(one, other) for one, other in zip(loader.epoch(1), fresh.epoch(1), strict=True))
 
 
+def test_an_example_that_one_epoch_dropped_is_prepared_in_the_next() -> None:
+    split = split_of([0] * 13)  # batches of 4, and one example left over, another in each epoch
+    loader = loader_of(split, shuffled=True, batch_size=4)
+    seen = [{one for batch in loader.epoch(epoch) for one in batch.ids} for epoch in range(4)]
+    assert {len(epoch) for epoch in seen} == {12}
+    assert set().union(*seen) == set(split.ids)
+
+
 @pytest.mark.parametrize("num_kept", [0, 5])
 def test_little_memory_changes_no_number(monkeypatch: pytest.MonkeyPatch, num_kept: int) -> None:
     split = split_of([0, 1, 2] * 4)

@@ -223,11 +223,11 @@ class _Prepared(Dataset[Batch]):
             return {name: x.index_select(0, index) for name, x in self.whole.items()}
         missing = [position for position in positions if position not in self.kept]
         fresh = dict(zip(missing, self._prepare(epoch, missing), strict=True))
-        if self.kept_bytes < KEEP_BYTES:
+        found = [self.kept[position] if position in self.kept else fresh[position] for position in positions]
+        if fresh and self.kept_bytes < KEEP_BYTES:
             self.kept.update(fresh)
             self.kept_bytes += sum(x.nbytes for example in fresh.values() for x in example.values())
             self._join()
-        found = [self.kept[position] if position in self.kept else fresh[position] for position in positions]
         return self.preparation.collate(found)
 
     def _join(self) -> None:

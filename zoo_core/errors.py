@@ -20,7 +20,6 @@ A message says what was found, what is allowed and what to type next, in one lin
 from __future__ import annotations
 
 from collections.abc import Iterable
-from difflib import get_close_matches
 
 __all__ = [
     "AccessError",
@@ -63,7 +62,7 @@ class SpecError(UsageError):
         self.reason = reason
         self.text = text
         self.column = column
-        shown = text.replace("\n", " ").replace("\t", " ")
+        shown = "".join(letter if letter.isprintable() else " " for letter in text)
         start = max(0, column - 60)
         excerpt = shown[start : column + 60]
         super().__init__(f"{reason} at column {column + 1}\n  {excerpt}\n  {' ' * (column - start)}^")
@@ -115,6 +114,8 @@ class LawError(IncompatibleError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean a, b or c?` for the nearest three known names, or nothing."""
+    from difflib import get_close_matches  # 2 ms, which only an error need cost
+
     close = get_close_matches(name, list(known), n=3, cutoff=0.5)
     if not close:
         return ""
