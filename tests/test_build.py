@@ -55,13 +55,14 @@ def drop_a_head_weight(learner: Learner) -> None:
 
 
 def replace_a_head_weight(learner: Learner) -> None:
-    """By a new one, which may lie where the old one lay."""
+    """By a new one, if possible one that lies where the old one lay."""
     layer = learner.heads.get_submodule("main.layers.0")
     assert isinstance(layer, nn.Linear)
-    shape = layer.weight.shape
+    shape, place = layer.weight.shape, id(layer.weight)
     del layer.weight
     gc.collect()
-    layer.weight = nn.Parameter(torch.zeros(shape))
+    fresh = [nn.Parameter(torch.zeros(shape)) for _ in range(100)]
+    layer.weight = next((parameter for parameter in fresh if id(parameter) == place), fresh[0])
 
 
 def drop_a_frozen_weight(learner: Learner) -> None:
