@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchmetrics.functional as tm
 from torch import Tensor, nn
 
 from zoo_core.contracts import METRICS, Batch, Target
@@ -54,35 +53,43 @@ def score(metric: str, predictions: Tensor, target: Tensor, kind: Target) -> flo
     return float(_METRICS[metric, kind.kind](predictions.float(), target, predictions.shape[-1]))
 
 
+def _tm() -> Any:
+    """torchmetrics, whose import takes as long as torch's own; what a line of ours gives does without."""
+    import torchmetrics.functional
+
+    return torchmetrics.functional
+
+
 def _macro_f1_labels(x: Tensor, y: Tensor, size: int) -> Tensor:
-    return tm.classification.multilabel_f1_score(x.sigmoid(), y.long(), num_labels=size, average="macro")
+    found: Tensor = _tm().classification.multilabel_f1_score(x.sigmoid(), y.long(), num_labels=size, average="macro")
+    return found
 
 
 _METRICS: dict[tuple[str, str], Callable[[Tensor, Tensor, int], Tensor]] = {
     ("accuracy", "classes"): lambda x, y, size: (x.argmax(-1) == y).double().mean(),
     ("accuracy", "labels"): lambda x, y, size: ((x > 0) == (y > 0.5)).double().mean(),
-    ("top5_accuracy", "classes"): lambda x, y, size: tm.classification.multiclass_accuracy(
+    ("top5_accuracy", "classes"): lambda x, y, size: _tm().classification.multiclass_accuracy(
         x, y, num_classes=size, top_k=min(5, size), average="micro"
     ),
-    ("macro_f1", "classes"): lambda x, y, size: tm.classification.multiclass_f1_score(
+    ("macro_f1", "classes"): lambda x, y, size: _tm().classification.multiclass_f1_score(
         x, y, num_classes=size, average="macro"
     ),
     ("macro_f1", "labels"): _macro_f1_labels,
-    ("average_precision", "classes"): lambda x, y, size: tm.classification.multiclass_average_precision(
+    ("average_precision", "classes"): lambda x, y, size: _tm().classification.multiclass_average_precision(
         x.softmax(-1), y, num_classes=size, average="macro"
     ),
-    ("average_precision", "labels"): lambda x, y, size: tm.classification.multilabel_average_precision(
+    ("average_precision", "labels"): lambda x, y, size: _tm().classification.multilabel_average_precision(
         x.sigmoid(), y.long(), num_labels=size, average="macro"
     ),
-    ("mean_absolute_error", "values"): lambda x, y, size: tm.mean_absolute_error(x, y),
-    ("r2", "values"): lambda x, y, size: tm.r2_score(x, y),
+    ("mean_absolute_error", "values"): lambda x, y, size: (x - y).double().abs().mean(),
+    ("r2", "values"): lambda x, y, size: _tm().r2_score(x, y),
 }
 
 
 def confusion(predictions: Tensor, target: Tensor) -> Tensor:
     """int64 [C, C] counts, rows the true class and columns the predicted one, from logits [N, C]."""
     size = predictions.shape[-1]
-    return tm.classification.multiclass_confusion_matrix(predictions, target, num_classes=size)
+    return torch.bincount(target * size + predictions.argmax(-1), minlength=size * size).view(size, size)
 
 
 def per_class(predictions: Tensor, target: Tensor, names: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -66,15 +66,22 @@ def bench(
     zoo bench
     zoo bench --task 'digits(shots=5)' --backbones starter/vit-nano --adapters 'probe,full' --seeds 5
     """
-    from zoo_core.api import bench as run
+    from zoo_core.suites import forking
+    from zoo_core.suites.grid import expand
+    from zoo_core.suites.runner import is_done, run_grid
 
     grid = {"backbones": backbones, "adapters": adapters, "heads": heads}
     chosen = _suite(suite, tasks, grid, seeds, {name: value for name, value in budget.items() if value is not None})
+    expanded = expand(chosen)  # a slip of the finger is told before torch is imported
+    folder = out or Path("runs") / chosen.name
+    if not is_done(expanded, folder, retry=retry):
+        forking.begin()
     device = check_device(device)
     workers, threads = _shared(workers, threads, device)
-    folder = out or Path("runs") / chosen.name
     with _watching(chosen.name, folder) as watch:
-        results = run(chosen, out=folder, num_workers=workers, threads=threads, device=device, retry=retry, watch=watch)
+        results = run_grid(
+            expanded, folder, num_workers=workers, threads=threads, device=device, retry=retry, watch=watch
+        )
     click.echo(render(results, form=form))
     click.echo(f"{len(results)} results in {folder}; `zoo report {folder} --format md` prints them again", err=True)
     num_failed = sum(result.status == "failed" for result in results)
@@ -132,7 +139,7 @@ def _suite(
 
 def _shared(workers: int | None, threads: int | None, device: str) -> tuple[int, int]:
     """Processes, and threads of each."""
-    from zoo_core.suites.workers import num_processors
+    from zoo_core.suites.forking import num_processors
 
     for name, wanted in (("workers", workers), ("threads", threads)):
         if wanted is not None and not 1 <= wanted <= MAX_PROCESSES:

@@ -6,23 +6,27 @@ depend on the number of workers: each has the same number of threads, and a tria
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zoo_core.catalog import Catalog
 from zoo_core.catalog import catalog as default_catalog
-from zoo_core.errors import AccessError, UsageError
+from zoo_core.errors import AccessError, NotFoundError, UsageError
 from zoo_core.lock import check_lock, lock_of, read_lock, write_lock
 from zoo_core.resolve import Plan
 from zoo_core.store import Result, RunLock, append, latest, read
 from zoo_core.suites.grid import Grid, Refusal
-from zoo_core.suites.trial import Report
-from zoo_core.suites.workers import run_all
 
-__all__ = ["News", "prepare_folder", "run_grid"]
+if TYPE_CHECKING:
+    from zoo_core.suites.trial import Report
+
+__all__ = ["News", "is_done", "prepare_folder", "run_grid"]
+
+RESULTS = "results.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,16 +61,17 @@ def run_grid(
     prepare_folder(out)
     with RunLock(out):
         _lock(grid.plans, out, catalog or default_catalog())
-        path = out / "results.jsonl"
-        known = latest(read(path)) if path.exists() else {}
+        path, known = out / RESULTS, _known(out)
         for refused in map(_refused, grid.refusals):
             if refused.digest not in known:
                 append(path, refused)
                 known[refused.digest] = refused
-        missing = [plan for plan in grid.plans if _is_missing(known.get(_key(plan)), retry=retry)]
+        missing = _missing(grid, known, retry=retry)
         done, total = len(grid.plans) - len(missing), len(grid.plans)
         watch(News(done=done, total=total))
         if missing:
+            from zoo_core.suites.workers import run_all  # torch, which a finished run does without
+
             with closing(run_all(missing, num_workers=num_workers, device=device, threads=threads)) as events:
                 for event in events:
                     if event.result is not None:
@@ -77,6 +82,11 @@ def run_grid(
                     watch(News(done=done, total=total, plan=plan, report=event.report, result=event.result))
     wanted = [*(_key(plan) for plan in grid.plans), *(_refused(refusal).digest for refusal in grid.refusals)]
     return [known[digest] for digest in wanted]
+
+
+def is_done(grid: Grid, out: Path, *, retry: bool = False) -> bool:
+    """Whether a run has a result for every plan. Raises AccessError and IntegrityError when its results are damaged."""
+    return not _missing(grid, _known(out), retry=retry)
 
 
 def prepare_folder(out: Path) -> None:
@@ -106,8 +116,16 @@ def _key(plan: Plan) -> str:
     return plan.digest
 
 
-def _is_missing(result: Result | None, *, retry: bool) -> bool:
-    return result is None or (retry and result.status == "failed")
+def _known(out: Path) -> dict[str, Result]:
+    try:
+        return latest(read(out / RESULTS))
+    except (NotFoundError, UsageError):  # no results yet, or no folder, which prepare_folder tells of
+        return {}
+
+
+def _missing(grid: Grid, known: Mapping[str, Result], *, retry: bool) -> list[Plan]:
+    results = ((plan, known.get(_key(plan))) for plan in grid.plans)
+    return [plan for plan, result in results if result is None or (retry and result.status == "failed")]
 
 
 def _refused(refusal: Refusal) -> Result:

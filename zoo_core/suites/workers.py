@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-import sys
 import threading
 import time
 from collections import deque
@@ -18,7 +17,6 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import ForkingPickler
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,13 +24,13 @@ import torch
 from zoo_core.errors import RefusedError, ZooError
 from zoo_core.resolve import Plan
 from zoo_core.store import Result, Status
+from zoo_core.suites import forking
 from zoo_core.suites.trial import Report, provenance, run_trial
 
-__all__ = ["Event", "attempt", "num_processors", "run_all"]
+__all__ = ["Event", "attempt", "run_all"]
 
 REPORT_SECONDS = 0.2
 STOP_SECONDS = 2.0  # a worker that does not end when asked is killed after this
-QUOTA = Path("/sys/fs/cgroup/cpu.max")
 MAX_REASON = 500  # characters; a reason is one line of a table
 
 
@@ -43,16 +41,6 @@ class Event:
     position: int
     report: Report | None = None
     result: Result | None = None
-
-
-def num_processors() -> int:
-    """Processors that this process may use: those of its affinity, at most its control group's quota."""
-    allowed = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    try:
-        quota, period = QUOTA.read_text(encoding="ascii").split()
-        return max(1, min(allowed, int(quota) // int(period)))
-    except (OSError, ValueError):  # no control group, or "max": no quota
-        return allowed
 
 
 def attempt(plan: Plan, *, device: str, report: Callable[[Report], None] = lambda _: None) -> Result:
@@ -99,8 +87,7 @@ class _Pool:
     """Up to num_workers processes, started when there is a plan for them; one that died is replaced."""
 
     def __init__(self, plans: Sequence[Plan], num_workers: int, device: str, threads: int) -> None:
-        self._context: Any = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["zoo_core.suites.workers"])
+        self._context: Any = forking.context()
         self._plans, self._num_workers = plans, num_workers
         self._device, self._threads = device, threads
         self._waiting = deque(range(len(plans)))

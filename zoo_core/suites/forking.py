@@ -1,0 +1,39 @@
+"""Where workers come from: a process that imports once what each of them needs, and how many there may be. No torch."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+__all__ = ["begin", "context", "num_processors"]
+
+# The first step of any optimiser imports torch._dynamo: a second and a half that each worker would pay on its own.
+PRELOADED = ("torch._dynamo", "zoo_core.suites.workers")
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+def context() -> ForkServerContext:
+    """Where workers are started; a fork of a process that has run torch's threads would hang, and this one has not."""
+    found = multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload(list(PRELOADED))
+    return found
+
+
+def begin() -> None:
+    """Starts those imports now, while this process goes on with its own. It ends when this process does."""
+    context()
+    forkserver.ensure_running()
+
+
+def num_processors() -> int:
+    """Processors that this process may use: those of its affinity, at most its control group's quota."""
+    allowed = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    try:
+        quota, period = QUOTA.read_text(encoding="ascii").split()
+        return max(1, min(allowed, int(quota) // int(period)))
+    except (OSError, ValueError):  # no control group, or "max": no quota
+        return allowed
