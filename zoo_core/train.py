@@ -74,7 +74,7 @@ def fit(
             _fit_closed_form(learner, loader)
             fitted = Fitted(losses=(), num_steps=0, seconds=time.perf_counter() - started, training=None)
         else:
-            fitted = _fit_by_gradient(learner, loader, budget, learning_rate, validate, progress)
+            fitted = _fit_by_gradient(learner, loader, budget, learning_rate, seed, validate, progress)
     learner.eval()
     _check_frozen(learner, frozen)
     return fitted
@@ -85,6 +85,7 @@ def _fit_by_gradient(
     loader: Loader,
     budget: Budget,
     learning_rate: float,
+    seed: int,
     validate: Callable[[Learner], float] | None,
     progress: Callable[[Progress], None],
 ) -> Fitted:
@@ -115,7 +116,8 @@ def _fit_by_gradient(
         if not math.isfinite(losses[-1]):
             raise DivergedError(f"the loss is {losses[-1]} in epoch {epoch + 1} at learning rate {learning_rate:g}")
         if validate is not None and budget.patience is not None:
-            found = validate(learner)
+            with _own_draws(device, "validate", seed, epoch):  # looking must not change what training draws
+                found = validate(learner)
             best, waited = (found, 0) if found > best else (best, waited + 1)
             if waited >= budget.patience:
                 break
