@@ -58,6 +58,17 @@ def isolation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(autouse=True)
+def _forgotten(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Modules that a test imported from a temporary folder are gone after it; the next test has an `acme` of its own."""
+    before = set(sys.modules)
+    yield
+    temporary = str(tmp_path_factory.getbasetemp())
+    for name in set(sys.modules) - before:
+        if (getattr(sys.modules[name], "__file__", None) or "").startswith(temporary):
+            del sys.modules[name]
+
+
+@pytest.fixture(autouse=True)
 def _seeded() -> None:
     """Fixed seeds and thread count, for the libraries that this process has imported so far."""
     random.seed(SEED)

@@ -565,9 +565,9 @@ class WrapHead(ToyAdapter):
         return learner
 
 
-def test_scales_multiply_the_rate() -> None:
+def test_a_later_adapters_scale_replaces_an_earlier_ones() -> None:
     found = rates(learner_of(Faster(), ToyOpen(), Faster()))
-    assert found["heads.main.layers.0.weight"] == (8.0, 0.25)
+    assert found["heads.main.layers.0.weight"] == (2.0, 0.25)
     assert found["backbone.stem.weight"] == (0.5, 0.25)
 
 

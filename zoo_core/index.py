@@ -163,7 +163,8 @@ class Index:
             owner_name = normalise(distribution["name"])
             for provider in self._rows(distribution):
                 owner = reserved.get(provider.name)
-                if owner is None or owner == owner_name:
+                tells_only = provider.origin == "record" and provider.describes == provider.name  # claims no name
+                if owner is None or owner == owner_name or tells_only:
                     yield provider
                 else:
                     problem = f"{provider.name!r} is reserved for {owner}; {provider.distribution} needs another name"

@@ -81,15 +81,18 @@ class Learner(nn.Module):
         return ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
 
     def set_scale(self, parameters: Iterable[nn.Parameter], scale: float) -> None:
-        """Multiplies the learning rate of these parameters; scales of several adapters multiply."""
+        """The learning rate of these parameters over that of the rest; a later adapter's word replaces an earlier's."""
         for parameter in parameters:
-            self._scales[parameter] = self._scales.get(parameter, 1.0) * scale
+            self._scales[parameter] = scale
 
     def parameter_groups(self, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
-        """Groups for a torch optimiser: a rate for each scale; no decay for biases, norms and other vectors."""
+        """Groups for a torch optimiser: a rate for each scale; only the matrices and kernels named `weight` decay.
+
+        Biases, norms, position embeddings and learned tokens do not.
+        """
         groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-        for _, parameter in self.trainable():
-            key = (self._scales.get(parameter, 1.0), parameter.ndim > 1)
+        for name, parameter in self.trainable():
+            key = (self._scales.get(parameter, 1.0), parameter.ndim > 1 and name.endswith("weight"))
             groups.setdefault(key, []).append(parameter)
         return [
             {"params": parameters, "lr": lr * scale, "weight_decay": weight_decay if decays else 0.0}
