@@ -13,13 +13,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from zoo_core.contracts import Backbone, Context, FeatureSpec, Target, as_backbone
+from zoo_core.contracts import ROLES, Backbone, Context, FeatureSpec, Target, as_backbone
 from zoo_core.data import draw_seed
+from zoo_core.declarations import blaming
 from zoo_core.errors import IncompatibleError, LawError, PluginError, RefusedError
 from zoo_core.learner import Learner
 from zoo_core.objective import ScaledHead, default_objective
 from zoo_core.registry import Bound
-from zoo_core.resolve import Plan
+from zoo_core.resolve import Plan, check_built
 from zoo_core.seams import groups
 
 __all__ = ["build", "build_backbone", "checksum", "seeded"]
@@ -77,7 +78,7 @@ def build_backbone(plan: Plan) -> nn.Module:
         raise IncompatibleError(
             f"{part.name} must be downloaded, and this version of zoo-core reads only weights that ship in a package"
         )
-    with seeded(plan.seed, "backbone", part.name):
+    with seeded(plan.seed, "backbone", part.name), blaming(part):
         backbone = part.recipe.build(None, plan.weights)
     if not isinstance(backbone, nn.Module) or not isinstance(backbone, Backbone):
         raise PluginError(f"{part.name} did not build a backbone: see zoo_core.contracts.Backbone")
@@ -85,6 +86,15 @@ def build_backbone(plan: Plan) -> nn.Module:
     backbone.requires_grad_(False)
     backbone.eval()
     groups(backbone)  # one dummy pass: every stage is called exactly once
+    if plan.deferred:
+        roles = [role for role in ROLES if backbone.sites(role)]
+        check_built(
+            plan,
+            modality=backbone.modality,
+            features=backbone.features,
+            num_stages=len(backbone.stages),
+            roles=roles,
+        )
     return backbone
 
 
@@ -102,7 +112,7 @@ def _check_promise(part: Bound, plan: Plan, backbone: Backbone) -> None:
 def _build_head(plan: Plan, backbone: nn.Module, target: Target) -> nn.Module:
     recipe = plan.head.recipe
     features = FeatureSpec(kind=recipe.consumes, dim=as_backbone(backbone).features.dim)
-    with seeded(plan.seed, "head", plan.head.name):
+    with seeded(plan.seed, "head", plan.head.name), blaming(plan.head):
         head = recipe.build(features, target)
     if recipe.fit == "closed_form":
         head.requires_grad_(False)
@@ -117,7 +127,8 @@ def _apply(adapter: Bound, learner: Learner, context: Context) -> Learner:
     held = list(_tensors(learner))  # kept until the check is over, so that no new tensor has the identity of an old one
     trainable = {id(parameter): name for name, parameter in learner.trainable()}
     before = {id(tensor): (name, checksum(tensor)) for name, tensor in held if id(tensor) not in trainable}
-    adapted: Learner = adapter.recipe.apply(learner, context)
+    with blaming(adapter):
+        adapted: Learner = adapter.recipe.apply(learner, context)
     if not isinstance(adapted, Learner):
         raise LawError(f"adapter {adapter.name} gave {type(adapted).__name__}; apply returns a learner")
     after = {id(parameter): parameter for parameter in adapted.parameters()}

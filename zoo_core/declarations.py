@@ -6,14 +6,16 @@ kind: see the recipes in contracts.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, get_args
 
 from zoo_core.bind import Bound
 from zoo_core.contracts import KINDS, METRICS, MODALITIES, ROLES, TARGET_KINDS, Change, Seam
-from zoo_core.errors import PluginError, nearest
+from zoo_core.errors import PluginError, ZooError, nearest
 
-__all__ = ["MAX_RATES", "TRAINING", "broken", "check_adapter", "check_head", "check_task"]
+__all__ = ["MAX_RATES", "TRAINING", "blaming", "broken", "check_adapter", "check_head", "check_task"]
 
 MAX_RATES = 5  # every grid of learning rates has so many, so that every combination is tuned alike
 TRAINING: frozenset[Change] = frozenset({"base", "added"})  # what needs a gradient, and a learning rate
@@ -66,6 +68,25 @@ def _declared(part: Bound, name: str) -> Any:
         return getattr(part.recipe, name)
     except AttributeError as error:
         raise broken(part, f"it does not say {name}") from error
+
+
+@contextmanager
+def blaming(part: Bound) -> Iterator[None]:
+    """Calls a plugin's own code: what it raises is told as its mistake, with the line; our errors and memory pass."""
+    try:
+        yield
+    except (ZooError, MemoryError):
+        raise
+    except Exception as error:
+        if "out of memory" in str(error) or "can't allocate memory" in str(error):  # torch has no class for a CPU's
+            raise
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        said = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+        provider = part.provider
+        raise PluginError(
+            f"{part.kind} {part.name!r} of {provider.distribution} {provider.version} raised {said} "
+            f"at {at.filename}:{at.lineno}; tell its author, or leave it out"
+        ) from error
 
 
 def broken(part: Bound, problem: str) -> PluginError:

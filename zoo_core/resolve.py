@@ -10,18 +10,18 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from zoo_core.catalog import Catalog, Entry
 from zoo_core.catalog import catalog as default_catalog
-from zoo_core.contracts import KINDS, FeatureSpec, Kind, Modality, Target, Weights
+from zoo_core.contracts import KINDS, FeatureSpec, Kind, Modality, Seam, Target, Weights
 from zoo_core.declarations import MAX_RATES, TRAINING, broken, check_adapter, check_head, check_task
 from zoo_core.errors import RefusedError, UsageError, ZooError, nearest
 from zoo_core.registry import Bound, Registry
 from zoo_core.registry import registry as default_registry
 from zoo_core.spec import Part, Spec, parse, parse_part
 
-__all__ = ["DEFAULT_HEAD", "Budget", "Plan", "Trial", "budget_from", "resolve"]
+__all__ = ["DEFAULT_HEAD", "Budget", "Plan", "Trial", "budget_from", "check_built", "resolve"]
 
 DEFAULT_HEAD = "linear"  # what every target kind gets when a spec names no head
 DIGEST_FORMAT = 1  # raised when the digest of an unchanged trial would change
@@ -206,8 +206,39 @@ def resolve(
         first_stage=first_stage,
         digest=_digest(identity) if pinned else None,
         base_digest=_digest(base) if pinned else None,
-        deferred=() if entry else ("modality", "features", "stages", "seams", "roles"),
+        deferred=_deferred(entry),
     )
+
+
+def check_built(
+    plan: Plan, *, modality: Modality, features: FeatureSpec, num_stages: int, roles: Sequence[str]
+) -> None:
+    """The checks that resolve deferred, with what the built backbone says of itself. Raises RefusedError.
+
+    Seams are not among them: who needs one looks for it when it is applied.
+    """
+    part = plan.backbone
+    known = Entry(
+        name=part.name,
+        kind="backbone",
+        describes=part.name,
+        modality=modality,
+        features=features,
+        num_stages=num_stages,
+        roles=tuple(roles),
+        seams=get_args(Seam),
+    )
+    _check_modality(part, known, plan.task)
+    _check_head(part, known, plan.head, plan.adapters, plan.target)
+    _check_adapters(part, known, plan.adapters, num_stages)
+
+
+def _deferred(entry: Entry | None) -> tuple[str, ...]:
+    """What the catalogue does not tell of a backbone, so that it is checked when the backbone has been built."""
+    if entry is None:
+        return ("modality", "features", "stages", "seams", "roles")
+    told = {"modality": entry.modality, "features": entry.features, "stages": entry.num_stages}
+    return tuple(name for name, value in told.items() if value is None)
 
 
 def _bind_chain(parts: Sequence[Part], registry: Registry) -> tuple[Bound, tuple[Bound, ...], Bound]:

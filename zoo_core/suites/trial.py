@@ -22,6 +22,7 @@ from torch import Tensor
 from zoo_core.build import build
 from zoo_core.contracts import METRICS, Split, Target, TaskData
 from zoo_core.data import Loader, Splits, carve
+from zoo_core.declarations import blaming
 from zoo_core.errors import DivergedError, ZooError
 from zoo_core.learner import Learner
 from zoo_core.measure import (
@@ -68,7 +69,8 @@ class Chosen:
 def open_task(plan: Plan) -> TaskData:
     """The task's data; tasks that must be downloaded are not read by this version."""
     assert plan.task is not None, "a trial has a task"
-    data: TaskData = plan.task.recipe.open(None)
+    with blaming(plan.task):
+        data: TaskData = plan.task.recipe.open(None)
     return data
 
 
