@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import statistics
 import sys
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from zoo_core.contracts import METRICS, Batch, Target
 from zoo_core.data import Loader
-from zoo_core.errors import UsageError, nearest
+from zoo_core.errors import DivergedError, UsageError, ZooError, nearest
 from zoo_core.learner import Learner
 
 __all__ = [
@@ -43,46 +44,83 @@ def score(metric: str, predictions: Tensor, target: Tensor, kind: Target) -> flo
     """One number for a whole split.
 
     predictions: float [N, C] (logits for classes and labels). target: int64 [N] or float32 [N, C].
-    Raises UsageError for a metric that is unknown or not for this kind of target.
+    Raises UsageError for a metric that is unknown or not for this kind of target, DivergedError when a prediction is
+    no number, ZooError where the metric is not defined: no label is ever true, or R2 of one example.
     """
     if metric not in METRICS:
         raise UsageError(f"unknown metric {metric!r}; there are {', '.join(sorted(METRICS))}{nearest(metric, METRICS)}")
     if kind.kind not in METRICS[metric].targets:
         fitting = sorted(name for name, known in METRICS.items() if kind.kind in known.targets)
         raise UsageError(f"metric {metric} is not for {kind.kind}; use one of {', '.join(fitting)}")
-    return float(_METRICS[metric, kind.kind](predictions.float(), target, predictions.shape[-1]))
-
-
-def _tm() -> Any:
-    """torchmetrics, whose import takes as long as torch's own; what a line of ours gives does without."""
-    import torchmetrics.functional
-
-    return torchmetrics.functional
-
-
-def _macro_f1_labels(x: Tensor, y: Tensor, size: int) -> Tensor:
-    found: Tensor = _tm().classification.multilabel_f1_score(x.sigmoid(), y.long(), num_labels=size, average="macro")
+    wrong = ~predictions.isfinite() if kind.kind == "values" else predictions.isnan()  # a class may be ruled out
+    spoilt = int(wrong.flatten(1).any(dim=1).sum())
+    if spoilt:
+        raise DivergedError(f"predictions of {spoilt} example{'s' if spoilt > 1 else ''} are no numbers")
+    found = float(_METRICS[metric, kind.kind](predictions.double(), target))
+    if not math.isfinite(found):
+        raise ZooError(f"{metric} is not defined on {len(target)} examples with these targets; take another metric")
     return found
 
 
-_METRICS: dict[tuple[str, str], Callable[[Tensor, Tensor, int], Tensor]] = {
-    ("accuracy", "classes"): lambda x, y, size: (x.argmax(-1) == y).double().mean(),
-    ("accuracy", "labels"): lambda x, y, size: ((x > 0) == (y > 0.5)).double().mean(),
-    ("top5_accuracy", "classes"): lambda x, y, size: _tm().classification.multiclass_accuracy(
-        x, y, num_classes=size, top_k=min(5, size), average="micro"
-    ),
-    ("macro_f1", "classes"): lambda x, y, size: _tm().classification.multiclass_f1_score(
-        x, y, num_classes=size, average="macro"
-    ),
-    ("macro_f1", "labels"): _macro_f1_labels,
-    ("average_precision", "classes"): lambda x, y, size: _tm().classification.multiclass_average_precision(
-        x.softmax(-1), y, num_classes=size, average="macro"
-    ),
-    ("average_precision", "labels"): lambda x, y, size: _tm().classification.multilabel_average_precision(
-        x.sigmoid(), y.long(), num_labels=size, average="macro"
-    ),
-    ("mean_absolute_error", "values"): lambda x, y, size: (x - y).double().abs().mean(),
-    ("r2", "values"): lambda x, y, size: _tm().r2_score(x, y),
+# Written out, and checked against scikit-learn: torchmetrics refuses a single output, computes in float32, warns of
+# classes that no example has, and its import takes as long as torch's own.
+
+
+def _top5_accuracy(x_NC: Tensor, y_N: Tensor) -> Tensor:
+    best = x_NC.topk(min(5, x_NC.shape[1]), dim=1).indices
+    return (best == y_N.unsqueeze(1)).any(dim=1).double().mean()
+
+
+def _f1(chosen_NC: Tensor, true_NC: Tensor) -> tuple[Tensor, Tensor]:
+    """F1 of each output, 0 where it is never chosen and never true, and how often it is either; from booleans."""
+    hits, either = (chosen_NC & true_NC).sum(0), chosen_NC.sum(0) + true_NC.sum(0)
+    return 2 * hits.double() / either.clamp(min=1), either
+
+
+def _macro_f1_classes(x_NC: Tensor, y_N: Tensor) -> Tensor:
+    """Mean over the classes that are chosen or true at all."""
+    size = x_NC.shape[1]
+    f1, either = _f1(_one_hot(x_NC.argmax(1), size), _one_hot(y_N, size))
+    return f1[either > 0].mean()
+
+
+def _average_precision(x_NC: Tensor, true_NC: Tensor) -> Tensor:
+    """Mean over the outputs that are true at all of the sum of precision times the gain in recall; ties count once."""
+    found = []
+    for scores, true in zip(x_NC.T, true_NC.T, strict=True):
+        if true.any():
+            ranked, order = scores.sort(descending=True)
+            hits = true[order].double().cumsum(0)
+            last = torch.cat([ranked[1:] != ranked[:-1], true.new_ones(1)])  # of those with one score
+            precision = (hits / torch.arange(1, len(hits) + 1))[last]
+            gain = torch.diff(hits[last], prepend=hits.new_zeros(1)) / hits[-1]
+            found.append((precision * gain).sum())
+    return torch.stack(found).mean() if found else torch.tensor(math.nan)
+
+
+def _r2(x_NC: Tensor, y_NC: Tensor) -> Tensor:
+    """Mean over outputs of the share of variance explained; of a target that does not vary, 1 if exact, else 0."""
+    if len(y_NC) < 2:
+        return torch.tensor(math.nan)
+    left = (y_NC - x_NC).square().sum(0)
+    total = (y_NC - y_NC.mean(0)).square().sum(0)
+    return torch.where(total > 0, 1 - left / total.clamp(min=torch.finfo(total.dtype).tiny), 1.0 * (left == 0)).mean()
+
+
+def _one_hot(y_N: Tensor, size: int) -> Tensor:
+    return y_N.unsqueeze(1) == torch.arange(size)
+
+
+_METRICS: dict[tuple[str, str], Callable[[Tensor, Tensor], Tensor]] = {  # predictions come as float64
+    ("accuracy", "classes"): lambda x, y: (x.argmax(1) == y).double().mean(),
+    ("accuracy", "labels"): lambda x, y: ((x > 0) == (y > 0.5)).double().mean(),  # over labels, not whole rows
+    ("top5_accuracy", "classes"): _top5_accuracy,
+    ("macro_f1", "classes"): _macro_f1_classes,
+    ("macro_f1", "labels"): lambda x, y: _f1(x > 0, y > 0.5)[0].mean(),
+    ("average_precision", "classes"): lambda x, y: _average_precision(x.softmax(1), _one_hot(y, x.shape[1])),
+    ("average_precision", "labels"): lambda x, y: _average_precision(x, y > 0.5),
+    ("mean_absolute_error", "values"): lambda x, y: (x - y.double()).abs().mean(),
+    ("r2", "values"): lambda x, y: _r2(x, y.double()),
 }
 
 

@@ -5,7 +5,6 @@ The choice sees the training and validation splits alone: `choose` is not given 
 
 from __future__ import annotations
 
-import math
 import platform
 import time
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from zoo_core.build import build
 from zoo_core.contracts import METRICS, Split, Target, TaskData
 from zoo_core.data import Loader, Splits, carve
 from zoo_core.declarations import blaming
-from zoo_core.errors import DivergedError, ZooError
+from zoo_core.errors import DivergedError
 from zoo_core.learner import Learner
 from zoo_core.measure import (
     INFERENCE_BATCH,
@@ -96,8 +95,6 @@ def run_trial(
     precision = precision_of(plan.budget.precision, device)
     loader = _loader(plan, chosen.learner, splits.test, splits.target, device, num_workers)
     found, _ = score_split(chosen.learner, loader, metric, splits.target, precision)
-    if not math.isfinite(found):
-        raise ZooError(f"the test {metric} is {found}")
     trainable, total = count_parameters(chosen.learner)
     result = replace(
         provenance(plan, device),
@@ -131,7 +128,7 @@ def choose(
     """Fits one candidate for each learning rate and keeps the best on validation; on a tie the one nearest the middle.
 
     Every candidate starts from the same state, sees the same examples in the same order, and ends with its last epoch.
-    One that diverges, or has no finite validation score, is not chosen; its score is None.
+    One that diverges, in training or in what it predicts, is not chosen; its score is None.
     Raises DivergedError when that is so for all of them.
     """
     assert plan.task is not None, "a trial has a task"
@@ -163,7 +160,7 @@ def choose(
     order = sorted(range(len(rates)), key=lambda index: abs(index - len(rates) // 2))
     candidates: list[dict[str, Any]] = [{} for _ in rates]
     best: tuple[float, int, dict[str, Tensor], Fitted] | None = None
-    diverged = DivergedError(f"no finite validation {metric}")
+    diverged: DivergedError | None = None
     began = time.perf_counter()
     for position, index in enumerate(order):
         if position:
@@ -184,16 +181,15 @@ def choose(
                 validate=validate,
                 progress=tell,
             )
+            found = validate(learner)
         except DivergedError as error:
             diverged = error
-            continue
-        found = validate(learner)
-        if not math.isfinite(found):
             continue
         candidates[index]["validation_score"] = sign * found
         if best is None or found > best[0]:
             best = (found, index, _snapshot(learner), fitted)
     if best is None:
+        assert diverged is not None, "there is at least one candidate"
         raise diverged
     learner.eval()  # a fit that diverged left it in training mode
     learner.load_delta(best[2])
