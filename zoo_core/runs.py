@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 
 from zoo_core.build import build
@@ -53,7 +54,10 @@ def save_run(learner: Learner, plan: Plan, path: Path, *, num_columns: int | Non
     """
     delta = path / DELTA
     fresh = path / f"{DELTA}.new"
-    save_file({name: tensor.contiguous().cpu() for name, tensor in learner.delta().items()}, fresh)
+    tensors = learner.delta()  # copied, since tied ones share memory, which the format does not express
+    save_file(
+        {name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}, fresh
+    )
     fresh.replace(delta)
     table = {
         "format": FORMAT,
