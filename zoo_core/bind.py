@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -102,6 +103,11 @@ def arguments_of(provider: Provider, recipe: type) -> tuple[Argument, ...]:
 
     Raises PluginError if the types of its fields cannot be read, or a field has a name that the core handles.
     """
+    return _arguments(provider, recipe)
+
+
+@cache  # reading annotations takes longer than all the rest of a plan, and a suite has thousands of those
+def _arguments(provider: Provider, recipe: type) -> tuple[Argument, ...]:
     try:
         hints = get_type_hints(recipe)
     except (NameError, TypeError, AttributeError) as error:

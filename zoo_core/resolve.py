@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from zoo_core.catalog import Catalog, Entry
@@ -21,7 +21,7 @@ from zoo_core.registry import Bound, Registry
 from zoo_core.registry import registry as default_registry
 from zoo_core.spec import Part, Spec, parse, parse_part
 
-__all__ = ["DEFAULT_HEAD", "Budget", "Plan", "Trial", "budget_from", "check_built", "resolve"]
+__all__ = ["DEFAULT_HEAD", "Budget", "Plan", "Trial", "budget_from", "check_built", "reseeded", "resolve"]
 
 DEFAULT_HEAD = "linear"  # what every target kind gets when a spec names no head
 DIGEST_FORMAT = 1  # raised when the digest of an unchanged trial would change
@@ -111,10 +111,10 @@ class Trial:
 class Plan:
     """A trial with every part resolved and checked.
 
-    task: None when a model is loaded for a target alone. adapters: without those that change nothing, unless there is
-    no other. entry: what the catalogue says of the backbone, None if nothing. digest: identity of the trial; None while
-    its files are not pinned. base_digest: identity of the backbone before any adapter, the same for all trials on it.
-    deferred: checks that need the built backbone.
+    task: None when a model is loaded for a target alone. adapters: without those that change nothing. entry: what the
+    catalogue says of the backbone, None if nothing. digest: identity of the trial; None while its files are not pinned.
+    combination: the same without the seed. base_digest: identity of the backbone before any adapter, the same for all
+    trials on it. deferred: checks that need the built backbone.
     """
 
     spec: Spec
@@ -132,6 +132,7 @@ class Plan:
     first_stage: int | None
     digest: str | None
     base_digest: str | None
+    combination: str | None = None
     deferred: tuple[str, ...] = ()
 
     @property
@@ -174,21 +175,20 @@ def resolve(
     _check_head(backbone, entry, head, adapters, target)
     num_stages = entry.num_stages if entry else None
     first_stage = _check_adapters(backbone, entry, adapters, num_stages)
-    adapters = tuple(part for part in adapters if part.recipe.changes) or adapters[:1]
+    adapters = tuple(part for part in adapters if part.recipe.changes)  # so that one digest has one text
     base = _base_identity(backbone, entry, weights)
     task_entry = catalog.find(bound_task.name, "task") if bound_task else None
     identity = {
         "format": DIGEST_FORMAT,
         "base": base,
-        "adapters": [part.identity() for part in adapters if part.recipe.changes],
+        "adapters": [part.identity() for part in adapters],
         "head": head.identity(),
         "task": bound_task.identity() if bound_task else None,
         "task_files": _file_hashes(task_entry),
         "target": asdict(target),
         "budget": asdict(budget),
-        "seed": seed,
     }
-    pinned = base is not None
+    combination = None if base is None else _digest(identity)
     canonical = Spec((backbone.canonical(), *(part.canonical() for part in adapters), head.canonical()))
     return Plan(
         spec=canonical,
@@ -204,10 +204,16 @@ def resolve(
         learning_rates=_rates(adapters, head, budget.num_rates),
         num_stages=num_stages,
         first_stage=first_stage,
-        digest=_digest(identity) if pinned else None,
-        base_digest=_digest(base) if pinned else None,
+        combination=combination,
+        digest=_seeded(combination, seed),
+        base_digest=None if base is None else _digest(base),
         deferred=_deferred(entry),
     )
+
+
+def reseeded(plan: Plan, seed: int) -> Plan:
+    """The plan of the same trial with another seed, without resolving anything again."""
+    return replace(plan, seed=seed, digest=_seeded(plan.combination, seed))
 
 
 def check_built(
@@ -379,6 +385,10 @@ def _base_identity(backbone: Bound, entry: Entry | None, weights: Weights) -> di
 
 def _file_hashes(entry: Entry | None) -> dict[str, str]:
     return {name: file.sha256 for name, file in sorted(entry.files.items())} if entry else {}
+
+
+def _seeded(combination: str | None, seed: int) -> str | None:
+    return None if combination is None else _digest({"combination": combination, "seed": seed})
 
 
 def _digest(identity: object) -> str:

@@ -13,7 +13,7 @@ from zoo_core.catalog import catalog as default_catalog
 from zoo_core.errors import AccessError, IncompatibleError, NotFoundError, SuiteError, UsageError, nearest
 from zoo_core.registry import Registry
 from zoo_core.registry import registry as default_registry
-from zoo_core.resolve import Budget, Plan, Trial, budget_from, resolve
+from zoo_core.resolve import Budget, Plan, Trial, budget_from, reseeded, resolve
 from zoo_core.spec import Part, Spec, parse, parse_part
 
 __all__ = ["Grid", "Refusal", "Suite", "expand", "load_suite", "starter_suite", "suite_from"]
@@ -111,18 +111,20 @@ def expand(suite: Suite, *, registry: Registry | None = None, catalog: Catalog |
     registry, catalog = registry or default_registry(), catalog or default_catalog()
     plans: dict[str, Plan] = {}
     refusals: dict[str, Refusal] = {}
-    for task, spec, seed in itertools.product(suite.tasks, _specs(suite, registry), suite.seeds):
-        trial = Trial(spec=spec, task=task, budget=suite.budget, seed=seed)
+    for task, spec in itertools.product(suite.tasks, _specs(suite, registry)):
+        reason = f"{spec.parts[0].name} must be downloaded, and no catalogue or record pins its files by sha256"
+        first = None
         try:
-            plan = resolve(spec, task=task, budget=suite.budget, seed=seed, registry=registry, catalog=catalog)
+            first = resolve(spec, task=task, budget=suite.budget, registry=registry, catalog=catalog)
         except IncompatibleError as error:
-            refusals.setdefault(str(trial), Refusal(trial=trial, reason=str(error)))
-            continue
-        if plan.digest is None:
-            reason = f"{plan.backbone.name} must be downloaded, and no catalogue or record pins its files by sha256"
-            refusals.setdefault(str(trial), Refusal(trial=trial, reason=reason))
-            continue
-        plans.setdefault(plan.digest, plan)
+            reason = str(error)
+        for seed in suite.seeds:
+            if first is None or first.digest is None:
+                trial = Trial(spec=spec, task=task, budget=suite.budget, seed=seed)
+                refusals.setdefault(str(trial), Refusal(trial=trial, reason=reason))
+            else:
+                plan = reseeded(first, seed)
+                plans.setdefault(plan.digest or "", plan)
     if not plans:
         reasons = sorted({refusal.reason for refusal in refusals.values()})
         because = f": {reasons[0]}" if reasons else "; each of tasks, backbones and seeds needs one entry"
@@ -132,6 +134,9 @@ def expand(suite: Suite, *, registry: Registry | None = None, catalog: Catalog |
 
 def _specs(suite: Suite, registry: Registry) -> list[Spec]:
     specs = []
+    for head in suite.heads:
+        if head is not None:
+            registry.find(head.name, head.kind or "head")  # an adapter would stand at a head's place unseen
     for backbone, chain in itertools.product(suite.backbones, suite.adapters):
         last = chain.parts[-1]
         kind = last.kind or registry.find(last.name, None).kind

@@ -24,14 +24,26 @@ EVERY_KIND: frozenset[Kind] = frozenset({"map", "tokens", "pooled"})
 IMAGES = ("tokens", "map", "unlisted-tokens", "unlisted-map", "far")
 TABLES = ("table", "unlisted-table")
 How = Literal[
-    *("raise", "raise nothing", "refuse", "nan", "exit", "leave", "kill", "segfault", "memory", "numpy", "print", "sleep"),
-    *("gone", "late"),
+    "raise",
+    "raise nothing",
+    "refuse",
+    "nan",
+    "exit",
+    "leave",
+    "kill",
+    "segfault",
+    "memory",
+    "numpy",
+    "print",
+    "sleep",
+    "gone",
+    "late",
 ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Nasty:
-    """Toy backbones: `tokens`, `map` and `table` are in the catalogue, `unlisted-...` are not, `far` has files elsewhere.
+    """Toys: `tokens`, `map` and `table` are in the catalogue, `unlisted-...` are not, `far` has files elsewhere.
 
     width: of the features of tables.
     """
