@@ -234,6 +234,14 @@ def test_equal_tensors_have_equal_sums(dtype: torch.dtype, shape: tuple[int, ...
     assert checksum(x) == checksum(x.clone()) == checksum(x.clone().requires_grad_(dtype.is_floating_point))
 
 
+def test_large_tensors_are_summed_in_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(1000)
+    whole = checksum(x)
+    for length in (1, 7, 999, 1000):
+        monkeypatch.setattr("zoo_core.build.CHECKED_AT_ONCE", length)
+        assert checksum(x) == whole
+
+
 def test_a_sum_does_not_depend_on_the_layout_in_memory() -> None:
     x = torch.randn(4, 6)
     assert checksum(x.T) == checksum(x.T.contiguous())

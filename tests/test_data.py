@@ -537,6 +537,14 @@ def test_workers_change_neither_order_nor_numbers_nor_the_callers_draws(augment:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_what_is_wrong_with_an_example_is_told_in_one_line(num_workers: int) -> None:
+    split = ToySplit(np.zeros((4, 8, 8), np.float32), np.zeros(4, np.int64))
+    with pytest.raises(UsageError) as caught:
+        list(loader_of(split, num_workers=num_workers).epoch())
+    assert str(caught.value) == "an image is uint8 [H, W] or [H, W, C], found float32 [8, 8]"
+
+
 @pytest.mark.parametrize("augment", AUGMENTATIONS)
 def test_a_loader_is_sent_to_a_worker_small_and_whole(augment: str) -> None:
     loader = loader_of(split_of([0, 1, 2] * 4), augment=augment)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import pytest
@@ -544,6 +545,43 @@ def test_a_stage_that_fails_leaves_the_mode(prepend: bool) -> None:
     assert torch.equal(ATTENTION(query, key, value), bare)
     stage(X)
     assert torch.equal(ATTENTION(query, key, value), bare)
+
+
+def test_an_interrupted_stage_changes_no_attention_afterwards() -> None:
+    stage = Attend("padding")
+    query, key, value = stage.project(X)
+    bare = ATTENTION(query, key, value)
+    both = Both(stage, Prefix(2))
+    attend_to(stage, both.prefix)
+    wanted = stage(X)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def go_on_after_two_interrupts() -> list[bool]:
+        handle = stage.key.register_forward_hook(interrupt)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                stage(X)
+        handle.remove()
+        found = [ATTENTION(query, key, value), stage(X), copy.deepcopy(both)(X), ATTENTION(query, key, value)]
+        return [torch.equal(x, y) for x, y in zip(found, [bare, wanted, wanted, bare], strict=True)]
+
+    with ThreadPoolExecutor(1) as thread:  # the modes left behind are its own, and no later test's
+        assert thread.submit(go_on_after_two_interrupts).result() == [True] * 4
+
+
+def test_two_threads_may_run_one_prefixed_stage() -> None:
+    stage, prefix = Attend("causal"), Prefix(2)
+    attend_to(stage, prefix)
+    query, key, value = stage.project(X)
+    bare, wanted = ATTENTION(query, key, value), stage(X)
+
+    def run(_: int) -> bool:
+        return torch.equal(stage(X), wanted) and torch.equal(ATTENTION(query, key, value), bare)
+
+    with ThreadPoolExecutor(3) as threads:
+        assert all(threads.map(run, range(60)))
 
 
 def test_an_error_inside_attention_leaves_the_mode() -> None:

@@ -26,6 +26,9 @@ from zoo_core.seams import groups
 __all__ = ["build", "build_backbone", "checksum", "seeded"]
 
 
+CHECKED_AT_ONCE = 2**20  # values; all of a large tensor would show in a trial's peak memory
+
+
 @contextmanager
 def seeded(*parts: object) -> Iterator[torch.Generator]:
     """A part's own random draws: torch's global generator is seeded from the parts, and put back afterwards.
@@ -154,9 +157,12 @@ def checksum(tensor: Tensor) -> int:
     flat = tensor.detach().contiguous().view(-1)
     if not flat.numel():
         return 0
-    bits = flat.view(torch.uint8).to(torch.int64) if flat.element_size() < 4 else flat.view(torch.int32).to(torch.int64)
-    place = torch.arange(1, bits.numel() + 1, device=bits.device)
-    return int((bits * place).sum())
+    total = torch.zeros((), dtype=torch.int64, device=flat.device)
+    bits = flat.view(torch.uint8 if flat.element_size() < 4 else torch.int32)
+    for start, run in enumerate(bits.split(CHECKED_AT_ONCE)):
+        place = torch.arange(1, len(run) + 1, device=run.device) + start * CHECKED_AT_ONCE
+        total += (run.to(torch.int64) * place).sum()
+    return int(total)
 
 
 def _no_teacher(name: str) -> Callable[[str], Learner]:

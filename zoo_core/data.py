@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from zoo_core.contracts import Batch, Modality, Preparation, Raw, Split, Target, TaskData
-from zoo_core.errors import RefusedError, UsageError
+from zoo_core.errors import RefusedError, UsageError, ZooError
 
 __all__ = ["AUGMENTATIONS", "Loader", "Splits", "Subset", "carve", "decode", "draw_seed"]
 
@@ -192,7 +192,7 @@ def _strong(image: Tensor) -> Tensor:
 
 
 @dataclass
-class _Prepared(Dataset[Batch]):
+class _Prepared(Dataset[Batch | ZooError]):
     """Batches by lists of positions: `prepared[(epoch, positions)]`, on the CPU and before normalisation."""
 
     split: Split
@@ -206,14 +206,16 @@ class _Prepared(Dataset[Batch]):
     kept_bytes: int = 0
     whole: dict[str, Tensor] | None = None
 
-    def __getitem__(self, key: tuple[int, Sequence[int]]) -> Batch:
+    def __getitem__(self, key: tuple[int, Sequence[int]]) -> Batch | ZooError:
+        """A batch, or what is wrong with it: raised in a worker process, its one line would come with a traceback."""
         epoch, positions = key
         index = torch.as_tensor(positions)
-        return Batch(
-            inputs=self._inputs(epoch, positions, index),
-            target=self.targets[index],
-            ids=tuple(self.ids[position] for position in positions),
-        )
+        try:
+            inputs = self._inputs(epoch, positions, index)
+        except ZooError as error:
+            return error
+        ids = tuple(self.ids[position] for position in positions)
+        return Batch(inputs=inputs, target=self.targets[index], ids=ids)
 
     def _inputs(self, epoch: int, positions: Sequence[int], index: Tensor) -> dict[str, Tensor]:
         """Prepared once and kept, where nothing is drawn; in one tensor for all as soon as none is missing."""
@@ -341,7 +343,7 @@ class Loader:
     def epoch(self, epoch: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, counted from 0."""
         keys = [(epoch, positions) for positions in self._order(epoch)]
-        ahead: Iterable[Batch] = (self._prepared[key] for key in keys)
+        ahead: Iterable[Batch | ZooError] = (self._prepared[key] for key in keys)
         if self._num_workers:
             ahead = DataLoader(
                 self._prepared,
@@ -351,6 +353,8 @@ class Loader:
                 generator=torch.Generator(),  # else it draws the workers' seeds from the caller's
             )
         for batch in ahead:
+            if isinstance(batch, ZooError):
+                raise batch
             yield self.on_device(batch)
 
     def on_device(self, batch: Batch) -> Batch:

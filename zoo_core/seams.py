@@ -8,10 +8,12 @@ The attention seam: the call of scaled_dot_product_attention inside a stage, to 
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import torch
@@ -220,16 +222,30 @@ Arguments = dict[str, Any]  # of a call of scaled_dot_product_attention, by name
 
 
 class _Attention(TorchFunctionMode):
-    """Passes the arguments of each call of scaled_dot_product_attention through `change`."""
+    """Passes the arguments of each call of scaled_dot_product_attention through `change`.
 
-    def __init__(self, change: Callable[[Arguments], Arguments]) -> None:
+    frame: of the stage's call, None while compiling. An interrupt (Ctrl-C) skips forward hooks, so a mode may stay
+    entered; it does nothing once its call is over. Only a model compiled after that would still see it.
+    """
+
+    def __init__(self, change: Callable[[Arguments], Arguments], frame: FrameType | None) -> None:
         super().__init__()
         self.change = change
+        self.frame = frame
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not nn.functional.scaled_dot_product_attention:
+        if func is not nn.functional.scaled_dot_product_attention or not self.is_running():
             return func(*args, **(kwargs or {}))
         return func(**self.change(dict(zip(_SDPA_ARGUMENTS, args, strict=False)) | dict(kwargs or {})))
+
+    def is_running(self) -> bool:
+        """Whether the stage's call is under way in this thread."""
+        if torch.compiler.is_compiling() or self.frame is None:
+            return True
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame is not self.frame:
+            frame = frame.f_back
+        return frame is not None
 
 
 @dataclass
@@ -275,6 +291,14 @@ def _extended(call: Arguments, prefix_key: Tensor, prefix_value: Tensor) -> Argu
     return call | {"key": key, "value": value, "attn_mask": mask, "is_causal": False}
 
 
+def _call_of_module() -> FrameType | None:
+    """The frame of the module call that a hook was called from, None while compiling."""
+    frame = None if torch.compiler.is_compiling() else sys._getframe(1)
+    while frame is not None and frame.f_code is not nn.Module._call_impl.__code__:
+        frame = frame.f_back
+    return frame
+
+
 class _AttentionHooks:
     """Enters a function mode in a stage's own pre-hook and leaves it in its forward hook, also after an error.
 
@@ -290,12 +314,18 @@ class _AttentionHooks:
         )
 
     def enter(self, module: nn.Module, args: Any) -> None:
-        self.entered.append(_Attention(self.change))
+        self.entered.append(_Attention(self.change, _call_of_module()))
         self.entered[-1].__enter__()  # type: ignore[no-untyped-call]
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self.entered:  # empty after another hook's error before `enter`
-            self.entered.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        for place in reversed(range(len(self.entered))):
+            if self.entered[place].is_running():  # not another thread's, nor one that an interrupt left behind
+                self.entered.pop(place).__exit__(None, None, None)  # type: ignore[no-untyped-call]
+                return
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies: nothing is under way in them."""
+        return self.__dict__ | {"entered": []}
 
     def remove(self) -> None:
         for handle in self.handles:
