@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -98,14 +99,26 @@ class TablePreparation:
         return False
 
     def prepare(self, examples: Sequence[Any]) -> list[Mapping[str, Tensor]]:
-        rows = [torch.as_tensor(example, dtype=torch.float32) for example in examples]
-        for row in rows:
-            if row.ndim != 1 or len(row) > self.max_columns:
-                raise UsageError(f"a row has shape {list(row.shape)}; allowed: [N] with N up to {self.max_columns}")
-        return [{"numeric": row} for row in rows]
+        return [{"numeric": self._row(example)} for example in examples]
+
+    def _row(self, example: Any) -> Tensor:
+        try:
+            given = example.numpy() if isinstance(example, Tensor) else example
+            row = np.array(given, dtype=np.float32)  # a copy: the task's own may be read-only
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"a row holds numbers: {error}") from error
+        if row.ndim != 1 or not 1 <= len(row) <= self.max_columns:
+            raise UsageError(f"a row has shape {list(row.shape)}; allowed: [N] with N from 1 to {self.max_columns}")
+        if not np.isfinite(row).all():
+            raise UsageError(f"column {int(np.isfinite(row).argmin())} of a row is not finite; fill in what is missing")
+        return torch.from_numpy(row)
 
     def collate(self, prepared: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        return {"numeric": torch.stack([example["numeric"] for example in prepared])}
+        rows = [example["numeric"] for example in prepared]
+        widths = sorted({len(row) for row in rows})
+        if len(widths) > 1:
+            raise UsageError(f"rows have {widths[0]} and {widths[-1]} columns; all rows of a table have the same")
+        return {"numeric": torch.stack(rows)}
 
     def normalise(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return dict(inputs)
