@@ -47,14 +47,16 @@ def device_option(command: Command) -> Command:
 
 def check_device(name: str) -> str:
     """A device that exists; raises UsageError otherwise."""
+    kind, _, index = name.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (index and not (index.isdecimal() and kind == "cuda")):
+        raise UsageError(f"--device {name}: not a device; allowed: auto, cpu, cuda, cuda:N")
+    if kind == "cpu":
+        return name
     import torch
 
-    if name == "auto":
+    if kind == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not (index.isdecimal() and kind == "cuda")):
-        raise UsageError(f"--device {name}: not a device; allowed: auto, cpu, cuda, cuda:N")
-    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+    if int(index or 0) >= torch.cuda.device_count():
         raise UsageError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs; use --device cpu")
     return name
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
@@ -28,6 +29,7 @@ How = Literal[
     "raise nothing",
     "refuse",
     "nan",
+    "diverge",
     "exit",
     "leave",
     "kill",
@@ -132,9 +134,11 @@ class Trouble:
         import torch
 
         learner.backbone.requires_grad_(True)
-        if self.how == "nan":
-            for parameter in learner.backbone.parameters():
-                parameter.register_hook(lambda grad: grad * float("nan"))
+        if self.how in ("nan", "diverge"):
+            steps = itertools.count()  # of all fits; those of the first one, of two epochs of one step, may go well
+            spared = 2 if self.how == "diverge" else 0
+            one = next(learner.backbone.parameters())
+            one.register_hook(lambda grad: grad * float("nan") if next(steps) >= spared else grad)
         _go_wrong(self.how)
         if self.how == "memory":
             torch.empty(2**50)
