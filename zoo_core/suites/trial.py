@@ -132,27 +132,9 @@ def choose(
     Raises DivergedError when that is so for all of them.
     """
     assert plan.task is not None, "a trial has a task"
-    metric = plan.task.recipe.metric
-    precision = precision_of(plan.budget.precision, device)
     learner = build(plan, target=target).to(device)
-    fitting = Loader(
-        train,
-        modality=plan.task.recipe.modality,
-        target=target,
-        preparation=learner.source.preparation,
-        batch_size=plan.budget.batch_size,
-        device=device,
-        shuffled=bool(plan.learning_rates),
-        augment=plan.budget.augment,
-        seed=plan.seed,
-        num_workers=num_workers,
-    )
+    fitting = _training_loader(plan, learner, train, target, device, num_workers)
     validating = _loader(plan, learner, val, target, device, num_workers)
-    sign = 1 if METRICS[metric].higher_is_better else -1
-
-    def validate(candidate: Learner) -> float:
-        return sign * score_split(candidate, validating, metric, target, precision)[0]
-
     if plan.weights == "random":
         calibrate(learner, fitting)
     rates: tuple[float | None, ...] = plan.learning_rates or (None,)
@@ -172,22 +154,14 @@ def choose(
 
         candidates[index] = {"learning_rate": rates[index], "validation_score": None}
         try:
-            fitted = fit(
-                learner,
-                fitting,
-                budget=plan.budget,
-                learning_rate=rates[index],
-                seed=plan.seed,
-                validate=validate,
-                progress=tell,
-            )
-            found = validate(learner)
+            fitted, found = _fit_candidate(plan, learner, fitting, validating, rates[index], tell)
         except DivergedError as error:
             diverged = error
             continue
-        candidates[index]["validation_score"] = sign * found
-        if best is None or found > best[0]:
-            best = (found, index, _snapshot(learner), fitted)
+        candidates[index]["validation_score"] = found
+        worth = found if METRICS[plan.task.recipe.metric].higher_is_better else -found
+        if best is None or worth > best[0]:
+            best = (worth, index, _snapshot(learner), fitted)
     if best is None:
         assert diverged is not None, "there is at least one candidate"
         raise diverged
@@ -202,10 +176,57 @@ def choose(
     )
 
 
+def _fit_candidate(
+    plan: Plan,
+    learner: Learner,
+    fitting: Loader,
+    validating: Loader,
+    rate: float | None,
+    progress: Callable[[Progress], None],
+) -> tuple[Fitted, float]:
+    """Fits at one learning rate; what the fit did, and the validation score of its last epoch."""
+    assert plan.task is not None, "a trial has a task"
+    metric = plan.task.recipe.metric
+    precision = precision_of(plan.budget.precision, fitting.device)
+    sign = 1 if METRICS[metric].higher_is_better else -1
+
+    def validate(candidate: Learner) -> float:
+        return sign * score_split(candidate, validating, metric, learner.target, precision)[0]
+
+    fitted = fit(
+        learner,
+        fitting,
+        budget=plan.budget,
+        learning_rate=rate,
+        seed=plan.seed,
+        validate=validate,
+        progress=progress,
+    )
+    return fitted, sign * validate(learner)
+
+
 def score_split(learner: Learner, loader: Loader, metric: str, target: Target, precision: str) -> tuple[float, Tensor]:
     """The metric on a whole split, and the predictions it was computed from, float32 [N, C] on the CPU."""
     predictions, _ = predict(learner, loader, precision=precision)
     return score(metric, predictions, loader.targets, target), predictions
+
+
+def _training_loader(
+    plan: Plan, learner: Learner, split: Split, target: Target, device: torch.device, num_workers: int
+) -> Loader:
+    assert plan.task is not None, "a trial has a task"
+    return Loader(
+        split,
+        modality=plan.task.recipe.modality,
+        target=target,
+        preparation=learner.source.preparation,
+        batch_size=plan.budget.batch_size,
+        device=device,
+        shuffled=bool(plan.learning_rates),
+        augment=plan.budget.augment,
+        seed=plan.seed,
+        num_workers=num_workers,
+    )
 
 
 def _loader(
