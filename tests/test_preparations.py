@@ -93,7 +93,7 @@ def test_a_read_only_row_is_copied() -> None:
 @pytest.mark.parametrize(
     ("rows", "told"),
     [
-        ([[1.0] * 5], r"shape \[5\]; allowed: \[N\] with N from 1 to 4"),
+        ([[1.0] * 5], r"shape \[5\]; allowed: \[N\] with N up to 4"),
         ([[]], r"shape \[0\]"),
         ([3.0], r"shape \[\]"),
         ([[[1.0]]], r"shape \[1, 1\]"),

@@ -108,7 +108,7 @@ class TablePreparation:
         except (TypeError, ValueError) as error:
             raise UsageError(f"a row holds numbers: {error}") from error
         if row.ndim != 1 or not 1 <= len(row) <= self.max_columns:
-            raise UsageError(f"a row has shape {list(row.shape)}; allowed: [N] with N from 1 to {self.max_columns}")
+            raise UsageError(f"a row has shape {list(row.shape)}; allowed: [N] with N up to {self.max_columns}")
         if not np.isfinite(row).all():
             raise UsageError(f"column {int(np.isfinite(row).argmin())} of a row is not finite; fill in what is missing")
         return torch.from_numpy(row)
