@@ -66,16 +66,13 @@ def bench(
     zoo bench
     zoo bench --task 'digits(shots=5)' --backbones starter/vit-nano --adapters 'probe,full' --seeds 5
     """
-    from zoo_core.suites import forking
     from zoo_core.suites.grid import expand
-    from zoo_core.suites.runner import is_done, run_grid
+    from zoo_core.suites.runner import run_grid
 
     grid = {"backbones": backbones, "adapters": adapters, "heads": heads}
     chosen = _suite(suite, tasks, grid, seeds, {name: value for name, value in budget.items() if value is not None})
-    expanded = expand(chosen)  # a slip of the finger is told before torch is imported
+    expanded = expand(chosen)
     folder = out or Path("runs") / chosen.name
-    if not is_done(expanded, folder, retry=retry):
-        forking.begin()
     device = check_device(device)
     workers, threads = _shared(workers, threads, device)
     with _watching(chosen.name, folder) as watch:

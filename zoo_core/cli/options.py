@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -20,6 +21,7 @@ __all__ = ["budget_options", "check_device", "device_option", "fitting"]
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 LINE_SECONDS = 10.0
+GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # CUDA, ROCm, WSL; without them torch need not be asked
 BUDGET_FLAGS: tuple[tuple[str, Any, str], ...] = (
     ("--epochs", int, "Passes over the training split."),
     ("--batch-size", int, "Examples in a step."),
@@ -50,8 +52,8 @@ def check_device(name: str) -> str:
     kind, _, index = name.partition(":")
     if kind not in ("auto", "cpu", "cuda") or (index and not (index.isdecimal() and kind == "cuda")):
         raise UsageError(f"--device {name}: not a device; allowed: auto, cpu, cuda, cuda:N")
-    if kind == "cpu":
-        return name
+    if kind == "cpu" or (kind == "auto" and not any(Path(file).exists() for file in GPU_FILES)):
+        return "cpu"
     import torch
 
     if kind == "auto":

@@ -19,12 +19,13 @@ from zoo_core.errors import AccessError, NotFoundError, UsageError
 from zoo_core.lock import check_lock, lock_of, read_lock, write_lock
 from zoo_core.resolve import Plan
 from zoo_core.store import Result, RunLock, append, latest, read
+from zoo_core.suites import forking
 from zoo_core.suites.grid import Grid, Refusal
 
 if TYPE_CHECKING:
     from zoo_core.suites.trial import Report
 
-__all__ = ["News", "is_done", "prepare_folder", "run_grid"]
+__all__ = ["News", "prepare_folder", "run_grid"]
 
 RESULTS = "results.jsonl"
 
@@ -70,7 +71,8 @@ def run_grid(
         done, total = len(grid.plans) - len(missing), len(grid.plans)
         watch(News(done=done, total=total))
         if missing:
-            from zoo_core.suites.workers import run_all  # torch, which a finished run does without
+            forking.begin()
+            from zoo_core.suites.workers import run_all  # torch: what is told before this point is told at once
 
             with closing(run_all(missing, num_workers=num_workers, device=device, threads=threads)) as events:
                 for event in events:
@@ -82,11 +84,6 @@ def run_grid(
                     watch(News(done=done, total=total, plan=plan, report=event.report, result=event.result))
     wanted = [*(_key(plan) for plan in grid.plans), *(_refused(refusal).digest for refusal in grid.refusals)]
     return [known[digest] for digest in wanted]
-
-
-def is_done(grid: Grid, out: Path, *, retry: bool = False) -> bool:
-    """Whether a run has a result for every plan. Raises AccessError and IntegrityError when its results are damaged."""
-    return not _missing(grid, _known(out), retry=retry)
 
 
 def prepare_folder(out: Path) -> None:
