@@ -35,9 +35,9 @@ __all__ = [
 ]
 
 INFERENCE_BATCH = 64
-MIN_WINDOW_SECONDS = 0.02
+MIN_WINDOW_SECONDS = 0.1
 EVENTS_IN_WINDOW = 10
-INFERENCE_SECONDS = 0.25
+INFERENCE_SECONDS = 0.5
 
 
 def score(metric: str, predictions: Tensor, target: Tensor, kind: Target) -> float:
@@ -167,7 +167,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
 
 
 class Stopwatch:
-    """Rates of repeated steps over windows of at least 20 ms; warm-up steps and what lies between steps are not timed.
+    """Rates of repeated steps over windows of at least 100 ms; warm-up steps and what lies between steps are not timed.
 
     On a GPU events of the device mark the steps, so nothing waits but the end of a window.
     `spread` is the interquartile range of the windows' rates over their median.
