@@ -82,10 +82,9 @@ def fit(
         return learner, result
     folder = Path(out)
     prepare_folder(folder)
+    _refuse_a_run(folder)  # before the lock too, which would mend a torn line of that run
     with RunLock(folder):
-        held = [name for name in ("run.json", "results.jsonl", "zoo.lock") if (folder / name).exists()]
-        if held:
-            raise UsageError(f"{folder} already holds a run ({held[0]}); give --out a new folder, or remove that one")
+        _refuse_a_run(folder)
         result, learner, splits = run_trial(plan, device=device, num_workers=num_workers, report=report)
         assert plan.task is not None, "fit has a task"
         is_table = plan.task.recipe.modality == "table"
@@ -94,6 +93,12 @@ def fit(
         parts = [(plan.backbone, plan.entry), *((part, None) for part in (*plan.adapters, plan.head, plan.task))]
         write_lock(folder / "zoo.lock", lock_of(parts))
     return learner, result
+
+
+def _refuse_a_run(folder: Path) -> None:
+    held = [name for name in ("run.json", "results.jsonl", "zoo.lock") if (folder / name).exists()]
+    if held:
+        raise UsageError(f"{folder} already holds a run ({held[0]}); give --out a new folder, or remove that one")
 
 
 @dataclass(frozen=True, kw_only=True)
