@@ -57,7 +57,7 @@ def bench(
     form: str,
     **budget: Any,
 ) -> None:
-    r"""Compare transfer methods: run every combination of a grid, and print a ranked table.
+    """Compare transfer methods: run every combination of a grid, and print a ranked table.
 
     SUITE is a TOML file; without one and without flags, the starter suite runs, with no network. The grid may be
     given by flags instead. The same command again runs only what is missing.
@@ -65,7 +65,7 @@ def bench(
     \b
     zoo bench
     zoo bench --task 'digits(shots=5)' --backbones starter/vit-nano --adapters 'probe,full' --seeds 5
-    """
+    """  # noqa: D301 - click reads the character \b as: keep these lines
     from zoo_core.suites.grid import expand
     from zoo_core.suites.runner import run_grid
 
@@ -90,11 +90,11 @@ def bench(
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--format", "form", type=click.Choice(FORMATS), default="table", help="How the results are printed.")
 def report(folders: tuple[Path, ...], form: str) -> None:
-    r"""Print the table of one or several runs, from their results alone.
+    """Print the table of one or several runs, from their results alone.
 
     \b
     zoo report runs/starter --format md
-    """
+    """  # noqa: D301 - click reads the character \b as: keep these lines
     results = []
     for folder in folders:
         path = folder / "results.jsonl"

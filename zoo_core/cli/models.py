@@ -29,16 +29,16 @@ __all__ = ["evaluate", "fit", "predict"]
 @click.argument("spec")
 @click.option("--task", required=True, help="What to fit on: a task by name, 'digits(shots=10)'.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the fitted model.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Decides draws, new weights and order.")
 @budget_options
 @click.option("--num-workers", type=int, default=0, show_default=True, help="Processes that prepare data ahead.")
 @device_option
 def fit(spec: str, task: str, out: Path, seed: int, num_workers: int, device: str, **budget: Any) -> None:
-    r"""Fit one model: a learning rate is chosen on validation, the model is scored on test and stored.
+    """Fit one model: a learning rate is chosen on validation, the model is scored on test and stored.
 
     \b
     zoo fit 'starter/vit-nano+partial(n=2)' --task digits --out runs/my-digits
-    """
+    """  # noqa: D301 - click reads the character \b as: keep these lines
     from zoo_core.api import fit as run
 
     chosen = budget_from({name: value for name, value in budget.items() if value is not None})
@@ -67,15 +67,21 @@ def fit(spec: str, task: str, out: Path, seed: int, num_workers: int, device: st
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--split", type=click.Choice(["train", "val", "test"]), default="test", show_default=True)
+@click.option(
+    "--split",
+    type=click.Choice(["train", "val", "test"]),
+    default="test",
+    show_default=True,
+    help="Which examples; those of the fit's own draw.",
+)
 @click.option("--json", "as_json", is_flag=True, help="A stable schema for programs.")
 @device_option
 def evaluate(folder: Path, split: str, as_json: bool, device: str) -> None:
-    r"""Score a fitted model on a split of its task, with a report for each class and a confusion matrix.
+    """Score a fitted model on a split of its task, with a report for each class and a confusion matrix.
 
     \b
     zoo evaluate runs/my-digits
-    """
+    """  # noqa: D301 - click reads the character \b as: keep these lines
     from zoo_core.api import evaluate as run
 
     found = run(folder, split=split, device=check_device(device))
@@ -102,17 +108,24 @@ def _evaluation(found: Evaluation) -> str:
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--format", "form", type=click.Choice(["table", "csv", "jsonl"]), default="table", show_default=True)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "csv", "jsonl"]),
+    default="table",
+    show_default=True,
+    help="jsonl has every score in full.",
+)
 @device_option
 def predict(folder: Path, files: tuple[Path, ...], form: str, device: str) -> None:
-    r"""Predict with a fitted model: pictures, or CSV files of numbers (a row an example) for a table model.
+    """Predict with a fitted model: pictures, or CSV files of numbers (a row an example) for a table model.
 
     One line for each item, in the order given: the likeliest class and its probability, the probability of each
     label, or each value.
 
     \b
     zoo predict runs/my-digits scan1.png scan2.png --format csv
-    """
+    """  # noqa: D301 - click reads the character \b as: keep these lines
     from zoo_core.api import predict as run
     from zoo_core.runs import load_stored, read_run
 

@@ -21,12 +21,12 @@ __all__ = ["plan"]
 @click.option("--seed", type=int, help="The seed that a spec is planned with; 0 unless given.")
 @click.option("--json", "as_json", is_flag=True, help="A stable schema for programs.")
 def plan(what: str, task: str | None, seed: int | None, as_json: bool) -> None:
-    r"""Show what a spec or a suite file would build and train, and what would be refused, with reasons.
+    """Show what a spec or a suite file would build and train, and what would be refused, with reasons.
 
     \b
     zoo plan 'starter/vit-nano+partial(n=2)' --task digits
     zoo plan my-suite.toml
-    """
+    """  # noqa: D301 - click reads the character \b as: keep these lines
     if what.endswith(".toml"):
         if task is not None or seed is not None:
             raise UsageError("a suite file names its tasks and seeds; leave --task and --seed out")

@@ -1,0 +1,135 @@
+"""`zoo plan`: what a spec or a suite would build, with a stable schema, and no torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zoo_core.cli import main
+
+KEYS = [
+    *("trial", "spec", "task", "target", "weights", "num_stages", "first_stage", "learning_rates"),
+    *("parts", "deferred", "base_digest", "digest"),
+]
+SUITE = """
+tasks = ["digits(shots=2)", "diabetes"]
+backbones = ["starter/vit-nano", "starter/mlp-nano(weights=random)"]
+adapters = ["probe", "partial(n=4)", "probe+ncm"]
+seeds = 2
+"""
+Shown = tuple[int, str, list[str]]
+Run = Callable[..., Shown]
+
+
+@pytest.fixture
+def zoo_here(capfd: pytest.CaptureFixture[str]) -> Run:
+    def run(*words: str | Path) -> Shown:
+        capfd.readouterr()
+        code = main([str(word) for word in words])
+        out, err = capfd.readouterr()
+        return code, out, err.splitlines()
+
+    return run
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.toml"
+    path.write_text(SUITE)
+    return path
+
+
+def test_a_plan_says_what_is_built_and_trained(zoo_here: Run) -> None:
+    code, out, err = zoo_here("plan", "starter/vit-nano+partial(n=2)", "--task", "digits(shots=10)", "--seed", "3")
+    assert (code, err) == (0, [])
+    shown = dict(line.split(":", 1) for line in out.splitlines())
+    assert list(shown) == KEYS
+    assert shown["trial"].strip() == "starter/vit-nano+partial(n=2)+linear task=digits(shots=10) seed=3"
+    assert shown["target"].strip() == "classes, 10 outputs"
+    assert shown["first_stage"].strip() == "2"
+    assert shown["deferred"].strip() == "none"
+    assert "partial (adapter, zoo-adapters" in shown["parts"]
+
+
+def test_the_schema_of_a_plan_is_stable(zoo_here: Run) -> None:
+    code, out, _ = zoo_here("plan", "starter/vit-nano", "--task", "digits", "--json")
+    found = json.loads(out)
+    assert (code, list(found)) == (0, ["plans", "refusals"])
+    (plan,) = found["plans"]
+    assert list(plan) == KEYS
+    assert list(plan["target"]) == ["kind", "size", "names"]
+    assert [list(part) for part in plan["parts"]] == [["name", "kind", "distribution", "version"]] * 3
+    assert (plan["num_stages"], plan["first_stage"], len(plan["learning_rates"])) == (4, 4, 3)
+    assert len(plan["digest"]) == len(plan["base_digest"]) == 32
+
+
+def test_a_suite_lists_its_trials_and_its_refusals_with_reasons(zoo_here: Run, suite: Path) -> None:
+    code, out, _ = zoo_here("plan", suite)
+    assert code == 0
+    lines = out.splitlines()
+    assert sum(line.startswith("starter/") for line in lines) == 8
+    assert "8 trials, 20 fits" in lines  # three rates each, one for the closed form
+    refused = [line for line in lines if line.startswith("refused: ")]
+    assert len(refused) == 24 - 8
+    assert any("reads table and task digits is image" in line for line in refused)
+    assert any("head ncm predicts classes and the target is values" in line for line in refused)
+    assert any("the backbone has 3 stages; allowed: 1 to 3" in line for line in refused)
+    _, out, _ = zoo_here("plan", suite, "--json")
+    found = json.loads(out)
+    assert [len(found["plans"]), len(found["refusals"])] == [8, 16]
+    assert {tuple(row) for row in found["refusals"]} == {("trial", "reason")}
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "reason"),
+    [
+        (("starter/vit-nano",), 2, "zoo plan SPEC needs --task; `zoo list task` shows what there is"),
+        (("starter/vit-nano", "--task", "digit"), 3, "did you mean digits"),
+        (("starter/vit-nano", "--task", "diabetes"), 6, "reads image and task diabetes is table"),
+        (("starter/vit-nano+linear+mlp", "--task", "digits"), 2, "two heads"),
+        (("nothing.toml",), 3, "no suite file nothing.toml"),
+        ((), 2, "Missing argument 'WHAT'"),
+    ],
+)
+def test_a_mistake_is_one_line_with_its_exit_code(
+    zoo_here: Run, words: tuple[str, ...], code: int, reason: str
+) -> None:
+    found, out, err = zoo_here("plan", *words)
+    assert (found, out, len(err)) == (code, "", 1)
+    assert reason in err[0]
+
+
+def test_a_suite_brings_its_own_task_and_seed(zoo_here: Run, suite: Path) -> None:
+    for words in (("--task", "digits"), ("--seed", "1")):
+        code, _, err = zoo_here("plan", suite, *words)
+        assert (code, len(err)) == (2, 1)
+        assert "leave --task and --seed out" in err[0]
+
+
+def test_a_plan_of_a_suite_needs_no_torch(suite: Path) -> None:
+    program = (
+        "import sys\nfrom zoo_core.cli import main\ncode = main(sys.argv[1:])\n"
+        "sys.exit(code or int('torch' in sys.modules))"
+    )
+    for words in (["plan", str(suite)], ["plan", "starter/vit-nano+full", "--task", "digits"]):
+        done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", f"import torch\n{program}", *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1  # so the check can fail
+
+
+def test_a_plans_digest_is_that_of_its_result(zoo_here: Run, tmp_path: Path) -> None:
+    words = ("starter/convnet-nano+probe+ncm", "--task", "digits(shots=1)", "--seed", "4")
+    _, out, _ = zoo_here("plan", *words, "--json")
+    assert zoo_here("fit", *words, "--out", tmp_path / "run", "--device", "cpu")[0] == 0
+    result: dict[str, Any] = json.loads((tmp_path / "run" / "results.jsonl").read_text())
+    (plan,) = json.loads(out)["plans"]
+    assert (result["digest"], result["trial"]) == (plan["digest"], plan["trial"])
