@@ -192,7 +192,9 @@ def compiled(learner: Learner) -> tuple[nn.Module, Learner]:
     return outer, learner
 
 
-@pytest.mark.parametrize("wrap", [inside_a_parent, deep_copied, pickled, compiled])
+@pytest.mark.parametrize(
+    "wrap", [inside_a_parent, deep_copied, pickled, pytest.param(compiled, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("what", EVERY)
 def test_the_law_holds_wherever_a_learner_lives(
     wrap: Callable[[Learner], tuple[nn.Module, Learner]], what: str
@@ -205,6 +207,7 @@ def test_the_law_holds_wherever_a_learner_lives(
     assert breaches(learner, False) == []
 
 
+@pytest.mark.slow  # the compiler's import alone takes seconds
 def test_a_compiled_learner_keeps_frozen_statistics() -> None:
     learner = learner_of(ToyOpen(what="last"))
     torch.compiler.reset()

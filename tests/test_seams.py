@@ -619,6 +619,7 @@ def test_a_prefixed_stage_may_be_checkpointed() -> None:
         assert torch.equal(one, other)
 
 
+@pytest.mark.slow  # the compiler's import alone takes seconds
 def test_prefixed_stages_may_be_compiled_as_one_graph() -> None:
     backbone = ToyBackbone("tokens").eval()
     prefixes = [Prefix(2, heads=3, dim=4, dtype=torch.float32) for _ in backbone.stages]
