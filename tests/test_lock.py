@@ -73,7 +73,7 @@ def test_a_lock_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_a_damaged_lock_is_told_and_left_alone(tmp_path: Path, text: str) -> None:
     path = tmp_path / "zoo.lock"
     path.write_text(text, encoding="latin-1")
-    with pytest.raises(IntegrityError, match="zoo.lock"):
+    with pytest.raises(IntegrityError, match=r"zoo\.lock"):
         read_lock(path)
     assert path.read_text(encoding="latin-1") == text
 
