@@ -230,7 +230,7 @@ def on_a_terminal(zoo: Zoo, *words: str, **variables: str) -> tuple[int, str]:
     return process.wait(), written.decode()
 
 
-TRAINING = ("--epochs", "20", "--num-rates", "2", "--device", "cpu", "--batch-size", "4")
+TRAINING = ("--epochs", "15", "--num-rates", "2", "--device", "cpu", "--batch-size", "4")
 
 
 def test_a_bench_on_a_terminal_shows_bar_counts_rate_and_time_left(zoo: Zoo) -> None:
@@ -254,7 +254,7 @@ def test_a_fit_on_a_terminal_shows_bar_counts_rate_and_time_left_in_colour(zoo: 
     assert code == 0, shown
     assert "nasty/tokens+full" in shown
     assert "━" in shown
-    assert re.search(r"\d+/320", shown)
+    assert re.search(r"\d+/240", shown)
     assert re.search(r"steps, \d+ examples/s, loss \d\.\d{3}, left", shown)
     assert re.search(r"left (\x1b\[\d+m)?0:00:\d\d", shown)
     assert COLOUR.search(shown) is not None

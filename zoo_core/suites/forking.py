@@ -11,15 +11,14 @@ from pathlib import Path
 
 __all__ = ["begin", "context", "num_processors"]
 
-# The first step of any optimiser imports torch._dynamo: a second and a half that each worker would pay on its own.
-PRELOADED = ("torch._dynamo", "zoo_core.suites.workers")
+PRELOADED = "zoo_core.suites.preloaded"
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def context() -> ForkServerContext:
     """Where workers are started; a fork of a process that has run torch's threads would hang, and this one has not."""
     found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(list(PRELOADED))
+    found.set_forkserver_preload([PRELOADED])
     return found
 
 
