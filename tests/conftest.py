@@ -126,3 +126,27 @@ def scores_of() -> Callable[[Path], dict[str, dict[str, Any]]]:
         return found
 
     return scores
+
+
+MIXED = (
+    *("bench", "--task", "thirds", "--backbones", "nasty/tokens,nasty/far", "--seeds", "1", "--epochs", "1"),
+    *("--adapters", "probe,trouble(how=gone),trouble(how=print),maps-only", "--device", "cpu"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixed:
+    """A run with two results, a failure, refusals, and a plugin that prints; and what its command said.
+
+    words: the command without --out. The failure is gone when it runs again.
+    """
+
+    out: Path
+    done: Done
+    words: tuple[str, ...] = MIXED
+
+
+@pytest.fixture(scope="session")
+def mixed(session_zoo: Zoo) -> Mixed:
+    out = session_zoo.cwd / "with" / "parents" / "mixed"
+    return Mixed(out=out, done=session_zoo(*MIXED, "--out", out, ZOO_NASTY_GONE="1"))

@@ -220,6 +220,7 @@ def _command_of(pid: int) -> str:
     return Path(f"/proc/{pid}/cmdline").read_text()
 
 
+@pytest.mark.slow
 def test_two_benches_on_one_folder_never_mix(zoo: Zoo, sleeping: subprocess.Popen[str], rows_of: Rows) -> None:
     before = rows_of(zoo.cwd / "out")
     done = zoo("bench", *SLEEPING, "--out", "out")
@@ -241,55 +242,33 @@ def test_a_finished_run_is_printed_again_and_nothing_runs(zoo: Zoo, copy: Path) 
     assert "nasty/tokens+full+linear" in done.out
 
 
-MIXED = (
-    *("bench", "--task", "thirds", "--backbones", "nasty/tokens,nasty/far", "--seeds", "1", "--epochs", "1"),
-    *("--adapters", "probe,trouble(how=gone),trouble(how=print),maps-only", "--device", "cpu", "--format", "json"),
-)
-
-
-@pytest.fixture(scope="session")
-def mixed(session_zoo: Zoo) -> tuple[Path, Any]:
-    """A run with a failure, refusals, and a plugin that prints; its folder, and what the command said."""
-    out = session_zoo.cwd / "with" / "parents" / "mixed"
-    return out, session_zoo(*MIXED, "--out", out, ZOO_NASTY_GONE="1")
-
-
-def test_failures_and_refusals_are_rows_with_their_reasons(mixed: tuple[Path, Any], rows_of: Rows) -> None:
-    out, done = mixed
-    assert done.code == 0
-    rows = {row["trial"].partition(" ")[0]: row for row in rows_of(out)}
+def test_failures_and_refusals_are_rows_with_their_reasons(mixed: Any, zoo: Zoo, rows_of: Rows) -> None:
+    assert mixed.done.code == 0
+    rows = {row["trial"].partition(" ")[0]: row for row in rows_of(mixed.out)}
+    chains = ("probe", "trouble(how=gone)", "trouble(how=print)", "maps-only")
     assert {spec: row["status"] for spec, row in rows.items()} == {
         "nasty/tokens+linear": "ok",
         "nasty/tokens+trouble+linear": "ok",
         "nasty/tokens+trouble(how=gone)+linear": "failed",
         "nasty/tokens+maps-only": "refused",
-        **{
-            f"nasty/far+{chain}": "refused"
-            for chain in ("probe", "trouble(how=gone)", "trouble(how=print)", "maps-only")
-        },
+        **{f"nasty/far+{chain}": "refused" for chain in chains},
     }
     assert "raised OSError: gone" in rows["nasty/tokens+trouble(how=gone)+linear"]["reason"]
     assert "works on map and nasty/tokens gives tokens" in rows["nasty/tokens+maps-only"]["reason"]
     assert "no catalogue or record pins its files" in rows["nasty/far+probe"]["reason"]
-    shown = [failure["reason"] for failure in json.loads(done.out)["failures"]]
-    assert sorted(shown) == sorted(row["reason"] for row in rows.values() if row["reason"])
+    shown = json.loads(zoo("report", mixed.out, "--format", "json").out)["failures"]
+    assert sorted(failure["reason"] for failure in shown) == sorted(
+        row["reason"] for row in rows.values() if row["reason"]
+    )
 
 
-def test_what_a_plugin_prints_is_no_part_of_the_table(mixed: tuple[Path, Any]) -> None:
-    _, done = mixed
-    assert {row["adapters"] for row in json.loads(done.out)["rows"]} == {"probe", "trouble"}
-    assert "a plugin talks" in done.err
-
-
-def test_a_failure_stays_until_retry_runs_it_again(
-    mixed: tuple[Path, Any], zoo: Zoo, tmp_path: Path, rows_of: Rows
-) -> None:
-    out = Path(shutil.copytree(mixed[0], tmp_path / "out"))
+def test_a_failure_stays_until_retry_runs_it_again(mixed: Any, zoo: Zoo, tmp_path: Path, rows_of: Rows) -> None:
+    out = Path(shutil.copytree(mixed.out, tmp_path / "out"))
     before = rows_of(out)
-    second = zoo(*MIXED, "--out", out)
+    second = zoo(*mixed.words, "--out", out)
     assert rows_of(out) == before
-    assert second.out == mixed[1].out
-    third = zoo(*MIXED, "--out", out, "--retry")
+    assert second.out == mixed.done.out
+    third = zoo(*mixed.words, "--out", out, "--retry", "--format", "json")
     assert [row["status"] for row in rows_of(out)[len(before) :]] == ["ok"]
     assert {failure["status"] for failure in json.loads(third.out)["failures"]} == {"refused"}
 
@@ -297,6 +276,7 @@ def test_a_failure_stays_until_retry_runs_it_again(
 # --- damaged ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_torn_last_line_runs_again_and_is_kept_aside(zoo: Zoo, copy: Path, whole: Path, scores_of: Scores) -> None:
     path = copy / "results.jsonl"
     content = path.read_bytes()
