@@ -348,6 +348,21 @@ def test_bench_runs_a_file_and_a_second_call_runs_nothing(tmp_path: Path, monkey
     assert zoo_core.bench(str(suite)) == first
 
 
+@pytest.mark.slow
+def test_a_script_that_calls_bench_is_not_run_again_by_its_workers(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(
+        "tasks = ['digits(shots=1)']\nbackbones = ['starter/convnet-nano']\nadapters = ['probe+ncm']\nseeds = 1\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import zoo_core\nprint('once')\nprint([result.status for result in zoo_core.bench('tiny.toml', out='out')])\n"
+    )
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["once", "['ok']"]
+    assert done.stderr == ""
+
+
 def test_names_that_need_torch_are_found_and_others_are_not() -> None:
     for name in ("bench", "evaluate", "fit", "load", "load_backbone", "load_run", "predict"):
         assert isinstance(getattr(zoo_core, name), Callable)  # type: ignore[arg-type]

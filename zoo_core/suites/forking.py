@@ -5,11 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from types import ModuleType
 
-__all__ = ["begin", "context", "num_processors"]
+__all__ = ["begin", "context", "num_processors", "without_main"]
 
 PRELOADED = "zoo_core.suites.preloaded"
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -26,6 +29,20 @@ def begin() -> None:
     """Starts those imports now, while this process goes on with its own. It ends when this process does."""
     context()
     forkserver.ensure_running()
+
+
+@contextmanager
+def without_main() -> Iterator[None]:
+    """Starts processes that do not run the user's script again, so that it needs no `if __name__ == "__main__"`.
+
+    A worker needs nothing of it: what a plan holds comes from plugins, which are imported by name.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def num_processors() -> int:

@@ -143,7 +143,8 @@ class _Pool:
             return None
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=_work, args=(theirs, self._device, self._threads), daemon=True)
-        process.start()
+        with forking.without_main():
+            process.start()
         theirs.close()
         self._workers.append(_Worker(process=process, pipe=ours))
         return self._workers[-1]
