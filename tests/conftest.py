@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,12 +35,29 @@ class Parts:
         return resolve(spec, task=task, registry=self.registry, catalog=self.catalog, **arguments)
 
 
-@pytest.fixture(scope="session")
-def nasty() -> Iterator[Parts]:
+@contextmanager
+def on_path() -> Iterator[None]:
     sys.path.insert(0, str(NASTY))
-    index = Index(read_folders(list(dict.fromkeys(sys.path))))
-    yield Parts(registry=Registry(index), catalog=Catalog(index))
-    sys.path.remove(str(NASTY))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(NASTY))
+
+
+@pytest.fixture(scope="session")
+def nasty() -> Parts:
+    """sys.path is as it was afterwards, or `zoo list` in this process would show the plugin to other tests."""
+    with on_path():
+        importlib.import_module("zoo_nasty.parts")
+        index = Index(read_folders(list(dict.fromkeys(sys.path))))
+    return Parts(registry=Registry(index), catalog=Catalog(index))
+
+
+@pytest.fixture(scope="module")
+def nasty_in_workers() -> Iterator[None]:
+    """Worker processes get this process's sys.path when they start."""
+    with on_path():
+        yield
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ from zoo_core.suites import forking
 from zoo_core.suites.trial import run_trial
 from zoo_core.suites.workers import attempt, run_all
 
+pytestmark = pytest.mark.usefixtures("nasty_in_workers")
+
 TIMED = ("train_seconds", "training", "inference", "peak_memory_bytes", "created_at")
 BUDGET = Budget(epochs=2, num_rates=2)
 FAILURES = {
