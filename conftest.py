@@ -59,7 +59,7 @@ def isolation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def _forgotten(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Modules that a test imported from a temporary folder are gone after it; the next test has an `acme` of its own."""
+    """What a test imported from a temporary folder is gone after it; the next test has an `acme` of its own."""
     before = set(sys.modules)
     yield
     temporary = str(tmp_path_factory.getbasetemp())

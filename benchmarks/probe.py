@@ -16,16 +16,16 @@ import time
 from pathlib import Path
 
 import torch
-import zoo_starter
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
-from zoo_starter.digits_split import split_digits
-from zoo_starter.networks import ConvNetNano
 
 import zoo_core
-from zoo_core.suites.trial import choose, open_task
+import zoo_starter
 from zoo_core.data import carve
+from zoo_core.suites.trial import choose, open_task
+from zoo_starter.digits_split import split_digits
+from zoo_starter.networks import ConvNetNano
 
 RATE, EPOCHS, BATCH, DECAY, CLIP, WARMUP = 1e-2, 10, 32, 0.05, 1.0, 0.1
 GATE = 0.95
@@ -80,9 +80,7 @@ def by_hand(seed: int) -> tuple[float, float]:
 
 def by_zoo(seed: int) -> tuple[float, float]:
     """The same through zoo, with one learning rate, so that there is one fit."""
-    budget = zoo_core.Budget(
-        epochs=EPOCHS, batch_size=BATCH, num_rates=1, weight_decay=DECAY, clip=CLIP, warmup=WARMUP
-    )
+    budget = zoo_core.Budget(epochs=EPOCHS, batch_size=BATCH, num_rates=1, weight_decay=DECAY, clip=CLIP, warmup=WARMUP)
     plan = zoo_core.resolve("starter/convnet-nano+probe+linear", task="digits", budget=budget, seed=seed)
     assert plan.learning_rates == (RATE,), plan.learning_rates
     data = open_task(plan)

@@ -12,7 +12,7 @@ import pytest
 
 from zoo_core.store import Result, append
 
-HEAVY = frozenset({"torch", "numpy", "pydantic", "huggingface_hub", "torchvision", "torchmetrics", "sklearn", "scipy"})
+HEAVY = frozenset({"torch", "numpy", "pydantic", "huggingface_hub", "torchvision", "sklearn", "scipy"})
 SLOW = frozenset({"click", "rich", "importlib.metadata", "pydantic", "asyncio", "tempfile"})
 
 PROBE = """
