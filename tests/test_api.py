@@ -101,6 +101,20 @@ def test_a_fit_that_fails_leaves_no_run(tmp_path: Path) -> None:
         zoo_core.load_run(tmp_path)
 
 
+def test_what_an_interrupted_fit_leaves_does_not_bar_the_next_one(tmp_path: Path) -> None:
+    """Its lock file, and at worst a delta without run.json."""
+    with pytest.raises(KeyboardInterrupt):
+        zoo_core.fit(SPEC, task=TASK, out=tmp_path, budget=BUDGET, report=_interrupt)
+    assert {path.name for path in tmp_path.iterdir()} == {".lock"}
+    (tmp_path / "delta.safetensors").write_bytes(b"torn")
+    zoo_core.fit(SPEC, task=TASK, out=tmp_path, budget=BUDGET)
+    zoo_core.load_run(tmp_path)
+
+
+def _interrupt(_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_two_fits_with_one_seed_give_the_same_bits(fitted: Path) -> None:
     learner, result = zoo_core.fit(SPEC, task=TASK, budget=BUDGET)
     stored = load_file(fitted / "delta.safetensors")
@@ -328,6 +342,13 @@ def test_load_takes_one_thing_that_says_what_is_predicted(arguments: dict[str, A
 
 
 # --- bench -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_bench_into_the_folder_of_a_fitted_model_is_refused(copy: Path) -> None:
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+    with pytest.raises(UsageError, match=r"holds a fitted model .* give --out another folder"):
+        zoo_core.bench(out=copy)
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
 
 
 def test_bench_runs_a_file_and_a_second_call_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -162,6 +162,12 @@ def test_what_is_no_run_or_a_damaged_one_is_told(zoo_here: Run, folders: dict[st
     told(zoo_here("evaluate", folders["classes"], "--split", "all"), 2, "'all' is not one of")
 
 
+def test_the_folder_of_a_bench_holds_no_model_and_says_so(zoo_here: Run, tmp_path: Path) -> None:
+    (tmp_path / "results.jsonl").write_text("")
+    for words in (("evaluate", tmp_path), ("predict", tmp_path, "a.png")):
+        told(zoo_here(*words), 3, "the folder of a bench", "not models", "`zoo fit SPEC --task T --out DIR` makes one")
+
+
 # --- pictures --------------------------------------------------------------------------------------------------------
 
 

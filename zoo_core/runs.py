@@ -30,6 +30,7 @@ __all__ = ["StoredRun", "load_stored", "read_run", "save_run"]
 FORMAT = 1
 DELTA = "delta.safetensors"
 FILE = "run.json"
+RESULTS = "results.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,9 +125,12 @@ def _table(file: Path) -> dict[str, Any]:
     try:
         table = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise NotFoundError(
-            f"{file.parent} holds no fitted model ({FILE} is missing); `zoo fit SPEC --task T --out DIR` makes one"
-        ) from None
+        made_by = "`zoo fit SPEC --task T --out DIR` makes one"
+        if (file.parent / RESULTS).exists():
+            raise NotFoundError(
+                f"{file.parent} is the folder of a bench, which stores results and not models; {made_by}"
+            ) from None
+        raise NotFoundError(f"{file.parent} holds no fitted model ({FILE} is missing); {made_by}") from None
     except OSError as error:
         raise AccessError(f"{file} cannot be read ({error.strerror}); mend its rights") from error
     except (ValueError, RecursionError) as error:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["News", "prepare_folder", "run_grid"]
 
 RESULTS = "results.jsonl"
+MODEL = "run.json"  # what a fit writes last; runs.py needs torch, and a mistake is told before that
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +57,11 @@ def run_grid(
 
     threads: of each worker; another number may change the last bits of a score on a CPU.
     retry: run again what failed before; otherwise a failure is a result like any other.
-    Raises AccessError (a folder that cannot be written), IntegrityError (damaged results), IncompatibleError (the
-    folder was made with other versions or weights). Nothing that was there is lost.
+    Raises UsageError (the folder holds a fitted model), AccessError (it cannot be written), IntegrityError (damaged
+    results), IncompatibleError (it was made with other versions or weights). Nothing that was there is lost.
     """
+    if (out / MODEL).exists():
+        raise UsageError(f"{out} holds a fitted model ({MODEL}), and a bench stores results; give --out another folder")
     prepare_folder(out)
     with RunLock(out):
         _lock(grid.plans, out, catalog or default_catalog())
