@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -297,6 +298,20 @@ def test_a_mistake_of_our_own_is_one_line(capsys: pytest.CaptureFixture[str], mo
     monkeypatch.setattr("zoo_core.cli.names.show", wrong)
     code, _, err = run(capsys, "show")
     assert (code, err.count("\n"), "--debug" in err) == (1, 1, True)
+
+
+def test_a_listing_where_torch_is_loaded_freezes_nothing(
+    site: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What triton's bindings hold, frozen, would be reported as leaked when the interpreter ends."""
+    frozen = []
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(True))
+    monkeypatch.setitem(sys.modules, "torch", sys)
+    assert run(capsys, "list")[0] == 0
+    assert frozen == []
+    monkeypatch.delitem(sys.modules, "torch")
+    assert run(capsys, "list")[0] == 0
+    assert frozen == [True]
 
 
 def test_a_reader_that_goes_away_is_no_mistake() -> None:

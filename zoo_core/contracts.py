@@ -304,7 +304,7 @@ class HeadRecipe(Protocol):
 
 
 class AdapterRecipe(Protocol):
-    """A change to a learner. It may only add: see the laws in design.md, section 5.
+    """A change to a learner. It may only add: what was trainable stays so, and no frozen value changes.
 
     accepts: kinds of backbone features it works on. seams: what it needs of the backbone. changes: what it touches.
     batchable: whether trials that differ only in numbers can share one pass. mergeable: folds into plain weights.

@@ -1,8 +1,8 @@
 """Everything that can be named in this environment, with its owner and its state; nothing is imported for it.
 
-The metadata of scan.py, kept between processes in one file of the cache folder, put together under the laws of
-design.md, section 3: one name, one owner within each kind; the handshake; the allow-list. A cache that is missing,
-damaged or may not be written costs time and nothing else.
+The metadata of scan.py, kept between processes in one file of the cache folder, put together under three laws: one
+name has one owner within each kind; a distribution made for another zoo-core is not imported; nor is one that the
+allow-list leaves out. A cache that is missing, damaged or may not be written costs time and nothing else.
 """
 
 from __future__ import annotations
