@@ -124,11 +124,20 @@ class FileHash:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where files come from: a Hub repository, a revision (None: its default branch) and glob patterns."""
+    """Where files come from: a Hub repository at a revision (None: its default branch), or a folder laid out like one.
 
-    repository: str
+    patterns: globs of what any build needs, such as a configuration or a tokeniser; all files that fit are taken.
+    weights: globs of what only pre-trained weights need, best first; of the first that fits any file, all are taken.
+    """
+
+    repository: str | None = None
+    folder: str | None = None
     revision: str | None = None
     patterns: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        assert (self.repository is None) != (self.folder is None), "either a repository or a folder"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,11 +285,16 @@ class BackboneRecipe(Protocol):
     version: ClassVar[int]
 
     def source(self) -> Source | None:
-        """Repository, revision and file patterns; None: nothing to fetch."""
+        """Where its files come from; None: nothing to fetch."""
         ...
 
     def build(self, files: Path | None, weights: Weights) -> nn.Module:
-        """A Backbone with the weights asked for; a random one draws from torch's global generator, which is seeded."""
+        """A Backbone with the weights asked for; a random one draws from torch's global generator, which is seeded.
+
+        files: the folder that holds the files of `source`, verified; of a random one perhaps without its weights.
+        Where neither catalogue nor record describes the name, a random one is first built on the meta device and
+        looked at, so that what does not fit is refused before the weights are fetched.
+        """
         ...
 
 
