@@ -31,11 +31,12 @@ LAYERS = (
     ("bind",),
     ("catalog", "declarations", "lock"),
     ("registry",),  # a name may be a record's
-    ("resolve", "store"),
+    ("plan", "store"),
+    ("resolve",),
     ("ranking",),
     ("report",),
     # torch from here on
-    ("features", "hub", "preparations", "seams", "weights"),
+    ("features", "hub", "pictures", "preparations", "seams", "weights"),
     ("data", "objective"),
     ("learner",),  # puts predictions of values back into their units, which the objective's scaled head defines
     ("build",),

@@ -1,23 +1,25 @@
-"""The Python calls behind the commands: load, load_backbone, load_run, fit, evaluate, predict, bench."""
+"""The Python calls, also behind the commands: load, load_backbone, load_run, save, fit, evaluate, predict, bench."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from zoo_core.build import build, build_backbone
-from zoo_core.contracts import Split, Target
+from zoo_core.contracts import Modality, Split, Target
 from zoo_core.data import Loader, Splits, carve, decode
 from zoo_core.errors import UsageError
 from zoo_core.learner import Learner
 from zoo_core.lock import lock_of, write_lock
 from zoo_core.measure import INFERENCE_BATCH, confusion, per_class, precision_of
-from zoo_core.resolve import Budget, resolve
+from zoo_core.resolve import Budget, Plan, resolve
 from zoo_core.runs import load_stored, read_run, save_run
 from zoo_core.spec import Spec
 from zoo_core.store import Result, RunLock, append
@@ -25,7 +27,18 @@ from zoo_core.suites.grid import Suite, expand, load_suite, starter_suite
 from zoo_core.suites.runner import News, prepare_folder, run_grid
 from zoo_core.suites.trial import Report, open_task, run_trial, score_split
 
-__all__ = ["Evaluation", "Prediction", "bench", "evaluate", "fit", "load", "load_backbone", "load_run", "predict"]
+__all__ = [
+    "Evaluation",
+    "Prediction",
+    "bench",
+    "evaluate",
+    "fit",
+    "load",
+    "load_backbone",
+    "load_run",
+    "predict",
+    "save",
+]
 
 
 def load(
@@ -41,13 +54,46 @@ def load(
     num_classes, classes, target: exactly one says what is predicted. seed: decides every new weight.
     Example: `zoo_core.load("starter/vit-nano+partial(n=2)", num_classes=3)`.
     """
+    plan = resolve(spec, target=_wanted(num_classes, classes, target), seed=seed)
+    learner = build(plan)
+    learner.plan = plan
+    return learner
+
+
+def _wanted(num_classes: object, classes: object, target: object) -> Target:
+    """The target that `load` was asked for. Raises UsageError for what is none."""
     if sum(given is not None for given in (num_classes, classes, target)) != 1:
         raise UsageError("load takes exactly one of num_classes=N, classes=[...] and target=Target(...)")
-    if target is None:
-        target = Target(kind="classes", names=tuple(classes)) if classes else Target(kind="classes", size=num_classes)
-    if not target.size or target.size < 1:
+    if classes is not None:
+        target = Target(kind="classes", names=_names(classes))
+    elif num_classes is not None:
+        if isinstance(num_classes, bool) or not isinstance(num_classes, Integral):  # numpy's whole numbers are fine
+            raise UsageError(f"num_classes is a whole number, 2 or more, found {num_classes!r:.60}")
+        target = Target(kind="classes", size=int(num_classes))
+    if not isinstance(target, Target):
+        raise UsageError(f'target is a zoo_core.Target, as Target(kind="values", size=1), found {target!r:.60}')
+    if type(target.size) is not int or target.size < 1:
         raise UsageError(f"the number of outputs is {target.size}; allowed: 1 or more")
-    return build(resolve(spec, target=target, seed=seed))
+    if target.kind == "classes" and target.size < 2:
+        raise UsageError(
+            'a classifier has 2 classes or more, found 1; for one yes or no: Target(kind="labels", size=1)'
+        )
+    return target
+
+
+def _names(classes: object) -> tuple[str, ...]:
+    if isinstance(classes, str) or not isinstance(classes, Iterable):
+        raise UsageError(f"classes is a list of names, as ['cat', 'dog'], found {classes!r:.60}")
+    names = tuple(classes)
+    wrong = next((name for name in names if not isinstance(name, str)), None)
+    if wrong is not None:
+        raise UsageError(f"a class's name is text, found {wrong!r:.60}; write {str(wrong)[:60]!r}")
+    twice = next((name for position, name in enumerate(names) if name in names[:position]), None)
+    if twice is not None:
+        raise UsageError(f"classes has {twice!r} twice; each class has a name of its own")
+    if len(names) < 2:
+        raise UsageError(f"a classifier has 2 classes or more, found {list(names)}")
+    return names
 
 
 def load_backbone(name: str) -> nn.Module:
@@ -58,6 +104,26 @@ def load_backbone(name: str) -> nn.Module:
 def load_run(path: str | Path) -> Learner:
     """The fitted learner that `fit` stored in a folder, for use; its target holds the ordered class names."""
     return load_stored(read_run(Path(path)))
+
+
+def save(learner: Learner, path: str | Path) -> None:
+    """Stores a learner that a loop of your own trained, as `fit` does: `load_run` gives it back, in any process.
+
+    learner: from `load`, `fit` or `load_run`. The folder gets what differs from the base, run.json and zoo.lock; the
+    objective stays behind. Raises UsageError for a folder that already holds a run, and for a learner without a plan.
+    """
+    plan = learner.plan
+    if plan is None:
+        raise UsageError(
+            "this learner was put together by hand, so nothing says how to build it again; zoo_core.load makes one"
+        )
+    folder = Path(path)
+    prepare_folder(folder)
+    _refuse_a_run(folder)
+    with RunLock(folder):
+        _refuse_a_run(folder)
+        save_run(learner, plan, folder)
+        _write_lock(plan, folder)
 
 
 def fit(
@@ -79,6 +145,7 @@ def fit(
     plan = resolve(spec, task=task, budget=budget, seed=seed)
     if out is None:
         result, learner, _ = run_trial(plan, device=device, num_workers=num_workers, report=report)
+        learner.plan = plan
         return learner, result
     folder = Path(out)
     prepare_folder(folder)
@@ -90,9 +157,13 @@ def fit(
         is_table = plan.task.recipe.modality == "table"
         save_run(learner, plan, folder, num_columns=len(splits.train.raw(0)) if is_table else None)
         append(folder / "results.jsonl", result)
-        parts = [(plan.backbone, plan.entry), *((part, None) for part in (*plan.adapters, plan.head, plan.task))]
-        write_lock(folder / "zoo.lock", lock_of(parts))
+        _write_lock(plan, folder)
+    learner.plan = plan
     return learner, result
+
+
+def _write_lock(plan: Plan, folder: Path) -> None:
+    write_lock(folder / "zoo.lock", lock_of(plan.parts, plan.pins))
 
 
 def _refuse_a_run(folder: Path) -> None:
@@ -165,15 +236,22 @@ class Prediction:
 def predict(
     learner: Learner, items: Sequence[Any], *, names: Sequence[str] | None = None, device: str = "cpu"
 ) -> list[Prediction]:
-    """Predictions for raw items (pictures or arrays, rows of numbers), in their order.
+    """Predictions for raw items, in their order.
 
-    learner: from `fit` or `load_run`. names: what to call each item; its position otherwise.
+    learner: from `fit` or `load_run`. items: a list of pictures (paths, PIL pictures, uint8 arrays), or of rows of
+    numbers. names: what to call each item; otherwise its path, or its position.
     A prediction's scores are one for each output, in the order of the target.
-    Example: `zoo_core.predict(zoo_core.load_run("runs/my-digits"), [picture])`.
+    Example: `zoo_core.predict(zoo_core.load_run("runs/my-digits"), ["scan1.png", "scan2.png"])`.
+    Raises UsageError for items that are none, NotFoundError for a path that is not there.
     """
-    learner.to(device).eval()
+    if isinstance(learner, str | Path):
+        raise UsageError(f"predict takes a learner, found a path; write zoo_core.load_run({str(learner)!r})")
     target, preparation, modality = learner.target, learner.source.preparation, learner.source.modality
-    called = list(names) if names is not None else [str(position) for position in range(len(items))]
+    _check_items(items, modality)
+    called = list(names) if names is not None else [_called(item, position) for position, item in enumerate(items)]
+    if len(called) != len(items):
+        raise UsageError(f"{len(called)} names for {len(items)} items; each item has one")
+    learner.to(device).eval()
     outputs = target.names or tuple(str(index) for index in range(target.size or 0))
     found: list[Prediction] = []
     for start in range(0, len(items), INFERENCE_BATCH):
@@ -182,9 +260,24 @@ def predict(
         inputs = preparation.normalise({name: x.to(device) for name, x in collated.items()})
         with torch.inference_mode():
             scores = _scores(target, learner(inputs).predictions)
-        for item, row in zip(called[start:], scores.tolist(), strict=False):
+        for item, row in zip(called[start : start + INFERENCE_BATCH], scores.tolist(), strict=True):
             found.append(Prediction(item=item, labels=_labels(target, outputs, row), scores=tuple(row)))
     return found
+
+
+def _check_items(items: object, modality: Modality) -> None:
+    """Raises UsageError for one item where a list of them is wanted; arrays may be a list along their first axis."""
+    num_axes = {"image": 4, "table": 2}.get(modality, 1)
+    if isinstance(items, np.ndarray | Tensor):
+        alone = items.ndim < num_axes
+    else:
+        alone = isinstance(items, str) or not isinstance(items, Sequence)
+    if alone:
+        raise UsageError(f"predict takes a list of items, found one {type(items).__name__}; write [item]")
+
+
+def _called(item: object, position: int) -> str:
+    return str(item) if isinstance(item, str | Path) else str(position)
 
 
 def _scores(target: Target, predictions: Tensor) -> Tensor:

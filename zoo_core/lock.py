@@ -1,35 +1,71 @@
-"""zoo.lock: what a run was made with. JSON, sorted: each part's distribution, version, and files by sha256 and size."""
+"""zoo.lock: what something was made with. JSON, sorted: of each part its distribution and version, and its files.
+
+Files are pinned by sha256 and size: those of a Hub repository at a commit of 40 hex digits, those of a local folder, or
+those inside the part's own package.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoo_core.contracts import FileHash
 from zoo_core.errors import AccessError, IncompatibleError, IntegrityError
 
 if TYPE_CHECKING:
-    from zoo_core.catalog import Entry
-    from zoo_core.registry import Bound
+    from zoo_core.bind import Bound
 
-__all__ = ["check_lock", "lock_of", "read_lock", "write_lock"]
+__all__ = ["Pinned", "check_lock", "lock_of", "part_key", "pins_of", "read_lock", "write_lock"]
 
 FORMAT = 1
 
 
-def lock_of(parts: Iterable[tuple[Bound, Entry | None]]) -> dict[str, Any]:
-    """The lock of some bound parts, by `kind:name`."""
+@dataclass(frozen=True, kw_only=True)
+class Pinned:
+    """The files of one part by name, each with its hash.
+
+    repository, revision: the Hub repository and the commit they are of. folder: the local one they lie in. Neither:
+    they are inside the part's package.
+    """
+
+    files: Mapping[str, FileHash]
+    repository: str | None = None
+    revision: str | None = None
+    folder: str | None = None
+
+
+def part_key(part: Bound) -> str:
+    """What a part is called in a lock: `backbone:timm/resnet18`, with `@revision` and `(files=folder)` if written."""
+    revision = f"@{part.revision}" if part.revision else ""
+    folder = getattr(part.recipe, "files", None)
+    return f"{part.kind}:{part.name}{revision}" + (f"({folder})" if folder else "")
+
+
+def lock_of(parts: Iterable[Bound], pins: Mapping[str, Pinned]) -> dict[str, Any]:
+    """The lock of some parts, whose files are pinned by their keys."""
     locked: dict[str, Any] = {}
-    for bound, entry in parts:
-        row: dict[str, Any] = {"distribution": bound.provider.distribution, "version": bound.provider.version}
-        if entry is not None and entry.files:
-            row["files"] = {name: asdict(file) for name, file in sorted(entry.files.items())}
-        if entry is not None and entry.repository:
-            row |= {"repository": entry.repository, "revision": entry.revision}
-        locked[f"{bound.kind}:{bound.name}"] = row
+    for part in parts:
+        row: dict[str, Any] = {"distribution": part.provider.distribution, "version": part.provider.version}
+        pin = pins.get(part_key(part))
+        if pin is not None:
+            row |= {key: value for key, value in asdict(pin).items() if value is not None}
+            row["files"] = {name: asdict(file) for name, file in sorted(pin.files.items())}
+        locked[part_key(part)] = row
     return {"format": FORMAT, "parts": dict(sorted(locked.items()))}
+
+
+def pins_of(lock: Mapping[str, Any] | None) -> dict[str, Pinned]:
+    """What a lock that was read pins, by key; nothing of no lock."""
+    pins: dict[str, Pinned] = {}
+    for key, row in (lock or {"parts": {}})["parts"].items():
+        if "files" in row:
+            files = {name: FileHash(**file) for name, file in row["files"].items()}
+            place = {name: row.get(name) for name in ("repository", "revision", "folder")}
+            pins[key] = Pinned(files=files, **place)
+    return pins
 
 
 def read_lock(path: Path) -> dict[str, Any] | None:
@@ -49,12 +85,8 @@ def read_lock(path: Path) -> dict[str, Any] | None:
     if not isinstance(lock, dict) or lock.get("format") != FORMAT or not isinstance(lock.get("parts"), dict):
         raise IntegrityError(f"{path} is not a lock of format {FORMAT}; {mend}")
     if not all(map(_is_row, lock["parts"].values())):
-        raise IntegrityError(f"{path} is damaged (a part without its distribution and version); {mend}")
+        raise IntegrityError(f"{path} is damaged (a part without its distribution, version or files); {mend}")
     return lock
-
-
-def _holds_rows(parts: object) -> bool:
-    return isinstance(parts, dict) and all(isinstance(row, dict) for row in parts.values())
 
 
 def write_lock(path: Path, lock: Mapping[str, Any]) -> None:
@@ -78,4 +110,18 @@ def check_lock(path: Path, held: Mapping[str, Any], wanted: Mapping[str, Any]) -
 
 
 def _is_row(row: object) -> bool:
-    return isinstance(row, dict) and isinstance(row.get("distribution"), str) and isinstance(row.get("version"), str)
+    if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("distribution", "version")):
+        return False
+    if not all(isinstance(row.get(key), str | None) for key in ("repository", "revision", "folder")):
+        return False
+    files = row.get("files", {})
+    return isinstance(files, dict) and all(map(_is_file, files.values()))
+
+
+def _is_file(file: object) -> bool:
+    return (
+        isinstance(file, dict)
+        and file.keys() == {"sha256", "size"}
+        and isinstance(file["sha256"], str)
+        and type(file["size"]) is int
+    )

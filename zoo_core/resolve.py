@@ -1,144 +1,31 @@
 """Trial + registry + catalog -> Plan, or a refusal with its reason. No torch.
 
 Everything that can be known about a trial before building it is checked here: that each part exists and takes its
-arguments, that their kinds, modalities, targets, seams and roles go together, and what is trained at which rates.
+arguments, that their kinds, modalities, targets, seams and roles go together, what is trained at which rates, and
+where the files come from.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, get_args
+from dataclasses import replace
+from typing import get_args
 
+from zoo_core.bind import Bound
 from zoo_core.catalog import Catalog, Entry
 from zoo_core.catalog import catalog as default_catalog
-from zoo_core.contracts import KINDS, FeatureSpec, Kind, Modality, Seam, Target, Weights
-from zoo_core.declarations import MAX_RATES, TRAINING, broken, check_adapter, check_head, check_task
-from zoo_core.errors import RefusedError, UsageError, ZooError, nearest
-from zoo_core.registry import Bound, Registry
+from zoo_core.contracts import KINDS, FeatureSpec, Kind, Modality, Seam, Source, Target, Weights
+from zoo_core.declarations import TRAINING, broken, check_adapter, check_head, check_task
+from zoo_core.errors import IncompatibleError, RefusedError, UsageError, ZooError
+from zoo_core.lock import Pinned, part_key
+from zoo_core.plan import Budget, Plan, Trial, budget_from, pinned, reseeded
+from zoo_core.registry import Registry
 from zoo_core.registry import registry as default_registry
 from zoo_core.spec import Part, Spec, parse, parse_part
 
 __all__ = ["DEFAULT_HEAD", "Budget", "Plan", "Trial", "budget_from", "check_built", "reseeded", "resolve"]
 
 DEFAULT_HEAD = "linear"  # what every target kind gets when a spec names no head
-DIGEST_FORMAT = 1  # raised when the digest of an unchanged trial would change
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """How long and how a trial trains; every field is part of the trial's identity.
-
-    epochs: passes over the training split. num_rates: learning rates tried, 1 to 5, the middle ones of the grid.
-    warmup: share of all steps with a rising rate. clip: largest gradient norm. patience: epochs without a better
-    validation score before training stops early, None: never. precision: auto is bfloat16 on a GPU, else float32.
-    """
-
-    epochs: int = 20
-    batch_size: int = 32
-    num_rates: int = 3
-    weight_decay: float = 0.05
-    warmup: float = 0.1
-    clip: float = 1.0
-    augment: Literal["none", "light", "strong"] = "none"
-    patience: int | None = None
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-
-    def __post_init__(self) -> None:
-        for name, (kind, low, high) in _RANGES.items():
-            value = getattr(self, name)
-            if value is None and name == "patience":
-                continue
-            if not isinstance(value, int | kind) or isinstance(value, bool):
-                wanted = "a whole number" if kind is int else "a number"
-                raise UsageError(f"budget: {name}={value!r} should be {wanted}, {low:g} to {high:g}")
-            if not low <= value <= high:
-                raise UsageError(f"budget: {name}={value} is out of range; allowed: {low:g} to {high:g}")
-            object.__setattr__(self, name, kind(value))  # 1 and 1.0 are one budget, with one digest
-        for name, words in _WORDS.items():
-            if getattr(self, name) not in words:
-                found = getattr(self, name)
-                raise UsageError(
-                    f"budget: {name}={found!r} is not one of {', '.join(words)}{nearest(str(found), words)}"
-                )
-
-
-_RANGES: Mapping[str, tuple[type[int] | type[float], float, float]] = {
-    "epochs": (int, 1, 1_000_000),
-    "batch_size": (int, 2, 1_000_000),
-    "num_rates": (int, 1, MAX_RATES),
-    "weight_decay": (float, 0, 10),
-    "warmup": (float, 0, 1),
-    "clip": (float, 1e-9, 1e9),
-    "patience": (int, 1, 1_000_000),
-}
-_WORDS: Mapping[str, tuple[str, ...]] = {
-    "augment": ("none", "light", "strong"),
-    "precision": ("auto", "float32", "bfloat16"),
-}
-
-
-def budget_from(values: Mapping[str, Any]) -> Budget:
-    """A Budget from a table of a suite file or a stored plan; raises UsageError on a wrong key or type."""
-    known = [field.name for field in fields(Budget)]
-    for name in values:
-        if name not in known:
-            raise UsageError(f"budget has no key {name!r}; it has {', '.join(known)}{nearest(name, known)}")
-    return Budget(**values)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """What to run: a spec on a task with a budget and a seed. str() is its canonical text, for people."""
-
-    spec: Spec
-    task: Part
-    budget: Budget
-    seed: int = 0
-
-    def __str__(self) -> str:
-        changed = [
-            f"{field.name}={getattr(self.budget, field.name)}"
-            for field in fields(Budget)
-            if getattr(self.budget, field.name) != field.default
-        ]
-        return " ".join([f"{self.spec}", f"task={self.task}", *changed, f"seed={self.seed}"])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """A trial with every part resolved and checked.
-
-    task: None when a model is loaded for a target alone. adapters: without those that change nothing. entry: what the
-    catalogue says of the backbone, None if nothing. digest: identity of the trial; None while its files are not pinned.
-    combination: the same without the seed. base_digest: identity of the backbone before any adapter, the same for all
-    trials on it. deferred: checks that need the built backbone.
-    """
-
-    spec: Spec
-    backbone: Bound
-    adapters: tuple[Bound, ...]
-    head: Bound
-    task: Bound | None
-    target: Target
-    entry: Entry | None
-    budget: Budget
-    seed: int
-    weights: Weights
-    learning_rates: tuple[float, ...]
-    num_stages: int | None
-    first_stage: int | None
-    digest: str | None
-    base_digest: str | None
-    combination: str | None = None
-    deferred: tuple[str, ...] = ()
-
-    @property
-    def trial(self) -> Trial:
-        assert self.task is not None, "a plan without a task is no trial"
-        return Trial(spec=self.spec, task=self.task.canonical(), budget=self.budget, seed=self.seed)
 
 
 def resolve(
@@ -148,11 +35,13 @@ def resolve(
     target: Target | None = None,
     budget: Budget | None = None,
     seed: int = 0,
+    pins: Mapping[str, Pinned] | None = None,
     registry: Registry | None = None,
     catalog: Catalog | None = None,
 ) -> Plan:
     """The plan of one trial; either a task or a target says what is predicted.
 
+    pins: files that a lock pins, by part; they go before what a catalogue or a record says.
     Raises SpecError, NotFoundError, AmbiguousError, UsageError (a wrong argument), PluginError, and RefusedError with
     the reason where the parts do not go together.
     """
@@ -176,21 +65,8 @@ def resolve(
     num_stages = entry.num_stages if entry else None
     first_stage = _check_adapters(backbone, entry, adapters, num_stages)
     adapters = tuple(part for part in adapters if part.recipe.changes)  # so that one digest has one text
-    base = _base_identity(backbone, entry, weights)
-    task_entry = catalog.find(bound_task.name, "task") if bound_task else None
-    identity = {
-        "format": DIGEST_FORMAT,
-        "base": base,
-        "adapters": [part.identity() for part in adapters],
-        "head": head.identity(),
-        "task": bound_task.identity() if bound_task else None,
-        "task_files": _file_hashes(task_entry),
-        "target": asdict(target),
-        "budget": asdict(budget),
-    }
-    combination = None if base is None else _digest(identity)
     canonical = Spec((backbone.canonical(), *(part.canonical() for part in adapters), head.canonical()))
-    return Plan(
+    plan = Plan(
         spec=canonical,
         backbone=backbone,
         adapters=adapters,
@@ -204,16 +80,9 @@ def resolve(
         learning_rates=_rates(adapters, head, budget.num_rates),
         num_stages=num_stages,
         first_stage=first_stage,
-        combination=combination,
-        digest=_seeded(combination, seed),
-        base_digest=None if base is None else _digest(base),
         deferred=_deferred(entry),
     )
-
-
-def reseeded(plan: Plan, seed: int) -> Plan:
-    """The plan of the same trial with another seed, without resolving anything again."""
-    return replace(plan, seed=seed, digest=_seeded(plan.combination, seed))
+    return _with_files(plan, pins or {}, catalog)
 
 
 def check_built(
@@ -368,30 +237,52 @@ def _rates(adapters: Sequence[Bound], head: Bound, num_rates: int) -> tuple[floa
     return tuple(grid[start : start + num_rates])
 
 
-def _base_identity(backbone: Bound, entry: Entry | None, weights: Weights) -> dict[str, object] | None:
-    """What decides the numbers of the backbone before any adapter; None while its files are not pinned.
+def _with_files(plan: Plan, given: Mapping[str, Pinned], catalog: Catalog) -> Plan:
+    """The plan with the sources of its parts, and those files pinned that a lock, a catalogue or a record pins."""
+    sources: dict[str, Source] = {}
+    pins: dict[str, Pinned] = {}
+    for part in plan.parts:
+        key = part_key(part)
+        entry = plan.entry if part is plan.backbone else catalog.find(part.name, part.kind)
+        source = _source(part, entry)
+        if source is None:
+            if entry is not None and entry.files:
+                pins[key] = Pinned(files=entry.files)  # in its package
+            continue
+        if part is plan.backbone and plan.weights == "random" and not source.patterns:
+            continue
+        sources[key] = source
+        if key in given:
+            pins[key] = _checked(key, given[key], source)
+        elif entry is not None and entry.files and entry.revision == source.revision:
+            pins[key] = Pinned(repository=source.repository, revision=entry.revision, files=entry.files)
+    return pinned(replace(plan, sources=sources), pins)
 
-    Files that a catalogue or record pins count by their hashes. Where there are none and nothing is fetched, the
-    recipe's own version stands for what its package holds.
-    """
-    identity: dict[str, object] = {"backbone": backbone.identity(), "input": entry.input if entry else None}
-    if weights == "random":
-        return identity
-    files = _file_hashes(entry)
-    if not files and backbone.recipe.source() is not None:
+
+def _source(part: Bound, entry: Entry | None) -> Source | None:
+    """Where a part's files come from, at the revision that the spec names, else its record, else its plugin."""
+    if part.kind == "head":
         return None
-    return identity | {"files": files}
+    try:
+        source: Source | None = part.recipe.source()
+    except ZooError:
+        raise
+    except Exception as error:  # a plugin's own code ran; whatever it raises is told as its fault
+        raise broken(part, f"source() raised {type(error).__name__}: {error}") from error
+    if source is None or source.repository is None:
+        if part.revision is not None:
+            raise UsageError(
+                f"{part.written}: nothing of {part.name} comes from a repository; leave @{part.revision} out"
+            )
+        return source
+    return replace(source, revision=part.revision or (entry and entry.revision) or source.revision)
 
 
-def _file_hashes(entry: Entry | None) -> dict[str, str]:
-    return {name: file.sha256 for name, file in sorted(entry.files.items())} if entry else {}
-
-
-def _seeded(combination: str | None, seed: int) -> str | None:
-    return None if combination is None else _digest({"combination": combination, "seed": seed})
-
-
-def _digest(identity: object) -> str:
-    """First 16 bytes of the sha256 of sorted JSON, in hex."""
-    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+def _checked(key: str, pin: Pinned, source: Source) -> Pinned:
+    found, wanted = pin.repository or pin.folder, source.repository or source.folder
+    if found != wanted:
+        raise IncompatibleError(
+            f"the lock pins {key} to {found}, and it comes from {wanted} now; install the version that it was locked "
+            f"with, or write the lock again: `zoo lock`"
+        )
+    return pin

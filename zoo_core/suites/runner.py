@@ -13,8 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zoo_core.catalog import Catalog
-from zoo_core.catalog import catalog as default_catalog
 from zoo_core.errors import AccessError, NotFoundError, UsageError
 from zoo_core.lock import check_lock, lock_of, read_lock, write_lock
 from zoo_core.resolve import Plan
@@ -50,7 +48,6 @@ def run_grid(
     threads: int = 1,
     device: str = "cpu",
     retry: bool = False,
-    catalog: Catalog | None = None,
     watch: Callable[[News], None] = lambda _: None,
 ) -> list[Result]:
     """Every result of a grid, those that were there and those run now, in the order of the grid.
@@ -64,7 +61,7 @@ def run_grid(
         raise UsageError(f"{out} holds a fitted model ({MODEL}), and a bench stores results; give --out another folder")
     prepare_folder(out)
     with RunLock(out):
-        _lock(grid.plans, out, catalog or default_catalog())
+        _lock(grid.plans, out)
         path, known = out / RESULTS, _known(out)
         for refused in map(_refused, grid.refusals):
             if refused.digest not in known:
@@ -99,14 +96,10 @@ def prepare_folder(out: Path) -> None:
         raise AccessError(f"{out} cannot be made ({error.strerror}); give --out another folder") from error
 
 
-def _lock(plans: Sequence[Plan], out: Path, catalog: Catalog) -> None:
-    parts = []
-    for plan in plans:
-        parts.append((plan.backbone, plan.entry))
-        parts += [(part, None) for part in (*plan.adapters, plan.head)]
-        if plan.task is not None:
-            parts.append((plan.task, catalog.find(plan.task.name, "task")))
-    path, wanted = out / "zoo.lock", lock_of(parts)
+def _lock(plans: Sequence[Plan], out: Path) -> None:
+    parts = [part for plan in plans for part in plan.parts]
+    pins = {key: pin for plan in plans for key, pin in plan.pins.items()}
+    path, wanted = out / "zoo.lock", lock_of(parts, pins)
     held = read_lock(path)
     write_lock(path, wanted if held is None else check_lock(path, held, wanted))
 

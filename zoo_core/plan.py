@@ -1,0 +1,215 @@
+"""What is run, as values: a budget, a trial, and the plan of a trial with every part resolved. No torch.
+
+A plan's digests live here: what decides the numbers of a trial, in JSON, hashed. They cover bound values and the sha256
+of files, never text, so a plan has none before its files are pinned.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+from zoo_core.bind import Bound
+from zoo_core.catalog import Entry
+from zoo_core.contracts import Source, Target, Weights
+from zoo_core.declarations import MAX_RATES
+from zoo_core.errors import UsageError, nearest
+from zoo_core.lock import Pinned, part_key
+from zoo_core.spec import Part, Spec
+
+__all__ = ["Budget", "Plan", "Trial", "budget_from", "needed", "pinned", "reseeded"]
+
+DIGEST_FORMAT = 1  # raised when the digest of an unchanged trial would change
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How long and how a trial trains; every field is part of the trial's identity.
+
+    epochs: passes over the training split. num_rates: learning rates tried, 1 to 5, the middle ones of the grid.
+    warmup: share of all steps with a rising rate. clip: largest gradient norm. patience: epochs without a better
+    validation score before training stops early, None: never. precision: auto is bfloat16 on a GPU, else float32.
+    """
+
+    epochs: int = 20
+    batch_size: int = 32
+    num_rates: int = 3
+    weight_decay: float = 0.05
+    warmup: float = 0.1
+    clip: float = 1.0
+    augment: Literal["none", "light", "strong"] = "none"
+    patience: int | None = None
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    def __post_init__(self) -> None:
+        for name, (kind, low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if value is None and name == "patience":
+                continue
+            if not isinstance(value, int | kind) or isinstance(value, bool):
+                wanted = "a whole number" if kind is int else "a number"
+                raise UsageError(f"budget: {name}={value!r} should be {wanted}, {low:g} to {high:g}")
+            if not low <= value <= high:
+                raise UsageError(f"budget: {name}={value} is out of range; allowed: {low:g} to {high:g}")
+            object.__setattr__(self, name, kind(value))  # 1 and 1.0 are one budget, with one digest
+        for name, words in _WORDS.items():
+            if getattr(self, name) not in words:
+                found = getattr(self, name)
+                raise UsageError(
+                    f"budget: {name}={found!r} is not one of {', '.join(words)}{nearest(str(found), words)}"
+                )
+
+
+_RANGES: Mapping[str, tuple[type[int] | type[float], float, float]] = {
+    "epochs": (int, 1, 1_000_000),
+    "batch_size": (int, 2, 1_000_000),
+    "num_rates": (int, 1, MAX_RATES),
+    "weight_decay": (float, 0, 10),
+    "warmup": (float, 0, 1),
+    "clip": (float, 1e-9, 1e9),
+    "patience": (int, 1, 1_000_000),
+}
+_WORDS: Mapping[str, tuple[str, ...]] = {
+    "augment": ("none", "light", "strong"),
+    "precision": ("auto", "float32", "bfloat16"),
+}
+
+
+def budget_from(values: Mapping[str, Any]) -> Budget:
+    """A Budget from a table of a suite file or a stored plan; raises UsageError on a wrong key or type."""
+    known = [field.name for field in fields(Budget)]
+    for name in values:
+        if name not in known:
+            raise UsageError(f"budget has no key {name!r}; it has {', '.join(known)}{nearest(name, known)}")
+    return Budget(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What to run: a spec on a task with a budget and a seed. str() is its canonical text, for people."""
+
+    spec: Spec
+    task: Part
+    budget: Budget
+    seed: int = 0
+
+    def __str__(self) -> str:
+        changed = [
+            f"{field.name}={getattr(self.budget, field.name)}"
+            for field in fields(Budget)
+            if getattr(self.budget, field.name) != field.default
+        ]
+        return " ".join([f"{self.spec}", f"task={self.task}", *changed, f"seed={self.seed}"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A trial with every part resolved and checked.
+
+    task: None when a model is loaded for a target alone. adapters: without those that change nothing. entry: what the
+    catalogue says of the backbone, None if nothing. deferred: checks that need the built backbone.
+    sources: where the files of its parts come from, by the keys of a lock. pins: the files that are known by sha256.
+    digest: identity of the trial; None while its files are not pinned. combination: the same without the seed.
+    base_digest: identity of the backbone before any adapter, the same for all trials on it.
+    """
+
+    spec: Spec
+    backbone: Bound
+    adapters: tuple[Bound, ...]
+    head: Bound
+    task: Bound | None
+    target: Target
+    entry: Entry | None
+    budget: Budget
+    seed: int
+    weights: Weights
+    learning_rates: tuple[float, ...]
+    num_stages: int | None
+    first_stage: int | None
+    deferred: tuple[str, ...] = ()
+    sources: Mapping[str, Source] = field(default_factory=dict)
+    pins: Mapping[str, Pinned] = field(default_factory=dict)
+    digest: str | None = None
+    base_digest: str | None = None
+    combination: str | None = None
+
+    @property
+    def trial(self) -> Trial:
+        assert self.task is not None, "a plan without a task is no trial"
+        return Trial(spec=self.spec, task=self.task.canonical(), budget=self.budget, seed=self.seed)
+
+    @property
+    def parts(self) -> tuple[Bound, ...]:
+        """Every bound part: backbone, adapters, head, task."""
+        return (self.backbone, *self.adapters, self.head, *((self.task,) if self.task else ()))
+
+    @property
+    def unpinned(self) -> tuple[str, ...]:
+        """Keys of the parts whose files are not known by sha256 yet."""
+        return tuple(key for key in self.sources if key not in self.pins)
+
+
+def reseeded(plan: Plan, seed: int) -> Plan:
+    """The plan of the same trial with another seed, without resolving anything again."""
+    return replace(plan, seed=seed, digest=_seeded(plan.combination, seed))
+
+
+def pinned(plan: Plan, pins: Mapping[str, Pinned]) -> Plan:
+    """The plan with more of its files pinned, and with its digests once all of them are."""
+    plan = replace(plan, pins={**plan.pins, **pins})
+    if plan.unpinned:
+        return plan
+    base = {
+        "backbone": plan.backbone.identity(),
+        "input": plan.entry.input if plan.entry else None,
+        "files": _hashes(plan, plan.backbone),
+    }
+    identity = {
+        "format": DIGEST_FORMAT,
+        "base": base,
+        "adapters": [part.identity() | {"files": _hashes(plan, part)} for part in plan.adapters],
+        "head": plan.head.identity(),
+        "task": plan.task.identity() if plan.task else None,
+        "task_files": _hashes(plan, plan.task) if plan.task else {},
+        "target": asdict(plan.target),
+        "budget": asdict(plan.budget),
+    }
+    combination = _digest(identity)
+    return replace(plan, combination=combination, digest=_seeded(combination, plan.seed), base_digest=_digest(base))
+
+
+def needed(source: Source | None, weights: Weights, files: Mapping[str, Any]) -> tuple[str, ...]:
+    """Which of the files a build with these weights reads, by name; of a package, which has no source, all or none."""
+    if source is None:
+        return tuple(sorted(files)) if weights == "pretrained" else ()
+    wanted = {name for pattern in source.patterns for name in files if fnmatchcase(name, pattern)}
+    for pattern in source.weights if weights == "pretrained" else ():
+        fitting = {name for name in files if fnmatchcase(name, pattern)}
+        if fitting:
+            wanted |= fitting
+            break
+    return tuple(sorted(wanted))
+
+
+def _hashes(plan: Plan, part: Bound) -> dict[str, str]:
+    """sha256 of each file that the part is built from, by name."""
+    key = part_key(part)
+    pin = plan.pins.get(key)
+    if pin is None:
+        return {}
+    weights = plan.weights if part is plan.backbone else "pretrained"
+    return {name: pin.files[name].sha256 for name in needed(plan.sources.get(key), weights, pin.files)}
+
+
+def _seeded(combination: str | None, seed: int) -> str | None:
+    return None if combination is None else _digest({"combination": combination, "seed": seed})
+
+
+def _digest(identity: object) -> str:
+    """First 16 bytes of the sha256 of sorted JSON, in hex."""
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
