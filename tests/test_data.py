@@ -4,6 +4,7 @@ import pickle
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from zoo_core.contracts import Batch, Preparation, Split, Target
 from zoo_core.data import AUGMENTATIONS, Loader, Subset, carve, decode, draw_seed
-from zoo_core.errors import RefusedError, UsageError
+from zoo_core.errors import NotFoundError, RefusedError, UsageError
 from zoo_core.preparations import ImagePreparation
 from zoo_core.resolve import Budget
 from zoo_core.suites.trial import Report, run_trial
@@ -253,6 +254,9 @@ def test_touching_an_untouchable_split_is_seen() -> None:
         (Image.new("L", (5, 4), 7), 1),
         (Image.new("RGB", (5, 4), (7, 7, 7)), 3),
         (Image.new("RGBA", (5, 4), (7, 7, 7, 0)), 3),
+        (Image.new("LA", (5, 4), (7, 0)), 3),
+        (Image.new("RGB", (5, 4), (7, 7, 7)).convert("P", palette=Image.Palette.ADAPTIVE), 3),
+        (Image.fromarray(np.full((4, 5), 7 * 257, np.uint16)), 1),
     ],
 )
 def test_an_image_becomes_bytes_with_channels_first(raw: Any, channels: int) -> None:
@@ -260,6 +264,15 @@ def test_an_image_becomes_bytes_with_channels_first(raw: Any, channels: int) -> 
     assert found.shape == (channels, 4, 5)
     assert found.dtype == torch.uint8
     assert found.unique().tolist() == [7]
+
+
+def test_an_image_may_be_the_path_of_one(tmp_path: Path) -> None:
+    file = tmp_path / "x.png"
+    Image.new("L", (5, 4), 7).save(file)
+    for path in (file, str(file)):
+        assert decode("image", path).unique().tolist() == [7]
+    with pytest.raises(NotFoundError, match="no file"):
+        decode("image", tmp_path / "y.png")
 
 
 def test_decoding_copies() -> None:
@@ -280,7 +293,7 @@ def test_a_read_only_image_is_decoded() -> None:
         (np.zeros((4, 4), np.float32), r"found float32 \[4, 4\]"),
         (np.zeros(4, np.uint8), r"found uint8 \[4\]"),
         (np.zeros((3, 4, 5), np.uint8), "1, 3 or 4 channels, found 5"),
-        ("picture.png", "found <U11"),
+        ([[0.5]], r"found float64 \[1, 1\]"),
     ],
 )
 def test_what_is_no_image_is_told(raw: Any, told: str) -> None:

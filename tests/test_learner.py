@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from zoo_core.build import build
-from zoo_core.contracts import Batch, Context, Features
-from zoo_core.errors import IncompatibleError, LawError
+from zoo_core.contracts import Batch, Context, Features, Target
+from zoo_core.errors import IncompatibleError, LawError, UsageError
 from zoo_core.learner import Learner
 from zoo_core.testing.recipes import ToyAdapter, ToyBackbones, ToyHeads, ToyHint, ToyMemory, ToyOpen, ToyTasks, toy_plan
 
@@ -463,6 +463,26 @@ def test_a_closed_form_head_takes_a_delta_of_any_length(num: int, before: int) -
     assert learner.delta()["heads.main.bank"].max() < 9, "a loaded delta is a copy"
 
 
+@pytest.mark.parametrize("kind", ["classes", "values"])
+def test_a_closed_form_head_that_nothing_has_fitted_gives_no_predictions(kind: Any) -> None:
+    """The units of values are known before the head is fitted, and do not make it fitted."""
+    learner = learner_of(head=ToyMemory(), kind="tokens", target=Target(kind=kind, size=3))
+    batch = batch_of(learner)
+    if kind == "values":
+        learner.fit_scale(batch.target)
+    twin = copy.deepcopy(learner)
+    for unfitted in (learner, twin):
+        for _ in range(2):
+            with pytest.raises(UsageError, match=r"in closed form, and nothing has fitted it: use zoo_core\.fit"):
+                unfitted(batch.inputs)
+    twin.load_delta(learner.delta())
+    with pytest.raises(UsageError, match="nothing has fitted it"):
+        twin(batch.inputs)
+    learner.heads["main"].fit(Features(kind="pooled", x=torch.randn(6, 12)), batch.target)  # type: ignore[operator]
+    twin.load_delta(learner.delta())
+    assert torch.equal(predictions(learner), predictions(twin))
+
+
 @pytest.mark.parametrize("shape", [(5, 11), (5,), (5, 12, 1)])
 def test_a_closed_form_heads_other_sizes_are_fixed(shape: tuple[int, ...]) -> None:
     learner = learner_of(head=ToyMemory(), kind="tokens")
@@ -472,6 +492,28 @@ def test_a_closed_form_heads_other_sizes_are_fixed(shape: tuple[int, ...]) -> No
 
 
 # -- one pass -------------------------------------------------------------------------------------------------------
+
+
+def test_inputs_that_are_none_are_told_with_what_the_backbone_reads() -> None:
+    learner = learner_of()
+    batch = batch_of(learner)
+    x = batch.inputs["pixel_values"]
+    for wrong, told in (
+        (x, "takes a mapping of inputs, found Tensor; this one reads 'pixel_values': batch.inputs"),
+        (batch, "takes a mapping of inputs, found Batch"),
+        ({"image": x, "mask": x}, "inputs lack 'pixel_values', they hold image, mask; this one reads"),
+        ({}, "inputs lack 'pixel_values', they hold nothing"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            learner(wrong)
+
+
+def test_a_backbones_own_missing_key_is_not_blamed_on_the_inputs() -> None:
+    learner = learner_of()
+    table: dict[str, int] = {}
+    learner.backbone.register_forward_pre_hook(lambda *_: table["pixel_values"])
+    with pytest.raises(KeyError):
+        learner(batch_of(learner).inputs)
 
 
 def test_one_pass_gives_predictions_features_and_the_stages_asked_for() -> None:

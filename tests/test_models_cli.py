@@ -254,8 +254,8 @@ def test_damaged_bytes_never_end_in_an_error_of_our_own(
     zoo_here: Run, folders: dict[str, Path], tmp_path: Path
 ) -> None:
     """What PIL raises depends on where the damage is; each is a line about the file."""
-    from zoo_core.cli.models import _picture
     from zoo_core.errors import UsageError
+    from zoo_core.pictures import open_picture
 
     rng = np.random.default_rng(1)
     buffer = io.BytesIO()
@@ -267,7 +267,7 @@ def test_damaged_bytes_never_end_in_an_error_of_our_own(
             content[place] ^= 1 << rng.integers(0, 8)
         file.write_bytes(bytes(content))
         try:
-            _picture(file)
+            open_picture(file)
         except UsageError:
             failed += 1
     assert failed > 100

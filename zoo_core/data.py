@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from zoo_core.contracts import Batch, Modality, Preparation, Raw, Split, Target, TaskData
 from zoo_core.errors import RefusedError, UsageError, ZooError
+from zoo_core.pictures import open_picture, pixels
 
 __all__ = ["AUGMENTATIONS", "Loader", "Splits", "Subset", "carve", "decode", "draw_seed"]
 
@@ -142,19 +144,30 @@ def _shots(train: Split, target: Target, shots: int, rng: np.random.Generator) -
 def decode(modality: Modality, raw: Raw) -> Any:
     """A raw example in its modality's own form: an image as uint8 [C, H, W] with C 1 or 3; others as they are.
 
-    An image may come as a PIL picture, or a uint8 array or tensor [H, W], [H, W, C]; alpha is dropped. The result is
-    a copy: what is done to it leaves the task's own bytes alone.
+    An image may come as the path of a file, a PIL picture, or a uint8 array or tensor [H, W], [H, W, C]; alpha is
+    dropped. The result is a copy: what is done to it leaves the task's own bytes alone.
     """
     if modality != "image":
         return raw
-    array = np.asarray(raw) if not isinstance(raw, Tensor) else raw.numpy()
+    array = raw.numpy() if isinstance(raw, Tensor) else np.asarray(_pixels(raw))
     if array.dtype != np.uint8 or array.ndim not in (2, 3):
         raise UsageError(f"an image is uint8 [H, W] or [H, W, C], found {array.dtype} {list(array.shape)}")
     if array.ndim == 2:
         array = array[:, :, None]
     if array.shape[2] not in (1, 3, 4):
-        raise UsageError(f"an image has 1, 3 or 4 channels, found {array.shape[2]}")
+        raise UsageError(f"an image has 1, 3 or 4 channels, found {array.shape[2]} as its last axis")
     return torch.from_numpy(np.array(array[:, :, : 3 if array.shape[2] > 1 else 1], order="C")).permute(2, 0, 1)
+
+
+def _pixels(raw: Raw) -> Any:
+    """Of a path or a PIL picture its pixels, of anything else itself."""
+    if isinstance(raw, np.ndarray):
+        return raw
+    if isinstance(raw, str | Path):
+        return open_picture(raw)
+    from PIL import Image  # not needed by tasks whose examples are arrays
+
+    return pixels(raw) if isinstance(raw, Image.Image) else raw
 
 
 def _augmentation(name: str, modality: Modality) -> Callable[[Tensor], Tensor] | None:

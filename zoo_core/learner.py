@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from zoo_core.contracts import Batch, Features, Kind, Output, Target, as_backbone
-from zoo_core.errors import IncompatibleError, LawError
+from zoo_core.errors import IncompatibleError, LawError, UsageError
 from zoo_core.features import convert
 from zoo_core.objective import ScaledHead
 from zoo_core.seams import capture
 
 if TYPE_CHECKING:
     from zoo_core.contracts import Backbone
+    from zoo_core.resolve import Plan
 
 __all__ = ["Learner"]
 
@@ -31,6 +32,7 @@ class Learner(nn.Module):
     """A model in training or in use: one forward pass gives predictions, features and the stage states asked for.
 
     It keeps its laws inside another module, after a parent's `.train()`, compiled or deep-copied.
+    plan: what it was built from, which `zoo_core.save` stores with it; None for one that was put together by hand.
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Module, consumes: Kind, objective: nn.Module, target: Target):
@@ -40,11 +42,13 @@ class Learner(nn.Module):
         self.objective: nn.Module | None = objective
         self.consumes: Kind = consumes
         self.target = target
+        self.plan: Plan | None = None
         self._scales: dict[nn.Parameter, float] = {}  # by identity: an adapter that wraps a part renames parameters
         self._delta_names: frozenset[str] | None = None
         self._closed_names: frozenset[str] = frozenset()
         self._frozen_names: tuple[str, ...] = ()
         self._unsized: dict[str, torch.Size] = {}
+        self._unfitted: dict[str, Tensor] = {}  # state of a closed-form head as it was built, until it is another
 
     @property
     def source(self) -> Backbone:
@@ -54,9 +58,23 @@ class Learner(nn.Module):
     # -- one pass ---------------------------------------------------------------------------------------------------
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Output:
+        """inputs: normalised, by the names of contracts.Batch.
+
+        Raises UsageError for other inputs, and for a closed-form head that nothing has fitted.
+        """
+        if self._unfitted:
+            self._check_fitted()
         wanted: tuple[int, ...] = () if self.objective is None else self.objective.stages  # type: ignore[assignment]
+        if not isinstance(inputs, Mapping):
+            raise UsageError(f"a learner takes a mapping of inputs, found {type(inputs).__name__}; {self._reads()}")
         with capture(self.backbone, wanted) as states:
-            features: Features = self.backbone(inputs)
+            try:
+                features: Features = self.backbone(inputs)
+            except KeyError as error:
+                if error.args[0] in inputs:
+                    raise
+                found = ", ".join(map(str, inputs)) or "nothing"
+                raise UsageError(f"inputs lack {error}, they hold {found}; {self._reads()}") from None
         predictions = self.heads[MAIN](convert(features, self.consumes, self.source.pool))
         return Output(predictions=predictions, features=features, stages=states)
 
@@ -66,6 +84,24 @@ class Learner(nn.Module):
             raise IncompatibleError("this learner was loaded for use and has no objective; build it for training")
         terms: dict[str, Tensor] = self.objective(output, batch)
         return torch.stack(list(terms.values())).sum() if len(terms) > 1 else next(iter(terms.values()))
+
+    def _reads(self) -> str:
+        names = ", ".join(map(repr, self.source.preparation.dummy(1)))
+        return f"this one reads {names}: batch.inputs, or zoo_core.predict for raw items"
+
+    def _check_fitted(self) -> None:
+        """Raises UsageError while a closed-form head's state is that of a head nobody has fitted."""
+        head = _inner(self.heads[MAIN])
+        state = dict(head.named_buffers())
+        if all(
+            state[name].shape == built.shape and torch.equal(state[name].to(built), built)
+            for name, built in self._unfitted.items()
+        ):
+            raise UsageError(
+                "the head is fitted in closed form, and nothing has fitted it: use zoo_core.fit, "
+                "or learner.heads['main'].fit(features, target) in a loop of your own"
+            )
+        self._unfitted = {}
 
     # -- what trains ------------------------------------------------------------------------------------------------
 
@@ -130,6 +166,8 @@ class Learner(nn.Module):
         self._delta_names = frozenset(state) - self._closed_names
         buffers = {f"heads.{name}" for name, _ in self.heads.named_buffers()}
         self._unsized = {name: state[name].shape for name in buffers & state.keys() if not state[name].numel()}
+        if not any(parameter.requires_grad for parameter in self.heads.parameters()):
+            self._unfitted = {name: buffer.clone() for name, buffer in _inner(self.heads[MAIN]).named_buffers()}
 
     def frozen(self) -> dict[str, Tensor]:
         """The backbone's tensors that training must not move, by name. Raises LawError when one has vanished."""
@@ -187,6 +225,11 @@ class Learner(nn.Module):
         self.backbone.state_dict(destination=held, prefix="backbone.", keep_vars=True)
         self.heads.state_dict(destination=held, prefix="heads.", keep_vars=True)
         return held
+
+
+def _inner(head: nn.Module) -> nn.Module:
+    """The head itself, without the units of predicted values, which are known before it is fitted."""
+    return head.head if isinstance(head, ScaledHead) else head
 
 
 def _fits(found: torch.Size, built: torch.Size) -> bool:

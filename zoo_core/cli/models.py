@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import struct
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -140,28 +139,9 @@ def predict(folder: Path, files: tuple[Path, ...], form: str, device: str) -> No
 def _pictures(files: Sequence[Path], modality: str) -> tuple[list[str], list[Any]]:
     if modality != "image":
         raise UsageError(f"zoo predict reads pictures and tables; this model reads {modality}")
-    return [str(file) for file in files], [_picture(file) for file in files]
+    from zoo_core.pictures import open_picture
 
-
-def _picture(file: Path) -> Any:
-    """A PIL picture in mode L or RGB, or an array: 16 bits of grey are scaled to 8, where PIL would clip them."""
-    import numpy as np
-    from PIL import Image
-
-    try:
-        with Image.open(file) as picture:
-            if picture.mode.startswith("I;16"):
-                return ((np.asarray(picture).astype(np.uint32) + 128) // 257).astype(np.uint8)
-            if picture.mode in ("I", "F"):
-                raise UsageError(f"{file} has pixels of 32 bits, whose range is unknown; save it with 8 or 16 bits")
-            return picture.convert("L" if picture.mode in ("1", "L") else "RGB")
-    except FileNotFoundError as error:
-        raise NotFoundError(f"no file {file}") from error
-    except PermissionError as error:
-        raise AccessError(f"{file} may not be read; change its rights") from error
-    # PIL raises all of these for damaged files, by format and by what is damaged.
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        raise UsageError(f"{file} is not a picture that can be read: {error}") from error
+    return [str(file) for file in files], [open_picture(file) for file in files]
 
 
 def _rows(files: Sequence[Path], num_columns: int | None) -> tuple[list[str], list[list[float]]]:

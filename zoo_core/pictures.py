@@ -1,0 +1,44 @@
+"""Pictures as people have them, files and PIL's objects of every mode, to pixels of 8 bits in grey or colour."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zoo_core.errors import AccessError, NotFoundError, UsageError
+
+__all__ = ["open_picture", "pixels"]
+
+
+def open_picture(file: str | Path) -> Any:
+    """The pixels of a file, as `pixels` gives them.
+
+    Raises NotFoundError, AccessError, and UsageError for what is no picture or a damaged one.
+    """
+    from PIL import Image  # not needed by tasks whose examples are arrays
+
+    try:
+        with Image.open(file) as picture:
+            return pixels(picture, label=str(file))
+    except FileNotFoundError as error:
+        raise NotFoundError(f"no file {file}") from error
+    except PermissionError as error:
+        raise AccessError(f"{file} may not be read; change its rights") from error
+    # PIL raises all of these for damaged files, by format and by what is damaged.
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        raise UsageError(f"{file} is not a picture that can be read: {error}") from error
+
+
+def pixels(picture: Any, *, label: str = "a picture") -> np.ndarray[Any, Any]:
+    """uint8 [H, W] or [H, W, 3] of a PIL picture; 16 bits of grey are scaled to 8, where PIL would clip them.
+
+    label: what errors call it. Raises UsageError for pixels of 32 bits, and what PIL raises for a damaged file.
+    """
+    if picture.mode.startswith("I;16"):
+        return ((np.asarray(picture).astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if picture.mode in ("I", "F"):
+        raise UsageError(f"{label} has pixels of 32 bits, whose range is unknown; save it with 8 or 16 bits")
+    return np.asarray(picture.convert("L" if picture.mode in ("1", "L") else "RGB"))
