@@ -1,4 +1,4 @@
-"""The Python calls: fit, load_run, evaluate, predict, bench; a stored run is refused unless it is what it was."""
+"""The Python calls: load, save, fit, load_run, evaluate, predict, bench; a stored run that was changed is refused."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import zoo_core
@@ -323,6 +324,32 @@ def test_nothing_gives_no_predictions_and_a_wrong_array_is_told(fitted: Path) ->
         zoo_core.predict(learner, [np.zeros((8, 8), dtype=np.float32)])
 
 
+def test_pictures_may_be_paths_and_are_called_by_them(fitted: Path, tmp_path: Path, pictures: list[Any]) -> None:
+    learner = zoo_core.load_run(fitted)
+    files = [tmp_path / f"{number}.png" for number in range(3)]
+    for file, picture in zip(files, pictures, strict=False):
+        Image.fromarray(picture).save(file)
+    found = zoo_core.predict(learner, [files[0], str(files[1]), Image.open(files[2])])
+    assert [one.item for one in found] == [str(files[0]), str(files[1]), "2"]
+    assert [one.scores for one in found] == [one.scores for one in zoo_core.predict(learner, pictures[:3])]
+    with pytest.raises(NotFoundError, match="no file"):
+        zoo_core.predict(learner, [tmp_path / "gone.png"])
+
+
+def test_one_item_instead_of_a_list_is_told(fitted: Path, pictures: list[Any]) -> None:
+    learner = zoo_core.load_run(fitted)
+    colour = np.zeros((8, 8, 3), dtype=np.uint8)
+    for one in (pictures[0], colour, torch.from_numpy(colour), "x.png", Path("x.png"), Image.fromarray(colour)):
+        with pytest.raises(UsageError, match=r"predict takes a list of items, found one \w+; write \[item\]"):
+            zoo_core.predict(learner, one)  # type: ignore[arg-type]
+    many = np.stack([colour, colour])
+    assert zoo_core.predict(learner, many) == zoo_core.predict(learner, list(many))  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="1 names for 2 items"):
+        zoo_core.predict(learner, pictures[:2], names=["a"])
+    with pytest.raises(UsageError, match=r"takes a learner, found a path; write zoo_core\.load_run"):
+        zoo_core.predict(fitted, pictures)  # type: ignore[arg-type]
+
+
 # --- load ------------------------------------------------------------------------------------------------------------
 
 
@@ -332,13 +359,104 @@ def test_nothing_gives_no_predictions_and_a_wrong_array_is_told(fitted: Path) ->
         ({}, "exactly one of num_classes"),
         ({"num_classes": 3, "classes": ["a"]}, "exactly one of num_classes"),
         ({"num_classes": 0}, "the number of outputs is 0"),
-        ({"classes": []}, "the number of outputs is"),
+        ({"num_classes": -3}, "the number of outputs is -3"),
+        ({"num_classes": 1}, "a classifier has 2 classes or more, found 1"),
+        ({"num_classes": "3"}, "num_classes is a whole number, 2 or more, found '3'"),
+        ({"num_classes": 3.0}, "num_classes is a whole number, 2 or more, found 3.0"),
+        ({"num_classes": True}, "num_classes is a whole number, 2 or more, found True"),
+        ({"classes": []}, r"a classifier has 2 classes or more, found \[\]"),
+        ({"classes": ["cat"]}, r"a classifier has 2 classes or more, found \['cat'\]"),
+        ({"classes": "cat"}, "classes is a list of names, as .*, found 'cat'"),
+        ({"classes": 3}, "classes is a list of names, as .*, found 3"),
+        ({"classes": [1, 2]}, "a class's name is text, found 1; write '1'"),
+        ({"classes": ["cat", "dog", "cat"]}, "classes has 'cat' twice"),
         ({"target": zoo_core.Target(kind="values")}, "the number of outputs is None"),
+        ({"target": zoo_core.Target(kind="classes", size=1)}, "a classifier has 2 classes or more"),
+        ({"target": 3}, "target is a zoo_core.Target, .*, found 3"),
     ],
 )
 def test_load_takes_one_thing_that_says_what_is_predicted(arguments: dict[str, Any], reason: str) -> None:
-    with pytest.raises(UsageError, match=reason):
+    with pytest.raises(UsageError, match=reason) as caught:
         zoo_core.load("starter/vit-nano", **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_load_takes_numpys_numbers_any_iterable_of_names_and_one_value() -> None:
+    for arguments, size in (
+        ({"num_classes": np.int64(3)}, 3),
+        ({"classes": np.array(["cat", "dog"])}, 2),
+        ({"target": zoo_core.Target(kind="values", size=1)}, 1),
+        ({"target": zoo_core.Target(kind="labels", size=1)}, 1),
+    ):
+        assert zoo_core.load("starter/convnet-nano", **arguments).target.size == size
+
+
+def test_a_head_that_must_be_fitted_first_says_so() -> None:
+    for head in ("ncm", "knn"):
+        learner = zoo_core.load(f"starter/convnet-nano+{head}", num_classes=3)
+        with pytest.raises(UsageError, match=r"nothing has fitted it: use zoo_core\.fit"):
+            zoo_core.predict(learner, [np.zeros((8, 8), dtype=np.uint8)])
+
+
+# --- save ------------------------------------------------------------------------------------------------------------
+
+OWN_LOOP = """
+import json, sys, numpy as np, torch, zoo_core
+torch.set_num_threads(2)
+learner = zoo_core.load("starter/convnet-nano+norm", classes=["cat", "dog", "owl"], seed=3)
+prepare = learner.source.preparation
+rng = np.random.default_rng(0)
+pictures = [rng.integers(0, 255, size=(32, 32)).astype(np.uint8) for _ in range(9)]
+x = torch.from_numpy(np.stack(pictures)[:, None])
+batch = zoo_core.Batch(
+    inputs=prepare.normalise({"pixel_values": x}), target=torch.arange(9) % 3, ids=tuple("abcdefghi")
+)
+optimiser = torch.optim.AdamW(learner.parameter_groups(lr=1e-2))
+before = zoo_core.predict(learner, pictures)
+for _ in range(3):
+    learner.train()
+    optimiser.zero_grad()
+    learner.loss(learner(batch.inputs), batch).backward()
+    optimiser.step()
+zoo_core.save(learner, sys.argv[1])
+after = zoo_core.predict(learner, pictures)
+assert before != after
+print(json.dumps([[one.labels, one.scores] for one in after]))
+"""
+
+
+def test_what_a_loop_of_ones_own_trained_is_loaded_with_the_same_bits_in_another_process(tmp_path: Path) -> None:
+    out = tmp_path / "a" / "own"
+    done = subprocess.run(
+        [sys.executable, "-c", OWN_LOOP, out], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    learner = zoo_core.load_run(out)
+    assert learner.target.names == ("cat", "dog", "owl")
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 255, size=(32, 32)).astype(np.uint8) for _ in range(9)]
+    found = [[list(one.labels), list(one.scores)] for one in zoo_core.predict(learner, pictures)]
+    assert json.loads(done.stdout) == found
+    assert {path.name for path in out.iterdir()} == {".lock", "delta.safetensors", "run.json", "zoo.lock"}
+
+
+def test_a_fitted_or_loaded_learner_can_be_saved_again_but_never_over_a_run(fitted: Path, tmp_path: Path) -> None:
+    learner, _ = zoo_core.fit("starter/convnet-nano+ncm", task=TASK)
+    for number, one in enumerate((learner, zoo_core.load_run(fitted))):
+        zoo_core.save(one, tmp_path / str(number))
+        same = zoo_core.load_run(tmp_path / str(number)).delta()
+        assert all(torch.equal(tensor, same[name]) for name, tensor in one.delta().items())
+        with pytest.raises(UsageError, match="already holds a run"):
+            zoo_core.save(learner, tmp_path / str(number))
+    assert zoo_core.evaluate(tmp_path / "1").score == zoo_core.evaluate(fitted).score
+
+
+def test_a_learner_without_a_plan_cannot_be_saved(tmp_path: Path) -> None:
+    learner = zoo_core.load("starter/convnet-nano", num_classes=2)
+    learner.plan = None
+    with pytest.raises(UsageError, match=r"put together by hand, .* zoo_core\.load makes one"):
+        zoo_core.save(learner, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 # --- bench -----------------------------------------------------------------------------------------------------------
@@ -385,7 +503,7 @@ def test_a_script_that_calls_bench_is_not_run_again_by_its_workers(tmp_path: Pat
 
 
 def test_names_that_need_torch_are_found_and_others_are_not() -> None:
-    for name in ("bench", "evaluate", "fit", "load", "load_backbone", "load_run", "predict"):
+    for name in ("bench", "evaluate", "fit", "load", "load_backbone", "load_run", "predict", "save"):
         assert isinstance(getattr(zoo_core, name), Callable)  # type: ignore[arg-type]
     with pytest.raises(AttributeError, match="no attribute 'benhc'"):
         zoo_core.benhc  # noqa: B018

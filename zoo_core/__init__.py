@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zoo_core.api import bench, evaluate, fit, load, load_backbone, load_run, predict
+    from zoo_core.api import bench, evaluate, fit, load, load_backbone, load_run, predict, save
     from zoo_core.contracts import Batch, Target
     from zoo_core.errors import ZooError
     from zoo_core.registry import list_names, show
@@ -38,13 +38,14 @@ __all__ = [
     "parse",
     "predict",
     "resolve",
+    "save",
     "show",
 ]
 
 __version__ = "0.1.0"
 
 _MODULES = {
-    **dict.fromkeys(("bench", "evaluate", "fit", "load", "load_backbone", "load_run", "predict"), "api"),
+    **dict.fromkeys(("bench", "evaluate", "fit", "load", "load_backbone", "load_run", "predict", "save"), "api"),
     **dict.fromkeys(("Batch", "Target"), "contracts"),
     "ZooError": "errors",
     **dict.fromkeys(("list_names", "show"), "registry"),

@@ -118,6 +118,7 @@ def load_stored(run: StoredRun) -> Learner:
     verify(file, run.delta)
     learner = build(run.plan, target=run.target, purpose="use")
     learner.load_delta(read_tensors(file))
+    learner.plan = run.plan
     return learner
 
 
