@@ -213,6 +213,15 @@ def test_a_catalogue_may_not_tell_of_a_name_that_another_distribution_owns(tmp_p
     assert Catalog(index_of(tmp_path)).find("alien/x") is None
 
 
+def test_a_record_whose_files_nobody_has_seen_leaves_commit_and_hashes_out(tmp_path: Path) -> None:
+    unseen = RECORD[: RECORD.index("    [files.")].replace(f'revision = "{COMMIT}"', "")
+    make_records(tmp_path, {"models/nano.toml": unseen})
+    catalog = Catalog(index_of(tmp_path))
+    assert catalog.problems() == ()
+    entry = catalog.find("nano")
+    assert entry is not None and (entry.repository, entry.revision, dict(entry.files)) == ("acme/nano", None, {})
+
+
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [

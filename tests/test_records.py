@@ -43,8 +43,8 @@ def complaints(record: Mapping[str, Any]) -> list[str]:
     found = [f"no {key}" for key in ("name", "summary", "licence", "source", "documentation") if not record.get(key)]
     if record.get("licence") not in LICENCES:
         found.append(f"licence {record.get('licence')!r} is none of {sorted(LICENCES)}")
-    if "repository" in record and not (record.get("revision") and record.get("files")):
-        found.append("a repository without revision or files")
+    if "repository" in record and bool(record.get("revision")) != bool(record.get("files")):
+        found.append("a repository with one of revision and files")
     numbers = {"revision": record.get("revision", "")}
     numbers |= {name: file["sha256"] for name, file in record.get("files", {}).items()}
     invented = [name for name, number in numbers.items() if number and len(set(number)) < 8]
@@ -67,7 +67,7 @@ def test_a_record_states_licence_source_and_documentation_and_invents_no_hash(pa
         ({"licence": ""}, "no licence"),
         ({"licence": "free"}, "licence 'free' is none of"),
         ({"source": ""}, "no source"),
-        ({"repository": "org/name"}, "a repository without revision or files"),
+        ({"repository": "org/name"}, "a repository with one of revision and files"),
         ({"repository": "org/name", "revision": "0" * 40, "files": {}}, "revision is no real hash"),
         ({"files": {"weights": {"sha256": "1" * 64, "size": 1}}}, "weights is no real hash"),
     ],

@@ -3,7 +3,8 @@
 Two sources, one Entry. A catalogue is `catalogue.json` in the top-level package of a distribution with zoo entry
 points: `{"backbone": {"starter/vit-nano": {"modality": "image", ...}}}`. A record is one TOML file about one set of
 weights or one version of a data set, in `models` or `tasks` of a package that a `zoo.records` entry point names; it
-also says its licence and its source, and pins what it fetches. Every field is checked; a mistake stays with its entry.
+also says its licence and its source, and pins what it fetches where somebody has seen the files: their commit and
+sha256 go together, and without them a lock pins them on first use. Every field is checked; a mistake stays with its entry.
 """
 
 from __future__ import annotations
@@ -194,7 +195,7 @@ def _read_record(provider: Provider) -> Entry:
         raise _malformed(owner, f"{provider.value}: describes {describes!r}: {error.reason}") from None
     entry = _entry(content, name=name, kind=provider.kind, label=provider.value, owner=owner)
     lacking = [key for key in ("licence", "source") if getattr(entry, key) is None]
-    if entry.repository is not None:
+    if entry.repository is not None and bool(entry.revision) != bool(entry.files):
         lacking += [key for key in ("revision", "files") if not getattr(entry, key)]
     if lacking:
         raise _malformed(owner, f"{provider.value}: a record states its {' and '.join(lacking)}")
