@@ -2,14 +2,15 @@
 
     from tests.hub_server import Flip, HubServer
 
-    with HubServer() as server:
-        first = server.add("org/name", {"config.json": b"{}", "model.safetensors": weights})
-        server.fault(Flip(at=100), "*model.safetensors", times=1)
-        path = hf_hub_download("org/name", "model.safetensors", endpoint=server.endpoint, cache_dir=tmp_path)
-        assert [str(request) for request in server.log] == [...]
+    def test_it(hub_server: HubServer) -> None:
+        first = hub_server.add("org/name", {"config.json": b"{}", "model.safetensors": weights})
+        hub_server.fault(Flip(at=100), "*model.safetensors", times=1)
+        path = hf_hub_download("org/name", "model.safetensors")
+        assert [str(request) for request in hub_server.log] == [...]
 
-huggingface_hub reads HF_ENDPOINT when it is imported, so a test in this process says `endpoint=server.endpoint`, and a
-child process gets `os.environ | server.environment(home)`.
+In this process the fixture points huggingface_hub at the server, which reads HF_ENDPOINT only when it is imported; a
+child process that a test starts inherits os.environ, where the fixture has set the same. Without the fixture:
+`with HubServer() as server`, `endpoint=server.endpoint`, and `os.environ | server.environment(home)` for children.
 """
 
 from tests.hub_server.faults import (

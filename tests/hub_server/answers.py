@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 from urllib.parse import parse_qs, quote, unquote
 
+import yaml  # type: ignore[import-untyped]  # comes with huggingface_hub
+
 from tests.hub_server.faults import Origin, Response
 from tests.hub_server.repositories import DATE, Blob, Commit, Hub, Repository, RepoType, Token
 
@@ -125,6 +127,28 @@ def from_cdn(hub: Hub, call: Call, sha256: str) -> Response:
 # --- what is in a repository -----------------------------------------------------------------------------------------
 
 
+def read_card(text: str) -> dict[str, Any] | None:
+    """The metadata at the head of a README.md, None without any; raises ValueError if they cannot be read."""
+    match = re.match(r"---\r?\n(.*?)\r?\n---", text, re.DOTALL)
+    if match is None:
+        return None
+    try:
+        card = yaml.safe_load(match[1])
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+    if not isinstance(card, dict):
+        raise ValueError('"metadata" must be of type object')
+    return card
+
+
+def card_data(commit: Commit) -> dict[str, Any]:
+    """What the Hub shows of the README.md of a commit."""
+    try:
+        return (read_card(commit.files["README.md"].content.decode()) if "README.md" in commit.files else None) or {}
+    except ValueError:
+        return {}
+
+
 def sibling(path: str, blob: Blob, *, with_blobs: bool) -> dict[str, Any]:
     entry: dict[str, Any] = {"rfilename": path}
     if with_blobs:
@@ -141,7 +165,8 @@ def info(hub: Hub, call: Call, repo_type: str, repo_id: str, revision: str | Non
     common = {"_id": repo_id, "id": repo_id, "author": repo_id.split("/")[0], "sha": commit.oid, "siblings": entries}
     flags = {"private": repository.private, "gated": "auto" if repository.gated else False, "disabled": False}
     dates = {"createdAt": DATE, "lastModified": DATE}
-    return as_json(common | flags | dates | {"tags": [], "downloads": 0, "likes": 0, "modelId": repo_id})
+    counts = {"tags": [], "downloads": 0, "likes": 0}
+    return as_json(common | flags | dates | counts | {"cardData": card_data(commit)})
 
 
 def tree_entry(path: str, blob: Blob | None, commit: Commit, *, expand: bool) -> dict[str, Any]:
@@ -221,12 +246,12 @@ FROM_CDN: Routes = (("HEAD|GET", r"/(?:model|dataset)s/.+?/([0-9a-f]{64})/.+", f
 
 
 def answer(hub: Hub, call: Call, routes: Routes) -> Response:
-    """What the first route that fits answers, with the groups of its pattern as arguments."""
+    """What the first route that fits answers, with the groups of its pattern as arguments.
+
+    Raises HubError if that is a refusal.
+    """
     for methods, pattern, respond in routes:
         match = re.fullmatch(pattern, call.path)
         if match and re.fullmatch(methods, call.method):
-            try:
-                return respond(hub, call, *match.groups())
-            except HubError as error:
-                return error.response
-    return HubError(404, f"Sorry, we can't find {call.method} {call.path}").response
+            return respond(hub, call, *match.groups())
+    raise HubError(404, f"Sorry, we can't find {call.method} {call.path}")

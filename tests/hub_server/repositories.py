@@ -138,9 +138,10 @@ class Hub:
     tokens: dict[str, Token] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)
 
-    def find_object(self, sha256: str) -> bytes | None:
-        """An uploaded object, committed or not."""
+    def find_object(self, sha256: str, *repositories: Repository) -> bytes | None:
+        """An object that was uploaded, committed or not, or in one of the repositories (none named: any)."""
         if sha256 in self.objects:
             return self.objects[sha256]
-        blobs = (b for r in self.repositories.values() for c in r.commits.values() for b in c.files.values() if b.lfs)
+        commits = (commit for r in repositories or self.repositories.values() for commit in r.commits.values())
+        blobs = (blob for commit in commits for blob in commit.files.values() if blob.lfs)
         return next((blob.content for blob in blobs if blob.sha256 == sha256), None)

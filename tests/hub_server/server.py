@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import re
 import threading
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from tests.hub_server.answers import DOWNLOADS, FROM_CDN, Call, HubError, Routes, answer, identify
 from tests.hub_server.faults import Do, Fault, Origin, Request, Response, Rule
 from tests.hub_server.repositories import Blob, Hub, Repository, RepoType, Token
+from tests.hub_server.uploads import TO_CDN, UPLOADS
 from tests.hub_server.wire import Listener
 
 Files = Path | Mapping[str, bytes]
-ROUTES: Mapping[Origin, Routes] = {"hub": DOWNLOADS, "cdn": FROM_CDN}
+ROUTES: Mapping[Origin, Routes] = {"hub": DOWNLOADS + UPLOADS, "cdn": FROM_CDN + TO_CDN}
 
 
 class HubServer:
@@ -30,6 +32,7 @@ class HubServer:
         self.hub = Hub()
         self.rules: list[Rule] = []
         self._log: list[Request] = []
+        self._mistakes: list[Exception] = []
         self._lock = threading.RLock()  # held while an answer is made, not while it is sent
         self._listeners: dict[Origin, Listener] = {origin: Listener(origin, self.respond) for origin in ROUTES}
         self.origins = {origin: listener.address for origin, listener in self._listeners.items()}
@@ -45,6 +48,8 @@ class HubServer:
         """From now on the endpoint refuses connections, those that a client has kept open included."""
         for listener in self._listeners.values():
             listener.close()
+        if self._mistakes:
+            raise ExceptionGroup("the Hub server could not answer", self._mistakes)
 
     # --- repositories ------------------------------------------------------------------------------------------------
 
@@ -175,27 +180,31 @@ class HubServer:
     def respond(self, origin: Origin, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Response:
         """The answer as it will be sent, range and faults included; it is in the log before the client can see it."""
         url = urlsplit(target)
+        wanted = headers.get("range")
         with self._lock:
-            response = self._answer(origin, method, url.path, url.query, headers.get("Authorization"), body)
-            for rule in [rule for rule in self.rules if rule.matches(method, unquote(url.path), origin)]:
-                response = rule.apply(response)
-            wanted = headers.get("Range")
+            try:
+                response = self._answer(origin, method, url, headers.get("authorization"), body)
+                for rule in [rule for rule in self.rules if rule.matches(method, unquote(url.path), origin)]:
+                    response = rule.apply(response)
+            except Exception as error:  # noqa: BLE001 -- a mistake of this server fails the test, not only the request
+                self._mistakes.append(error)
+                response = Response(500, body=traceback.format_exc().encode())
             if wanted and response.ranges and response.status == 200:
                 response = _cut_range(response, wanted)
             status = 0 if response.dropped else response.status
-            has_token = "Authorization" in headers
+            has_token = "authorization" in headers
             self._log.append(Request(method, url.path, status, origin, has_token, wanted, url.query))
         return response
 
     def _answer(
-        self, origin: Origin, method: str, path: str, query: str, authorization: str | None, body: bytes
+        self, origin: Origin, method: str, url: SplitResult, authorization: str | None, body: bytes
     ) -> Response:
         try:
             token = identify(self.hub, authorization) if origin == "hub" else None
+            call = Call(method, url.path, parse_qs(url.query), body, token, self.origins)
+            return answer(self.hub, call, ROUTES[origin])
         except HubError as error:
             return error.response
-        call = Call(method, path, parse_qs(query), body, token, self.origins)
-        return answer(self.hub, call, ROUTES[origin])
 
 
 def _blobs(files: Files | Mapping[str, bytes | None]) -> dict[str, Blob | None]:

@@ -19,7 +19,7 @@ TICK_SECONDS = 0.02
 
 
 class Respond(Protocol):
-    """Who answers: the method, the target with its query, the headers and the whole body of a request."""
+    """Who answers: the method, the target with its query, the headers (in lower case) and the whole body."""
 
     def __call__(
         self, origin: Origin, method: str, target: str, headers: Mapping[str, str], body: bytes
@@ -71,9 +71,8 @@ class Handler(BaseHTTPRequestHandler):
         super().finish()
 
     def do_GET(self) -> None:
-        body = self._read_body()
-        answer = self.server.respond(self.server.origin, self.command, self.path, dict(self.headers.items()), body)
-        self._send(answer)
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self._send(self.server.respond(self.server.origin, self.command, self.path, headers, self._read_body()))
 
     do_HEAD = do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815 -- the base class looks for these names
 
