@@ -76,6 +76,14 @@ def test_shell_commands_run_as_written(tmp_path: Path) -> None:
         assert done.returncode == 0, f"{line}\n{done.stderr}"
 
 
+def test_the_readmes_suite_can_be_planned(tmp_path: Path) -> None:
+    (suite,) = (block for block in blocks("toml") if named(block) == "my-suite.toml")
+    (tmp_path / "my-suite.toml").write_text(suite, encoding="utf-8")
+    done = run(["zoo", "plan", "my-suite.toml"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "30 trials" in done.stdout
+
+
 @pytest.mark.slow
 def test_python_blocks_run_as_written(tmp_path: Path) -> None:
     scripts = [block for block in blocks("python") if named(block) is None]
