@@ -64,7 +64,7 @@ class Blob:
 
 @dataclass(frozen=True)
 class Commit:
-    """One state of a repository. oid: 40 hex digits that depend on the parent and on the files, not on the time."""
+    """One state of a repository. oid: 40 hex digits that depend on parent, title and files, not on the time."""
 
     parent: str
     title: str
