@@ -32,7 +32,7 @@ def run(command: list[str], folder: Path, **more: str) -> subprocess.CompletedPr
 
 def named(block: str) -> str | None:
     """The file name in a block's first line, `# name.py`, or None."""
-    found = re.match(r"# ([\w.]+\.(?:py|toml))\n", block)
+    found = re.match(r"# ([\w.-]+\.(?:py|toml))\n", block)
     return found[1] if found else None
 
 
