@@ -35,6 +35,22 @@ CATALOGUE = {
 }
 
 
+DECLARED = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+@dataclass(frozen=True, kw_only=True)
+class Hat:
+    version: ClassVar[int] = 1
+    consumes: ClassVar[str] = "pooled"
+    predicts: ClassVar[frozenset[str]] = frozenset({"classes"})
+    fit: ClassVar[str] = "gradiant"
+    learning_rates: ClassVar[tuple[float, ...]] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+
+    def build(self, features, target): ...
+"""
+
+
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A sys.path with nothing on it but the standard library, zoo-core 0.1.0 and the fake distribution acme."""
@@ -171,6 +187,43 @@ def test_show_marks_what_must_be_given(site: Path, capsys: pytest.CaptureFixture
     assert "width  required  a whole number" in out
 
 
+def test_show_says_everything_once_and_nothing_that_is_empty(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, "show", "partial")
+    assert out.count("Trains the last n stages of the backbone, what follows them, and the head.") == 1
+    _, out, _ = run(capsys, "show", "digits")
+    assert "  target         kind classes, size 10\n" in out
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        (
+            "space/nano+mend",
+            "'space/nano+mend' is a spec, and one name is shown at a time; `zoo plan 'space/nano+mend'",
+        ),
+        ("mend(rank=4)", "has arguments, and a name is shown with those it may have: `zoo show mend`"),
+    ],
+)
+def test_show_of_more_than_a_name_says_what_shows_it(
+    site: Path, capsys: pytest.CaptureFixture[str], name: str, told: str
+) -> None:
+    code, out, err = run(capsys, "show", name)
+    assert (code, out, told in err, err.count("\n")) == (2, "", True, 1), err
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("timm/x", "'timm/x' is reserved for zoo-timm, which is not installed: pip install zoo-timm"),
+        ("distill", "'distill' is reserved for zoo-distill, which is not installed"),
+    ],
+)
+def test_a_name_of_a_distribution_that_is_not_there_says_whose_it_is(
+    site: Path, capsys: pytest.CaptureFixture[str], name: str, told: str
+) -> None:
+    assert run(capsys, "show", name) == (3, "", f"zoo: {told}\n")
+
+
 def test_show_of_an_unknown_name_exits_with_3(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(capsys, "show", "mnd")
     assert (code, out, "did you mean mend?" in err) == (3, "", True)
@@ -227,6 +280,25 @@ def test_doctor_tells_of_everything_and_exits_with_6(site: Path, capsys: pytest.
     assert "problems, each shown above" in err
 
 
+def test_doctor_checks_what_parts_say_of_themselves(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_distribution(site, "bolt", entry_points="[zoo.heads]\nhat = bolt:Hat\n", files={"bolt/__init__.py": DECLARED})
+    code, out, _ = run(capsys, "doctor")
+    assert code == 6
+    assert "head 'hat' of bolt 1.0 breaks its contract: fit is 'gradiant'; allowed: gradient, closed_form" in out
+
+
+@pytest.mark.parametrize("more", ["", "[zoo.heads]\ncap = bolt:Hat\n"], ids=["alone", "beside a good one"])
+def test_doctor_tells_of_a_group_that_is_none_of_zoos(
+    site: Path, capsys: pytest.CaptureFixture[str], more: str
+) -> None:
+    files = {"bolt/__init__.py": DECLARED.replace("gradiant", "gradient")}
+    make_distribution(site, "bolt", entry_points=f"[zoo.head]\nhat = bolt:Hat\n{more}", files=files)
+    code, out, _ = run(capsys, "doctor")
+    assert code == 6
+    (line,) = [line for line in out.splitlines() if "zoo.head]" in line]
+    assert "entry_points.txt: zoo reads no group [zoo.head]; did you mean zoo.heads" in line
+
+
 def test_doctor_does_not_mind_the_metadata_of_others(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
     metadata = make_distribution(site, "stray")
     (metadata / "entry_points.txt").write_bytes(b"\xff\xfe")
@@ -276,8 +348,9 @@ def test_a_spec_error_shows_its_caret(site: Path, capsys: pytest.CaptureFixture[
 def test_a_mistake_has_a_traceback_only_with_debug(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, "show", "nothing")
     assert (code, "Traceback" in err) == (3, False)
-    with pytest.raises(Exception, match="no plugin provides"):
-        main(["show", "nothing", "--debug"])
+    for words in (("show", "nothing", "--debug"), ("--debug", "show", "nothing")):
+        debugged, _, shown = run(capsys, *words)
+        assert (debugged, shown.startswith("Traceback"), shown.splitlines()[-1]) == (3, True, err.rstrip())
 
 
 def test_an_interrupt_exits_with_130(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,6 +363,38 @@ def test_an_interrupt_exits_with_130(capsys: pytest.CaptureFixture[str], monkeyp
     assert (code, err.strip()) == (130, "zoo: interrupted")
 
 
+@pytest.mark.parametrize(("command", "told"), [("bench", "the same command runs the rest"), ("fit", "starts anew")])
+def test_an_interrupted_command_says_what_it_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str, told: str
+) -> None:
+    @click.command()
+    def stopped() -> None:
+        raise KeyboardInterrupt
+
+    module = {"bench": "bench", "fit": "models"}[command]
+    monkeypatch.setattr(f"zoo_core.cli.{module}.{command}", stopped)
+    code, _, err = run(capsys, command)
+    assert (code, told in err, err.strip().count("\n")) == (130, True, 0)
+
+
+INTERRUPTED_IMPORTS = {
+    "as it is": "raise KeyboardInterrupt",
+    "as a cause": "try:\n    raise KeyboardInterrupt\nexcept BaseException as e:\n    raise OSError from e",
+    "as a context": "try:\n    raise KeyboardInterrupt\nfinally:\n    1 / 0",
+}
+
+
+@pytest.mark.parametrize("source", INTERRUPTED_IMPORTS.values(), ids=INTERRUPTED_IMPORTS)
+def test_an_interrupt_while_a_plugin_is_imported_is_not_its_mistake(
+    site: Path, capsys: pytest.CaptureFixture[str], source: str
+) -> None:
+    make_distribution(site, "bolt", entry_points="[zoo.heads]\nhat = bolt:Hat\n", files={"bolt/__init__.py": source})
+    code, _, err = run(capsys, "show", "hat")
+    assert (code, err.strip()) == (130, "zoo: interrupted")
+    _, out, _ = run(capsys, "list", "hat", "--json")
+    assert json.loads(out)[0]["state"] == "ok", "nothing is remembered of it"
+
+
 def test_a_mistake_of_our_own_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     @click.command()
     def wrong() -> None:
@@ -298,6 +403,8 @@ def test_a_mistake_of_our_own_is_one_line(capsys: pytest.CaptureFixture[str], mo
     monkeypatch.setattr("zoo_core.cli.names.show", wrong)
     code, _, err = run(capsys, "show")
     assert (code, err.count("\n"), "--debug" in err) == (1, 1, True)
+    code, _, err = run(capsys, "show", "--debug")
+    assert (code, "KeyError" in err, err.splitlines()[-1][:9]) == (1, True, "zoo: that")
 
 
 def test_a_listing_where_torch_is_loaded_freezes_nothing(

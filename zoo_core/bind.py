@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from zoo_core.contracts import PartKind
-from zoo_core.errors import PluginError, SpecError, UsageError, ZooError, nearest
+from zoo_core.errors import PluginError, SpecError, UsageError, ZooError, nearest, raise_interrupt
 from zoo_core.index import Provider
 from zoo_core.spec import Part, Spec, Value, parse
 
@@ -153,6 +153,7 @@ def bind_recipe(provider: Provider, recipe: type, part: Part, rest: str, label: 
     except ValueError as error:
         raise UsageError(f"{label}: {error}") from error
     except Exception as error:  # a plugin's own code ran; whatever it raises is told as its fault
+        raise_interrupt(error)
         raise _plugin_error(provider, f"{recipe.__qualname__} raised {type(error).__name__}: {error}") from error
 
 

@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 from zoo_core.bind import Bound
 from zoo_core.contracts import KINDS, METRICS, MODALITIES, ROLES, TARGET_KINDS, Change, Seam
-from zoo_core.errors import PluginError, ZooError, nearest
+from zoo_core.errors import PluginError, ZooError, nearest, raise_interrupt
 
 __all__ = ["MAX_RATES", "TRAINING", "blaming", "broken", "check_adapter", "check_head", "check_task"]
 
@@ -78,6 +78,7 @@ def blaming(part: Bound) -> Iterator[None]:
     except (ZooError, MemoryError):
         raise
     except Exception as error:
+        raise_interrupt(error)
         if "out of memory" in str(error) or "can't allocate memory" in str(error):  # torch has no class for a CPU's
             raise
         at = traceback.extract_tb(error.__traceback__)[-1]

@@ -15,13 +15,14 @@ from typing import Any, cast
 from zoo_core.bind import Argument, Bound, arguments_of, bind_recipe, type_text, value_text
 from zoo_core.catalog import Catalog, catalog, facts
 from zoo_core.contracts import PART_KINDS, PartKind
-from zoo_core.errors import AmbiguousError, NotFoundError, PluginError, UsageError, ZooError, nearest
+from zoo_core.errors import AmbiguousError, NotFoundError, PluginError, UsageError, ZooError, nearest, raise_interrupt
 from zoo_core.index import Failure, Index, Provider, State, list_names, load_index, reserved_names
 from zoo_core.scan import mtime_ns, normalise
 from zoo_core.spec import Part, parse_part
 
 __all__ = ["Bound", "Provider", "Registry", "State", "list_names", "registry", "show"]
 
+PLANNED = frozenset({"zoo-distill", "zoo-peft"})  # names are kept for them, and there is nothing to install yet
 VERBS: dict[PartKind, str] = {"backbone": "build", "head": "build", "adapter": "apply", "task": "open"}
 
 
@@ -162,7 +163,8 @@ class Registry:
         wanted = kind or "part"
         owner = reserved_names().get(name.partition("/")[0])
         if owner is not None and not any(normalise(d["name"]) == owner for d in self.index.distributions):
-            return f"{name!r} belongs to {owner}, which is not installed: pip install {owner}"
+            mend = "" if owner in PLANNED else f": pip install {owner}"
+            return f"{name!r} is reserved for {owner}, which is not installed{mend}"
         held = f"; {owner}, which owns the name, does not provide it in this version" if owner is not None else ""
         known = {provider.name for provider in self.index.providers if kind in (None, provider.kind)}
         suspects = sorted(
@@ -192,6 +194,11 @@ def show(name: str) -> dict[str, Any]:
 
 def describe(name: str, registry: Registry, catalog: Catalog) -> dict[str, Any]:
     """What `show` gives, from a given registry and catalog."""
+    if "+" in name:
+        raise UsageError(f"{name!r} is a spec, and one name is shown at a time; `zoo plan '{name}' --task T` shows it")
+    if "(" in name:
+        bare = name.partition("(")[0]
+        raise UsageError(f"{name!r} has arguments, and a name is shown with those it may have: `zoo show {bare}`")
     provider = registry.find(name)
     shown: dict[str, Any] = {
         "name": name.rpartition(":")[2],
@@ -239,6 +246,7 @@ def _load(provider: Provider) -> type:
         for name in path.split("."):
             found = getattr(found, name)
     except (Exception, SystemExit) as error:  # a plugin's own code ran; whatever it raises is its fault
+        raise_interrupt(error)
         raise _unusable(provider, _told(error, module_name)) from error
     problem = _contract_problem(found, provider.kind)
     if problem:

@@ -15,6 +15,11 @@ from zoo_core.errors import ZooError
 
 __all__ = ["main"]
 
+INTERRUPTED = {
+    "bench": "interrupted; what is done is stored, and the same command runs the rest",
+    "fit": "interrupted; nothing is stored, and the same command starts anew",
+}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and gives its exit code. arguments: without the program's name, None: the process's own."""
@@ -30,14 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        return _told("interrupted", 130)
+        return _told(INTERRUPTED.get(words[0] if words else "", "interrupted"), 130)
     except ZooError as error:
-        if debug:
-            raise
+        _trace(debug)
         return _told(str(error), error.exit_code)
-    except Exception as error:
-        if debug:
-            raise
+    except Exception as error:  # noqa: BLE001 - the last resort: a line and an exit code, or a traceback if asked for
+        if _trace(debug):
+            return _told("that was a mistake of zoo's own; report what is printed above", 1)
         text = " ".join(f"{type(error).__name__}: {error}".split())
         return _told(f"a mistake of zoo's own, {text}; run it again with --debug and report what it prints", 1)
 
@@ -53,6 +57,15 @@ def _run(words: Sequence[str]) -> int:
     from zoo_core.cli.group import run  # click, and then the command's own imports
 
     return run(words)
+
+
+def _trace(wanted: bool) -> bool:
+    """Prints the error's traceback if that is wanted; the line and the exit code stay the same."""
+    if wanted:
+        import traceback  # an error alone pays for it
+
+        traceback.print_exc()
+    return wanted
 
 
 def _told(message: str, code: int) -> int:

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from zoo_core.catalog import Catalog, Problem
-from zoo_core.errors import ZooError
-from zoo_core.index import Index, load_index
-from zoo_core.registry import Registry
-from zoo_core.scan import Distribution, parse_entry_points, read_text
+from zoo_core.contracts import PartKind
+from zoo_core.declarations import blaming, check_adapter, check_head, check_task
+from zoo_core.errors import UsageError, ZooError, nearest
+from zoo_core.index import Index, Provider, load_index
+from zoo_core.registry import Bound, Registry
+from zoo_core.scan import GROUPS, RECORDS_GROUP, Distribution, parse_entry_points, read_text
 from zoo_core.settings import cache_folder, settings_file
+from zoo_core.spec import Part
 
 __all__ = ["DistributionHealth", "Health", "check_up"]
+
+CHECKS: Mapping[PartKind, Callable[[Bound], None]] = {
+    "adapter": check_adapter,
+    "head": check_head,
+    "task": check_task,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +44,17 @@ class DistributionHealth:
 
 @dataclass(frozen=True, kw_only=True)
 class Health:
-    """Everything that was found. foreign: unreadable metadata of packages that have nothing to do with zoo."""
+    """Everything that was found. groups: entry points below groups that zoo does not read, such as `zoo.adapter`.
+
+    foreign: unreadable metadata of packages that have nothing to do with zoo.
+    """
 
     core_version: str | None
     cache: str
     settings: str
     distributions: tuple[DistributionHealth, ...]
     records: tuple[Problem, ...]
+    groups: tuple[str, ...]
     foreign: tuple[str, ...]
     shadowed: tuple[str, ...]
     leftovers: tuple[str, ...]
@@ -50,7 +63,7 @@ class Health:
     def num_problems(self) -> int:
         """How many things a user should mend; a plugin that is not allowed is no problem."""
         allowed = [found for found in self.distributions if found.state != "disallowed"]
-        return sum(len(found.problems) for found in allowed) + len(self.records)
+        return sum(len(found.problems) for found in allowed) + len(self.records) + len(self.groups)
 
     @property
     def is_well(self) -> bool:
@@ -71,6 +84,7 @@ def check_up(index: Index | None = None) -> Health:
         settings=f"settings {settings}" if Path(settings).exists() else f"no settings in {settings}",
         distributions=tuple(_distribution(found, index, registry) for found in index.distributions),
         records=Catalog(index).problems(),
+        groups=tuple(_unknown_groups(index)),
         foreign=tuple(_foreign(index)),
         shadowed=tuple(index.shadowed),
         leftovers=tuple(_leftovers(index)),
@@ -92,6 +106,7 @@ def _distribution(found: Distribution, index: Index, registry: Registry) -> Dist
         started = time.perf_counter()
         try:
             registry.recipe(provider)
+            _check_declarations(registry, provider)
         except ZooError as error:
             problems.append(str(error))
         seconds = (seconds or 0.0) + time.perf_counter() - started
@@ -111,22 +126,52 @@ def _distribution(found: Distribution, index: Index, registry: Registry) -> Dist
     )
 
 
+def _check_declarations(registry: Registry, provider: Provider) -> None:
+    """Raises PluginError when a recipe breaks its contract; one that needs arguments is checked when it has them."""
+    check = CHECKS.get(provider.kind)
+    if check is None:
+        return
+    try:
+        part = registry.bind(Part(provider.name, kind=provider.kind))
+    except UsageError:
+        return
+    with blaming(part):
+        check(part)
+
+
+def _unknown_groups(index: Index) -> Iterator[str]:
+    """Groups that look like zoo's and are not, so that nothing below them is found."""
+    known = (*GROUPS, RECORDS_GROUP)
+    for _, file, points, _ in _entry_points(index):
+        for group in dict.fromkeys(group for group, _, _ in points):
+            if group.startswith("zoo.") and group not in known:
+                yield f"{file}: zoo reads no group [{group}]{nearest(group, known)}; there are {', '.join(known)}"
+
+
 def _foreign(index: Index) -> Iterator[str]:
     """Entry points that break importlib.metadata.entry_points() for everybody, and folders that cannot be read."""
-    ours = {found["path"] for found in index.distributions}
-    for folder, scanned in index.folders.items():
+    for scanned in index.folders.values():
         yield from scanned["problems"]
+    ours = {found["path"] for found in index.distributions}
+    for path, file, _, problems in _entry_points(index):
+        if str(path) not in ours:
+            yield from (f"{file}: {problem}" for problem in problems)
+
+
+def _entry_points(index: Index) -> Iterator[tuple[Path, Path, list[tuple[str, str, str]], list[str]]]:
+    """Of each distribution that has any: its folder, the file, what stands there, and what is malformed."""
+    for folder in index.folders:
         for path in _paths(folder):
-            if path.suffix not in (".dist-info", ".egg-info") or str(path) in ours or path.name.startswith("~"):
+            if path.suffix not in (".dist-info", ".egg-info") or path.name.startswith("~"):
                 continue
             file = path / "entry_points.txt"
             try:
-                _, problems = parse_entry_points(read_text(str(file)))
+                points, problems = parse_entry_points(read_text(str(file)))
             except OSError:
                 continue
             except ValueError as error:
-                problems = [str(error)]
-            yield from (f"{file}: {problem}" for problem in problems)
+                points, problems = [], [str(error)]
+            yield path, file, points, problems
 
 
 def _leftovers(index: Index) -> Iterator[str]:

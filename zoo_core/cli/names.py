@@ -55,7 +55,8 @@ def show(name: str, as_json: bool) -> None:
 
 def _page(shown: Mapping[str, Any]) -> str:
     lines = [f"{shown['name']}  {shown['kind']} of {shown['distribution']} {shown['version']}"]
-    lines += [text for text in (shown["summary"], shown["documentation"]) if text]
+    is_said = shown["documentation"].startswith(shown["summary"])  # an adapter's summary is its first line
+    lines += [text for text in ("" if is_said else shown["summary"], shown["documentation"]) if text]
     rows = [(row["name"], "required" if row["required"] else row["default"], row["type"]) for row in shown["arguments"]]
     if rows:
         widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
@@ -72,7 +73,7 @@ def _page(shown: Mapping[str, Any]) -> str:
 
 def _fact(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_fact(item)}" for key, item in value.items() if item is not None)
+        return ", ".join(f"{key} {_fact(item)}" for key, item in value.items() if item not in (None, "", (), []))
     if isinstance(value, list | tuple):
         return " ".join(map(_fact, value))
     return f"{value:,}" if type(value) is int else str(value)
@@ -81,7 +82,7 @@ def _fact(value: Any) -> str:
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="A stable schema for programs.")
 def doctor(as_json: bool) -> None:
-    """Check every plugin: its version, names, range of zoo-core and state, and load it to see whether that works.
+    """Check every plugin: its version, names, range of zoo-core and state, load it, and see what it says of itself.
 
     The exit code is 6 if a name that is allowed cannot be used, else 0; broken metadata of packages that have nothing
     to do with zoo is shown and does not count.
@@ -111,6 +112,7 @@ def _findings(health: Health) -> str:
         lines.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
         lines += [f"    {problem}" for problem in found.problems]
     lines += [f"record {found.name} of {found.distribution}: {found.problem}" for found in health.records]
+    lines += health.groups
     lines += [f"not zoo's: {problem}" for problem in health.foreign]
     lines += [f"behind another copy on sys.path, not used: {path}" for path in health.shadowed]
     lines += [f"left over by an interrupted pip, may be removed: {path}" for path in health.leftovers]

@@ -16,6 +16,7 @@ RECIPES = """
     from dataclasses import dataclass
     from pathlib import Path
     from typing import ClassVar, Literal
+    from zoo_core.contracts import Target
 
     @dataclass(frozen=True, kw_only=True)
     class Space:
@@ -39,6 +40,10 @@ RECIPES = """
         size: tuple[int, int] | None = None
         path: Path | None = None
         version: ClassVar[int] = 1
+        accepts: ClassVar[frozenset[str]] = frozenset({"tokens"})
+        seams: ClassVar[frozenset[str]] = frozenset()
+        changes: ClassVar[frozenset[str]] = frozenset({"added"})
+        learning_rates: ClassVar[tuple[float, ...]] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
         def apply(self, learner, context): ...
 
     @dataclass(frozen=True, kw_only=True)
@@ -50,6 +55,9 @@ RECIPES = """
     @dataclass(frozen=True, kw_only=True)
     class Task:
         version: ClassVar[int] = 1
+        modality: ClassVar[str] = "image"
+        metric: ClassVar[str] = "accuracy"
+        target: ClassVar[Target] = Target(kind="classes", size=2)
         def open(self, files): ...
 """
 
