@@ -11,7 +11,7 @@ import pytest
 from zoo_core.cli.bench import _suite as suite_of_flags
 from zoo_core.errors import AccessError, NotFoundError, SuiteError, UsageError
 from zoo_core.resolve import Budget
-from zoo_core.suites.grid import Grid, Suite, expand, load_suite, starter_suite, suite_from
+from zoo_core.suites.grid import Grid, Suite, expand, load_suite, starter_suite, suite_from, weights_of
 
 GRID: Mapping[str, Any] = {
     "name": "mine",
@@ -286,3 +286,29 @@ def test_ten_thousand_trials_expand(expanded: Expand) -> None:
     }
     grid = expanded(suite_from(table, name="x"))
     assert len({plan.digest for plan in grid.plans}) == 10_000
+
+
+def test_more_shots_than_a_task_has_examples_are_refused_before_anything_runs() -> None:
+    table = {"tasks": ["digits(shots=5)", "digits(shots=90)"], "backbones": ["starter/vit-nano"], "seeds": 1}
+    grid = expand(suite_from(table, name="x"))
+    assert [str(plan.trial.task) for plan in grid.plans] == ["digits(shots=5)"]
+    assert [(str(refusal.trial.task), refusal.reason) for refusal in grid.refusals] == [
+        (
+            "digits(shots=90)",
+            "shots=90 of 10 classes are 900 training examples, and digits has 897; allowed: up to 89",
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "label"),
+    [
+        ("nasty/tokens", "pretrained"),
+        ("nasty/tokens(weights=random)", "random"),
+        ("nasty/unlisted-tokens", "as built"),
+        ("nasty/unlisted-tokens(weights=random)", "random"),
+        ("nasty/far", "pretrained"),
+    ],
+)
+def test_weights_are_called_pretrained_only_where_something_says_so(nasty: Any, backbone: str, label: str) -> None:
+    assert weights_of(nasty.resolve(backbone)) == label

@@ -14,7 +14,17 @@ import pytest
 from zoo_core.cli import main
 
 KEYS = [
-    *("trial", "spec", "task", "target", "weights", "num_stages", "first_stage", "learning_rates"),
+    *(
+        "trial",
+        "spec",
+        "task",
+        "target",
+        "weights",
+        "backbone_parameters",
+        "num_stages",
+        "first_stage",
+        "learning_rates",
+    ),
     *("parts", "deferred", "base_digest", "digest"),
 ]
 SUITE = """
@@ -52,6 +62,7 @@ def test_a_plan_says_what_is_built_and_trained(zoo_here: Run) -> None:
     assert list(shown) == KEYS
     assert shown["trial"].strip() == "starter/vit-nano+partial(n=2)+linear task=digits(shots=10) seed=3"
     assert shown["target"].strip() == "classes, 10 outputs"
+    assert (shown["weights"].strip(), shown["backbone_parameters"].strip()) == ("pretrained", "448,632")
     assert shown["first_stage"].strip() == "2"
     assert shown["deferred"].strip() == "none"
     assert "partial (adapter, zoo-adapters" in shown["parts"]
@@ -92,6 +103,8 @@ def test_a_suite_lists_its_trials_and_its_refusals_with_reasons(zoo_here: Run, s
         (("starter/vit-nano",), 2, "zoo plan SPEC needs --task; `zoo list task` shows what there is"),
         (("starter/vit-nano", "--task", "digit"), 3, "did you mean digits"),
         (("starter/vit-nano", "--task", "diabetes"), 6, "reads image and task diabetes is table"),
+        (("starter/vit-nano", "--task", "digits(shots=90)"), 6, "allowed: up to 89"),
+        (("starter/vit-nano", "--task", "digits-attributes(shots=3)"), 6, "needs classes and the target is labels"),
         (("starter/vit-nano+linear+mlp", "--task", "digits"), 2, "two heads"),
         (("nothing.toml",), 3, "no suite file nothing.toml"),
         ((), 2, "Missing argument 'WHAT'"),

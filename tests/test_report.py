@@ -74,9 +74,21 @@ def test_rows_are_ranked_by_mean_score() -> None:
     rows = report_of(RESULTS).rows
     assert [(row.rank, row.spec) for row in rows] == [
         (1, "starter/vit-nano+full+linear"),
-        (2, "starter/vit-nano+probe+linear"),
+        (2, "starter/vit-nano+linear"),
         (3, "starter/vit-nano(weights=random)+full+linear"),
     ]
+
+
+def test_the_empty_chain_is_a_word_of_its_column_and_no_part_of_a_spec() -> None:
+    refused = result(None, 0, adapters="probe+ncm", head="", status="refused", reason="it makes no sense")
+    report = report_of([*several(PROBE), refused])
+    assert [(row.spec, row.adapters) for row in report.rows] == [("starter/vit-nano+linear", "probe")]
+    assert [failure.spec for failure in report.failures] == ["starter/vit-nano+ncm"]
+
+
+def test_weights_that_nobody_tells_of_are_no_argument() -> None:
+    (row,) = report_of(several(PROBE, weights="as built")).rows
+    assert (row.spec, row.weights, row.gain) == ("starter/vit-nano+linear", "as built", None)
 
 
 def test_an_error_is_better_when_it_is_lower() -> None:
@@ -273,7 +285,7 @@ def test_an_unknown_format_is_told() -> None:
 
 
 def test_differences_are_paired_by_seed() -> None:
-    found = differences([*RESULTS, result(0.99, 7, adapters="full")], "starter/vit-nano+probe+linear")
+    found = differences([*RESULTS, result(0.99, 7, adapters="full")], "starter/vit-nano+linear")
     assert [difference.spec for difference in found] == [
         "starter/vit-nano(weights=random)+full+linear",
         "starter/vit-nano+full+linear",
@@ -284,4 +296,4 @@ def test_differences_are_paired_by_seed() -> None:
 
 def test_differences_to_an_unknown_row_are_told() -> None:
     with pytest.raises(NotFoundError, match="did you mean"):
-        differences(RESULTS, "starter/vit-nano+prob+linear")
+        differences(RESULTS, "starter/vit-nano+liner")

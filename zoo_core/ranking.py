@@ -20,6 +20,7 @@ from zoo_core.store import Result, latest
 
 __all__ = ["Difference", "Estimate", "Failure", "Rate", "Report", "Row", "differences", "report_of", "t_quantile"]
 
+EMPTY_CHAIN = "probe"  # what the column `adapters` calls a chain without any
 WIDE_SPREAD = 0.2  # interquartile range over median; a rate that varies more is shown with ~ and is not compared
 
 # 97.5 % points of Student's t by degrees of freedom, rounded up; the last is the normal distribution's.
@@ -125,7 +126,7 @@ def report_of(results: Iterable[Result]) -> Report:
 def differences(results: Iterable[Result], baseline: str) -> tuple[Difference, ...]:
     """Of every combination on the baseline's tasks, by task and spec; only seeds that both have count.
 
-    baseline: a spec as the table writes it. Raises NotFoundError if no row has it.
+    baseline: a spec as the table writes it, head included. Raises NotFoundError if no row has it.
     """
     standing, _ = _one_for_each_seed(latest(results).values())
     scores: dict[tuple[tuple[str, ...], str], dict[int, float]] = {}
@@ -197,14 +198,16 @@ def _without_weights(backbone: str) -> str:
 
 
 def _spec(key: _Key) -> str:
+    """The trial's own canonical text, which can be typed again; the empty chain is left out of it."""
     backbone = key.backbone
-    if key.weights != "pretrained":
+    if key.weights == "random":
         try:
             part = parse_part(backbone)
             backbone = str(replace(part, arguments=(*part.arguments, ("weights", key.weights))))
         except SpecError:
             backbone = f"{backbone} (weights={key.weights})"
-    return "+".join(filter(None, (backbone, key.adapters, key.head)))
+    adapters = "" if key.adapters == EMPTY_CHAIN else key.adapters.removeprefix(f"{EMPTY_CHAIN}+")
+    return "+".join(filter(None, (backbone, adapters, key.head)))
 
 
 def _one_for_each_seed(results: Iterable[Result]) -> tuple[list[Result], list[str]]:

@@ -35,7 +35,8 @@ class Result:
     catalogue entry of the weights. chosen: what validation picked, with every candidate's validation score.
     num_parameters: of backbone and head. training, inference: examples_per_second, spread (interquartile range over
     median), batch_size, precision, repeats. coverage: what the weights file filled. created_at: UTC, ISO 8601.
-    backbone: without its `weights` argument. adapters: joined with `+`. weights: pretrained or random.
+    backbone: without its `weights` argument. adapters: joined with `+`. weights: pretrained, random, or
+    `as built` where nothing says that the backbone was pre-trained.
     """
 
     trial: str

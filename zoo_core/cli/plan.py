@@ -10,7 +10,7 @@ import click
 
 from zoo_core.errors import UsageError
 from zoo_core.resolve import Plan, resolve
-from zoo_core.suites.grid import expand, load_suite
+from zoo_core.suites.grid import check_shots, expand, load_suite, weights_of
 
 __all__ = ["plan"]
 
@@ -31,18 +31,20 @@ def plan(what: str, task: str | None, seed: int | None, as_json: bool) -> None:
         if task is not None or seed is not None:
             raise UsageError("a suite file names its tasks and seeds; leave --task and --seed out")
         grid = expand(load_suite(Path(what)))
-        plans = [_row(found) for found in grid.plans]
+        plans = [_row(each) for each in grid.plans]
         refusals = [{"trial": str(refusal.trial), "reason": refusal.reason} for refusal in grid.refusals]
     else:
         if task is None:
             raise UsageError("zoo plan SPEC needs --task; `zoo list task` shows what there is")
-        plans, refusals = [_row(resolve(what, task=task, seed=seed or 0))], []
+        found = resolve(what, task=task, seed=seed or 0)
+        check_shots(found)
+        plans, refusals = [_row(found)], []
     if as_json:
         click.echo(json.dumps({"plans": plans, "refusals": refusals}, indent=2))
         return
     for row in plans if len(plans) == 1 else ():
         for name, value in row.items():
-            click.echo(f"{name + ':':18}{_shown(value)}")
+            click.echo(f"{name + ':':21}{_shown(name, value)}")
     if len(plans) > 1:
         for row in plans:
             click.echo(f"{row['trial']}  stage {row['first_stage']} of {row['num_stages']}")
@@ -58,7 +60,8 @@ def _row(found: Plan) -> dict[str, Any]:
         "spec": str(found.spec),
         "task": str(found.trial.task),
         "target": {"kind": found.target.kind, "size": found.target.size, "names": list(found.target.names)},
-        "weights": found.weights,
+        "weights": weights_of(found),
+        "backbone_parameters": found.entry.num_parameters if found.entry else None,
         "num_stages": found.num_stages,
         "first_stage": found.first_stage,
         "learning_rates": list(found.learning_rates),
@@ -77,11 +80,13 @@ def _row(found: Plan) -> dict[str, Any]:
     }
 
 
-def _shown(value: Any) -> str:
+def _shown(name: str, value: Any) -> str:
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return ", ".join(f"{row['name']} ({row['kind']}, {row['distribution']} {row['version']})" for row in value)
     if isinstance(value, dict):
         return f"{value['kind']}, {value['size']} outputs"
     if isinstance(value, list):
         return ", ".join(f"{item:g}" if isinstance(item, float) else str(item) for item in value) or "none"
-    return "not pinned" if value is None else str(value)
+    if value is None:
+        return "not pinned" if name.endswith("digest") else "not known before it is built"
+    return f"{value:,}" if name == "backbone_parameters" else str(value)

@@ -10,13 +10,32 @@ from pathlib import Path
 
 from zoo_core.catalog import Catalog
 from zoo_core.catalog import catalog as default_catalog
-from zoo_core.errors import AccessError, IncompatibleError, NotFoundError, SuiteError, UsageError, nearest
+from zoo_core.errors import (
+    AccessError,
+    IncompatibleError,
+    NotFoundError,
+    RefusedError,
+    SuiteError,
+    UsageError,
+    nearest,
+)
+from zoo_core.lock import part_key
 from zoo_core.registry import Registry
 from zoo_core.registry import registry as default_registry
 from zoo_core.resolve import Budget, Plan, Trial, budget_from, reseeded, resolve
 from zoo_core.spec import Part, Spec, parse, parse_part
 
-__all__ = ["Grid", "Refusal", "Suite", "expand", "load_suite", "starter_suite", "suite_from"]
+__all__ = [
+    "Grid",
+    "Refusal",
+    "Suite",
+    "check_shots",
+    "expand",
+    "load_suite",
+    "starter_suite",
+    "suite_from",
+    "weights_of",
+]
 
 KEYS = ("name", "description", "tasks", "backbones", "adapters", "heads", "seeds", "budget")
 
@@ -116,8 +135,9 @@ def expand(suite: Suite, *, registry: Registry | None = None, catalog: Catalog |
         first = None
         try:
             first = resolve(spec, task=task, budget=suite.budget, registry=registry, catalog=catalog)
+            check_shots(first, catalog)
         except IncompatibleError as error:
-            reason = str(error)
+            first, reason = None, str(error)
         for seed in suite.seeds:
             if first is None or first.digest is None:
                 trial = Trial(spec=spec, task=task, budget=suite.budget, seed=seed)
@@ -130,6 +150,31 @@ def expand(suite: Suite, *, registry: Registry | None = None, catalog: Catalog |
         because = f": {reasons[0]}" if reasons else "; each of tasks, backbones and seeds needs one entry"
         raise SuiteError(f"the grid of suite {suite.name} is empty, {len(refusals)} trials refused{because}")
     return Grid(name=suite.name, plans=tuple(plans.values()), refusals=tuple(refusals.values()))
+
+
+def check_shots(plan: Plan, catalog: Catalog | None = None) -> None:
+    """Raises RefusedError when the catalogue knows that a task has too few examples for its `shots`, or no classes."""
+    shots = plan.task.common["shots"] if plan.task is not None else None
+    if plan.task is None or shots is None:
+        return
+    if plan.target.kind != "classes":
+        raise RefusedError(f"shots={shots} needs classes and the target is {plan.target.kind}; use limit=N")
+    entry = (catalog or default_catalog()).find(plan.task.name, "task")
+    size = plan.target.size or (entry.target.size if entry is not None and entry.target is not None else None)
+    num = entry.splits.get("train") if entry is not None else None
+    if size is not None and num is not None and shots * size > num:
+        raise RefusedError(
+            f"shots={shots} of {size} classes are {shots * size} training examples, and {plan.task.name} has {num}; "
+            f"allowed: up to {num // size}"
+        )
+
+
+def weights_of(plan: Plan) -> str:
+    """What results call a backbone's weights: pretrained, random, or `as built` where nothing says that it has any."""
+    entry = plan.entry
+    told = entry is not None and ("pretrained" in entry.weights or bool(entry.files))
+    is_told = plan.weights == "random" or told or part_key(plan.backbone) in plan.sources
+    return plan.weights if is_told else "as built"
 
 
 def _specs(suite: Suite, registry: Registry) -> list[Spec]:

@@ -38,6 +38,7 @@ from zoo_core.registry import Bound
 from zoo_core.resolve import Plan
 from zoo_core.spec import Part
 from zoo_core.store import Result
+from zoo_core.suites.grid import weights_of
 from zoo_core.train import Fitted, Progress, calibrate, fit
 
 __all__ = ["Chosen", "Report", "choose", "open_task", "provenance", "run_trial", "score_split"]
@@ -298,7 +299,7 @@ def provenance(plan: Plan, device: torch.device | str) -> Result:
         head=str(plan.head.canonical()),
         task=str(plan.task.canonical()) if plan.task else "",
         seed=plan.seed,
-        weights=plan.weights,
+        weights=weights_of(plan),
     )
 
 
