@@ -10,12 +10,14 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from zoo_core.cli import main
+from zoo_core.resolve import Budget
 
 COMMANDS = ("plan", "bench", "report", "fit", "evaluate", "predict")
 BUDGET = ("--epochs", "1", "--num-rates", "1", "--device", "cpu")
@@ -163,6 +165,20 @@ def test_help_names_every_option_once_with_a_word_on_it(zoo_here: Run) -> None:
         assert options
         for name, text in options:
             assert len(text.split()) > 1, (command, name)
+
+
+def test_help_shows_the_default_of_each_option_of_the_budget(zoo_here: Run) -> None:
+    for command in ("bench", "fit"):
+        _, out, _ = zoo_here(command, "--help")
+        text = " ".join(out.split())
+        for each in fields(Budget):
+            option = text.partition(f"--{each.name.replace('_', '-')} ")[2].partition(" --")[0]
+            assert f"[default: {'never' if each.default is None else each.default}]" in option, (command, each.name)
+
+
+def test_help_of_bench_says_what_its_exit_code_means(zoo_here: Run) -> None:
+    _, out, _ = zoo_here("bench", "--help")
+    assert "The exit code is 1 if a trial failed" in " ".join(out.split())
 
 
 def test_examples_of_plan_fit_evaluate_predict_and_report_work(

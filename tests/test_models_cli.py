@@ -124,8 +124,19 @@ def test_a_syntax_error_shows_the_column(zoo_here: Run, tmp_path: Path) -> None:
 def test_a_traceback_comes_with_debug_alone(zoo_here: Run, tmp_path: Path) -> None:
     words = ("evaluate", tmp_path)
     told(zoo_here(*words), 3, "holds no fitted model")
-    with pytest.raises(Exception, match="holds no fitted model"):
-        zoo_here(*words, "--debug")
+    code, _, err = zoo_here(*words, "--debug")
+    assert (code, err[0], "holds no fitted model" in err[-1]) == (3, "Traceback (most recent call last):", True)
+
+
+def test_threads_are_those_of_the_result_and_a_count_that_is_none_is_told(
+    zoo_here: Run, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    words = ("fit", "starter/convnet-nano+ncm", "--task", "digits(shots=1)", "--device", "cpu")
+    assert zoo_here(*words, "--out", tmp_path / "run", "--threads", "1")[0] == 0
+    assert json.loads((tmp_path / "run" / "results.jsonl").read_text())["threads"] == 1
+    told(zoo_here(*words, "--out", tmp_path / "more", "--threads", "0"), 2, "--threads 0: allowed: 1 to")
+    for more in (("evaluate", folders["classes"]), ("predict", folders["classes"], "x.png")):
+        told(zoo_here(*more, "--threads", "-1"), 2, "--threads -1: allowed: 1 to")
 
 
 # --- evaluate --------------------------------------------------------------------------------------------------------

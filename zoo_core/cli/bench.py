@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from zoo_core.cli.options import budget_options, check_device, device_option
+from zoo_core.cli.options import budget_options, check_count, check_device, device_option
 from zoo_core.errors import NotFoundError, UsageError
 from zoo_core.report import render
 from zoo_core.store import read
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["bench", "report"]
 
 FORMATS = ("table", "md", "csv", "json")
-MAX_PROCESSES = 1024  # beyond, it is a slip of the finger
 
 
 @click.command()
@@ -56,11 +55,12 @@ def bench(
     retry: bool,
     form: str,
     **budget: Any,
-) -> None:
+) -> int:
     """Compare transfer methods: run every combination of a grid, and print a ranked table.
 
     SUITE is a TOML file; without one and without flags, the starter suite runs, with no network. The grid may be
-    given by flags instead. The same command again runs only what is missing.
+    given by flags instead, and a flag of the budget replaces what the suite says. The same command again runs only
+    what is missing. The exit code is 1 if a trial failed; one that makes no sense is refused, which is no failure.
 
     \b
     zoo bench
@@ -84,6 +84,7 @@ def bench(
     num_failed = sum(result.status == "failed" for result in results)
     if num_failed:
         click.echo(f"{num_failed} of them failed; the same command with --retry runs those again", err=True)
+    return 1 if num_failed else 0
 
 
 @click.command()
@@ -139,8 +140,7 @@ def _shared(workers: int | None, threads: int | None, device: str) -> tuple[int,
     from zoo_core.suites.forking import num_processors
 
     for name, wanted in (("workers", workers), ("threads", threads)):
-        if wanted is not None and not 1 <= wanted <= MAX_PROCESSES:
-            raise UsageError(f"--{name} {wanted}: allowed: 1 to {MAX_PROCESSES}")
+        check_count(name, wanted)
     on_cpu = device == "cpu"
     workers = workers or (num_processors() if on_cpu else 1)
     return workers, threads or (1 if on_cpu else max(1, num_processors() // workers))

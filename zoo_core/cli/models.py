@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from zoo_core.cli.options import budget_options, check_device, device_option, fitting
+from zoo_core.cli.options import budget_options, check_device, device_option, fitting, threads_option, use_threads
 from zoo_core.errors import AccessError, NotFoundError, UsageError
 from zoo_core.resolve import budget_from
 
@@ -31,8 +31,18 @@ __all__ = ["evaluate", "fit", "predict"]
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides draws, new weights and order.")
 @budget_options
 @click.option("--num-workers", type=int, default=0, show_default=True, help="Processes that prepare data ahead.")
+@threads_option
 @device_option
-def fit(spec: str, task: str, out: Path, seed: int, num_workers: int, device: str, **budget: Any) -> None:
+def fit(
+    spec: str,
+    task: str,
+    out: Path,
+    seed: int,
+    num_workers: int,
+    threads: int | None,
+    device: str,
+    **budget: Any,
+) -> None:
     """Fit one model: a learning rate is chosen on validation, the model is scored on test and stored.
 
     \b
@@ -42,6 +52,7 @@ def fit(spec: str, task: str, out: Path, seed: int, num_workers: int, device: st
 
     chosen = budget_from({name: value for name, value in budget.items() if value is not None})
     device = check_device(device)
+    use_threads(threads)
     with fitting(spec) as report:
         _, result = run(
             spec,
@@ -74,8 +85,9 @@ def fit(spec: str, task: str, out: Path, seed: int, num_workers: int, device: st
     help="Which examples; those of the fit's own draw.",
 )
 @click.option("--json", "as_json", is_flag=True, help="A stable schema for programs.")
+@threads_option
 @device_option
-def evaluate(folder: Path, split: str, as_json: bool, device: str) -> None:
+def evaluate(folder: Path, split: str, as_json: bool, threads: int | None, device: str) -> None:
     """Score a fitted model on a split of its task, with a report for each class and a confusion matrix.
 
     \b
@@ -83,6 +95,7 @@ def evaluate(folder: Path, split: str, as_json: bool, device: str) -> None:
     """  # noqa: D301 - click reads the character \b as: keep these lines
     from zoo_core.api import evaluate as run
 
+    use_threads(threads)
     found = run(folder, split=split, device=check_device(device))
     click.echo(json.dumps(asdict(found), indent=2) if as_json else _evaluation(found))
 
@@ -115,8 +128,9 @@ def _evaluation(found: Evaluation) -> str:
     show_default=True,
     help="jsonl has every score in full.",
 )
+@threads_option
 @device_option
-def predict(folder: Path, files: tuple[Path, ...], form: str, device: str) -> None:
+def predict(folder: Path, files: tuple[Path, ...], form: str, threads: int | None, device: str) -> None:
     """Predict with a fitted model: pictures, or CSV files of numbers (a row an example) for a table model.
 
     One line for each item, in the order given: the likeliest class and its probability, the probability of each
@@ -129,6 +143,7 @@ def predict(folder: Path, files: tuple[Path, ...], form: str, device: str) -> No
     from zoo_core.runs import load_stored, read_run
 
     device = check_device(device)
+    use_threads(threads)
     stored = read_run(folder)
     learner = load_stored(stored)
     modality = learner.source.modality

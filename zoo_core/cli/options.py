@@ -12,14 +12,24 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from zoo_core.errors import UsageError
+from zoo_core.resolve import Budget
 
 if TYPE_CHECKING:
     from zoo_core.suites.trial import Report
 
-__all__ = ["budget_options", "check_device", "device_option", "fitting"]
+__all__ = [
+    "budget_options",
+    "check_count",
+    "check_device",
+    "device_option",
+    "fitting",
+    "threads_option",
+    "use_threads",
+]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+MAX_PROCESSES = 1024  # or threads; beyond, it is a slip of the finger
 LINE_SECONDS = 10.0
 GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # CUDA, ROCm, WSL; without them torch need not be asked
 BUDGET_FLAGS: tuple[tuple[str, Any, str], ...] = (
@@ -36,10 +46,34 @@ BUDGET_FLAGS: tuple[tuple[str, Any, str], ...] = (
 
 
 def budget_options(command: Command) -> Command:
-    """One flag for each field of Budget; those not given are None."""
+    """One flag for each field of Budget, whose default its help shows; those not given are None."""
+    defaults = Budget()
     for flag, kind, text in reversed(BUDGET_FLAGS):
-        command = click.option(flag, type=kind, default=None, help=text)(command)
+        default = getattr(defaults, flag.removeprefix("--").replace("-", "_"))
+        shown = f"{text}  [default: {'never' if default is None else default}]"
+        command = click.option(flag, type=kind, default=None, help=shown)(command)
     return command
+
+
+def threads_option(command: Command) -> Command:
+    """`--threads` of a command that works in this process; its value goes to `use_threads`."""
+    text = "Threads on a CPU, which may change the last bits of a score; without it torch takes all processors."
+    return click.option("--threads", type=int, help=text)(command)
+
+
+def use_threads(threads: int | None) -> None:
+    """Sets how many threads torch takes; None leaves it as it is. Raises UsageError for a count that is none."""
+    check_count("threads", threads)
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def check_count(name: str, found: int | None) -> None:
+    """Raises UsageError for a number of processes or threads that cannot be."""
+    if found is not None and not 1 <= found <= MAX_PROCESSES:
+        raise UsageError(f"--{name} {found}: allowed: 1 to {MAX_PROCESSES}")
 
 
 def device_option(command: Command) -> Command:
