@@ -29,15 +29,16 @@ LAYERS = (
     ("settings",),
     ("index",),
     ("bind",),
-    ("catalog", "declarations", "lock"),
+    ("catalog", "declarations", "lock", "verified"),
     ("registry",),  # a name may be a record's
     ("plan", "store"),
     ("resolve",),
     ("ranking",),
     ("report",),
     # torch from here on
-    ("features", "hub", "pictures", "preparations", "seams", "weights"),
-    ("data", "objective"),
+    ("features", "pictures", "preparations", "remote", "seams", "weights"),
+    ("downloads",),
+    ("data", "hub", "objective"),
     ("learner",),  # puts predictions of values back into their units, which the objective's scaled head defines
     ("build",),
     ("measure", "runs"),

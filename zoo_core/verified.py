@@ -1,0 +1,136 @@
+"""Files whose sha256 is known: hashed once, and remembered for as long as the file is the same one.
+
+A file is the same while its device, inode, size and both times are (a write changes the time of change, which no
+program can set back). The memory lies in the cache folder, one small file for each; where that cannot be written,
+nothing is remembered and everything works.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import uuid
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from zoo_core.contracts import FileHash
+from zoo_core.errors import AccessError, IntegrityError, NotFoundError
+from zoo_core.settings import cache_folder
+
+__all__ = ["check", "git_sha1_of", "hash_of", "is_known", "read_memory", "safe_name", "write_memory"]
+
+# A file that changed so shortly ago may change again within one tick of the clock that stamps it, unseen.
+RACY_NS = 20_000_000
+BLOCK = 2**20
+
+
+def check(path: Path, expected: FileHash, *, again: bool = False) -> None:
+    """Raises IntegrityError unless a file has the size and the sha256 expected, NotFoundError if it is missing.
+
+    again: hash it even if it is known to be right. The file is left where it is.
+    """
+    found = hash_of(path, again=again, expected_size=expected.size)
+    if found.size != expected.size:
+        raise IntegrityError(f"{path} has {found.size} bytes, expected {expected.size}")
+    if found.sha256 != expected.sha256:
+        raise IntegrityError(f"{path} has sha256 {found.sha256[:12]}..., expected {expected.sha256[:12]}...")
+
+
+def hash_of(path: Path, *, again: bool = False, expected_size: int | None = None) -> FileHash:
+    """The sha256 and size of a file; from memory where the file has not changed, unless `again`.
+
+    expected_size: a file of another size is not read, and its sha256 is empty.
+    Raises NotFoundError if it is missing, AccessError if it cannot be read.
+    """
+    try:
+        with path.open("rb", buffering=0) as stream:
+            before = os.fstat(stream.fileno())
+            if expected_size not in (None, before.st_size):
+                return FileHash(sha256="", size=before.st_size)
+            known = None if again else _recall(before)
+            if known is None:
+                known = hashlib.file_digest(stream, "sha256").hexdigest()
+                after = os.fstat(stream.fileno())
+                if _stamp(before) == _stamp(after):
+                    _remember(after, known)
+            return FileHash(sha256=known, size=before.st_size)
+    except FileNotFoundError:
+        raise NotFoundError(f"{path} is missing") from None
+    except OSError as error:
+        raise AccessError(f"{path} cannot be read ({error.strerror}); mend its rights") from error
+
+
+def is_known(path: Path, expected: FileHash) -> bool:
+    """Whether a file was hashed before, has not changed since, and was what is expected; reads nothing of it."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return False
+    return stat.st_size == expected.size and _recall(stat) == expected.sha256
+
+
+def git_sha1_of(path: Path) -> str:
+    """The name that git gives the content of a file: what the Hub tells of files that are not in LFS."""
+    with path.open("rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+        while block := stream.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def safe_name(name: str, where: str) -> str:
+    """The name of a file inside a folder, as it is. Raises IntegrityError if it would lead out of the folder."""
+    parts = name.split("/")
+    if any(part in ("", ".", "..") for part in parts) or set(name) & {"\\", "\0", ":"}:
+        raise IntegrityError(f"{where} names a file {name!r:.80}, which is no path inside a folder; it is not used")
+    assert not PurePosixPath(name).is_absolute()
+    return name
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+def read_memory(*place: str) -> Any:
+    """What write_memory has written, or None where there is nothing or it is damaged."""
+    try:
+        return json.loads(Path(cache_folder(), *place).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def write_memory(value: object, *place: str) -> None:
+    """Writes a value in JSON below the cache folder, whole or not at all; a folder that cannot be written is fine."""
+    path = Path(cache_folder(), *place)
+    fresh = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            fresh.write_text(json.dumps(value), encoding="utf-8")
+            fresh.replace(path)
+        except OSError:
+            fresh.unlink(missing_ok=True)
+    except OSError:
+        return
+
+
+def _stamp(stat: os.stat_result) -> list[int]:
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+
+
+def _place(stat: os.stat_result) -> tuple[str, str]:
+    return "verified", f"{stat.st_dev:x}-{stat.st_ino:x}.json"
+
+
+def _recall(stat: os.stat_result) -> str | None:
+    row = read_memory(*_place(stat))
+    if not isinstance(row, dict) or row.get("stamp") != _stamp(stat) or not isinstance(row.get("sha256"), str):
+        return None
+    return str(row["sha256"])
+
+
+def _remember(stat: os.stat_result, sha256: str) -> None:
+    if time.time_ns() - stat.st_ctime_ns > RACY_NS:
+        write_memory({"stamp": _stamp(stat), "sha256": sha256}, *_place(stat))
