@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from zoo_core.errors import UsageError
 from zoo_core.preparations import ImagePreparation, TablePreparation
@@ -21,7 +22,11 @@ def picture(seed: int, *shape: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "changed", [{"size": 7}, {"mean": (0.1, 0.2, 0.4)}, {"std": (0.5, 0.4, 0.3)}, {"interpolation": "bicubic"}]
+    "changed",
+    [
+        *({"size": 7}, {"size": (6, 7)}, {"mean": (0.1, 0.2, 0.4)}, {"std": (0.5, 0.4, 0.3)}),
+        *({"interpolation": "bicubic"}, {"crop_pct": 0.9}, {"crop_mode": "center"}),
+    ],
 )
 def test_a_digest_changes_with_the_numbers(changed: dict[str, Any]) -> None:
     assert replace(IMAGE, **changed).digest != IMAGE.digest == replace(IMAGE).digest
@@ -72,6 +77,59 @@ def test_resizing_stays_within_bytes(interpolation: Any) -> None:
     assert found.dtype == torch.uint8
     assert found[0, :, 0].unique().tolist() == [0]
     assert found[0, :, -1].unique().tolist() == [255]
+
+
+def photo(height: int, width: int) -> torch.Tensor:
+    """Smooth colours: uint8 [3, height, width]."""
+    rows, columns = torch.linspace(0, 3, height).view(-1, 1), torch.linspace(0, 5, width).view(1, -1)
+    waves = [torch.sin(rows * k + columns) * 100 + 128 for k in (1, 2, 3)]
+    return torch.stack(waves).to(torch.uint8)
+
+
+CROPS: list[dict[str, Any]] = [
+    {"size": 24, "crop_pct": 0.875, "crop_mode": "center"},
+    {"size": 24, "crop_pct": 1.0, "crop_mode": "center"},
+    {"size": 25, "crop_pct": 0.9, "crop_mode": "squash"},
+    {"size": 24, "crop_pct": 0.95, "crop_mode": "border"},
+    {"size": 24, "crop_pct": 1.0, "crop_mode": "border"},
+    {"size": (32, 24), "crop_pct": 0.875, "crop_mode": "center"},
+    {"size": (32, 24), "crop_pct": 1.0, "crop_mode": "squash"},
+    {"size": (24, 33), "crop_pct": 0.9, "crop_mode": "border"},
+    {"size": 24, "crop_pct": 1.2, "crop_mode": "center"},
+]
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("crop", CROPS, ids=lambda crop: "-".join(map(str, crop.values())))
+@pytest.mark.parametrize("shape", [(40, 61), (61, 40), (17, 17), (24, 24)])
+def test_a_crop_is_what_timm_makes_of_the_same_picture(shape: Any, crop: Any, interpolation: Any) -> None:
+    transforms = pytest.importorskip("timm.data.transforms_factory", reason="needs timm")
+    preparation = replace(IMAGE, **crop, interpolation=interpolation)
+    picture = photo(*shape)
+    theirs = transforms.transforms_imagenet_eval(
+        img_size=crop["size"],
+        crop_pct=crop["crop_pct"],
+        crop_mode=crop["crop_mode"],
+        interpolation=interpolation,
+        mean=IMAGE.mean,
+        normalize=False,
+    )(Image.fromarray(picture.permute(1, 2, 0).numpy()))
+    ours = preparation.prepare([picture])[0]["pixel_values"]
+    assert ours.shape == theirs.shape
+    difference = (ours.int() - theirs.int()).abs()
+    assert difference.max() <= 2, "Pillow resizes rows and columns one after the other and rounds in between"
+    assert difference.float().mean() < 0.5  # a shift by one pixel gives more than 1
+
+
+def test_one_channel_is_surrounded_by_the_mean_of_each() -> None:
+    found = replace(IMAGE, size=6, crop_mode="border").prepare([picture(0, 1, 3, 6)])[0]["pixel_values"]
+    assert found.shape == (3, 6, 6)
+    assert found[:, 0, 0].tolist() == [round(255 * mean) for mean in IMAGE.mean]
+    assert torch.equal(found[0, 1:4], picture(0, 1, 3, 6)[0])
+
+
+def test_a_dummy_has_the_height_and_width_asked_for() -> None:
+    assert replace(IMAGE, size=(4, 6)).dummy(2)["pixel_values"].shape == (2, 3, 4, 6)
 
 
 @pytest.mark.parametrize(

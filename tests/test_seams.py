@@ -19,8 +19,8 @@ ATTENTION = nn.functional.scaled_dot_product_attention
 
 
 def pictures(backbone: ToyBackbone, num: int = 3) -> dict[str, Tensor]:
-    size = backbone.preparation.size
-    return {"pixel_values": torch.randn(num, 3, size, size, generator=torch.Generator().manual_seed(1))}
+    shape = backbone.preparation.dummy(num)["pixel_values"].shape
+    return {"pixel_values": torch.randn(shape, generator=torch.Generator().manual_seed(1))}
 
 
 class TupleStages(ToyBackbone):

@@ -114,7 +114,7 @@ def _check_promise(part: Bound, plan: Plan, backbone: Backbone) -> None:
 
 def _build_head(plan: Plan, backbone: nn.Module, target: Target) -> nn.Module:
     recipe = plan.head.recipe
-    features = FeatureSpec(kind=recipe.consumes, dim=as_backbone(backbone).features.dim)
+    features = FeatureSpec(kind=recipe.consumes, dim=as_backbone(backbone).features.width(recipe.consumes))
     with seeded(plan.seed, "head", plan.head.name), blaming(plan.head):
         head = recipe.build(features, target)
     if recipe.fit == "closed_form":

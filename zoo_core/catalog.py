@@ -318,7 +318,7 @@ def _inside(key: str, check: Callable[[Any], Any], value: Any) -> Any:
         raise _WrongError(str(error), error.found, f".{key}{error.where}") from None
 
 
-_FEATURES = _row({"kind": _word_of(KINDS), "dim": _count}, ["kind", "dim"])
+_FEATURES = _row({"kind": _word_of(KINDS), "dim": _count, "pooled_dim": _count}, ["kind", "dim"])
 _TARGET = _row({"kind": _word_of(TARGET_KINDS), "size": _count}, ["kind"])
 _FILE = _row({"sha256": _hex(64), "size": _count}, ["sha256", "size"])
 

@@ -94,10 +94,18 @@ Raw = Any  # one example as its task holds it: a picture, a sentence, a row; onl
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureSpec:
-    """What a backbone gives: the kind of its features and their width D."""
+    """What a backbone gives: the kind of its features and their width D.
+
+    pooled_dim: width after its own pooling, where layers of it make that another one; None: the same.
+    """
 
     kind: Kind
     dim: int
+    pooled_dim: int | None = None
+
+    def width(self, kind: Kind) -> int:
+        """The width of these features once they are of this kind."""
+        return self.pooled_dim or self.dim if kind == "pooled" else self.dim
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -22,15 +23,21 @@ def _digest(value: Any) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class ImagePreparation:
-    """uint8 [C, H, W] -> resized to a square, three channels, then normalised with the weights' own mean and std.
+    """uint8 [C, H, W] -> resized, cropped, three channels, then normalised with the weights' own mean and std.
 
-    size: side in pixels. mean, std: per channel, in units of 0 to 1. One channel is repeated to three.
+    size: side in pixels, or (height, width). mean, std: per channel, in units of 0 to 1. One channel is repeated to
+    three. crop_pct: share of each side that the central crop keeps of the resized picture.
+    crop_mode: how the picture is resized to size / crop_pct. squash: both sides, whatever its shape; center: the
+    shorter side fits and what is over is cut off; border: the longer side fits, and the rest is filled with the mean.
+    Source: timm 1.0.31, timm/data/transforms_factory.py, transforms_imagenet_eval.
     """
 
-    size: int
+    size: int | tuple[int, int]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    crop_pct: float = 1.0
+    crop_mode: Literal["squash", "center", "border"] = "squash"
 
     @property
     def digest(self) -> str:
@@ -41,13 +48,13 @@ class ImagePreparation:
         return False
 
     def prepare(self, examples: Sequence[Tensor]) -> list[Mapping[str, Tensor]]:
-        """Resizes examples of one size together; `pixel_values` is uint8 [1 or 3, size, size]."""
+        """Resizes examples of one size together; `pixel_values` is uint8 [1 or 3, height, width]."""
         prepared: list[Mapping[str, Tensor] | None] = [None] * len(examples)
         by_shape: dict[torch.Size, list[int]] = {}
         for position, image in enumerate(examples):
             by_shape.setdefault(image.shape, []).append(position)
         for positions in by_shape.values():
-            resized = self._resize(torch.stack([examples[position] for position in positions]))
+            resized = self._cropped(self._resized(torch.stack([examples[position] for position in positions])))
             for position, image in zip(positions, resized.unbind(), strict=True):
                 prepared[position] = {"pixel_values": image}
         return [example for example in prepared if example is not None]
@@ -66,19 +73,51 @@ class ImagePreparation:
         return {"pixel_values": (x.float() / 255 - mean) / std}
 
     def dummy(self, batch_size: int) -> dict[str, Tensor]:
-        return {"pixel_values": torch.zeros(batch_size, 3, self.size, self.size)}
+        return {"pixel_values": torch.zeros(batch_size, 3, *self._size())}
 
-    def _resize(self, images_BCHW: Tensor) -> Tensor:
-        if images_BCHW.shape[-2:] == (self.size, self.size):
+    def _size(self) -> tuple[int, int]:
+        """Height and width of what the backbone sees."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    def _resized_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width before the crop of a picture of that height and width."""
+        scaled = tuple(math.floor(side / self.crop_pct) for side in self._size())
+        if self.crop_mode == "squash":
+            return scaled[0], scaled[1]
+        if self.crop_mode == "center" and scaled[0] == scaled[1]:  # torchvision's way, which rounds down
+            short, long = sorted((height, width))
+            longer = int(scaled[0] * long / short)
+            return (scaled[0], longer) if height <= width else (longer, scaled[0])
+        ratios = height / scaled[0], width / scaled[1]
+        ratio = min(ratios) if self.crop_mode == "center" else max(ratios)
+        return max(1, round(height / ratio)), max(1, round(width / ratio))
+
+    def _resized(self, images_BCHW: Tensor) -> Tensor:
+        size = self._resized_size(images_BCHW.shape[2], images_BCHW.shape[3])
+        if images_BCHW.shape[-2:] == size:
             return images_BCHW
         resized = nn.functional.interpolate(
-            images_BCHW.float(),
-            size=(self.size, self.size),
-            mode=self.interpolation,
-            antialias=True,
-            align_corners=False,
+            images_BCHW.float(), size=size, mode=self.interpolation, antialias=True, align_corners=False
         )
         return resized.round().clamp(0, 255).to(torch.uint8)
+
+    def _cropped(self, images_BCHW: Tensor) -> Tensor:
+        """The centre of the pictures; what is smaller is surrounded by the mean (border) or by black."""
+        height, width = self._size()
+        lacking = [max(0, height - images_BCHW.shape[2]), max(0, width - images_BCHW.shape[3])]
+        if any(lacking):
+            images_BCHW = self._surrounded(images_BCHW, *lacking)
+        top, left = (round((found - kept) / 2) for found, kept in zip(images_BCHW.shape[2:], self._size(), strict=True))
+        return images_BCHW[:, :, top : top + height, left : left + width]
+
+    def _surrounded(self, images_BCHW: Tensor, rows: int, columns: int) -> Tensor:
+        """The pictures with so many more rows and columns; three channels, since each has its own mean."""
+        images_BCHW = images_BCHW.expand(-1, 3, -1, -1)
+        fill = [round(255 * value) if self.crop_mode == "border" else 0 for value in self.mean]
+        batch, _, height, width = images_BCHW.shape
+        framed = torch.tensor(fill, dtype=torch.uint8).view(3, 1, 1).repeat(batch, 1, height + rows, width + columns)
+        framed[:, :, rows // 2 : rows // 2 + height, columns // 2 : columns // 2 + width] = images_BCHW
+        return framed
 
 
 @dataclass(frozen=True, kw_only=True)
