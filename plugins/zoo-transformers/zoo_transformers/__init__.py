@@ -1,0 +1,1 @@
+"""Backbones of the transformers library: `hf/ORG/REPO` and `hf(files="DIR")`."""

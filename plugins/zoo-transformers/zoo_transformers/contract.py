@@ -1,0 +1,114 @@
+"""A model of transformers under the backbone contract: preparation, stages, sites, pooling, weights from a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from zoo_core.contracts import Features, FeatureSpec, Modality, Preparation, Site
+from zoo_core.errors import IntegrityError
+from zoo_core.weights import assign, blank, open_pickle, open_tensors
+from zoo_transformers.checkpoint import converted, weight_files
+from zoo_transformers.configuration import Described, describe
+from zoo_transformers.families import Family, Pool
+from zoo_transformers.masks import feature_mask
+from zoo_transformers.pooling import pooled, stated_pool
+from zoo_transformers.sites import find_sites, stage_paths, width
+from zoo_transformers.text import text_preparation
+
+__all__ = ["TransformersBackbone", "backbone"]
+
+HALVES = (torch.bfloat16, torch.float16)
+
+
+class TransformersBackbone(nn.Module):
+    """A model of transformers without its head, as a backbone; its last hidden state is the features.
+
+    attends: whether the model is told which inputs are padding; if not, only pooling is.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, family: Family, preparation: Preparation, *, pooling: Pool, attends: bool
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.family = family
+        self.preparation = preparation
+        self.pooling: Pool = pooling
+        self.attends = attends
+        self.modality: Modality = family.modality
+        self.features = FeatureSpec(kind=family.kind, dim=width(model.config))
+        self.stages = tuple(f"model.{path}" for path in stage_paths(model, family))
+        self._sites = find_sites(model, family, prefix="model.")
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Features:
+        """inputs: as the preparation gives them. Features are float32 where the weights have half precision."""
+        given = {name: inputs[name] for name in self.family.inputs}
+        mask = given.pop("attention_mask", None)
+        own = self.model.dtype
+        given = {name: x.to(own) if x.is_floating_point() else x for name, x in given.items()}
+        if self.attends and mask is not None and not mask.is_meta:  # no mask can be looked at on the meta device
+            given["attention_mask"] = mask
+        x: Tensor = self.model(**given).last_hidden_state
+        x = x.float() if own in HALVES else x
+        if self.family.kind == "map":
+            return Features(kind="map", x=self._as_map(x, given["pixel_values"]))
+        return Features(kind="tokens", x=x, mask=feature_mask(self.family.mask, mask, x.shape[1], self.model.config))
+
+    def _as_map(self, x: Tensor, pixels_BCHW: Tensor) -> Tensor:
+        """Swin's rows of tokens [B, H * W, D] as [B, D, H, W]; what is a map already as it is."""
+        if x.ndim == 4:
+            return x
+        config = self.model.config
+        sides = [-(-side // config.patch_size) for side in pixels_BCHW.shape[2:]]
+        for _ in config.depths[1:]:  # between stages, neighbours are merged and an odd side is padded
+            sides = [-(-side // 2) for side in sides]
+        map_BDHW: Tensor = x.transpose(1, 2).unflatten(2, sides)
+        return map_BDHW
+
+    def pool(self, features: Features) -> Tensor:
+        """One vector for each example, float [B, D], by the rule `pooling`: see zoo_transformers.pooling."""
+        return pooled(self.model, self.pooling, features)
+
+    def sites(self, role: str) -> tuple[Site, ...]:
+        return self._sites.get(role, ())
+
+
+def backbone(files: Path, *, globs: Sequence[str], dtype: str, max_length: int | None) -> nn.Module:
+    """The backbone that a folder describes.
+
+    globs: of weights, best first; none for random ones, drawn as transformers does. dtype: of the weights.
+    max_length: of texts, None for the most that is allowed.
+    """
+    described = describe(files)
+    preparation = text_preparation(described, max_length=max_length)
+    model = _model(described, weight_files(files, globs) if globs else [], getattr(torch, dtype))
+    pooling = stated_pool(files) or described.family.pool
+    return TransformersBackbone(model, described.family, preparation, pooling=pooling, attends=True).eval()
+
+
+def _model(described: Described, paths: Sequence[Path], dtype: torch.dtype) -> PreTrainedModel:
+    """The library's model in evaluation mode, with the weights of the files, or random ones where there are none."""
+    family = described.family
+    with ExitStack() as stack:
+        if paths:
+            stack.enter_context(blank())
+            stack.enter_context(no_init_weights())  # drawing nothing on the meta device still takes longer than loading
+        try:
+            model = described.model(described.config, **family.arguments)
+        except Exception as error:  # the model's own code raises whatever a wrong number leads to
+            reason = f"{type(error).__name__}: {error}".replace("\n", " ")
+            raise IntegrityError(f"{described.path} describes no model that can be built: {reason:.200}") from error
+    if not paths:
+        nn.Module.to(model, dtype)
+        return model
+    source = str(paths[0] if len(paths) == 1 else paths[0].parent)
+    read = open_pickle if paths[0].suffix == ".bin" else open_tensors
+    assign(model, converted(model, family, read(paths)), source=source, unused=family.unused, dtype=dtype)
+    return model

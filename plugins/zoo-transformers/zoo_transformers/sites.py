@@ -1,0 +1,92 @@
+"""The weights of a model that play a role, found by the family's paths, and by what they are for norms and the like."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from zoo_core.contracts import Site
+from zoo_transformers.families import Family, Part
+
+__all__ = ["find_sites", "stage_paths", "width"]
+
+WITH_HEADS = ("attn.q", "attn.k", "attn.v", "attn.out")
+
+
+def width(config: PreTrainedConfig) -> int:
+    """D, the width of the last hidden state."""
+    if config.model_type == "mobilenet_v1":
+        return int(max(int(1024 * config.depth_multiplier), config.min_depth))
+    return int(config.hidden_size)
+
+
+def stage_paths(model: PreTrainedModel, family: Family) -> tuple[str, ...]:
+    """Paths of the stages, from the model, in the order they are called."""
+    stages = model.get_submodule(family.stages)
+    assert isinstance(stages, nn.ModuleList)
+    return tuple(f"{family.stages}.{index}" for index in range(len(stages)))
+
+
+def find_sites(model: PreTrainedModel, family: Family, *, prefix: str) -> dict[str, tuple[Site, ...]]:
+    """Sites by role; `prefix` is put before each path. Norms, convolutions and embeddings stand in module order."""
+    stages = stage_paths(model, family)
+    found = {
+        role: tuple(site for stage in stages for part in parts for site in _sites_of(model, stage, part, role, family))
+        for role, parts in family.roles.items()
+    }
+    found |= {"norm": (), "conv": (), "embed": ()}
+    for name, module in model.named_modules():
+        role_site = _by_what_it_is(name, module)
+        if role_site is not None:
+            role, site = role_site
+            found[role] += (site,)
+    return {role: tuple(replace(site, path=f"{prefix}{site.path}") for site in sites) for role, sites in found.items()}
+
+
+def _sites_of(model: PreTrainedModel, stage: str, part: Part, role: str, family: Family) -> Iterator[Site]:
+    """A part below a stage, wherever its path fits; a `*` in it stands for one step. It may fit nowhere."""
+    for name, module in model.get_submodule(stage).named_modules():
+        if not _fits(name, part.path):
+            continue
+        weight = module.weight
+        out_axis = 1 if part.transposed else 0
+        rows = weight.shape[out_axis] // part.count
+        outputs = None if part.count == 1 else (part.share * rows, (part.share + 1) * rows)
+        site = Site(path=f"{stage}.{name}", out_axis=out_axis, outputs=outputs)
+        if role in WITH_HEADS:
+            dim = head_dim(model.config)
+            size = weight.shape[1 - out_axis] if role == "attn.out" else rows
+            site = replace(site, num_heads=size // dim, head_dim=dim)
+        yield site
+
+
+def _fits(name: str, pattern: str) -> bool:
+    steps, wanted = name.split("."), pattern.split(".")
+    return len(steps) == len(wanted) and all(want in ("*", step) for step, want in zip(steps, wanted, strict=True))
+
+
+def head_dim(config: PreTrainedConfig) -> int:
+    """Width of one attention head; the same in every stage."""
+    stated = getattr(config, "head_dim", None)
+    if isinstance(stated, int):
+        return stated
+    if config.model_type == "swin":  # width and heads double together
+        return int(config.embed_dim // config.num_heads[0])
+    return int(config.hidden_size // config.num_attention_heads)
+
+
+def _by_what_it_is(name: str, module: nn.Module) -> tuple[str, Site] | None:
+    own = dict(module.named_parameters(recurse=False))
+    weight = own.get("weight")
+    if weight is None:  # a weight that is computed from others is no site: a change of it would be lost
+        return None
+    if weight.ndim == 1:  # every family's norms, whatever they are called
+        return "norm", Site(path=name, kind="norm")
+    if isinstance(module, nn.Conv1d | nn.Conv2d):
+        return "conv", Site(path=name, kind="conv")
+    if isinstance(module, nn.Embedding):
+        return "embed", Site(path=name, kind="embedding", out_axis=1)
+    return None
