@@ -1,0 +1,156 @@
+"""A timm model built without initial values, and filled from files of a folder by timm's own renaming of old keys."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.layers import config as timm_layers
+from timm.models import _builder as timm_builder
+from timm.models import is_model
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from zoo_core.contracts import Weights
+from zoo_core.errors import IncompatibleError, NotFoundError, nearest
+from zoo_core.weights import assign, blank, open_pickle, open_tensors
+from zoo_timm.config import Config, preparation_of, read_config, registered
+from zoo_timm.network import TimmBackbone
+
+__all__ = ["from_config", "from_registry"]
+
+_one_build = threading.Lock()  # timm's loader and its switch for fused attention are the whole process's
+
+
+def from_registry(
+    name: str, files: Path | None, weights: Weights, *, dtype: str, patterns: Sequence[str]
+) -> TimmBackbone:
+    """A backbone of timm's own list. name: with its tag. patterns: globs of weights among the files, best first."""
+    return _built(registered(name), files, weights, dtype=dtype, patterns=patterns)
+
+
+def from_config(files: Path, weights: Weights, *, dtype: str, patterns: Sequence[str]) -> TimmBackbone:
+    """A backbone as the config.json among the files describes it."""
+    config = read_config(files / "config.json")
+    if not is_model(config.architecture):
+        raise IncompatibleError(
+            f"{files / 'config.json'}: timm {timm.__version__} has no architecture {config.architecture!r}"
+            f"{nearest(config.architecture, timm.list_models())}"
+        )
+    return _built(config, files, weights, dtype=dtype, patterns=patterns)
+
+
+def _built(
+    config: Config, files: Path | None, weights: Weights, *, dtype: str, patterns: Sequence[str]
+) -> TimmBackbone:
+    preparation = preparation_of(config.pretrained)
+    wanted: torch.dtype = getattr(torch, dtype)
+    if weights == "random":
+        network, _ = _create(config, pretrained=False)
+        return TimmBackbone(network.to(wanted), preparation)
+    assert files is not None, "pre-trained weights are read from files"
+    paths = _weights_among(files, patterns)
+    with blank():
+        network, loader = _create(config, pretrained=True)
+    pickled = any(path.suffix in (".bin", ".pth") for path in paths)
+    tensors = open_pickle(paths) if pickled else open_tensors(paths)
+    source = str(paths[0]) if len(paths) == 1 else str(files)
+    assign(network, loader.named_for(network, tensors, source), source=source, unused=loader.unused, dtype=wanted)
+    return TimmBackbone(network.to(wanted), preparation)
+
+
+def _weights_among(files: Path, patterns: Sequence[str]) -> list[Path]:
+    """The files of the first pattern that fits any."""
+    for pattern in patterns:
+        found = sorted(path for path in files.glob(pattern) if path.is_file())
+        if found:
+            return found
+    raise NotFoundError(f"{files} holds no weights; looked for {', '.join(patterns)}")
+
+
+@dataclass(frozen=True)
+class _Loader:
+    """How timm would load a model's weights: its filter of keys, and which keys may be left over."""
+
+    filter: Callable[..., Mapping[str, Tensor]] | None
+    unused: tuple[str, ...]
+
+    def named_for(self, network: nn.Module, tensors: Mapping[str, Tensor], source: str) -> Mapping[str, Tensor]:
+        """The tensors by the names of the model, as timm's filter renames and reshapes them.
+
+        Raises IncompatibleError where it would resample one: weights made for another image size or patch size.
+        """
+        if self.filter is None:
+            return tensors
+        with torch.no_grad(), _NoResampling(source):
+            if len(inspect.signature(self.filter).parameters) > 1:
+                return self.filter(dict(tensors), network)
+            return self.filter(dict(tensors))
+
+
+def _create(config: Config, *, pretrained: bool) -> tuple[nn.Module, _Loader]:
+    """A timm model without a classifier, with fused attention on, and what would load it (only if pretrained)."""
+    loaders: list[_Loader] = []
+
+    def note(model: nn.Module, **told: Any) -> None:
+        """In the place of timm's load_pretrained, which alone is told the filter of a model."""
+        classifiers = told["pretrained_cfg"].get("classifier") or ()
+        names = (classifiers,) if isinstance(classifiers, str) else classifiers
+        unused = ("*",) if not told["strict"] else tuple(f"{name}.*" for name in names)
+        loaders.append(_Loader(told["filter_fn"], unused))
+
+    with _one_build, _loader_replaced(note) if pretrained else nullcontext(), _fused_attention():
+        network = timm.create_model(
+            config.architecture,
+            pretrained=pretrained,
+            pretrained_cfg=dict(config.pretrained),
+            num_classes=0,
+            scriptable=False,
+            exportable=False,
+            **config.model_args,
+        )
+    return network, loaders[0] if loaders else _Loader(None, ())
+
+
+@contextmanager
+def _loader_replaced(stand_in: Callable[..., None]) -> Iterator[None]:
+    own = timm_builder.load_pretrained
+    timm_builder.load_pretrained = stand_in
+    try:
+        yield
+    finally:
+        timm_builder.load_pretrained = own
+
+
+@contextmanager
+def _fused_attention() -> Iterator[None]:
+    """Models call scaled_dot_product_attention, whatever the environment asks of timm: the attention seam needs it."""
+    own = timm_layers._USE_FUSED_ATTN
+    timm_layers.set_fused_attn(True)
+    try:
+        yield
+    finally:
+        timm_layers._USE_FUSED_ATTN = own
+
+
+class _NoResampling(TorchDispatchMode):
+    """Refuses interpolation, by which timm's filters would fit position embeddings and patches to another size."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.source = source
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(word in func.__name__ for word in ("upsample", "grid_sampler")):
+            raise IncompatibleError(
+                f"{self.source} was made for another image size or patch size than its description says, and timm "
+                "would resample its position embeddings or patches; correct config.json"
+            )
+        return func(*args, **(kwargs or {}))

@@ -1,0 +1,79 @@
+"""A timm model under the backbone contract: features, pooling, preparation, stages and sites."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from zoo_core.contracts import Features, FeatureSpec, Kind, Modality, Site
+from zoo_core.preparations import ImagePreparation
+from zoo_timm.families import Layout, family_of, stages_of
+from zoo_timm.sites import sites_of
+
+__all__ = ["TimmBackbone"]
+
+KINDS: Mapping[Layout, Kind] = {"map": "map", "map, channels last": "map", "tokens": "tokens", "pooled": "pooled"}
+
+
+class Whole(nn.Module):
+    """A model that nobody has taken apart, as one module that a forward pass calls once."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """pixel_values: float [B, 3, H, W]. Returns the features as timm lays them out."""
+        x: Tensor = self.network.forward_features(pixel_values)  # type: ignore[operator]
+        return x
+
+
+class TimmBackbone(nn.Module):
+    """A timm model without its classifier.
+
+    Features are what its forward_features gives, a map always [B, D, H, W]; pooled is its own forward_head before the
+    classifier. A family that families.py does not take apart has one stage, the whole model.
+    """
+
+    modality: Modality = "image"
+
+    def __init__(self, network: nn.Module, preparation: ImagePreparation) -> None:
+        super().__init__()
+        family = family_of(network)
+        self.preparation = preparation
+        self.layout = family.layout
+        stages = stages_of(network, family)
+        self.model = network if stages else Whole(network)
+        self.stages = tuple(f"model.{name}" for name in stages) or ("model",)
+        self.features = FeatureSpec(kind=KINDS[family.layout], dim=int(network.num_features))  # type: ignore[arg-type]
+        prefix = "model." if stages else "model.network."
+        self._sites = {role: tuple(found) for role, found in sites_of(network, prefix).items()}
+
+    @property
+    def network(self) -> nn.Module:
+        """The timm model itself."""
+        return self.model.network if isinstance(self.model, Whole) else self.model
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Features:
+        pixel_values = inputs["pixel_values"]
+        if isinstance(self.model, Whole):
+            x = self.model(pixel_values)
+        else:
+            x = self.model.forward_features(pixel_values)  # type: ignore[operator]
+        if self.layout == "map, channels last":
+            x = x.permute(0, 3, 1, 2)
+        elif self.layout == "pooled":
+            x = self.network.forward_head(x, pre_logits=True)  # type: ignore[operator]
+        return Features(kind=self.features.kind, x=x)
+
+    def pool(self, features: Features) -> Tensor:
+        """timm's own pooling, with all that it does before the classifier: float [B, D]."""
+        if self.layout == "pooled":
+            return features.x
+        x = features.x.permute(0, 2, 3, 1) if self.layout == "map, channels last" else features.x
+        pooled: Tensor = self.network.forward_head(x, pre_logits=True)  # type: ignore[operator]
+        return pooled
+
+    def sites(self, role: str) -> tuple[Site, ...]:
+        return self._sites.get(role, ())
