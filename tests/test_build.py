@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from zoo_core.build import build, build_backbone, checksum, seeded
 from zoo_core.catalog import Entry
 from zoo_core.contracts import Context, Features, FeatureSpec, Source, Target, Weights
-from zoo_core.errors import IncompatibleError, LawError, PluginError, RefusedError
+from zoo_core.errors import LawError, PluginError, RefusedError
 from zoo_core.learner import Learner
 from zoo_core.objective import ScaledHead
 from zoo_core.testing.recipes import ToyAdapter, ToyBackbones, ToyHeads, ToyHint, ToyMemory, ToyOpen, ToyTasks, toy_plan
@@ -356,10 +356,9 @@ class Gives:
     """A backbone recipe that gives what it is told."""
 
     what: Any
-    fetched: Source | None = None
 
     def source(self) -> Source | None:
-        return self.fetched
+        return None
 
     def build(self, files: Path | None, weights: Weights) -> Any:
         return self.what
@@ -410,11 +409,10 @@ def test_a_backbone_that_is_not_what_the_catalogue_says_is_told(promise: dict[st
         build_backbone(replace(toy_plan(), entry=replace(kept, **promise)))
 
 
-def test_a_backbone_to_be_downloaded_is_refused_by_this_version() -> None:
-    plan = toy_plan(backbone=Gives(what=ToyBackbone(), fetched=Source(repository="org/name")))
-    with pytest.raises(IncompatibleError, match="must be downloaded"):
+def test_a_backbone_whose_files_are_not_pinned_is_refused() -> None:
+    plan = replace(toy_plan(), sources={"backbone:toy": Source(repository="org/name", weights=("*.safetensors",))})
+    with pytest.raises(RefusedError, match="backbone:toy is not pinned"):
         build_backbone(plan)
-    assert build_backbone(replace(plan, weights="random")) is not None
 
 
 def test_a_backbone_stays_as_it_was_built() -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from zoo_core.cli.bench import _suite as suite_of_flags
+from zoo_core.contracts import FileHash
 from zoo_core.errors import AccessError, NotFoundError, SuiteError, UsageError
-from zoo_core.resolve import Budget
-from zoo_core.suites.grid import Grid, Suite, expand, load_suite, starter_suite, suite_from, weights_of
+from zoo_core.lock import Pinned
+from zoo_core.plan import Budget, Plan, pinned
+from zoo_core.suites.grid import Grid, expand, load_suite, starter_suite, suite_from, weights_of
 
 GRID: Mapping[str, Any] = {
     "name": "mine",
@@ -37,12 +40,12 @@ warmup = 0.2
 augment = "light"
 """
 
-Expand = Callable[[Suite], Grid]
+Expand = Callable[..., Grid]
 
 
 @pytest.fixture
 def expanded(nasty: Any) -> Expand:
-    return lambda suite: expand(suite, registry=nasty.registry, catalog=nasty.catalog)
+    return partial(expand, registry=nasty.registry, catalog=nasty.catalog)
 
 
 def told(table: Mapping[str, Any]) -> str:
@@ -222,7 +225,7 @@ def test_two_texts_of_one_trial_run_once(expanded: Expand) -> None:
 def test_what_makes_no_sense_is_listed_with_its_reason_and_the_rest_is_planned(expanded: Expand) -> None:
     table = {
         "tasks": ["thirds", "heights"],
-        "backbones": ["nasty/tokens", "nasty/map", "nasty/far"],
+        "backbones": ["nasty/tokens", "nasty/map"],
         "adapters": ["probe", "probe+ncm", "needs-attention", "silent", "miscounts"],
         "seeds": 1,
     }
@@ -233,13 +236,38 @@ def test_what_makes_no_sense_is_listed_with_its_reason_and_the_rest_is_planned(e
         "nasty/tokens+linear heights",
     ]
     reasons = {(str(refusal.trial.spec), str(refusal.trial.task)): refusal.reason for refusal in grid.refusals}
-    assert len(grid.refusals) == len(reasons) == 2 * 3 * 5 - 3
+    assert len(grid.refusals) == len(reasons) == 2 * 2 * 5 - 3
     assert "head ncm predicts classes" in reasons["nasty/tokens+probe+ncm", "heights"]
     assert "no pretrained weights" in reasons["nasty/map+probe", "thirds"]
-    assert "no catalogue or record pins its files" in reasons["nasty/far+probe", "thirds"]
     assert "needs the attention seam" in reasons["nasty/tokens+needs-attention", "thirds"]
     assert "does not say accepts" in reasons["nasty/tokens+silent", "thirds"]
     assert all("\n" not in reason for reason in reasons.values())
+
+
+def test_files_that_nothing_pins_are_pinned_once_or_refused(expanded: Expand) -> None:
+    table = {"tasks": ["thirds"], "backbones": ["nasty/tokens", "nasty/far"], "adapters": ["probe", "full"], "seeds": 2}
+    suite = suite_from(table, name="x")
+    assert [plan.digest is None for plan in expanded(suite).plans] == [False] * 4 + [True] * 4
+    asked: list[tuple[str, ...]] = []
+
+    def unreachable(plan: Plan) -> Plan:
+        asked.append(plan.unpinned)
+        raise AccessError("the Hub cannot be reached")
+
+    grid = expanded(suite, pin=unreachable)
+    assert asked == [("backbone:nasty/far",)]
+    assert {refusal.reason for refusal in grid.refusals} == {"the Hub cannot be reached"}
+    assert (len(grid.plans), len(grid.refusals)) == (4, 4)
+
+    def pin(plan: Plan) -> Plan:
+        asked.append(plan.unpinned)
+        files = {"model.safetensors": FileHash(sha256="ab" * 32, size=3)}
+        return pinned(plan, {"backbone:nasty/far": Pinned(repository="org/far", revision="c" * 40, files=files)})
+
+    grid = expanded(suite, pin=pin)
+    assert asked == [("backbone:nasty/far",)] * 2
+    assert all(plan.digest for plan in grid.plans)
+    assert len({plan.base_digest for plan in grid.plans}) == 2
 
 
 def test_a_grid_of_refusals_alone_is_an_error_with_a_reason(expanded: Expand) -> None:

@@ -13,14 +13,17 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from zoo_core.contracts import ROLES, Backbone, Context, FeatureSpec, Target, as_backbone
+from zoo_core.contracts import ROLES, Backbone, Context, FeatureSpec, Target, Weights, as_backbone
 from zoo_core.data import draw_seed
 from zoo_core.declarations import blaming
-from zoo_core.errors import IncompatibleError, LawError, PluginError, RefusedError
+from zoo_core.errors import LawError, PluginError, RefusedError
+from zoo_core.hub import files_of
 from zoo_core.learner import Learner
+from zoo_core.lock import part_key
 from zoo_core.objective import ScaledHead, default_objective
+from zoo_core.plan import Plan
 from zoo_core.registry import Bound
-from zoo_core.resolve import Plan, check_built
+from zoo_core.resolve import check_built
 from zoo_core.seams import groups
 
 __all__ = ["build", "build_backbone", "checksum", "seeded"]
@@ -75,30 +78,41 @@ def build(
 
 
 def build_backbone(plan: Plan) -> nn.Module:
-    """The frozen backbone of a plan, its contract checked against what the catalogue promised."""
+    """The frozen backbone of a pinned plan, its contract checked against what the catalogue promised.
+
+    What resolve could not know is checked on the meta device before the weights are fetched.
+    """
     part = plan.backbone
-    if plan.weights == "pretrained" and part.recipe.source() is not None:
-        raise IncompatibleError(
-            f"{part.name} must be downloaded, and this version of zoo-core reads only weights that ship in a package"
-        )
-    with seeded(plan.seed, "backbone", part.name), blaming(part):
-        backbone = part.recipe.build(None, plan.weights)
-    if not isinstance(backbone, nn.Module) or not isinstance(backbone, Backbone):
-        raise PluginError(f"{part.name} did not build a backbone: see zoo_core.contracts.Backbone")
-    _check_promise(part, plan, backbone)
+    if plan.unpinned:
+        raise RefusedError(f"{plan.unpinned[0]} is not pinned; `zoo_core.hub.pin_plan(plan)` does it")
+    if plan.deferred and plan.weights == "pretrained" and part_key(part) in plan.sources:
+        with torch.device("meta"):
+            outline = _built(plan, "random")
+        _check_deferred(plan, as_backbone(outline))
+    backbone = _built(plan, plan.weights)
+    _check_promise(part, plan, as_backbone(backbone))
     backbone.requires_grad_(False)
     backbone.eval()
     groups(backbone)  # one dummy pass: every stage is called exactly once
     if plan.deferred:
-        roles = [role for role in ROLES if backbone.sites(role)]
-        check_built(
-            plan,
-            modality=backbone.modality,
-            features=backbone.features,
-            num_stages=len(backbone.stages),
-            roles=roles,
-        )
+        _check_deferred(plan, as_backbone(backbone))
     return backbone
+
+
+def _built(plan: Plan, weights: Weights) -> nn.Module:
+    part = plan.backbone
+    files = files_of(plan, part, weights=weights)
+    with seeded(plan.seed, "backbone", part.name), blaming(part):
+        backbone = part.recipe.build(files, weights)
+    if not isinstance(backbone, nn.Module) or not isinstance(backbone, Backbone):
+        raise PluginError(f"{part.name} did not build a backbone: see zoo_core.contracts.Backbone")
+    return backbone
+
+
+def _check_deferred(plan: Plan, backbone: Backbone) -> None:
+    roles = [role for role in ROLES if backbone.sites(role)]
+    stages = len(backbone.stages)
+    check_built(plan, modality=backbone.modality, features=backbone.features, num_stages=stages, roles=roles)
 
 
 def _check_promise(part: Bound, plan: Plan, backbone: Backbone) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,9 +17,10 @@ from zoo_core.errors import (
     RefusedError,
     SuiteError,
     UsageError,
+    ZooError,
     nearest,
 )
-from zoo_core.lock import part_key
+from zoo_core.lock import Pinned, part_key
 from zoo_core.registry import Registry
 from zoo_core.registry import registry as default_registry
 from zoo_core.resolve import Budget, Plan, Trial, budget_from, reseeded, resolve
@@ -121,30 +122,42 @@ def suite_from(table: Mapping[str, object], *, name: str) -> Suite:
     )
 
 
-def expand(suite: Suite, *, registry: Registry | None = None, catalog: Catalog | None = None) -> Grid:
+def expand(
+    suite: Suite,
+    *,
+    pins: Mapping[str, Pinned] | None = None,
+    pin: Callable[[Plan], Plan] | None = None,
+    registry: Registry | None = None,
+    catalog: Catalog | None = None,
+) -> Grid:
     """Every trial of a suite, resolved; two texts of one trial are one.
 
-    What makes no sense, needs a broken plugin, or cannot be pinned is a refusal. Unknown names and wrong arguments are
-    errors: they are typing mistakes. Raises SuiteError when nothing is left to run.
+    pins: files that a lock pins. pin: pins what is left, as zoo_core.hub.pin_plan does; without it, such plans stay
+    without a digest. What makes no sense, needs a broken plugin, or cannot be pinned is a refusal. Unknown names and
+    wrong arguments are errors: they are typing mistakes. Raises SuiteError when nothing is left to run.
     """
     registry, catalog = registry or default_registry(), catalog or default_catalog()
+    known = dict(pins or {})
+    unreached: dict[tuple[str, ...], str] = {}  # parts that could not be pinned are asked for once
     plans: dict[str, Plan] = {}
     refusals: dict[str, Refusal] = {}
     for task, spec in itertools.product(suite.tasks, _specs(suite, registry)):
-        reason = f"{spec.parts[0].name} must be downloaded, and no catalogue or record pins its files by sha256"
-        first = None
+        first, reason = None, ""
         try:
-            first = resolve(spec, task=task, budget=suite.budget, registry=registry, catalog=catalog)
+            first = resolve(spec, task=task, budget=suite.budget, pins=known, registry=registry, catalog=catalog)
             check_shots(first, catalog)
         except IncompatibleError as error:
             first, reason = None, str(error)
+        if first is not None and first.unpinned and pin is not None:
+            first, reason = _pinned(first, pin, unreached)
+            known |= first.pins if first is not None else {}
         for seed in suite.seeds:
-            if first is None or first.digest is None:
+            if first is None:
                 trial = Trial(spec=spec, task=task, budget=suite.budget, seed=seed)
                 refusals.setdefault(str(trial), Refusal(trial=trial, reason=reason))
             else:
                 plan = reseeded(first, seed)
-                plans.setdefault(plan.digest or "", plan)
+                plans.setdefault(plan.digest or str(plan.trial), plan)
     if not plans:
         reasons = sorted({refusal.reason for refusal in refusals.values()})
         because = f": {reasons[0]}" if reasons else "; each of tasks, backbones and seeds needs one entry"
@@ -175,6 +188,16 @@ def weights_of(plan: Plan) -> str:
     told = entry is not None and ("pretrained" in entry.weights or bool(entry.files))
     is_told = plan.weights == "random" or told or part_key(plan.backbone) in plan.sources
     return plan.weights if is_told else "as built"
+
+
+def _pinned(plan: Plan, pin: Callable[[Plan], Plan], unreached: dict[tuple[str, ...], str]) -> tuple[Plan | None, str]:
+    """The plan with its files pinned, or why they cannot be; the reason is kept for other plans with these parts."""
+    if plan.unpinned not in unreached:
+        try:
+            return pin(plan), ""
+        except ZooError as error:
+            unreached[plan.unpinned] = str(error)
+    return None, unreached[plan.unpinned]
 
 
 def _specs(suite: Suite, registry: Registry) -> list[Spec]:

@@ -23,6 +23,7 @@ from zoo_core.contracts import METRICS, Split, Target, TaskData
 from zoo_core.data import Loader, Splits, carve
 from zoo_core.declarations import blaming
 from zoo_core.errors import DivergedError
+from zoo_core.hub import files_of
 from zoo_core.learner import Learner
 from zoo_core.measure import (
     INFERENCE_BATCH,
@@ -67,10 +68,11 @@ class Chosen:
 
 
 def open_task(plan: Plan) -> TaskData:
-    """The task's data; tasks that must be downloaded are not read by this version."""
+    """The task's data, its files verified."""
     assert plan.task is not None, "a trial has a task"
+    files = files_of(plan, plan.task)
     with blaming(plan.task):
-        data: TaskData = plan.task.recipe.open(None)
+        data: TaskData = plan.task.recipe.open(files)
     return data
 
 
