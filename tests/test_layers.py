@@ -23,7 +23,7 @@ PLUGIN_FOLDERS = [ROOT / "registry", *sorted(path.parent for path in ROOT.glob("
 
 # A module imports only from the rows above its own. Packages (cli, suites, testing) have one level for all their files.
 LAYERS = (
-    ("errors",),
+    ("errors", "interrupts"),
     ("contracts",),
     ("scan", "spec", "versions"),
     ("settings",),
@@ -38,6 +38,7 @@ LAYERS = (
     # torch from here on
     ("features", "pictures", "preparations", "remote", "seams", "weights"),
     ("downloads",),
+    ("pins",),
     ("data", "hub", "objective"),
     ("learner",),  # puts predictions of values back into their units, which the objective's scaled head defines
     ("build",),

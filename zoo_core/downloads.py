@@ -19,7 +19,7 @@ def right_file(
     repository: str,
     commit: str,
     name: str,
-    check: Callable[[Path], None],
+    check: Callable[[Path], object],
     report: Callable[[int], None] | None = None,
 ) -> Path:
     """The path of a file that is right. check: raises IntegrityError for one that is not.
@@ -45,7 +45,7 @@ def right_file(
     ) from wrong
 
 
-def _remove_if_wrong(path: Path | None, check: Callable[[Path], None]) -> int:
+def _remove_if_wrong(path: Path | None, check: Callable[[Path], object]) -> int:
     """Removes a file from the cache, if it is there and wrong: the link, and what it leads to.
 
     The answer is how many names that were; of 1, the cache may hold a copy under another name. What another process

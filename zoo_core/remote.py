@@ -238,7 +238,7 @@ def _of_disk(error: OSError, repository: str) -> ZooError:
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return AccessError(
-            f"{error.filename or cache} cannot be written ({error.strerror}), so {repository} cannot be downloaded; "
+            f"{error.filename or cache} may not be used ({error.strerror}), so {repository} cannot be downloaded; "
             f"mend its rights, or set HF_HOME to another folder"
         )
     return ZooError(f"{repository} could not be downloaded to {cache} ({_line(error)})")

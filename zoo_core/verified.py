@@ -12,6 +12,7 @@ import json
 import os
 import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,11 +20,11 @@ from zoo_core.contracts import FileHash
 from zoo_core.errors import AccessError, IntegrityError, NotFoundError
 from zoo_core.settings import cache_folder
 
-__all__ = ["check", "git_sha1_of", "hash_of", "is_known", "read_memory", "safe_name", "write_memory"]
+__all__ = ["check", "git_sha1", "hash_of", "read_memory", "safe_name", "some", "write_memory"]
 
 # A file that changed so shortly ago may change again within one tick of the clock that stamps it, unseen.
 RACY_NS = 20_000_000
-BLOCK = 2**20
+SHOWN = 3  # names in a message
 
 
 def check(path: Path, expected: FileHash, *, again: bool = False) -> None:
@@ -62,23 +63,9 @@ def hash_of(path: Path, *, again: bool = False, expected_size: int | None = None
         raise AccessError(f"{path} cannot be read ({error.strerror}); mend its rights") from error
 
 
-def is_known(path: Path, expected: FileHash) -> bool:
-    """Whether a file was hashed before, has not changed since, and was what is expected; reads nothing of it."""
-    try:
-        stat = path.stat()
-    except OSError:
-        return False
-    return stat.st_size == expected.size and _recall(stat) == expected.sha256
-
-
-def git_sha1_of(path: Path) -> str:
-    """The name that git gives the content of a file: what the Hub tells of files that are not in LFS."""
-    with path.open("rb") as stream:
-        size = os.fstat(stream.fileno()).st_size
-        digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-        while block := stream.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+def git_sha1(content: bytes) -> str:
+    """The name that git gives a content: what the Hub tells of files that are not in LFS."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def safe_name(name: str, where: str) -> str:
@@ -88,6 +75,12 @@ def safe_name(name: str, where: str) -> str:
         raise IntegrityError(f"{where} names a file {name!r:.80}, which is no path inside a folder; it is not used")
     assert not PurePosixPath(name).is_absolute()
     return name
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few of some names of files, for a message."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------
