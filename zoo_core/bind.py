@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from zoo_core.contracts import PartKind
-from zoo_core.errors import PluginError, SpecError, UsageError, ZooError, nearest, raise_interrupt
+from zoo_core.errors import PluginError, SpecError, UsageError, ZooError, nearest
 from zoo_core.index import Provider
+from zoo_core.interrupts import raise_interrupt
 from zoo_core.spec import Part, Spec, Value, parse
 
 __all__ = ["COMMON", "Argument", "Bound", "arguments_of", "bind_recipe", "coerce", "type_text", "value_text"]

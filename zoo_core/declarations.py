@@ -13,7 +13,8 @@ from typing import Any, get_args
 
 from zoo_core.bind import Bound
 from zoo_core.contracts import KINDS, METRICS, MODALITIES, ROLES, TARGET_KINDS, Change, Seam
-from zoo_core.errors import PluginError, ZooError, nearest, raise_interrupt
+from zoo_core.errors import PluginError, ZooError, nearest
+from zoo_core.interrupts import raise_interrupt
 
 __all__ = ["MAX_RATES", "TRAINING", "blaming", "broken", "check_adapter", "check_head", "check_task"]
 

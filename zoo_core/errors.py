@@ -36,7 +36,6 @@ __all__ = [
     "UsageError",
     "ZooError",
     "nearest",
-    "raise_interrupt",
 ]
 
 
@@ -111,18 +110,6 @@ class PluginError(IncompatibleError):
 
 class LawError(IncompatibleError):
     """A part broke a law: it froze what was trainable, moved what was frozen, or hid state from the delta."""
-
-
-def raise_interrupt(error: BaseException) -> None:
-    """Raises KeyboardInterrupt if a Ctrl-C lies at the root of an error, as when it stopped an import half way.
-
-    Called where whatever a plugin's code raises is told as the plugin's mistake.
-    """
-    link: BaseException | None = error
-    for _ in range(100):  # a chain that somebody closed to a ring has no end
-        if isinstance(link, KeyboardInterrupt):
-            raise KeyboardInterrupt from error
-        link = None if link is None else link.__cause__ or link.__context__
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -15,8 +15,9 @@ from typing import Any, cast
 from zoo_core.bind import Argument, Bound, arguments_of, bind_recipe, type_text, value_text
 from zoo_core.catalog import Catalog, catalog, facts
 from zoo_core.contracts import PART_KINDS, PartKind
-from zoo_core.errors import AmbiguousError, NotFoundError, PluginError, UsageError, ZooError, nearest, raise_interrupt
+from zoo_core.errors import AmbiguousError, NotFoundError, PluginError, UsageError, ZooError, nearest
 from zoo_core.index import Failure, Index, Provider, State, list_names, load_index, reserved_names
+from zoo_core.interrupts import held_back, raise_interrupt
 from zoo_core.scan import mtime_ns, normalise
 from zoo_core.spec import Part, parse_part
 
@@ -242,7 +243,8 @@ def _load(provider: Provider) -> type:
     """The recipe, imported and checked. Raises PluginError that names the distribution, the file and the line."""
     module_name, _, path = provider.value.partition(":")
     try:
-        found: object = importlib.import_module(module_name)
+        with held_back():
+            found: object = importlib.import_module(module_name)
         for name in path.split("."):
             found = getattr(found, name)
     except (Exception, SystemExit) as error:  # a plugin's own code ran; whatever it raises is its fault

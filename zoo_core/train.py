@@ -20,6 +20,7 @@ from zoo_core.contracts import Batch
 from zoo_core.data import Loader, draw_seed
 from zoo_core.errors import DivergedError, LawError
 from zoo_core.features import convert, joined
+from zoo_core.interrupts import held_back
 from zoo_core.learner import Learner
 from zoo_core.measure import Stopwatch, autocast, precision_of
 from zoo_core.resolve import Budget
@@ -93,7 +94,8 @@ def _fit_by_gradient(
     num_steps = num_batches * budget.epochs
     precision = precision_of(budget.precision, device)
     parameters = [parameter for _, parameter in learner.trainable()]
-    optimiser = torch.optim.AdamW(learner.parameter_groups(learning_rate, budget.weight_decay), fused=True)
+    with held_back():  # the first optimiser of a process imports torch._dynamo
+        optimiser = torch.optim.AdamW(learner.parameter_groups(learning_rate, budget.weight_decay), fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _rate_at(num_steps, budget.warmup))
     watch = Stopwatch(device)
     started = time.perf_counter()

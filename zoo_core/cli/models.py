@@ -15,6 +15,7 @@ import click
 
 from zoo_core.cli.options import budget_options, check_device, device_option, fitting, threads_option, use_threads
 from zoo_core.errors import AccessError, NotFoundError, UsageError
+from zoo_core.interrupts import held_back
 from zoo_core.resolve import budget_from
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ def fit(
     \b
     zoo fit 'starter/vit-nano+partial(n=2)' --task digits --out runs/my-digits
     """  # noqa: D301 - click reads the character \b as: keep these lines
-    from zoo_core.api import fit as run
+    with held_back():
+        from zoo_core.api import fit as run
 
     chosen = budget_from({name: value for name, value in budget.items() if value is not None})
     device = check_device(device)
@@ -93,7 +95,8 @@ def evaluate(folder: Path, split: str, as_json: bool, threads: int | None, devic
     \b
     zoo evaluate runs/my-digits
     """  # noqa: D301 - click reads the character \b as: keep these lines
-    from zoo_core.api import evaluate as run
+    with held_back():
+        from zoo_core.api import evaluate as run
 
     use_threads(threads)
     found = run(folder, split=split, device=check_device(device))
@@ -139,8 +142,9 @@ def predict(folder: Path, files: tuple[Path, ...], form: str, threads: int | Non
     \b
     zoo predict runs/my-digits scan1.png scan2.png --format csv
     """  # noqa: D301 - click reads the character \b as: keep these lines
-    from zoo_core.api import predict as run
-    from zoo_core.runs import load_stored, read_run
+    with held_back():
+        from zoo_core.api import predict as run
+        from zoo_core.runs import load_stored, read_run
 
     device = check_device(device)
     use_threads(threads)
