@@ -16,7 +16,7 @@ from huggingface_hub import constants
 
 from zoo_core import remote
 from zoo_core.bind import Bound
-from zoo_core.contracts import Weights
+from zoo_core.contracts import Source, Weights
 from zoo_core.downloads import right_file
 from zoo_core.errors import IntegrityError, NotFoundError, ZooError
 from zoo_core.lock import Pinned, part_key
@@ -24,7 +24,9 @@ from zoo_core.pins import pin
 from zoo_core.plan import Plan, needed, pinned
 from zoo_core.verified import check, safe_name, some
 
-__all__ = ["Progress", "files_of", "folder", "pin", "pin_plan", "pin_plans"]
+__all__ = ["RUN_FILES", "Progress", "fetch_run", "files_of", "folder", "pin", "pin_plan", "pin_plans", "verify"]
+
+RUN_FILES = ("run.json", "delta.safetensors", "zoo.lock", "results.jsonl")  # of a stored run; a save has no results
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,10 +105,11 @@ def folder(
         if name not in pin.files:
             raise NotFoundError(f"{pin.repository or pin.folder} has no {name} among its pinned files; pin it again")
         safe_name(name, "the lock")
-    if pin.repository is None or pin.revision is None:
-        assert pin.folder is not None, "files inside a package are opened by their plugin"
-        return _verified_in_place(pin, Path(pin.folder).expanduser(), names)
     wrong = _wrong(pin, names)
+    if pin.repository is None or pin.revision is None:
+        for error in wrong.values():
+            raise type(error)(f"{error}, as it was pinned; restore it, or pin it again: zoo lock SPEC") from error
+        return _folder_of(pin)
     if wrong:
         _may_download(pin, wrong, offline=offline)
     for _ in range(2):  # files of one wrong ETag lie in one place, where the last one wins
@@ -122,29 +125,48 @@ def folder(
     return _snapshot(pin.repository, pin.revision, names[0])
 
 
-def _verified_in_place(pin: Pinned, root: Path, names: Sequence[str]) -> Path:
-    for name in names:
-        try:
-            check(root / name, pin.files[name])
-        except IntegrityError as error:
-            raise IntegrityError(f"{error}, as it was pinned; restore it, or pin it again: zoo lock SPEC") from error
-    return root
+def verify(pin: Pinned) -> dict[str, ZooError]:
+    """What is wrong with the files of a pin on this machine, each hashed again; nothing is downloaded or removed.
+
+    By name, an IntegrityError for other content and a NotFoundError for a file that is not here.
+    """
+    return _wrong(pin, list(pin.files), again=True)
 
 
-def _wrong(pin: Pinned, names: Sequence[str]) -> dict[str, ZooError]:
-    """What is not right in the Hugging Face cache: not there (NotFoundError), or other content (IntegrityError)."""
-    assert pin.repository is not None
-    assert pin.revision is not None
+def fetch_run(name: str, revision: str | None = None) -> Path:
+    """The folder with a fitted model that `zoo push` published, downloaded and verified. name: `ORG/NAME`.
+
+    Raises what `pin` and `folder` raise, and NotFoundError where the repository holds no such model.
+    """
+    found = pin(Source(repository=name, revision=revision, patterns=RUN_FILES))
+    lacking = [file for file in RUN_FILES[:3] if file not in found.files]
+    if lacking:
+        raise NotFoundError(
+            f"{name} holds no fitted model ({lacking[0]} is missing); zoo push DIR {name} puts one there"
+        )
+    return folder(found, list(found.files))
+
+
+def _wrong(pin: Pinned, names: Sequence[str], *, again: bool = False) -> dict[str, ZooError]:
+    """What is not right on this machine: not there (NotFoundError), or other content (IntegrityError)."""
     wrong: dict[str, ZooError] = {}
     for name in names:
-        path = remote.cached(pin.repository, pin.revision, name)
         try:
+            if pin.repository is None or pin.revision is None:
+                path: Path | None = _folder_of(pin) / safe_name(name, "the lock")
+            else:
+                path = remote.cached(pin.repository, pin.revision, safe_name(name, "the lock"))
             if path is None:
-                raise NotFoundError(f"{name} is not in the cache")
-            check(path, pin.files[name])
+                raise NotFoundError(f"{name} of {pin.repository} at {pin.revision} is not on this machine")
+            check(path, pin.files[name], again=again)
         except (IntegrityError, NotFoundError) as error:
             wrong[name] = error
     return wrong
+
+
+def _folder_of(pin: Pinned) -> Path:
+    assert pin.folder is not None, "files inside a package are opened by their plugin"
+    return Path(pin.folder).expanduser()
 
 
 def _may_download(pin: Pinned, wrong: Mapping[str, ZooError], *, offline: bool) -> None:

@@ -207,6 +207,8 @@ def _refused(error: HfHubHTTPError, repository: str, revision: str | None) -> Zo
         name = str(error.response.request.url.path).rpartition(f"{revision}/")[2]
         return NotFoundError(f"{repository} has no file {name} at {revision}; pin it again: zoo lock SPEC")
     said = error.server_message or error.response.headers.get("X-Error-Message") or _line(error)
+    if status == 401 and not has_token:
+        return AccessError(f"{endpoint()} wants to know who asks for {repository}; {log_in}")
     if status == 401:
         return AccessError(f"{endpoint()} does not accept your token for {repository} ({said:.80}); {log_in}")
     if status == 403:
