@@ -35,6 +35,7 @@ from huggingface_hub.utils.tqdm import tqdm
 from zoo_core.errors import AccessError, IntegrityError, NotFoundError, UsageError, ZooError, nearest
 
 __all__ = [
+    "HTTPError",
     "Listed",
     "MissingError",
     "UnreachableError",

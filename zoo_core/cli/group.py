@@ -21,6 +21,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "fit": ("zoo_core.cli.models:fit", "Train one model and store it."),
     "evaluate": ("zoo_core.cli.models:evaluate", "Score a stored model."),
     "predict": ("zoo_core.cli.models:predict", "Use a stored model on files."),
+    "fetch": ("zoo_core.cli.hub:fetch", "Download what is named, for work with no network."),
+    "lock": ("zoo_core.cli.hub:lock", "Pin versions, commits and hashes; check a lock."),
+    "verify": ("zoo_core.cli.hub:verify", "Hash downloaded files again."),
+    "push": ("zoo_core.cli.hub:push", "Publish a stored model on the Hub."),
     "doctor": ("zoo_core.cli.names:doctor", "The health of every plugin."),
 }
 

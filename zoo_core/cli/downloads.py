@@ -1,0 +1,73 @@
+"""How downloads and files are shown: a progress bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from zoo_core.hub import Progress
+
+__all__ = ["count_text", "downloading", "size_text"]
+
+LINE_SECONDS = 10.0
+
+
+def size_text(sizes: Iterable[int]) -> str:
+    """Bytes for people, all of them together."""
+    total = sum(sizes)
+    return f"{total / 1e6:,.1f} MB" if total >= 1e5 else f"{total / 1e3:,.1f} kB"
+
+
+def count_text(count: int, noun: str) -> str:
+    """`1 file`, `2 files`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+@contextmanager
+def downloading() -> Iterator[Callable[[Progress], None]]:
+    """A progress bar of downloads where standard error is a terminal, a line every few seconds elsewhere.
+
+    Yields what takes the news of zoo_core.hub.
+    """
+    if not sys.stderr.isatty():
+        yield _lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        bar = bars.add_task("", total=None, visible=False)
+
+        def report(news: Progress) -> None:
+            description = f"{news.repository} {news.file}"
+            bars.update(bar, description=description, completed=news.done_bytes, total=news.total_bytes, visible=True)
+
+        yield report
+
+
+def _lines() -> Callable[[Progress], None]:
+    last = time.monotonic()
+
+    def report(news: Progress) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= LINE_SECONDS:
+            last = now
+            told = f"{size_text([news.done_bytes])} of {size_text([news.total_bytes])}"
+            click.echo(f"{news.repository}: {told}, {news.file}", err=True)
+
+    return report

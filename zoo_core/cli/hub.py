@@ -1,0 +1,296 @@
+"""`zoo fetch`, `zoo lock`, `zoo verify`, `zoo push`: weights in, pinned and checked; a trained delta out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import click
+
+from zoo_core.cli.downloads import count_text, downloading, size_text
+from zoo_core.cli.options import LOCK, lock_file
+from zoo_core.contracts import TARGET_KINDS, Target
+from zoo_core.errors import (
+    AccessError,
+    IncompatibleError,
+    IntegrityError,
+    NotFoundError,
+    RefusedError,
+    UsageError,
+    ZooError,
+)
+from zoo_core.lock import Pinned, lock_of, part_key, pins_of, read_lock, read_pins, write_lock
+from zoo_core.plan import Plan, needed
+from zoo_core.resolve import resolve
+from zoo_core.suites.grid import expand, load_suite
+
+__all__ = ["fetch", "lock", "push", "verify"]
+
+SHOWN = 5  # differences in a message
+PUBLISHED = "hub/"  # a model on the Hub that `zoo push` put there
+
+what_arguments = click.argument("what", nargs=-1, metavar="[SPEC | SUITE.toml]...")
+task_option = click.option("--task", help="The task of the specs; its files are taken along.")
+json_option = click.option("--json", "as_json", is_flag=True, help="A stable schema for programs.")
+
+
+@click.command()
+@what_arguments
+@task_option
+@click.option("--lock", "file", type=click.Path(path_type=Path), help=f"Its pins come first; {LOCK} of this folder.")
+@json_option
+def fetch(what: tuple[str, ...], task: str | None, file: Path | None, as_json: bool) -> None:
+    """Download what specs and suites are built from, check it, and say where it is; then they work with no network.
+
+    Without a spec, all that the lock pins.
+
+    \b
+    zoo fetch 'hf/sentence-transformers/all-MiniLM-L6-v2' my-suite.toml
+    zoo fetch --lock zoo.lock
+    """  # noqa: D301 - click reads the character \b as: keep these lines
+    from zoo_core.hub import folder, pin_plans
+
+    pins = read_pins(lock_file(file))
+    if what:
+        wanted = _needed(pin_plans(_plans(what, task, pins)))
+    elif pins:
+        wanted = {key: (pin, tuple(pin.files)) for key, pin in pins.items()}
+    else:
+        raise UsageError(f"zoo fetch takes specs or suites, or a --lock; there is no {LOCK} here")
+    rows = []
+    with downloading() as progress:
+        for key, (pin, names) in wanted.items():
+            if not names or (pin.repository is None and pin.folder is None):
+                continue  # nothing to read, or part of a package
+            place = folder(pin, names, progress=progress)
+            rows.append(_row(key, pin, names) | {"path": str(place)})
+            if not as_json:
+                click.echo(f"{_told(rows[-1])}  {place}")
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+    elif not rows:
+        click.echo("nothing to fetch: all of it is in installed packages")
+
+
+@click.command()
+@what_arguments
+@task_option
+@click.option("--lock", "file", type=click.Path(path_type=Path), default=Path(LOCK), show_default=True)
+@click.option("--check", is_flag=True, help="Write nothing, ask nobody: does the lock fit what is installed?")
+def lock(what: tuple[str, ...], task: str | None, file: Path, check: bool) -> None:
+    """Write down what specs and suites are made with now: each part's version, commit, and sha256 of its files.
+
+    What else the lock holds stays. With --check the exit code is 6 where the lock is not what is installed, where a
+    pin is not complete, or where a spec has a part that the lock lacks.
+
+    \b
+    zoo lock 'timm/resnet18.a1_in1k+lora(r=8)' my-suite.toml
+    zoo lock --check
+    """  # noqa: D301 - click reads the character \b as: keep these lines
+    if check:
+        click.echo(_checked(what, task, file))
+        return
+    if not what:
+        raise UsageError("zoo lock takes specs or suites; zoo lock --check compares a lock with what is installed")
+    from zoo_core.hub import pin_plans
+
+    held = read_lock(file) or lock_of([], {})
+    plans = pin_plans(_plans(what, task, {}))
+    fresh = lock_of(
+        [part for plan in plans for part in plan.parts], {k: p for plan in plans for k, p in plan.pins.items()}
+    )
+    parts = held["parts"] | fresh["parts"]
+    try:
+        write_lock(file, fresh | {"parts": dict(sorted(parts.items()))})
+    except OSError as error:
+        raise AccessError(f"{file} cannot be written ({error.strerror}); give --lock another file") from error
+    for key, row in fresh["parts"].items():
+        files = row.get("files", {})
+        told = (
+            f"{count_text(len(files), 'file')}, {size_text(file['size'] for file in files.values())}"
+            if files
+            else "no files"
+        )
+        commit = f" at {row['revision'][:12]}" if "revision" in row else ""
+        click.echo(f"{key}  {row['distribution']} {row['version']}  {told}{commit}")
+    click.echo(f"{len(fresh['parts'])} parts in {file}, {len(parts) - len(fresh['parts'])} others kept")
+
+
+@click.command()
+@what_arguments
+@task_option
+@click.option("--lock", "file", type=click.Path(path_type=Path), help=f"Its pins come first; {LOCK} of this folder.")
+@json_option
+def verify(what: tuple[str, ...], task: str | None, file: Path | None, as_json: bool) -> None:
+    """Hash every file again, whatever is remembered of it; nothing is downloaded or removed.
+
+    Without a spec, all that the lock pins. The exit code is 5 where a file is not what was pinned, 3 where one is not
+    on this machine.
+
+    \b
+    zoo verify --lock runs/mine/zoo.lock
+    """  # noqa: D301 - click reads the character \b as: keep these lines
+    from zoo_core.hub import pin as pin_of
+    from zoo_core.hub import verify as check
+
+    pins = read_pins(lock_file(file))
+    if not what and not pins:
+        raise UsageError(f"zoo verify takes specs or suites, or a --lock; there is no {LOCK} here that pins a file")
+    wanted = {} if what else pins
+    for plan in _plans(what, task, pins):
+        wanted |= plan.pins
+        wanted |= {key: pin_of(plan.sources[key], offline=True, weights="random") for key in plan.unpinned}
+    rows: list[dict[str, Any]] = []
+    wrong: list[ZooError] = []
+    for key, pin in wanted.items():
+        if pin.repository is None and pin.folder is None:
+            continue  # part of a package; its plugin checks it at each build
+        found = check(pin)
+        wrong += found.values()
+        rows.append(_row(key, pin, tuple(pin.files)) | {"wrong": {name: str(error) for name, error in found.items()}})
+        if not as_json:
+            click.echo(f"{_told(rows[-1])}  {f'{len(found)} wrong or missing' if found else 'as pinned'}")
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+    damaged = [error for error in wrong if isinstance(error, IntegrityError)]
+    if damaged:
+        raise IntegrityError(f"{_listed(damaged)}; get them again: zoo fetch SPEC")
+    if wrong:
+        raise NotFoundError(f"{_listed(wrong)}; get them: zoo fetch SPEC")
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("repository", metavar="ORG/NAME")
+@click.option("--private", is_flag=True, help="For you and yours alone, if the repository is new.")
+def push(folder: Path, repository: str, private: bool) -> None:
+    """Upload a fitted model to the Hub: what fitting changed, its lock, its results and a model card, in one commit.
+
+    Your token comes from `hf auth login` or HF_TOKEN. zoo_core.load_run("hub/ORG/NAME") loads it anywhere.
+
+    \b
+    zoo push runs/my-digits me/my-digits
+    """  # noqa: D301 - click reads the character \b as: keep these lines
+    from zoo_core.card import push_run
+
+    repository = repository.removeprefix(PUBLISHED)
+    click.echo(push_run(folder, repository, private=private))
+    click.echo(f'zoo_core.load_run("{PUBLISHED}{repository}") loads it', err=True)
+
+
+# --- plans and what they read ----------------------------------------------------------------------------------------
+
+
+def _plans(what: Sequence[str], task: str | None, pins: Mapping[str, Pinned]) -> list[Plan]:
+    """The plans of specs, suite files and published models; what no lock, catalogue or record pins is left open."""
+    plans: list[Plan] = []
+    for text in what:
+        if text.endswith(".toml"):
+            plans += expand(load_suite(Path(text)), pins=pins).plans
+        elif text.startswith(PUBLISHED):
+            from zoo_core.hub import fetch_run
+            from zoo_core.runs import read_run
+
+            plans.append(read_run(fetch_run(text.removeprefix(PUBLISHED))).plan)
+        else:
+            plans.append(_plan(text, task, pins))
+    return plans
+
+
+def _plan(text: str, task: str | None, pins: Mapping[str, Pinned]) -> Plan:
+    """The plan of a spec; without a task, for the first kind of target that its head predicts."""
+    if task is not None:
+        return resolve(text, task=task, pins=pins)
+    refusals = []
+    for kind in TARGET_KINDS:
+        try:
+            return resolve(text, target=Target(kind=kind, size=2), pins=pins)
+        except RefusedError as error:
+            refusals.append(error)
+    raise refusals[0]
+
+
+def _needed(plans: Iterable[Plan]) -> dict[str, tuple[Pinned, tuple[str, ...]]]:
+    """By the key of each part, its pin and the files that some plan reads of it."""
+    wanted: dict[str, tuple[Pinned, tuple[str, ...]]] = {}
+    for plan in plans:
+        for part in plan.parts:
+            key = part_key(part)
+            if key in plan.pins:
+                pin, weights = plan.pins[key], plan.weights if part is plan.backbone else "pretrained"
+                names = needed(plan.sources.get(key), weights, pin.files)
+                wanted[key] = (pin, tuple(sorted({*names, *wanted.get(key, (pin, ()))[1]})))
+    return wanted
+
+
+def _checked(what: Sequence[str], task: str | None, file: Path) -> str:
+    """What to say of a lock that fits. Raises IncompatibleError with all that differs."""
+    held = read_lock(file)
+    if held is None:
+        raise NotFoundError(f"there is no lock {file}; zoo lock SPEC --lock {file} writes one")
+    differences = []
+    for key, row in held["parts"].items():
+        name, version = row["distribution"], row["version"]
+        try:
+            installed = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            installed = None
+        if installed != version:
+            is_now = f"{installed} is installed" if installed else "it is not installed"
+            differences.append(f"{key} is of {name} {version}, and {is_now}")
+        lacking = _lacking(row)
+        if lacking:
+            differences.append(f"{key} has {lacking}")
+    for plan in _plans(what, task, pins_of(held)):
+        keys = [part_key(part) for part in plan.parts]
+        differences += [f"{key} is not in it" for key in dict.fromkeys(keys) if key not in held["parts"]]
+        differences += [f"{key} is not pinned" for key in plan.unpinned if key in held["parts"]]
+    if differences:
+        shown = "; ".join(list(dict.fromkeys(differences))[:SHOWN])
+        raise IncompatibleError(
+            f"{file} is not what is here: {shown}; install what it names, or write it again: zoo lock SPEC"
+        )
+    return f"{file} fits: {len(held['parts'])} parts, {len(pins_of(held))} with files"
+
+
+def _lacking(row: Mapping[str, Any]) -> str:
+    """What a row of a lock needs and has not; empty if nothing."""
+    pin = pins_of({"parts": {"": row}}).get("")
+    if pin is None:
+        return "a source and no files" if "repository" in row or "folder" in row else ""
+    if pin.repository is not None and not _is_hex(pin.revision or "", 40):
+        return "a repository and no commit"
+    wrong = [name for name, file in pin.files.items() if not _is_hex(file.sha256, 64)]
+    return f"no sha256 of {wrong[0]}" if wrong else "" if pin.files else "no files"
+
+
+def _is_hex(text: str, length: int) -> bool:
+    return len(text) == length and not text.strip("0123456789abcdef")
+
+
+# --- how it is shown -------------------------------------------------------------------------------------------------
+
+
+def _row(key: str, pin: Pinned, names: Sequence[str]) -> dict[str, Any]:
+    files = {name: {"sha256": pin.files[name].sha256, "size": pin.files[name].size} for name in names}
+    return {
+        "part": key,
+        "repository": pin.repository,
+        "revision": pin.revision,
+        "folder": pin.folder,
+        "files": files,
+        "size": sum(file["size"] for file in files.values()),
+    }
+
+
+def _told(row: Mapping[str, Any]) -> str:
+    place = f"{row['repository']} at {row['revision'][:12]}" if row["repository"] else row["folder"]
+    return f"{row['part']}  {place}  {count_text(len(row['files']), 'file')}, {size_text([row['size']])}"
+
+
+def _listed(errors: Sequence[ZooError]) -> str:
+    more = f", and {len(errors) - SHOWN} more" if len(errors) > SHOWN else ""
+    return ", ".join(str(error) for error in errors[:SHOWN]) + more
