@@ -33,6 +33,7 @@ def isolated_environment(environment: dict[str, str], home: Path) -> dict[str, s
         "ZOO_CACHE": str(home / ".cache" / "zoo"),
         "HF_HOME": str(home / ".cache" / "huggingface"),
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_OFFLINE": "1",  # the tests of downloads have a Hub of their own
         "TORCH_HOME": str(home / ".cache" / "torch"),
         "OMP_NUM_THREADS": str(NUM_THREADS),
         "NO_COLOR": "1",  # expected output is compared as text

@@ -273,7 +273,7 @@ def test_a_run_whose_plugin_is_not_installed_says_which(copy: Path) -> None:
     path.write_text(json.dumps(lock))
     refused(copy, NotFoundError, "needs a part that is not installed", "zoo-vanished 1.2", "'vanished'")
     path.write_text("{")
-    refused(copy, NotFoundError, "needs a part that is not installed: ", "'vanished'")
+    refused(copy, IntegrityError, "zoo.lock is damaged")
 
 
 # --- evaluate --------------------------------------------------------------------------------------------------------

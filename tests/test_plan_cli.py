@@ -25,7 +25,7 @@ KEYS = [
         "first_stage",
         "learning_rates",
     ),
-    *("parts", "deferred", "base_digest", "digest"),
+    *("parts", "files", "deferred", "base_digest", "digest"),
 ]
 SUITE = """
 tasks = ["digits(shots=2)", "diabetes"]

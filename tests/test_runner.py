@@ -255,7 +255,7 @@ def test_failures_and_refusals_are_rows_with_their_reasons(mixed: Any, zoo: Zoo,
     }
     assert "raised OSError: gone" in rows["nasty/tokens+trouble(how=gone)+linear"]["reason"]
     assert "works on map and nasty/tokens gives tokens" in rows["nasty/tokens+maps-only"]["reason"]
-    assert "no catalogue or record pins its files" in rows["nasty/far+probe"]["reason"]
+    assert "requests are forbidden (HF_HUB_OFFLINE=1)" in rows["nasty/far+probe"]["reason"]
     shown = json.loads(zoo("report", mixed.out, "--format", "json").out)["failures"]
     assert sorted(failure["reason"] for failure in shown) == sorted(
         row["reason"] for row in rows.values() if row["reason"]

@@ -16,15 +16,16 @@ from zoo_core.build import build, build_backbone
 from zoo_core.contracts import Modality, Split, Target
 from zoo_core.data import Loader, Splits, carve, decode
 from zoo_core.errors import UsageError
+from zoo_core.hub import fetch_run, files_of, pin_plan
 from zoo_core.learner import Learner
-from zoo_core.lock import lock_of, write_lock
+from zoo_core.lock import lock_of, read_pins, write_lock
 from zoo_core.measure import INFERENCE_BATCH, confusion, per_class, precision_of
 from zoo_core.resolve import Budget, Plan, resolve
 from zoo_core.runs import load_stored, read_run, save_run
-from zoo_core.spec import Spec
+from zoo_core.spec import Spec, parse_part
 from zoo_core.store import Result, RunLock, append
-from zoo_core.suites.grid import Suite, expand, load_suite, starter_suite
-from zoo_core.suites.runner import News, prepare_folder, run_grid
+from zoo_core.suites.grid import Suite, load_suite, starter_suite
+from zoo_core.suites.runner import News, open_grid, prepare_folder, run_grid
 from zoo_core.suites.trial import Report, open_task, run_trial, score_split
 
 __all__ = [
@@ -40,6 +41,8 @@ __all__ = [
     "save",
 ]
 
+PUBLISHED = "hub/"  # before the names of fitted models on the Hub
+
 
 def load(
     spec: str | Spec,
@@ -48,16 +51,34 @@ def load(
     classes: Sequence[str] | None = None,
     target: Target | None = None,
     seed: int = 0,
+    lock: str | Path | None = None,
+    frozen: bool = False,
 ) -> Learner:
     """A learner ready to train: pre-trained backbone, adapters, a new head.
 
     num_classes, classes, target: exactly one says what is predicted. seed: decides every new weight.
+    lock: a file that pins commits and hashes, as `zoo lock` writes it. frozen: no network, and nothing that the lock
+    does not pin. `hub/ORG/NAME` alone is a fitted model that `zoo push` published: it has a head, and takes no target.
     Example: `zoo_core.load("starter/vit-nano+partial(n=2)", num_classes=3)`.
     """
-    plan = resolve(spec, target=_wanted(num_classes, classes, target), seed=seed)
+    if str(spec).startswith(PUBLISHED):
+        if (num_classes, classes, target) != (None, None, None):
+            raise UsageError(
+                f"{spec} is a fitted model with outputs of its own; leave num_classes, classes and target out"
+            )
+        return load_run(str(spec))
+    plan = _pinned(spec, lock, frozen, target=_wanted(num_classes, classes, target), seed=seed)
     learner = build(plan)
     learner.plan = plan
     return learner
+
+
+def _pinned(spec: str | Spec, lock: str | Path | None, frozen: bool, **trial: Any) -> Plan:
+    """The plan of a trial, its files pinned: by the lock, a catalogue or a record, else by asking where they are."""
+    plan = pin_plan(resolve(spec, pins=read_pins(Path(lock) if lock else None), **trial), frozen=frozen)
+    for part in plan.parts if frozen else ():
+        files_of(plan, part, offline=True)  # so that nothing is left to download
+    return plan
 
 
 def _wanted(num_classes: object, classes: object, target: object) -> Target:
@@ -96,13 +117,19 @@ def _names(classes: object) -> tuple[str, ...]:
     return names
 
 
-def load_backbone(name: str) -> nn.Module:
-    """A frozen backbone by name, in evaluation mode: see zoo_core.contracts.Backbone."""
-    return build_backbone(resolve(name, target=Target(kind="classes", size=1)))
+def load_backbone(name: str, *, lock: str | Path | None = None, frozen: bool = False) -> nn.Module:
+    """A frozen backbone by name, in evaluation mode: see zoo_core.contracts.Backbone. lock, frozen: as for `load`."""
+    return build_backbone(_pinned(name, lock, frozen, target=Target(kind="classes", size=1)))
 
 
 def load_run(path: str | Path) -> Learner:
-    """The fitted learner that `fit` stored in a folder, for use; its target holds the ordered class names."""
+    """The fitted learner that `fit` stored in a folder, for use; its target holds the ordered class names.
+
+    path: the folder, or `hub/ORG/NAME` of one that `zoo push` published, perhaps with `@revision`.
+    """
+    if isinstance(path, str) and path.startswith(PUBLISHED):
+        part = parse_part(path)
+        path = fetch_run(part.name.removeprefix(PUBLISHED), part.revision)
     return load_stored(read_run(Path(path)))
 
 
@@ -135,14 +162,17 @@ def fit(
     seed: int = 0,
     device: str = "cpu",
     num_workers: int = 0,
+    lock: str | Path | None = None,
+    frozen: bool = False,
     report: Callable[[Report], None] = lambda _: None,
 ) -> tuple[Learner, Result]:
     """Fits one model, its learning rate chosen on validation; stores it when `out` names a folder.
 
+    lock, frozen: as for `load`.
     Returns the learner, in evaluation mode, and its result on the test split. Raises UsageError for a folder that
     already holds a run; that one stays as it is.
     """
-    plan = resolve(spec, task=task, budget=budget, seed=seed)
+    plan = _pinned(spec, lock, frozen, task=task, budget=budget, seed=seed)
     if out is None:
         result, learner, _ = run_trial(plan, device=device, num_workers=num_workers, report=report)
         learner.plan = plan
@@ -300,16 +330,17 @@ def bench(
     threads: int = 1,
     device: str = "cpu",
     retry: bool = False,
+    lock: str | Path | None = None,
+    frozen: bool = False,
     watch: Callable[[News], None] = lambda _: None,
 ) -> list[Result]:
     """Runs a suite (a file's path, or the starter suite) and returns its results; a second call runs what is missing.
 
     out: the run's folder, `runs/NAME` when None. num_workers: processes; threads: of each. Scores do not depend on the
-    number of processes.
+    number of processes. lock, frozen: as for `load`; what the run's own lock pins goes first.
     """
     if not isinstance(suite, Suite):
         suite = load_suite(Path(suite) if suite is not None else starter_suite())
     folder = Path(out) if out is not None else Path("runs") / suite.name
-    return run_grid(
-        expand(suite), folder, num_workers=num_workers, threads=threads, device=device, retry=retry, watch=watch
-    )
+    grid = open_grid(suite, folder, lock=Path(lock) if lock else None, frozen=frozen)
+    return run_grid(grid, folder, num_workers=num_workers, threads=threads, device=device, retry=retry, watch=watch)

@@ -4,7 +4,8 @@ Two sources, one Entry. A catalogue is `catalogue.json` in the top-level package
 points: `{"backbone": {"starter/vit-nano": {"modality": "image", ...}}}`. A record is one TOML file about one set of
 weights or one version of a data set, in `models` or `tasks` of a package that a `zoo.records` entry point names; it
 also says its licence and its source, and pins what it fetches where somebody has seen the files: their commit and
-sha256 go together, and without them a lock pins them on first use. Every field is checked; a mistake stays with its entry.
+sha256 go together, and without them a lock pins them on first use. Every field is checked; a mistake stays with its
+entry.
 """
 
 from __future__ import annotations

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo_core.contracts import FileHash
-from zoo_core.errors import AccessError, IncompatibleError, IntegrityError
+from zoo_core.errors import AccessError, IncompatibleError, IntegrityError, NotFoundError
 
 if TYPE_CHECKING:
     from zoo_core.bind import Bound
 
-__all__ = ["Pinned", "check_lock", "lock_of", "part_key", "pins_of", "read_lock", "write_lock"]
+__all__ = ["Pinned", "check_lock", "lock_of", "part_key", "pins_of", "read_lock", "read_pins", "write_lock"]
 
 FORMAT = 1
 
@@ -87,6 +87,16 @@ def read_lock(path: Path) -> dict[str, Any] | None:
     if not all(map(_is_row, lock["parts"].values())):
         raise IntegrityError(f"{path} is damaged (a part without its distribution, version or files); {mend}")
     return lock
+
+
+def read_pins(path: Path | None) -> dict[str, Pinned]:
+    """What the lock in a file pins, by key; nothing of no file. Raises NotFoundError when the file is not there."""
+    if path is None:
+        return {}
+    lock = read_lock(path)
+    if lock is None:
+        raise NotFoundError(f"there is no lock {path}; `zoo lock SPEC --lock {path}` writes one")
+    return pins_of(lock)
 
 
 def write_lock(path: Path, lock: Mapping[str, Any]) -> None:

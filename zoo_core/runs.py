@@ -19,8 +19,9 @@ from safetensors.torch import save_file
 from zoo_core.build import build
 from zoo_core.contracts import TARGET_KINDS, FileHash, Target
 from zoo_core.errors import AccessError, IncompatibleError, IntegrityError, NotFoundError, UsageError
+from zoo_core.hub import pin_plan
 from zoo_core.learner import Learner
-from zoo_core.lock import read_lock
+from zoo_core.lock import pins_of, read_lock
 from zoo_core.resolve import Plan, budget_from, resolve
 from zoo_core.spec import parse, parse_part
 from zoo_core.weights import read_tensors, sha256_of, verify
@@ -98,7 +99,8 @@ def read_run(path: Path) -> StoredRun:
     except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
         raise IntegrityError(f"{file} is damaged ({_said(error)}); copy it again, or fit the model again") from error
     try:
-        plan = resolve(spec, task=task, target=target, budget=budget, seed=seed)
+        pins = pins_of(read_lock(path / "zoo.lock"))
+        plan = pin_plan(resolve(spec, task=task, target=target, budget=budget, seed=seed, pins=pins))
     except NotFoundError as error:
         raise NotFoundError(f"{path} needs a part that is not installed{_fitted_with(path)}: {error}") from error
     if plan.base_digest != base_digest:

@@ -11,12 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from zoo_core.cli.options import budget_options, check_count, check_device, device_option
+from zoo_core.cli.options import (
+    budget_options,
+    check_count,
+    check_device,
+    device_option,
+    lock_file,
+    lock_options,
+)
 from zoo_core.errors import NotFoundError, UsageError
 from zoo_core.report import render
 from zoo_core.store import read
 
 if TYPE_CHECKING:
+    from zoo_core.hub import Progress as Download
     from zoo_core.suites.grid import Suite
     from zoo_core.suites.runner import News
 
@@ -39,6 +47,7 @@ FORMATS = ("table", "md", "csv", "json")
     "--threads", type=int, help="Threads of each process; on a CPU 1, so that scores never depend on --workers."
 )
 @device_option
+@lock_options
 @click.option("--retry", is_flag=True, help="Run again what failed before.")
 @click.option("--format", "form", type=click.Choice(FORMATS), default="table", help="How the results are printed.")
 def bench(
@@ -52,6 +61,8 @@ def bench(
     workers: int | None,
     threads: int | None,
     device: str,
+    lock: Path | None,
+    frozen: bool,
     retry: bool,
     form: str,
     **budget: Any,
@@ -66,13 +77,12 @@ def bench(
     zoo bench
     zoo bench --task 'digits(shots=5)' --backbones starter/vit-nano --adapters 'probe,full' --seeds 5
     """  # noqa: D301 - click reads the character \b as: keep these lines
-    from zoo_core.suites.grid import expand
-    from zoo_core.suites.runner import run_grid
+    from zoo_core.suites.runner import open_grid, run_grid
 
     grid = {"backbones": backbones, "adapters": adapters, "heads": heads}
     chosen = _suite(suite, tasks, grid, seeds, {name: value for name, value in budget.items() if value is not None})
-    expanded = expand(chosen)
     folder = out or Path("runs") / chosen.name
+    expanded = open_grid(chosen, folder, lock=lock_file(lock), frozen=frozen)
     device = check_device(device)
     workers, threads = _shared(workers, threads, device)
     with _watching(chosen.name, folder) as watch:
@@ -176,6 +186,8 @@ def _watching(name: str, folder: Path) -> Iterator[Callable[[News], None]]:
 
         def watch(news: News) -> None:
             progress.update(bar, completed=news.done, total=news.total)
+            if news.download is not None:
+                progress.update(bar, now=_arriving(news.download))
             if news.report is not None and news.plan is not None:
                 step = news.report.progress
                 progress.update(bar, now=f"{news.plan.spec} seed {news.plan.seed} {step.examples_per_second:.0f} ex/s")
@@ -188,8 +200,12 @@ def _watching(name: str, folder: Path) -> Iterator[Callable[[News], None]]:
 def _line(news: News) -> None:
     if news.result is not None:
         click.echo(_told(news), err=True)
-    elif news.plan is None:
+    elif news.plan is None and news.download is None:
         click.echo(f"{news.done} of {news.total} trials are done already", err=True)
+
+
+def _arriving(download: Download) -> str:
+    return f"{download.repository} {download.file} {download.done_bytes / max(1, download.total_bytes):.0%}"
 
 
 def _told(news: News) -> str:

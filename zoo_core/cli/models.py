@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from zoo_core.cli.options import budget_options, check_device, device_option, fitting, threads_option, use_threads
+from zoo_core.cli.options import (
+    budget_options,
+    check_device,
+    device_option,
+    fitting,
+    lock_file,
+    lock_options,
+    threads_option,
+    use_threads,
+)
 from zoo_core.errors import AccessError, NotFoundError, UsageError
 from zoo_core.interrupts import held_back
 from zoo_core.resolve import budget_from
@@ -31,6 +40,7 @@ __all__ = ["evaluate", "fit", "predict"]
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the fitted model.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides draws, new weights and order.")
 @budget_options
+@lock_options
 @click.option("--num-workers", type=int, default=0, show_default=True, help="Processes that prepare data ahead.")
 @threads_option
 @device_option
@@ -39,6 +49,8 @@ def fit(
     task: str,
     out: Path,
     seed: int,
+    lock: Path | None,
+    frozen: bool,
     num_workers: int,
     threads: int | None,
     device: str,
@@ -64,6 +76,8 @@ def fit(
             seed=seed,
             device=device,
             num_workers=num_workers,
+            lock=lock_file(lock),
+            frozen=frozen,
             report=report,
         )
     assert result.chosen is not None, "a fit that came back chose something"

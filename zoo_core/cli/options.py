@@ -23,12 +23,16 @@ __all__ = [
     "check_device",
     "device_option",
     "fitting",
+    "lock_file",
+    "lock_option",
+    "lock_options",
     "threads_option",
     "use_threads",
 ]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+LOCK = "zoo.lock"
 MAX_PROCESSES = 1024  # or threads; beyond, it is a slip of the finger
 LINE_SECONDS = 10.0
 GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # CUDA, ROCm, WSL; without them torch need not be asked
@@ -74,6 +78,24 @@ def check_count(name: str, found: int | None) -> None:
     """Raises UsageError for a number of processes or threads that cannot be."""
     if found is not None and not 1 <= found <= MAX_PROCESSES:
         raise UsageError(f"--{name} {found}: allowed: 1 to {MAX_PROCESSES}")
+
+
+def lock_option(command: Command) -> Command:
+    """`--lock` of a command that reads one; its value goes through `lock_file`."""
+    text = f"The lock that pins commits and hashes; without it {LOCK} of this folder, if there is one."
+    return click.option("--lock", type=click.Path(path_type=Path), help=text)(command)
+
+
+def lock_options(command: Command) -> Command:
+    """`--lock` and `--frozen` of a command that builds from a lock."""
+    frozen = click.option("--frozen", is_flag=True, help="No network, and nothing that the lock does not pin.")
+    return lock_option(frozen(command))
+
+
+def lock_file(given: Path | None) -> Path | None:
+    """The lock to read: the one that was given, else the one of this folder, if there is one."""
+    usual = Path(LOCK)
+    return given or (usual if usual.is_file() else None)
 
 
 def device_option(command: Command) -> Command:

@@ -8,8 +8,12 @@ from typing import Any
 
 import click
 
+from zoo_core.cli.options import lock_file, lock_option
+from zoo_core.contracts import Source
 from zoo_core.errors import UsageError
-from zoo_core.resolve import Plan, resolve
+from zoo_core.lock import Pinned, read_pins
+from zoo_core.plan import Plan
+from zoo_core.resolve import resolve
 from zoo_core.suites.grid import check_shots, expand, load_suite, weights_of
 
 __all__ = ["plan"]
@@ -19,24 +23,26 @@ __all__ = ["plan"]
 @click.argument("what")
 @click.option("--task", help="The task that a spec is planned for.")
 @click.option("--seed", type=int, help="The seed that a spec is planned with; 0 unless given.")
+@lock_option
 @click.option("--json", "as_json", is_flag=True, help="A stable schema for programs.")
-def plan(what: str, task: str | None, seed: int | None, as_json: bool) -> None:
+def plan(what: str, task: str | None, seed: int | None, lock: Path | None, as_json: bool) -> None:
     """Show what a spec or a suite file would build and train, and what would be refused, with reasons.
 
     \b
     zoo plan 'starter/vit-nano+partial(n=2)' --task digits
     zoo plan my-suite.toml
     """  # noqa: D301 - click reads the character \b as: keep these lines
+    pins = read_pins(lock_file(lock))
     if what.endswith(".toml"):
         if task is not None or seed is not None:
             raise UsageError("a suite file names its tasks and seeds; leave --task and --seed out")
-        grid = expand(load_suite(Path(what)))
+        grid = expand(load_suite(Path(what)), pins=pins)
         plans = [_row(each) for each in grid.plans]
         refusals = [{"trial": str(refusal.trial), "reason": refusal.reason} for refusal in grid.refusals]
     else:
         if task is None:
             raise UsageError("zoo plan SPEC needs --task; `zoo list task` shows what there is")
-        found = resolve(what, task=task, seed=seed or 0)
+        found = resolve(what, task=task, seed=seed or 0, pins=pins)
         check_shots(found)
         plans, refusals = [_row(found)], []
     if as_json:
@@ -74,13 +80,27 @@ def _row(found: Plan) -> dict[str, Any]:
             }
             for part in parts
         ],
+        "files": [_files(key, source, found.pins.get(key)) for key, source in found.sources.items()],
         "deferred": list(found.deferred),
         "base_digest": found.base_digest,
         "digest": found.digest,
     }
 
 
+def _files(key: str, source: Source, pin: Pinned | None) -> dict[str, Any]:
+    """Where a part's files come from, and how large they are once they are pinned."""
+    return {
+        "part": key,
+        "from": source.repository or source.folder,
+        "revision": (pin.revision if pin else None) or source.revision,
+        "pinned": pin is not None,
+        "bytes": sum(file.size for file in pin.files.values()) if pin else None,
+    }
+
+
 def _shown(name: str, value: Any) -> str:
+    if name == "files":
+        return ", ".join(map(_place, value)) or "none to fetch"
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return ", ".join(f"{row['name']} ({row['kind']}, {row['distribution']} {row['version']})" for row in value)
     if isinstance(value, dict):
@@ -90,3 +110,9 @@ def _shown(name: str, value: Any) -> str:
     if value is None:
         return "not pinned" if name.endswith("digest") else "not known before it is built"
     return f"{value:,}" if name == "backbone_parameters" else str(value)
+
+
+def _place(row: dict[str, Any]) -> str:
+    size = f"{row['bytes'] / 2**20:,.1f} MiB" if row["pinned"] else "not pinned"
+    revision = f"@{row['revision'][:12]}" if row["revision"] else ""
+    return f"{row['from']}{revision} ({size})"

@@ -13,32 +13,58 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zoo_core.errors import AccessError, NotFoundError, UsageError
+from zoo_core.errors import AccessError, NotFoundError, UsageError, ZooError
 from zoo_core.interrupts import held_back
-from zoo_core.lock import check_lock, lock_of, read_lock, write_lock
-from zoo_core.resolve import Plan
+from zoo_core.lock import check_lock, lock_of, part_key, pins_of, read_lock, read_pins, write_lock
+from zoo_core.plan import Plan
 from zoo_core.store import Result, RunLock, append, latest, read
 from zoo_core.suites import forking
-from zoo_core.suites.grid import Grid, Refusal
+from zoo_core.suites.grid import Grid, Refusal, Suite, expand
 
 if TYPE_CHECKING:
+    from zoo_core.bind import Bound
+    from zoo_core.hub import Progress
     from zoo_core.suites.trial import Report
 
-__all__ = ["News", "prepare_folder", "run_grid"]
+__all__ = ["News", "open_grid", "prepare_folder", "run_grid"]
 
 RESULTS = "results.jsonl"
+LOCK = "zoo.lock"
 MODEL = "run.json"  # what a fit writes last; runs.py needs torch, and a mistake is told before that
 
 
 @dataclass(frozen=True, kw_only=True)
 class News:
-    """Where a run stands: trials done of all, and what is new: a report of a plan under way, or a result."""
+    """Where a run stands: trials done of all, and what is new: a download, a report of a plan under way, a result."""
 
     done: int
     total: int
+    download: Progress | None = None
     plan: Plan | None = None
     report: Report | None = None
     result: Result | None = None
+
+
+def open_grid(suite: Suite, out: Path, *, lock: Path | None = None, frozen: bool = False) -> Grid:
+    """The trials of a suite, the files of each pinned: by the lock of a run that goes on, by `lock`, or by asking.
+
+    frozen: nothing is asked or downloaded; what no lock pins, or is not here, raises NotFoundError.
+    """
+    pins = read_pins(lock) | pins_of(read_lock(out / LOCK))
+
+    def pin(plan: Plan) -> Plan:
+        from zoo_core.hub import pin_plan  # a quarter of a second, for grids that need it
+
+        return pin_plan(plan)
+
+    grid = expand(suite, pins=pins, pin=None if frozen else pin)
+    if frozen and any(plan.sources for plan in grid.plans):
+        from zoo_core.hub import files_of, pin_plans  # as above
+
+        pin_plans(grid.plans, frozen=True)
+        for plan, part in _distinct_parts(grid.plans):
+            files_of(plan, part, offline=True)
+    return grid
 
 
 def run_grid(
@@ -73,10 +99,19 @@ def run_grid(
         watch(News(done=done, total=total))
         if missing:
             forking.begin()
+            missing_files = _fetch(missing, lambda progress: watch(News(done=done, total=total, download=progress)))
             with held_back():
-                from zoo_core.suites.workers import run_all  # torch: what is told before this point is told at once
+                from zoo_core.suites.workers import run_all, without_score  # torch: what came before is told at once
 
-            with closing(run_all(missing, num_workers=num_workers, device=device, threads=threads)) as events:
+            for plan, reason in missing_files:
+                failed = without_score(plan, device, reason)
+                append(path, failed)
+                known[failed.digest] = failed
+                missing.remove(plan)
+                done += 1
+                watch(News(done=done, total=total, plan=plan, result=failed))
+            events = run_all(missing, num_workers=num_workers, device=device, threads=threads)
+            with closing(events):
                 for event in events:
                     if event.result is not None:
                         append(path, event.result)
@@ -98,10 +133,40 @@ def prepare_folder(out: Path) -> None:
         raise AccessError(f"{out} cannot be made ({error.strerror}); give --out another folder") from error
 
 
+def _fetch(plans: Sequence[Plan], report: Callable[[Progress], None]) -> list[tuple[Plan, str]]:
+    """Gets the files of all plans before any of them runs; those whose files cannot be had, with the reason.
+
+    A part that must be looked at before its weights are fetched is left to the worker that builds it.
+    """
+    parts = [(plan, part) for plan, part in _distinct_parts(plans) if not (plan.deferred and part is plan.backbone)]
+    if not parts:
+        return []
+    from zoo_core.hub import files_of  # a quarter of a second, for runs that need it
+
+    reasons: dict[str, str] = {}
+    for plan, part in parts:
+        try:
+            files_of(plan, part, progress=report)
+        except ZooError as error:
+            reasons[part_key(part)] = str(error)
+    found = ((plan, [reasons[part_key(part)] for part in plan.parts if part_key(part) in reasons]) for plan in plans)
+    return [(plan, why[0]) for plan, why in found if why]
+
+
+def _distinct_parts(plans: Sequence[Plan]) -> list[tuple[Plan, Bound]]:
+    """Each part that has files, with a plan that it is in; one with weights goes before one without."""
+    found: dict[str, tuple[Plan, Bound]] = {}
+    for plan in sorted(plans, key=lambda plan: plan.weights == "random"):
+        for part in plan.parts:
+            if part_key(part) in plan.sources:
+                found.setdefault(part_key(part), (plan, part))
+    return list(found.values())
+
+
 def _lock(plans: Sequence[Plan], out: Path) -> None:
     parts = [part for plan in plans for part in plan.parts]
     pins = {key: pin for plan in plans for key, pin in plan.pins.items()}
-    path, wanted = out / "zoo.lock", lock_of(parts, pins)
+    path, wanted = out / LOCK, lock_of(parts, pins)
     held = read_lock(path)
     write_lock(path, wanted if held is None else check_lock(path, held, wanted))
 

@@ -27,7 +27,7 @@ from zoo_core.store import Result, Status
 from zoo_core.suites import forking
 from zoo_core.suites.trial import Report, provenance, run_trial
 
-__all__ = ["Event", "attempt", "run_all"]
+__all__ = ["Event", "attempt", "run_all", "without_score"]
 
 REPORT_SECONDS = 0.2
 STOP_SECONDS = 2.0  # a worker that does not end when asked is killed after this
@@ -48,11 +48,11 @@ def attempt(plan: Plan, *, device: str, report: Callable[[Report], None] = lambd
     try:
         return run_trial(plan, device=device, report=report)[0]
     except RefusedError as error:  # a check that needed the data or the built backbone
-        return _without_score(plan, device, str(error), status="refused")
+        return without_score(plan, device, str(error), status="refused")
     except ZooError as error:
-        return _without_score(plan, device, str(error) or type(error).__name__)
+        return without_score(plan, device, str(error) or type(error).__name__)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - one trial's failure is a row, not the end of the suite
-        return _without_score(plan, device, _explained(error))
+        return without_score(plan, device, _explained(error))
 
 
 def run_all(plans: Sequence[Plan], *, num_workers: int, device: str, threads: int) -> Generator[Event]:
@@ -150,7 +150,7 @@ class _Pool:
         return self._workers[-1]
 
     def _failed(self, position: int, reason: str) -> Result:
-        return _without_score(self._plans[position], self._device, reason)
+        return without_score(self._plans[position], self._device, reason)
 
 
 def _work(pipe: Connection, device: str, threads: int) -> None:
@@ -213,6 +213,7 @@ def _explained(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _without_score(plan: Plan, device: str, reason: str, status: Status = "failed") -> Result:
+def without_score(plan: Plan, device: str, reason: str, status: Status = "failed") -> Result:
+    """The row of a trial that gave no score, with the first line of the reason."""
     line = reason.strip().splitlines()[0] if reason.strip() else "it gave no reason"
     return replace(provenance(plan, device), status=status, reason=line[:MAX_REASON])
