@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from zoo_transformers.families import FAMILIES
 Tiny = Callable[[str], Path]
 Plain = Callable[[str, Path], Any]
 EVERY = sorted(FAMILIES)
+UNGATED = {"dinov2"}  # some of them are gated, and the tiny one is not
 TEXTS = ["the cat sat on the mat", "no one", "a film that is neither long nor short, but warm"]
 
 
@@ -28,7 +30,16 @@ def built(folder: Path, **arguments: Any) -> Any:
 
 def examples(backbone: Any) -> list[Any]:
     """Three raw examples of different length or content."""
-    return TEXTS
+    generator = np.random.default_rng(0)
+    if backbone.modality == "text":
+        return TEXTS
+    if backbone.modality == "image":
+        shapes = [(3, 20, 30), (1, 40, 16), (3, 16, 16)]
+        return [torch.from_numpy(generator.integers(0, 256, shape).astype("uint8")) for shape in shapes]
+    return [
+        {"array": generator.standard_normal(length).astype("float32") / 10, "sampling_rate": rate}
+        for length, rate in ((1600, 16000), (900, 16000), (700, 8000))
+    ]
 
 
 def prepared(backbone: Any, raw: list[Any]) -> dict[str, Tensor]:
@@ -84,6 +95,8 @@ def test_every_role_has_its_weight_in_every_stage(model_type: str, tiny: Tiny) -
     backbone = built(tiny(model_type))
     for role in backbone.family.roles:
         sites = backbone.sites(role)
+        if role == "mlp.gate" and model_type in UNGATED:
+            continue
         for stage in backbone.stages:
             assert [site for site in sites if site.path.startswith(f"{stage}.")], (role, stage)
     for role in ROLES:
@@ -103,7 +116,7 @@ def test_what_a_site_names_decides_the_features(model_type: str, tiny: Tiny) -> 
     """Scaling the rows of a site changes the features, for every role; put back, they are as before."""
     backbone = built(tiny(model_type))
     inputs = prepared(backbone, examples(backbone))
-    for role in backbone.family.roles:
+    for role in filter(backbone.sites, backbone.family.roles):
         with torch.no_grad():
             before = backbone(inputs).x
             site = backbone.sites(role)[-1]

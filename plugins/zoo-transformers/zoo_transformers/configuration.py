@@ -77,7 +77,7 @@ def describe(files: Path) -> Described:
         config = kind(**_cleaned(table, kind, family), **family.settings)
     except Exception as error:  # a configuration class raises whatever its fields' checks raise
         raise IntegrityError(f"{path} is no configuration of {model_type}: {_first_line(error)}") from error
-    config._attn_implementation = "sdpa" if family.fused else "eager"
+    config._attn_implementation = "sdpa" if model._supports_sdpa else "eager"
     return Described(model_type=model_type, family=family, model=model, config=config, path=path)
 
 

@@ -12,11 +12,13 @@ from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from zoo_core.contracts import Features, FeatureSpec, Modality, Preparation, Site
-from zoo_core.errors import IntegrityError
+from zoo_core.errors import IntegrityError, UsageError
 from zoo_core.weights import assign, blank, open_pickle, open_tensors
+from zoo_transformers.audio import audio_preparation
 from zoo_transformers.checkpoint import converted, weight_files
 from zoo_transformers.configuration import Described, describe
 from zoo_transformers.families import Family, Pool
+from zoo_transformers.images import image_preparation
 from zoo_transformers.masks import feature_mask
 from zoo_transformers.pooling import pooled, stated_pool
 from zoo_transformers.sites import find_sites, stage_paths, width
@@ -53,13 +55,21 @@ class TransformersBackbone(nn.Module):
         mask = given.pop("attention_mask", None)
         own = self.model.dtype
         given = {name: x.to(own) if x.is_floating_point() else x for name, x in given.items()}
-        if self.attends and mask is not None and not mask.is_meta:  # no mask can be looked at on the meta device
-            given["attention_mask"] = mask
+        if self.attends and mask is not None:
+            given |= self._attention_mask(mask)
         x: Tensor = self.model(**given).last_hidden_state
         x = x.float() if own in HALVES else x
         if self.family.kind == "map":
             return Features(kind="map", x=self._as_map(x, given["pixel_values"]))
         return Features(kind="tokens", x=x, mask=feature_mask(self.family.mask, mask, x.shape[1], self.model.config))
+
+    def _attention_mask(self, mask: Tensor) -> dict[str, Tensor]:
+        """What tells the model of padding. On the meta device, where no mask can be looked at, all tokens are real."""
+        if not mask.is_meta:
+            return {"attention_mask": mask}
+        if self.family.mask != "tokens":
+            return {}
+        return {"attention_mask": mask.bool()[:, None, None]}  # with four axes it is taken as it is
 
     def _as_map(self, x: Tensor, pixels_BCHW: Tensor) -> Tensor:
         """Swin's rows of tokens [B, H * W, D] as [B, D, H, W]; what is a map already as it is."""
@@ -87,10 +97,22 @@ def backbone(files: Path, *, globs: Sequence[str], dtype: str, max_length: int |
     max_length: of texts, None for the most that is allowed.
     """
     described = describe(files)
-    preparation = text_preparation(described, max_length=max_length)
+    preparation, attends = _preparation(described, max_length)
     model = _model(described, weight_files(files, globs) if globs else [], getattr(torch, dtype))
     pooling = stated_pool(files) or described.family.pool
-    return TransformersBackbone(model, described.family, preparation, pooling=pooling, attends=True).eval()
+    return TransformersBackbone(model, described.family, preparation, pooling=pooling, attends=attends).eval()
+
+
+def _preparation(described: Described, max_length: int | None) -> tuple[Preparation, bool]:
+    """What prepares a repository's inputs, and whether its model is told what of them is padding."""
+    if described.family.modality == "text":
+        return text_preparation(described, max_length=max_length), True
+    if max_length is not None:
+        raise UsageError(f"hf: max_length is for texts, and {described.path.parent} reads {described.family.modality}")
+    if described.family.modality == "image":
+        return image_preparation(described.path.with_name("preprocessor_config.json")), False
+    audio = audio_preparation(described)
+    return audio, audio.attends
 
 
 def _model(described: Described, paths: Sequence[Path], dtype: torch.dtype) -> PreTrainedModel:

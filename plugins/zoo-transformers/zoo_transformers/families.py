@@ -1,6 +1,7 @@
 """What is known of each model type: its class, its stages, its sites, how it pools, and what of its file is not used.
 
-A family costs one entry of FAMILIES. Paths in `stages` and `embeds` start at the model, paths in `roles` at a stage.
+A family costs one entry of FAMILIES. Paths in `stages` start at the model, paths in `roles` at a stage; a `*`
+stands for one step.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Part:
     transposed: bool = False
 
 
-Roles = Mapping[str, tuple[Part, ...]]
+Roles = dict[str, tuple[Part, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,9 +141,227 @@ WAV2VEC2 = Family(
     ),
 )
 
+CLIP = Family(
+    model="clip.modeling_clip:CLIPVisionModel",
+    modality="image",
+    stages="encoder.layers",
+    pool="normed_cls",
+    roles=_roles(
+        attn_q="self_attn.q_proj",
+        attn_k="self_attn.k_proj",
+        attn_v="self_attn.v_proj",
+        attn_out="self_attn.out_proj",
+        mlp_in="mlp.fc1",
+        mlp_out="mlp.fc2",
+    ),
+    inputs=("pixel_values",),
+    prefixes=("vision_model.",),
+    unused=("text_model.*", "text_projection.*", "visual_projection.*", "logit_scale", "logit_bias", "*.position_ids"),
+)
+SIGLIP = replace(CLIP, model="siglip.modeling_siglip:SiglipVisionModel", pool="head")
+
+LLAMA = Family(
+    model="llama.modeling_llama:LlamaModel",
+    modality="text",
+    stages="layers",
+    pool="last",
+    roles=_roles(
+        attn_q="self_attn.q_proj",
+        attn_k="self_attn.k_proj",
+        attn_v="self_attn.v_proj",
+        attn_out="self_attn.o_proj",
+        mlp_in="mlp.up_proj",
+        mlp_gate="mlp.gate_proj",
+        mlp_out="mlp.down_proj",
+    ),
+    settings={"use_cache": False},
+    legacy=frozenset({"rope_theta", "rope_scaling", "partial_rotary_factor"}),
+    inputs=TEXT_INPUTS,
+    mask="tokens",
+    prefixes=("model.",),
+    unused=("lm_head.*", "score.*", "classifier.*", "qa_outputs.*", "*rotary_emb.inv_freq"),
+)
+
 FAMILIES: Mapping[str, Family] = {  # by the `model_type` of config.json
+    "audio-spectrogram-transformer": replace(
+        VIT,
+        model="audio_spectrogram_transformer.modeling_audio_spectrogram_transformer:ASTModel",
+        modality="audio",
+        pool="cls_and_distillation",
+        arguments={},
+        inputs=("input_values",),
+        prefixes=("audio_spectrogram_transformer.",),
+        unused=("classifier.*",),
+    ),
     "bert": BERT,
     "camembert": replace(ROBERTA, model="camembert.modeling_camembert:CamembertModel"),
+    "clip": replace(CLIP, config_key="vision_config"),
+    "clip_vision_model": CLIP,
+    "deberta-v2": replace(
+        BERT,
+        model="deberta_v2.modeling_deberta_v2:DebertaV2Model",
+        roles=BERT.roles
+        | _roles(
+            attn_q="attention.self.query_proj", attn_k="attention.self.key_proj", attn_v="attention.self.value_proj"
+        ),
+        settings={},
+        legacy=frozenset({"share_att_key", "position_buckets", "norm_rel_ebd", "attention_head_size"})
+        | {"conv_kernel_size", "conv_groups", "conv_act"},
+        arguments={},
+        prefixes=("deberta.",),
+        unused=(*HEADS, "lm_predictions.*", "mask_predictions.*"),
+        fused=False,
+    ),
+    "dinov2": replace(
+        VIT,
+        model="dinov2.modeling_dinov2:Dinov2Model",
+        stages="encoder.layer",
+        roles=_roles(
+            attn_q="attention.q_proj attention.attention.query",
+            attn_k="attention.k_proj attention.attention.key",
+            attn_v="attention.v_proj attention.attention.value",
+            attn_out="attention.o_proj attention.output.dense",
+            mlp_in="mlp.fc1 mlp.up_proj",
+            mlp_gate="mlp.gate_proj",
+            mlp_out="mlp.fc2 mlp.down_proj mlp.weights_out",
+        ),
+        settings={"use_mask_token": False},
+        arguments={},
+        prefixes=("dinov2.",),
+    ),
+    "distilbert": replace(
+        BERT,
+        model="distilbert.modeling_distilbert:DistilBertModel",
+        stages="transformer.layer",
+        roles=_roles(
+            attn_q="attention.q_lin",
+            attn_k="attention.k_lin",
+            attn_v="attention.v_lin",
+            attn_out="attention.out_lin",
+            mlp_in="ffn.lin1",
+            mlp_out="ffn.lin2",
+        ),
+        settings={},
+        arguments={},
+        prefixes=("distilbert.",),
+        unused=(*HEADS, "vocab_*", "pre_classifier.*"),
+    ),
+    "electra": replace(
+        BERT,
+        model="electra.modeling_electra:ElectraModel",
+        arguments={},
+        prefixes=("electra.",),
+        unused=(*HEADS, "discriminator_predictions.*", "generator_*"),
+    ),
+    "gpt2": replace(
+        LLAMA,
+        model="gpt2.modeling_gpt2:GPT2Model",
+        stages="h",
+        roles={
+            "attn.q": (Part(path="attn.c_attn", share=0, count=3, transposed=True),),
+            "attn.k": (Part(path="attn.c_attn", share=1, count=3, transposed=True),),
+            "attn.v": (Part(path="attn.c_attn", share=2, count=3, transposed=True),),
+            "attn.out": (Part(path="attn.c_proj", transposed=True),),
+            "mlp.in": (Part(path="mlp.c_fc", transposed=True),),
+            "mlp.out": (Part(path="mlp.c_proj", transposed=True),),
+        },
+        legacy=frozenset(),
+        prefixes=("transformer.",),
+        unused=("lm_head.*", "score.*", "classifier.*", "multiple_choice_head.*", "*.attn.bias", "*.attn.masked_bias"),
+    ),
+    "hubert": replace(WAV2VEC2, model="hubert.modeling_hubert:HubertModel", prefixes=("hubert.",)),
+    "llama": LLAMA,
+    "mobilenet_v1": Family(
+        model="mobilenet_v1.modeling_mobilenet_v1:MobileNetV1Model",
+        modality="image",
+        kind="map",
+        stages="layer",
+        pool="mean",
+        arguments={"add_pooling_layer": False},
+        inputs=("pixel_values",),
+        prefixes=("mobilenet_v1.",),
+        unused=("classifier.*",),
+        fused=False,
+    ),
+    "modernbert": replace(
+        BERT,
+        model="modernbert.modeling_modernbert:ModernBertModel",
+        stages="layers",
+        roles={
+            "attn.q": (Part(path="attn.Wqkv", share=0, count=3),),
+            "attn.k": (Part(path="attn.Wqkv", share=1, count=3),),
+            "attn.v": (Part(path="attn.Wqkv", share=2, count=3),),
+            "attn.out": (Part(path="attn.Wo"),),
+            "mlp.gate": (Part(path="mlp.Wi", share=0, count=2),),
+            "mlp.in": (Part(path="mlp.Wi", share=1, count=2),),
+            "mlp.out": (Part(path="mlp.Wo"),),
+        },
+        settings={},
+        arguments={},
+        legacy=frozenset({"global_attn_every_n_layers", "global_rope_theta", "local_rope_theta", "rope_scaling"}),
+        prefixes=("model.",),
+        unused=("head.*", "decoder.*", "classifier.*", "qa_outputs.*"),
+    ),
+    "mpnet": replace(
+        BERT,
+        model="mpnet.modeling_mpnet:MPNetModel",
+        roles=_roles(
+            attn_q="attention.attn.q",
+            attn_k="attention.attn.k",
+            attn_v="attention.attn.v",
+            attn_out="attention.attn.o",
+            mlp_in="intermediate.dense",
+            mlp_out="output.dense",
+        ),
+        settings={},
+        prefixes=("mpnet.",),
+        fused=False,
+    ),
+    "qwen2": replace(LLAMA, model="qwen2.modeling_qwen2:Qwen2Model"),
+    "qwen3": replace(LLAMA, model="qwen3.modeling_qwen3:Qwen3Model"),
     "roberta": ROBERTA,
+    "siglip": replace(SIGLIP, config_key="vision_config"),
+    "siglip_vision_model": SIGLIP,
+    "swin": replace(
+        VIT,
+        model="swin.modeling_swin:SwinModel",
+        kind="map",
+        stages="encoder.layers.*.blocks",
+        pool="mean",
+        prefixes=("swin.",),
+        unused=(*VIT.unused, "*.relative_position_index"),
+    ),
+    "t5": replace(
+        BERT,
+        model="t5.modeling_t5:T5Stack",
+        stages="block",
+        roles=_roles(
+            attn_q="layer.*.SelfAttention.q",
+            attn_k="layer.*.SelfAttention.k",
+            attn_v="layer.*.SelfAttention.v",
+            attn_out="layer.*.SelfAttention.o",
+            mlp_in="layer.*.DenseReluDense.wi layer.*.DenseReluDense.wi_1",
+            mlp_gate="layer.*.DenseReluDense.wi_0",
+            mlp_out="layer.*.DenseReluDense.wo",
+        ),
+        settings={"use_cache": False, "is_encoder_decoder": False, "is_decoder": False},
+        arguments={},
+        prefixes=("encoder.", "transformer.encoder."),
+        renames={"shared.weight": "embed_tokens.weight"},
+        unused=("decoder.*", "lm_head.*", "classification_head.*"),
+    ),
+    "vit": VIT,
+    "wav2vec2": WAV2VEC2,
+    "whisper": replace(
+        WAV2VEC2,
+        model="whisper.modeling_whisper:WhisperEncoder",
+        stages="layers",
+        roles=CLIP.roles | _roles(mlp_in="fc1", mlp_out="fc2"),
+        settings={},
+        inputs=("input_features", "attention_mask"),
+        mask="halved",
+        prefixes=("model.encoder.", "encoder."),
+        unused=("model.decoder.*", "decoder.*", "proj_out.*", "projector.*", "classifier.*", "layer_weights"),
+    ),
     "xlm-roberta": replace(ROBERTA, model="xlm_roberta.modeling_xlm_roberta:XLMRobertaModel"),
 }

@@ -42,11 +42,11 @@ def pooled(model: PreTrainedModel, rule: Pool, features: Features) -> Tensor:
     if rule == "cls_and_distillation":  # AST and DeiT have two tokens that sum an example up
         return (x_BTD[:, 0] + x_BTD[:, 1]) / 2
     if rule == "normed_cls":  # CLIP norms the one token that it uses, after the last hidden state
-        found: Tensor = model.post_layernorm(x_BTD[:, 0])  # type: ignore[operator]
-        return found
+        found: Tensor = model.post_layernorm(x_BTD[:, 0].to(model.dtype))  # type: ignore[operator]
+        return found.to(x_BTD.dtype)
     if rule == "head":  # SigLIP's attention pool
-        attended: Tensor = model.head(x_BTD)  # type: ignore[operator]
-        return attended
+        attended: Tensor = model.head(x_BTD.to(model.dtype))  # type: ignore[operator]
+        return attended.to(x_BTD.dtype)
     if rule == "last":
         last_B = mask_BT.sum(dim=1) - 1
         return x_BTD.gather(1, last_B.view(-1, 1, 1).expand(-1, 1, x_BTD.shape[-1])).squeeze(1)

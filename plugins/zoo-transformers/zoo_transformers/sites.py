@@ -25,9 +25,8 @@ def width(config: PreTrainedConfig) -> int:
 
 def stage_paths(model: PreTrainedModel, family: Family) -> tuple[str, ...]:
     """Paths of the stages, from the model, in the order they are called."""
-    stages = model.get_submodule(family.stages)
-    assert isinstance(stages, nn.ModuleList)
-    return tuple(f"{family.stages}.{index}" for index in range(len(stages)))
+    lists = [(name, module) for name, module in model.named_modules() if _fits(name, family.stages)]
+    return tuple(f"{name}.{index}" for name, module in lists for index, _ in enumerate(module.children()))
 
 
 def find_sites(model: PreTrainedModel, family: Family, *, prefix: str) -> dict[str, tuple[Site, ...]]:

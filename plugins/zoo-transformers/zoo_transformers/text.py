@@ -136,8 +136,9 @@ def text_preparation(described: Described, *, max_length: int | None) -> TextPre
     length = limit if max_length is None else max_length
     stated = files / "sentence_bert_config.json"
     lower = stated.is_file() and read_json(stated).get("do_lower_case") is True
-    pad = _first_id(config.pad_token_id, 0)
-    blank = _first_id(config.eos_token_id, config.bos_token_id, pad)
+    table = config.to_dict()  # not every configuration declares them
+    pad = _first_id(table.get("pad_token_id"), 0)
+    blank = _first_id(table.get("eos_token_id"), table.get("bos_token_id"), pad)
     digest = hashlib.sha256(repr(("TextPreparation", length, pad, blank, lower)).encode())
     held = [files / name for name in TOKENISER_FILES if (files / name).is_file()]
     if not held:
@@ -175,7 +176,7 @@ def _positions(config: PreTrainedConfig) -> int | None:
     found = table.get("max_position_embeddings", table.get("n_positions"))
     if config.model_type == "t5" or not isinstance(found, int):  # T5's positions are relative
         return None
-    return found - (config.pad_token_id or 0) - 1 if config.model_type in OFFSET else found
+    return found - (table.get("pad_token_id") or 0) - 1 if config.model_type in OFFSET else found
 
 
 OFFSET = frozenset({"roberta", "camembert", "xlm-roberta", "mpnet"})
