@@ -286,6 +286,59 @@ def test_a_module_first_called_before_the_stages_does_not_follow_them() -> None:
     assert groups(Shared("tokens"))["norm.weight"] == 0
 
 
+def test_what_is_called_between_two_stages_belongs_to_the_earlier_one() -> None:
+    class Narrowing(ToyBackbone):
+        def __init__(self) -> None:
+            super().__init__("tokens")
+            self.down = nn.Linear(12, 12)
+
+        def forward(self, inputs: Mapping[str, Tensor]) -> Features:
+            x = self.stem(inputs["pixel_values"]).flatten(2).transpose(1, 2)
+            x = self.blocks[2](self.down(self.blocks[1](self.blocks[0](x))))
+            return Features(kind="tokens", x=self.norm(x))
+
+    found = groups(Narrowing())
+    assert (found["down.weight"], found["blocks.1.proj.weight"], found["blocks.2.proj.weight"]) == (2, 2, 3)
+
+
+class NeedsValues(ToyBackbone):
+    """Looks at values while it runs, keeps one, and holds a tensor that is neither parameter nor buffer."""
+
+    def __init__(self, *, plain: bool, asks: bool) -> None:
+        super().__init__("tokens")
+        self.table = torch.ones(12) if plain else None
+        self.asks = asks
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Features:
+        features = super().forward(inputs)
+        self.seen = features.x
+        if self.asks:
+            assert features.x.sum().item() == features.x.sum().item()
+        return features if self.table is None else Features(kind="tokens", x=features.x * self.table)
+
+
+@pytest.mark.parametrize(("plain", "asks"), [(False, False), (True, False), (False, True), (True, True)])
+def test_a_backbone_that_needs_values_is_looked_at_with_them(plain: bool, asks: bool) -> None:
+    backbone = NeedsValues(plain=plain, asks=asks)
+    assert groups(backbone) == groups(ToyBackbone("tokens"))
+    assert not any(x.is_meta for x in (*backbone.parameters(), *backbone.buffers()))
+    assert ("seen" in vars(backbone)) == (plain or asks), "without values, nothing that a pass keeps stays"
+    assert not vars(backbone).get("seen", torch.zeros(1)).is_meta
+
+
+def test_parts_that_a_backbone_shares_are_counted_once_without_values_too() -> None:
+    backbone = ToyBackbone("tokens")
+    backbone.blocks[2].qkv = backbone.blocks[0].qkv
+    assert groups(backbone)["blocks.0.qkv.weight"] == 1
+
+
+def test_a_backbone_on_the_meta_device_has_the_same_groups() -> None:
+    for kind in ("tokens", "map"):
+        with torch.device("meta"):
+            backbone = ToyBackbone(kind)
+        assert groups(backbone) == groups(ToyBackbone(kind))
+
+
 def test_a_backbone_without_stages_breaks_the_law() -> None:
     backbone = ToyBackbone("tokens")
     backbone.stages = ()

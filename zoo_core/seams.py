@@ -143,35 +143,21 @@ def _put_back(module: nn.Module, forward: Callable[..., Any] | None) -> None:
 def groups(backbone: nn.Module) -> dict[str, int]:
     """The group of each parameter: 0 stem and embeddings, 1 to L the stages, L + 1 what is first called after the last.
 
+    What is first called between two stages is of the group of the earlier one: what enters a stage depends on it.
     One dummy pass without gradients, in evaluation mode, tells the order of calls and that each stage is called once;
     the backbone's pooling is part of it. A parameter belongs to the nearest module around it that is called.
     Raises LawError when a stage is called never or more than once, out of order, or lies inside another.
     """
     paths = as_backbone(backbone).stages
-    num_stages = len(paths)
     if not paths:
         raise LawError("the backbone names no stages; one that nobody has taken apart has a single stage")
     for inner, outer in itertools.permutations(paths, 2):
         if f"{inner}.".startswith(f"{outer}."):
             raise LawError(f"stage {inner} lies inside stage {outer}; stages are called one after the other")
-    called: list[int] = []
-    after: dict[str, bool] = {}  # by module: whether its first call comes after the last stage's
-    with ExitStack() as stack:
-        for index, module in enumerate(stage_modules(backbone)):
-
-            def count(module: nn.Module, args: Any, index: int = index) -> None:
-                called.append(index)
-
-            stack.callback(module.register_forward_pre_hook(count).remove)
-        for name, module in backbone.named_modules():
-            if not name or any(name == path or name.startswith(f"{path}.") for path in paths):
-                continue
-
-            def note(module: nn.Module, args: Any, name: str = name) -> None:
-                after.setdefault(name, num_stages - 1 in called)
-
-            stack.callback(module.register_forward_pre_hook(note).remove)
-        _dummy_pass(backbone)
+    try:
+        called, before = _calls(_shadow(backbone, {}, {}))
+    except Exception:  # noqa: BLE001, a model may do what needs values; a true mistake is raised again below
+        called, before = _calls(backbone)
     for index, path in enumerate(paths):
         if called.count(index) != 1:
             raise LawError(
@@ -182,18 +168,94 @@ def groups(backbone: nn.Module) -> dict[str, int]:
     found: dict[str, int] = {}
     for name, _ in backbone.named_parameters():
         stage = [index for index, path in enumerate(paths, 1) if name.startswith(f"{path}.")]
-        found[name] = stage[0] if stage else num_stages + 1 if _follows(name, after) else 0
+        found[name] = stage[0] if stage else _group_outside(name, before, len(paths))
     return found
 
 
-def _follows(parameter: str, after: Mapping[str, bool]) -> bool:
-    """Whether the nearest called module around a parameter is first called after the last stage."""
+def _calls(backbone: nn.Module) -> tuple[list[int], dict[str, int]]:
+    """The stages in the order in which one dummy pass calls them, and what it calls outside of them.
+
+    Of each module outside, by name: how many stages had been called before its first call.
+    """
+    paths = as_backbone(backbone).stages
+    inside = tuple(f"{path}." for path in paths)
+    called: list[int] = []
+    before: dict[str, int] = {}
+    with ExitStack() as stack:
+        for index, module in enumerate(stage_modules(backbone)):
+
+            def count(module: nn.Module, args: Any, index: int = index) -> None:
+                called.append(index)
+
+            stack.callback(module.register_forward_pre_hook(count).remove)
+        for name, module in backbone.named_modules():
+            if not name or f"{name}.".startswith(inside):
+                continue
+
+            def note(module: nn.Module, args: Any, name: str = name) -> None:
+                before.setdefault(name, len(called))
+
+            stack.callback(module.register_forward_pre_hook(note).remove)
+        _dummy_pass(backbone)
+    return called, before
+
+
+def _group_outside(parameter: str, before: Mapping[str, int], num_stages: int) -> int:
+    """The group of a parameter that lies in no stage, by the nearest called module around it."""
     path = parameter
     while path:
         path = path.rpartition(".")[0]
-        if path in after:
-            return after[path]
-    return False
+        if path in before:
+            return before[path] if before[path] < num_stages else num_stages + 1
+    return 0
+
+
+def _shadow(module: nn.Module, modules: dict[int, nn.Module], tensors: dict[int, Tensor]) -> nn.Module:
+    """A module of the same parts whose parameters and buffers are on the meta device; what it does stays in it.
+
+    modules, tensors: those already copied, by identity, so that what is shared stays shared. Plain attributes are the
+    original's own: a model that reads a tensor there fails, and is looked at with its values instead.
+    """
+    if id(module) in modules:
+        return modules[id(module)]
+    shadow = module.__new__(type(module))
+    modules[id(module)] = shadow
+    state = dict(module.__dict__)
+    for key, value in state.items():
+        if key in ("_parameters", "_buffers"):
+            state[key] = {name: _on_meta(tensor, tensors) for name, tensor in value.items()}
+        elif key == "_modules":
+            state[key] = {
+                name: None if child is None else _shadow(child, modules, tensors) for name, child in value.items()
+            }
+        elif key.endswith("_hooks"):
+            state[key] = value.copy()
+    shadow.__dict__ = state
+    return shadow
+
+
+def _on_meta(tensor: Tensor | None, tensors: dict[int, Tensor]) -> Tensor | None:
+    if tensor is None:
+        return None
+    if id(tensor) not in tensors:
+        meta = tensor.detach().to("meta")
+        tensors[id(tensor)] = nn.Parameter(meta, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else meta
+    return tensors[id(tensor)]
+
+
+class _Shapes(TorchFunctionMode):
+    """On the meta device, results of the right shape for the calls that torch works out slowly there, in Python."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if args and isinstance(args[0], Tensor) and args[0].is_meta:
+            if func in _SHAPE_KEEPING:
+                return torch.empty_like(args[0])
+            if func is nn.functional.linear:
+                return args[0].new_empty((*args[0].shape[:-1], args[1].shape[0]))
+        return func(*args, **(kwargs or {}))
+
+
+_SHAPE_KEEPING = frozenset({nn.functional.layer_norm, nn.functional.gelu, nn.functional.silu, nn.functional.batch_norm})
 
 
 def _dummy_pass(backbone: nn.Module) -> None:
@@ -205,7 +267,7 @@ def _dummy_pass(backbone: nn.Module) -> None:
         inputs = {name: _like(x, parameter) for name, x in inputs.items()}
     backbone.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _Shapes():
             features = as_backbone(backbone)(inputs)
             if features.kind != "pooled":
                 as_backbone(backbone).pool(features)
