@@ -54,7 +54,7 @@ def _built(
     wanted: torch.dtype = getattr(torch, dtype)
     if weights == "random":
         network, _ = _create(config, pretrained=False)
-        return TimmBackbone(network.to(wanted), preparation)
+        return TimmBackbone(network.to(wanted), config.architecture, preparation)
     assert files is not None, "pre-trained weights are read from files"
     paths = _weights_among(files, patterns)
     with blank():
@@ -63,7 +63,7 @@ def _built(
     tensors = open_pickle(paths) if pickled else open_tensors(paths)
     source = str(paths[0]) if len(paths) == 1 else str(files)
     assign(network, loader.named_for(network, tensors, source), source=source, unused=loader.unused, dtype=wanted)
-    return TimmBackbone(network.to(wanted), preparation)
+    return TimmBackbone(network.to(wanted), config.architecture, preparation)
 
 
 def _weights_among(files: Path, patterns: Sequence[str]) -> list[Path]:

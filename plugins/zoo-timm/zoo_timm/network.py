@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from zoo_core.contracts import Features, FeatureSpec, Kind, Modality, Site
+from zoo_core.features import masked_mean
 from zoo_core.preparations import ImagePreparation
 from zoo_timm.families import Layout, family_of, stages_of
 from zoo_timm.sites import sites_of
@@ -38,15 +39,21 @@ class TimmBackbone(nn.Module):
 
     modality: Modality = "image"
 
-    def __init__(self, network: nn.Module, preparation: ImagePreparation) -> None:
+    def __init__(self, network: nn.Module, architecture: str, preparation: ImagePreparation) -> None:
         super().__init__()
-        family = family_of(network)
+        family = family_of(network, architecture)
         self.preparation = preparation
         self.layout = family.layout
+        self.has_head = family.has_head
         stages = stages_of(network, family)
         self.model = network if stages else Whole(network)
         self.stages = tuple(f"model.{name}" for name in stages) or ("model",)
-        self.features = FeatureSpec(kind=KINDS[family.layout], dim=int(network.num_features))  # type: ignore[arg-type]
+        dim, pooled_dim = int(network.num_features), int(network.head_hidden_size)  # type: ignore[arg-type]
+        self.features = FeatureSpec(
+            kind=KINDS[family.layout],
+            dim=dim,
+            pooled_dim=pooled_dim if family.has_head and pooled_dim != dim else None,
+        )
         prefix = "model." if stages else "model.network."
         self._sites = {role: tuple(found) for role, found in sites_of(network, prefix).items()}
 
@@ -71,6 +78,8 @@ class TimmBackbone(nn.Module):
         """timm's own pooling, with all that it does before the classifier: float [B, D]."""
         if self.layout == "pooled":
             return features.x
+        if not self.has_head:
+            return masked_mean(features)
         x = features.x.permute(0, 2, 3, 1) if self.layout == "map, channels last" else features.x
         pooled: Tensor = self.network.forward_head(x, pre_logits=True)  # type: ignore[operator]
         return pooled
