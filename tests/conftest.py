@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.far.fixture import far  # noqa: F401 -- a fixture
 from tests.hub_server.fixture import hub_server  # noqa: F401 -- a fixture
 from zoo_core.catalog import Catalog
 from zoo_core.index import Index, read_folders

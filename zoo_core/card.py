@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCard, ModelCardData
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from zoo_core import remote
 from zoo_core.catalog import catalog
@@ -209,7 +209,7 @@ def _not_uploaded(error: Exception, repository: str) -> ZooError:
     if isinstance(error, HfHubHTTPError) and error.response.status_code == 400:
         said = " ".join(str(error.server_message or error).split())
         return IncompatibleError(f"{remote.endpoint()} does not take {repository} as it is ({said:.120})")
-    if isinstance(error, remote.HTTPError | OSError) and not isinstance(error.__cause__, remote.HTTPError):
+    if isinstance(error, remote.HTTPError | OSError | HFValidationError):
         return remote.told(error, repository)
     cause = error.__cause__ or error
     return AccessError(f"{repository} was not uploaded ({' '.join(str(cause).split()):.120}); nothing of it is there")

@@ -54,6 +54,7 @@ def _run(words: Sequence[str]) -> int:
     if wanted is not None:
         listing.run(wanted.words, as_json=wanted.as_json)
         return 0
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # what the client warns of before it tries again is no news
     from zoo_core.cli.group import run  # click, and then the command's own imports
 
     return run(words)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -174,8 +175,12 @@ def push(folder: Path, repository: str, private: bool) -> None:
     \b
     zoo push runs/my-digits me/my-digits
     """  # noqa: D301 - click reads the character \b as: keep these lines
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
     from zoo_core.card import push_run
 
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     repository = repository.removeprefix(PUBLISHED)
     click.echo(push_run(folder, repository, private=private))
     click.echo(f'zoo_core.load_run("{PUBLISHED}{repository}") loads it', err=True)
