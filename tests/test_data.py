@@ -301,9 +301,43 @@ def test_what_is_no_image_is_told(raw: Any, told: str) -> None:
         decode("image", raw)
 
 
-@pytest.mark.parametrize("raw", ["a sentence", [1.0, 2.0]])
-def test_other_modalities_are_handed_on(raw: Any) -> None:
-    assert decode("text", raw) is raw
+def test_a_row_of_a_table_is_handed_on() -> None:
+    raw = [1.0, 2.0]
+    assert decode("table", raw) is raw
+
+
+@pytest.mark.parametrize(("raw", "decoded"), [("a b", "a b"), ("", ""), (["a", "b"], ["a", "b"]), (("a",), ["a"])])
+def test_a_text_is_a_str_or_a_list_of_words(raw: Any, decoded: Any) -> None:
+    assert decode("text", raw) == decoded
+
+
+@pytest.mark.parametrize("raw", [None, 3, b"bytes", [], ["a", 3], {"text": "a"}])
+def test_what_is_no_text_is_told(raw: Any) -> None:
+    with pytest.raises(UsageError, match="a text is a str, or a list of words, found"):
+        decode("text", raw)
+
+
+def test_a_sound_is_one_channel_with_its_rate() -> None:
+    found = decode("audio", {"array": np.zeros(4, np.float64), "sampling_rate": 8000, "path": "x.wav"})
+    assert found.keys() == {"array", "sampling_rate"}
+    assert found["array"].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("raw", "told"),
+    [
+        (np.zeros(4, np.float32), "found ndarray"),
+        ({"array": np.zeros(4, np.float32)}, "found dict"),
+        ({"array": np.zeros((4, 2), np.float32), "sampling_rate": 8000}, r"found float32 \[4, 2\]"),
+        ({"array": np.zeros(4, np.int16), "sampling_rate": 8000}, r"found int16 \[4\]"),
+        ({"array": np.zeros(0, np.float32), "sampling_rate": 8000}, r"found float32 \[0\]"),
+        ({"array": np.zeros(4, np.float32), "sampling_rate": 0}, "whole number of Hz, found 0"),
+        ({"array": np.array([0, np.nan, 1]), "sampling_rate": 8000}, "sample 1 of a sound is not finite"),
+    ],
+)
+def test_what_is_no_sound_is_told(raw: Any, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        decode("audio", raw)
 
 
 # -- order ----------------------------------------------------------------------------------------------------------
@@ -445,7 +479,7 @@ def inputs_seen(augment: str) -> dict[bool, list[Tensor]]:
     seen: dict[bool, list[Tensor]] = {True: [], False: []}
 
     def note(module: nn.Module, args: Any) -> None:
-        if isinstance(module, ToyBackbone):
+        if isinstance(module, ToyBackbone) and not args[0]["pixel_values"].is_meta:  # what build looks at first
             seen[torch.is_grad_enabled()].append(args[0]["pixel_values"])
 
     handle = nn.modules.module.register_module_forward_pre_hook(note)

@@ -36,7 +36,7 @@ LAYERS = (
     ("ranking",),
     ("report",),
     # torch from here on
-    ("features", "pictures", "preparations", "remote", "seams", "weights"),
+    ("features", "pictures", "preparations", "remote", "seams", "weights", "words"),
     ("downloads",),
     ("pins",),
     ("data", "hub", "objective"),

@@ -27,6 +27,7 @@ from zoo_core.store import Result, RunLock, append
 from zoo_core.suites.grid import Suite, load_suite, starter_suite
 from zoo_core.suites.runner import News, open_grid, prepare_folder, run_grid
 from zoo_core.suites.trial import Report, open_task, run_trial, score_split
+from zoo_core.words import by_word
 
 __all__ = [
     "Evaluation",
@@ -270,7 +271,8 @@ def predict(
 
     learner: from `fit` or `load_run`. items: a list of pictures (paths, PIL pictures, uint8 arrays), or of rows of
     numbers. names: what to call each item; otherwise its path, or its position.
-    A prediction's scores are one for each output, in the order of the target.
+    A prediction's scores are one for each output, in the order of the target; of token classes, labels and scores are
+    one for each word, its likeliest class and that one's probability.
     Example: `zoo_core.predict(zoo_core.load_run("runs/my-digits"), ["scan1.png", "scan2.png"])`.
     Raises UsageError for items that are none, NotFoundError for a path that is not there.
     """
@@ -286,13 +288,25 @@ def predict(
     found: list[Prediction] = []
     for start in range(0, len(items), INFERENCE_BATCH):
         decoded = [decode(modality, item) for item in items[start : start + INFERENCE_BATCH]]
+        if target.kind == "token_classes" and not all(isinstance(words, list) for words in decoded):
+            raise UsageError('token classes are predicted for lists of words, as [["Anna", "sleeps"]]; split the texts')
         collated = preparation.collate(preparation.prepare(decoded))
         inputs = preparation.normalise({name: x.to(device) for name, x in collated.items()})
         with torch.inference_mode():
             scores = _scores(target, learner(inputs).predictions)
+        if target.kind == "token_classes":
+            scores = by_word(scores, inputs["word_ids"], max(map(len, decoded)), target)
+            for item, words, rows in zip(called[start:], decoded, scores, strict=False):
+                found.append(_of_words(item, outputs, rows[: len(words)]))
+            continue
         for item, row in zip(called[start : start + INFERENCE_BATCH], scores.tolist(), strict=True):
             found.append(Prediction(item=item, labels=_labels(target, outputs, row), scores=tuple(row)))
     return found
+
+
+def _of_words(item: str, names: Sequence[str], rows_WC: Tensor) -> Prediction:
+    best, chosen = rows_WC.softmax(-1).max(-1)
+    return Prediction(item=item, labels=tuple(names[tag] for tag in chosen.tolist()), scores=tuple(best.tolist()))
 
 
 def _check_items(items: object, modality: Modality) -> None:

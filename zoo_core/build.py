@@ -23,7 +23,7 @@ from zoo_core.lock import part_key
 from zoo_core.objective import ScaledHead, default_objective
 from zoo_core.plan import Plan
 from zoo_core.registry import Bound
-from zoo_core.resolve import check_built
+from zoo_core.resolve import check_built, consumed
 from zoo_core.seams import groups
 
 __all__ = ["build", "build_backbone", "checksum", "seeded"]
@@ -63,7 +63,7 @@ def build(
     backbone = build_backbone(plan)
     base = [*backbone.parameters(), *backbone.buffers()] if plan.weights == "pretrained" else []
     head = _build_head(plan, backbone, target)
-    learner = Learner(backbone, head, plan.head.recipe.consumes, default_objective(target, head), target)
+    learner = Learner(backbone, head, consumed(plan.head, target), default_objective(target, head), target)
     for position, adapter in enumerate(plan.adapters):
         with seeded(plan.seed, "adapter", position, adapter.name) as generator:
             context = Context(
@@ -128,7 +128,8 @@ def _check_promise(part: Bound, plan: Plan, backbone: Backbone) -> None:
 
 def _build_head(plan: Plan, backbone: nn.Module, target: Target) -> nn.Module:
     recipe = plan.head.recipe
-    features = FeatureSpec(kind=recipe.consumes, dim=as_backbone(backbone).features.width(recipe.consumes))
+    kind = consumed(plan.head, target)
+    features = FeatureSpec(kind=kind, dim=as_backbone(backbone).features.width(kind))
     with seeded(plan.seed, "head", plan.head.name), blaming(plan.head):
         head = recipe.build(features, target)
     if recipe.fit == "closed_form":

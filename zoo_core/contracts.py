@@ -81,8 +81,9 @@ class Metric:
 
 
 METRICS: Mapping[str, Metric] = {  # how each is computed stands in measure.py
-    "accuracy": Metric(targets=frozenset({"classes", "labels"})),
+    "accuracy": Metric(targets=frozenset({"classes", "labels", "token_classes"})),
     "average_precision": Metric(targets=frozenset({"classes", "labels"})),
+    "entity_f1": Metric(targets=frozenset({"token_classes"})),
     "macro_f1": Metric(targets=frozenset({"classes", "labels"})),
     "mean_absolute_error": Metric(targets=frozenset({"values"}), higher_is_better=False),
     "r2": Metric(targets=frozenset({"values"})),
@@ -186,7 +187,8 @@ class Features:
 class Batch:
     """Prepared examples, normalised and on the device.
 
-    inputs: by the names that transformers' processors use (`pixel_values`, `input_ids`, `numeric`, ...).
+    inputs: by the names that transformers' processors use (`pixel_values`, `input_ids`, `numeric`, ...); of lists of
+    words also `word_ids`, see zoo_core.words.
     target: int64 [B] (classes), float32 [B, C] (labels, values) or int64 [B, T] (token_classes, -100 ignored).
     ids: the task's own id of each row.
     """
@@ -357,7 +359,10 @@ class Split(Protocol):
     def num(self) -> int: ...
     @property
     def targets(self) -> Any:
-        """numpy array: int64 [num] (classes) or float32 [num, C] (labels, values)."""
+        """numpy array: int64 [num] (classes) or float32 [num, C] (labels, values); of token classes a list of lists.
+
+        Those hold for each example the class of each of its words; `raw` is then the list of the words.
+        """
         ...
 
     @property

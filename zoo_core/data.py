@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from zoo_core.contracts import Batch, Modality, Preparation, Raw, Split, Target, TaskData
 from zoo_core.errors import RefusedError, UsageError, ZooError
 from zoo_core.pictures import open_picture, pixels
+from zoo_core.words import IGNORED, on_tokens, word_targets
 
 __all__ = ["AUGMENTATIONS", "Loader", "Splits", "Subset", "carve", "decode", "draw_seed"]
 
@@ -48,7 +49,10 @@ class Subset:
 
     @property
     def targets(self) -> Any:
-        return np.asarray(self.split.targets)[self.index]
+        found = self.split.targets
+        if isinstance(found, list | tuple):  # of token classes one list for each example, of any length
+            return [found[int(i)] for i in self.index]
+        return np.asarray(found)[self.index]
 
     @property
     def groups(self) -> Any | None:
@@ -142,11 +146,16 @@ def _shots(train: Split, target: Target, shots: int, rng: np.random.Generator) -
 
 
 def decode(modality: Modality, raw: Raw) -> Any:
-    """A raw example in its modality's own form: an image as uint8 [C, H, W] with C 1 or 3; others as they are.
+    """A raw example in its modality's own form: an image as uint8 [C, H, W] with C 1 or 3; a table's row as it is.
 
+    A text is a str, or a list of its words; a sound is {"array": float32 [N], "sampling_rate": Hz}, one channel.
     An image may come as the path of a file, a PIL picture, or a uint8 array or tensor [H, W], [H, W, C]; alpha is
     dropped. The result is a copy: what is done to it leaves the task's own bytes alone.
     """
+    if modality == "text":
+        return _text(raw)
+    if modality == "audio":
+        return _sound(raw)
     if modality != "image":
         return raw
     array = raw.numpy() if isinstance(raw, Tensor) else np.asarray(_pixels(raw))
@@ -157,6 +166,27 @@ def decode(modality: Modality, raw: Raw) -> Any:
     if array.shape[2] not in (1, 3, 4):
         raise UsageError(f"an image has 1, 3 or 4 channels, found {array.shape[2]} as its last axis")
     return torch.from_numpy(np.array(array[:, :, : 3 if array.shape[2] > 1 else 1], order="C")).permute(2, 0, 1)
+
+
+def _text(raw: Raw) -> str | list[str]:
+    if isinstance(raw, str):
+        return raw
+    if not isinstance(raw, list | tuple) or not raw or not all(isinstance(word, str) for word in raw):
+        raise UsageError(f"a text is a str, or a list of words, found {type(raw).__name__} {raw!r:.60}")
+    return list(raw)
+
+
+def _sound(raw: Raw) -> dict[str, Any]:
+    if not isinstance(raw, Mapping) or not {"array", "sampling_rate"} <= raw.keys():
+        raise UsageError(f'a sound is {{"array": float32 [N], "sampling_rate": Hz}}, found {type(raw).__name__}')
+    array, rate = np.asarray(raw["array"]), raw["sampling_rate"]
+    if array.ndim != 1 or not len(array) or array.dtype.kind != "f":
+        raise UsageError(f"a sound is float [N], one channel of -1 to 1, found {array.dtype} {list(array.shape)}")
+    if not isinstance(rate, int) or rate <= 0:
+        raise UsageError(f"a sampling rate is a whole number of Hz, found {rate!r:.60}")
+    if not np.isfinite(array).all():
+        raise UsageError(f"sample {int(np.isfinite(array).argmin())} of a sound is not finite")
+    return {"array": array.astype(np.float32), "sampling_rate": rate}
 
 
 def _pixels(raw: Raw) -> Any:
@@ -215,6 +245,7 @@ class _Prepared(Dataset[Batch | ZooError]):
     targets: Tensor
     augment: Callable[[Tensor], Tensor] | None
     seed: int
+    tags_words: bool = False  # whether the targets are of words, int64 [num, W]
     kept: dict[int, Mapping[str, Tensor]] = field(default_factory=dict)
     kept_bytes: int = 0
     whole: dict[str, Tensor] | None = None
@@ -225,10 +256,19 @@ class _Prepared(Dataset[Batch | ZooError]):
         index = torch.as_tensor(positions)
         try:
             inputs = self._inputs(epoch, positions, index)
+            target = self._aligned(self.targets[index], inputs) if self.tags_words else self.targets[index]
         except ZooError as error:
             return error
         ids = tuple(self.ids[position] for position in positions)
-        return Batch(inputs=inputs, target=self.targets[index], ids=ids)
+        return Batch(inputs=inputs, target=target, ids=ids)
+
+    def _aligned(self, target_BW: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+        if "word_ids" not in inputs:
+            raise RefusedError(
+                "token classes need a backbone whose preparation tells words apart (word_ids); "
+                f"this one gives {', '.join(inputs)}"
+            )
+        return on_tokens(target_BW, inputs["word_ids"])
 
     def _inputs(self, epoch: int, positions: Sequence[int], index: Tensor) -> dict[str, Tensor]:
         """Prepared once and kept, where nothing is drawn; in one tensor for all as soon as none is missing."""
@@ -261,6 +301,9 @@ class _Prepared(Dataset[Batch | ZooError]):
 
     def _prepare(self, epoch: int, positions: Sequence[int]) -> list[Mapping[str, Tensor]]:
         examples = [decode(self.modality, self.split.raw(position)) for position in positions]
+        if self.tags_words:
+            for example, position in zip(examples, positions, strict=True):
+                self._check_words(example, position)
         if self.augment is not None:
             for place, position in enumerate(positions):
                 with self._draws("augment", epoch, position):
@@ -273,6 +316,13 @@ class _Prepared(Dataset[Batch | ZooError]):
                 prepared += self.preparation.prepare([example])
         return prepared
 
+    def _check_words(self, example: Any, position: int) -> None:
+        num_tags = int((self.targets[position] != IGNORED).sum())
+        num_words = len(example) if isinstance(example, list) else 0
+        if num_words != num_tags:
+            found = f"{num_words} words" if num_words else f"{type(example).__name__}, not a list of words,"
+            raise UsageError(f"example {self.ids[position]} has {found} and {num_tags} tags; each word has one")
+
     @contextmanager
     def _draws(self, purpose: str, epoch: int, position: int) -> Iterator[None]:
         """One example's own random numbers, whichever batch and process it is prepared in; a GPU's are left alone."""
@@ -284,11 +334,13 @@ class _Prepared(Dataset[Batch | ZooError]):
 def _checked_targets(split: Split, target: Target) -> Tensor:
     """The targets of a split: int64 [num] (classes), or float32 [num, C], 0 or 1 (labels) or finite (values).
 
+    Of token classes int64 [num, W], of the words, see `word_targets`.
+
     Raises UsageError for others: a column [num] would be broadcast to [num, num] by a loss, in silence.
     """
     assert target.size is not None, "data that was opened knows its outputs"
     if target.kind == "token_classes":
-        raise RefusedError("token classes are not read by this version of zoo-core")
+        return word_targets(split.targets, target, split.ids)
     found = np.array(split.targets)
     shape = (split.num,) if target.kind == "classes" else (split.num, target.size)
     if found.shape != shape:
@@ -336,6 +388,7 @@ class Loader:
         self.shuffled = shuffled
         self.seed = seed
         self.preparation = preparation
+        self.target = target
         self.targets = _checked_targets(split, target)
         self._prepared = _Prepared(
             split=split,
@@ -345,6 +398,7 @@ class Loader:
             targets=self.targets,
             augment=_augmentation(augment, modality),
             seed=seed,
+            tags_words=target.kind == "token_classes",
         )
         self._num_workers = num_workers
 

@@ -19,6 +19,7 @@ from zoo_core.contracts import METRICS, Batch, Target
 from zoo_core.data import Loader
 from zoo_core.errors import DivergedError, UsageError, ZooError, nearest
 from zoo_core.learner import Learner
+from zoo_core.words import IGNORED, OUTSIDE, by_word, entities
 
 __all__ = [
     "Stopwatch",
@@ -44,6 +45,7 @@ def score(metric: str, predictions: Tensor, target: Tensor, kind: Target) -> flo
     """One number for a whole split.
 
     predictions: float [N, C] (logits for classes and labels). target: int64 [N] or float32 [N, C].
+    Of token classes, float [N, W, C] and int64 [N, W]: of words, as `predict` gives them.
     Raises UsageError for a metric that is unknown or not for this kind of target, DivergedError when a prediction is
     no number, ZooError where the metric is not defined: no label is ever true, or R2 of one example.
     """
@@ -56,7 +58,10 @@ def score(metric: str, predictions: Tensor, target: Tensor, kind: Target) -> flo
     spoilt = int(wrong.flatten(1).any(dim=1).sum())
     if spoilt:
         raise DivergedError(f"predictions of {spoilt} example{'s' if spoilt > 1 else ''} are no numbers")
-    found = float(_METRICS[metric, kind.kind](predictions.double(), target))
+    if metric == "entity_f1":
+        found = _entity_f1(predictions, target, kind.names)
+    else:
+        found = float(_METRICS[metric, kind.kind](predictions.double(), target))
     if not math.isfinite(found):
         raise ZooError(f"{metric} is not defined on {len(target)} examples with these targets; take another metric")
     return found
@@ -107,12 +112,37 @@ def _r2(x_NC: Tensor, y_NC: Tensor) -> Tensor:
     return torch.where(total > 0, 1 - left / total.clamp(min=torch.finfo(total.dtype).tiny), 1.0 * (left == 0)).mean()
 
 
+def _entity_f1(x_NWC: Tensor, y_NW: Tensor, names: tuple[str, ...]) -> float:
+    """F1 over all entities of all sentences: one is right if its type and both its ends are; not defined without any.
+
+    What an entity is, see `zoo_core.words.entities`. Raises UsageError where the classes are not named O, B-X and I-X.
+    """
+    strange = [name for name in names if name != OUTSIDE and name.partition("-")[0] not in ("B", "I")]
+    if OUTSIDE not in names or strange:
+        found = strange[0] if strange else f"no {OUTSIDE} among {', '.join(names[:4])}"
+        raise UsageError(f"entity_f1 needs tags named O, B-TYPE and I-TYPE, found {found}; accuracy needs no names")
+    right, either = 0, 0
+    for predicted, true in zip(x_NWC.argmax(-1), y_NW, strict=True):
+        real = true != IGNORED
+        spelt, wanted = (entities(names[tag] for tag in tags[real].tolist()) for tags in (predicted, true))
+        right, either = right + len(spelt & wanted), either + len(spelt) + len(wanted)
+    return 2 * right / either if either else math.nan
+
+
+def _word_accuracy(x_NWC: Tensor, y_NW: Tensor) -> Tensor:
+    """Share of words whose class is right; one that is predicted nothing is not."""
+    best, chosen = x_NWC.max(-1)
+    right = (chosen == y_NW) & (best > -math.inf)
+    return right[y_NW != IGNORED].double().mean()
+
+
 def _one_hot(y_N: Tensor, size: int) -> Tensor:
     return y_N.unsqueeze(1) == torch.arange(size)
 
 
 _METRICS: dict[tuple[str, str], Callable[[Tensor, Tensor], Tensor]] = {  # predictions come as float64
     ("accuracy", "classes"): lambda x, y: (x.argmax(1) == y).double().mean(),
+    ("accuracy", "token_classes"): _word_accuracy,
     ("accuracy", "labels"): lambda x, y: ((x > 0) == (y > 0.5)).double().mean(),  # over labels, not whole rows
     ("top5_accuracy", "classes"): _top5_accuracy,
     ("macro_f1", "classes"): _macro_f1_classes,
@@ -145,13 +175,19 @@ def per_class(predictions: Tensor, target: Tensor, names: tuple[str, ...]) -> li
 
 
 def predict(learner: nn.Module, loader: Loader, *, precision: str = "float32") -> tuple[Tensor, tuple[str, ...]]:
-    """Predictions of a whole split in the loader's order, float32 [N, ...] on the CPU, and the ids of its rows."""
+    """Predictions of a whole split in the loader's order, float32 [N, ...] on the CPU, and the ids of its rows.
+
+    Of token classes [N, W, C]: of words, W the most that an example of the split has.
+    """
     learner.eval()
     predictions: list[Tensor] = []
     ids: list[str] = []
     with torch.no_grad(), autocast(loader.device, precision):  # what inference mode leaves in a cache cannot train
         for batch in loader.epoch():
-            predictions.append(learner(batch.inputs).predictions.float().cpu())
+            found = learner(batch.inputs).predictions.float()
+            if loader.target.kind == "token_classes":
+                found = by_word(found, batch.inputs["word_ids"], loader.targets.shape[1], loader.target)
+            predictions.append(found.cpu())
             ids.extend(batch.ids)
     return torch.cat(predictions), tuple(ids)
 

@@ -174,9 +174,10 @@ def _check_head(backbone: Bound, entry: Entry | None, head: Bound, adapters: Seq
         )
     if entry is not None and entry.features is not None:
         given: FeatureSpec = entry.features
-        if not _may_become(given.kind, recipe.consumes):
+        wanted = consumed(head, target)
+        if not _may_become(given.kind, wanted):
             raise RefusedError(
-                f"head {head.name} consumes {recipe.consumes} and {backbone.name} gives {given.kind}; "
+                f"head {head.name} consumes {wanted} and {backbone.name} gives {given.kind}; "
                 f"features only become poorer: {' > '.join(KINDS)}"
             )
     training = [part.name for part in adapters if part.recipe.changes & TRAINING]
@@ -185,6 +186,12 @@ def _check_head(backbone: Bound, entry: Entry | None, head: Bound, adapters: Seq
             f"head {head.name} is fitted in closed form and gives no gradient to train {training[0]}; "
             f"use it with probe, or take head {DEFAULT_HEAD}"
         )
+
+
+def consumed(head: Bound, target: Target) -> Kind:
+    """The kind of features that a head is given: tokens where each of them is predicted, else the poorest it needs."""
+    kind: Kind = "tokens" if target.kind == "token_classes" else head.recipe.consumes
+    return kind
 
 
 def _may_become(kind: Kind, wanted: Kind) -> bool:

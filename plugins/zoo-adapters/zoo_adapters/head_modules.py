@@ -23,7 +23,7 @@ def _full_precision(state: Tensor) -> torch.autocast:
 
 
 class LinearHead(nn.Module):
-    """pooled [B, D] -> [B, C]."""
+    """pooled [B, D] -> [B, C], or tokens [B, T, D] -> [B, T, C]."""
 
     def __init__(self, dim: int, size: int, *, dropout: float) -> None:
         super().__init__()

@@ -35,7 +35,7 @@ def _check_positive(name: str, field: str, value: float) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Linear:
-    """One linear layer on pooled features; weights start near zero, the bias at zero.
+    """One linear layer on pooled features, or on each token for token classes; starts near zero, the bias at zero.
 
     dropout: share of features dropped in training.
     """
@@ -44,7 +44,7 @@ class Linear:
 
     version: ClassVar[int] = 1
     consumes: ClassVar[Kind] = "pooled"
-    predicts: ClassVar[frozenset[TargetKind]] = WHOLE_EXAMPLES
+    predicts: ClassVar[frozenset[TargetKind]] = WHOLE_EXAMPLES | {"token_classes"}
     fit: ClassVar[Literal["gradient", "closed_form"]] = "gradient"
     learning_rates: ClassVar[tuple[float, ...]] = PROBE_RATES
 
