@@ -1,0 +1,108 @@
+"""Files that were hashed once: when they are read again, and names that may not be used."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from zoo_core.contracts import FileHash
+from zoo_core.errors import AccessError, IntegrityError, NotFoundError
+from zoo_core.verified import check, git_sha1, hash_of, read_memory, safe_name, write_memory
+
+CONTENT = bytes(range(256)) * 100
+
+
+@pytest.fixture
+def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "zoo"))
+    return tmp_path / "zoo" / "verified"
+
+
+@pytest.fixture
+def file(tmp_path: Path, memory: Path) -> Path:
+    path = tmp_path / "file"
+    path.write_bytes(CONTENT)
+    time.sleep(0.05)  # longer than RACY_NS
+    return path
+
+
+def plant(memory: Path, sha256: str) -> None:
+    """Makes the memory say so of the one file that it knows: what is said then was not read."""
+    (place,) = memory.iterdir()
+    row = read_memory("verified", place.name)
+    write_memory(row | {"sha256": sha256}, "verified", place.name)
+
+
+def test_a_file_is_hashed_once(file: Path, memory: Path) -> None:
+    assert hash_of(file) == FileHash(sha256=hashlib.sha256(CONTENT).hexdigest(), size=len(CONTENT))
+    plant(memory, "planted")
+    assert hash_of(file).sha256 == "planted"
+    assert hash_of(file, again=True).sha256 == hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.mark.parametrize("how", ["content", "content with its old time", "another file", "touched"])
+def test_a_file_that_changes_is_hashed_again(file: Path, memory: Path, how: str) -> None:
+    hash_of(file)
+    plant(memory, "planted")
+    before = file.stat()
+    changed = b"?" + CONTENT[1:]
+    if how.startswith("content"):
+        file.write_bytes(changed)
+        if how != "content":
+            os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    elif how == "another file":
+        other = file.with_name("other")
+        other.write_bytes(changed)
+        other.replace(file)
+    else:
+        file.touch()
+    assert hash_of(file).sha256 == hashlib.sha256(CONTENT if how == "touched" else changed).hexdigest()
+
+
+def test_a_file_that_changed_a_moment_ago_is_not_remembered(tmp_path: Path, memory: Path) -> None:
+    for number in range(20):
+        path = tmp_path / str(number)
+        path.write_bytes(b"a")
+        first = hash_of(path)
+        path.write_bytes(b"b")  # of the same size, perhaps in the same tick of the clock
+        assert hash_of(path) != first
+
+
+def test_a_damaged_memory_is_none(file: Path, memory: Path) -> None:
+    found = hash_of(file)
+    (place,) = memory.iterdir()
+    for text in ("", "{", "[]", '{"stamp": 1}', '{"stamp": null, "sha256": 5}'):
+        place.write_text(text)
+        assert hash_of(file) == found
+
+
+def test_wrong_size_wrong_content_and_nothing_are_told_apart(file: Path) -> None:
+    right = hash_of(file)
+    check(file, right)
+    with pytest.raises(IntegrityError, match=r"25600 bytes, expected 1$"):
+        check(file, FileHash(sha256=right.sha256, size=1))
+    with pytest.raises(IntegrityError, match=r"has sha256 .*, expected abc"):
+        check(file, FileHash(sha256="abc", size=right.size))
+    with pytest.raises(NotFoundError, match="missing"):
+        check(file.with_name("none"), right)
+    with pytest.raises(AccessError, match="cannot be read"):
+        check(file.parent, right)
+
+
+def test_git_names_a_content_as_git_does() -> None:
+    assert git_sha1(b"") == "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"  # git hash-object /dev/null
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/..", "a//b", "/a", "a/", "..\\a", "C:a", "a\0"])
+def test_a_name_that_is_no_path_inside_a_folder_is_refused(name: str) -> None:
+    with pytest.raises(IntegrityError, match="org/name names a file"):
+        safe_name(name, "org/name")
+
+
+@pytest.mark.parametrize("name", ["a", "a/b.json", "...", "..a", "a..b"])
+def test_other_names_are_fine(name: str) -> None:
+    assert safe_name(name, "org/name") == name
