@@ -113,7 +113,6 @@ def test_fetch_tells_mistakes_in_a_line(far: Far, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert "HF_HUB_OFFLINE=1" in far.refused(3, "fetch", "far/org/other")
     assert "nowhere" in far.refused(3, "fetch", "nowhere/org/other")
-    )
 
 
 def test_a_download_has_a_bar_on_a_terminal_and_none_elsewhere(far: Far) -> None:
