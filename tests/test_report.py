@@ -189,6 +189,16 @@ def test_unmeasured_rates_leave_their_cells_empty() -> None:
     assert render([result(0.9, 0, training=None, inference=None)], form="md")
 
 
+def test_a_column_that_nobody_fills_is_left_out_of_what_is_read_but_not_of_the_csv() -> None:
+    header = render(several(PROBE), form="text").splitlines()[1]
+    assert "spec" in header
+    assert "gain" not in header
+    assert "missing" not in header
+    with_gain = render([*several(PROBE), *several(PROBE, weights="random")], form="md")
+    assert "| gain |" in with_gain
+    assert "gain" in render(several(PROBE), form="csv").splitlines()[0]
+
+
 def test_different_budgets_tasks_and_metrics_are_different_tables() -> None:
     other = several([0.5], trial="starter/vit-nano+probe+linear task=digits epochs=3 seed=0")
     rows = report_of(

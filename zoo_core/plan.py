@@ -164,17 +164,15 @@ def pinned(plan: Plan, pins: Mapping[str, Pinned]) -> Plan:
     if plan.unpinned:
         return plan
     base = {
-        "backbone": plan.backbone.identity(),
+        "backbone": _identity(plan, plan.backbone),
         "input": plan.entry.input if plan.entry else None,
-        "files": _hashes(plan, plan.backbone),
     }
     identity = {
         "format": DIGEST_FORMAT,
         "base": base,
-        "adapters": [part.identity() | {"files": _hashes(plan, part)} for part in plan.adapters],
+        "adapters": [_identity(plan, part) for part in plan.adapters],
         "head": plan.head.identity(),
-        "task": plan.task.identity() if plan.task else None,
-        "task_files": _hashes(plan, plan.task) if plan.task else {},
+        "task": _identity(plan, plan.task) if plan.task else None,
         "target": asdict(plan.target),
         "budget": asdict(plan.budget),
     }
@@ -195,14 +193,21 @@ def needed(source: Source | None, weights: Weights, files: Mapping[str, Any]) ->
     return tuple(sorted(wanted))
 
 
-def _hashes(plan: Plan, part: Bound) -> dict[str, str]:
-    """sha256 of each file that the part is built from, by name."""
+def _identity(plan: Plan, part: Bound) -> dict[str, object]:
+    """What decides the part's numbers: its own identity, and the sha256 of each file that it is built from.
+
+    Where a local folder lies does not: it may be moved.
+    """
     key = part_key(part)
-    pin = plan.pins.get(key)
+    identity, source, pin = part.identity(), plan.sources.get(key), plan.pins.get(key)
+    if source is not None and source.folder is not None:
+        fields = identity["fields"]
+        assert isinstance(fields, dict)
+        identity["fields"] = {name: value for name, value in fields.items() if name != "files"}
     if pin is None:
-        return {}
+        return identity
     weights = plan.weights if part is plan.backbone else "pretrained"
-    return {name: pin.files[name].sha256 for name in needed(plan.sources.get(key), weights, pin.files)}
+    return identity | {"files": {name: pin.files[name].sha256 for name in needed(source, weights, pin.files)}}
 
 
 def _seeded(combination: str | None, seed: int) -> str | None:

@@ -58,14 +58,16 @@ def render(results: Iterable[Result], *, form: str = "table", width: int | None 
     return _table(report, width or shutil.get_terminal_size().columns)
 
 
-def _tables(report: Report) -> Iterator[tuple[str, list[tuple[str, ...]]]]:
-    """Title and cells of each task's table."""
+def _tables(report: Report) -> Iterator[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
+    """Title, header and cells of each task's table; a column that nobody fills is left out."""
     for (task, metric, split, budget), rows in groupby(
         report.rows, key=lambda row: (row.task, row.metric, row.split, row.budget)
     ):
         unit = " in %" if metric in PERCENT else ""
         title = f"{task}: {metric}{unit} on {split}" + (f", {budget}" if budget else "")
-        yield title, [_cells(row) for row in rows]
+        columns = [column for column in zip(HEADER, *map(_cells, rows), strict=True) if any(column[1:])]
+        header, *cells = zip(*columns, strict=True)
+        yield title, header, cells
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -123,7 +125,7 @@ def _notes(report: Report) -> list[str]:
     """Failures with their reasons, remarks, and what the marks in the tables mean."""
     lines = [f"{failure.status}: {_told(failure)}" for failure in report.failures]
     lines += [f"note: {remark}" for remark in report.remarks]
-    shown = "".join(cell for _, rows in _tables(report) for cells in rows for cell in (cells[0], *cells[2:]))
+    shown = "".join(cell for *_, rows in _tables(report) for cells in rows for cell in (cells[0], *cells[2:]))
     return lines + [text for mark, text in LEGEND.items() if mark in shown]
 
 
@@ -134,14 +136,14 @@ def _told(failure: Failure) -> str:
 
 def _text(report: Report) -> str:
     blocks = []
-    for title, rows in _tables(report):
-        widths = [max(len(cell) for cell in column) for column in zip(HEADER, *rows, strict=True)]
+    for title, header, rows in _tables(report):
+        widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
         lines = [
             "  ".join(
                 cell.ljust(width) if name in WORDS else cell.rjust(width)
-                for name, cell, width in zip(HEADER, cells, widths, strict=True)
+                for name, cell, width in zip(header, cells, widths, strict=True)
             ).rstrip()
-            for cells in (HEADER, *rows)
+            for cells in (header, *rows)
         ]
         blocks.append("\n".join([title, *lines]))
     return _joined(blocks, _notes(report))
@@ -155,9 +157,9 @@ def _table(report: Report, width: int) -> str:
 
     stream = StringIO()
     console = Console(file=stream, width=width, force_terminal=True, no_color="NO_COLOR" in os.environ or None)
-    for title, rows in _tables(report):
+    for title, header, rows in _tables(report):
         table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        for name in HEADER:
+        for name in header:
             numeric = name not in WORDS
             table.add_column(name, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
         for cells in rows:
@@ -171,9 +173,9 @@ def _table(report: Report, width: int) -> str:
 
 def _markdown(report: Report) -> str:
     blocks = []
-    for title, rows in _tables(report):
-        rule = ["---" if name in WORDS else "---:" for name in HEADER]
-        lines = ["| " + " | ".join(map(_escaped, cells)) + " |" for cells in (HEADER, *rows)]
+    for title, header, rows in _tables(report):
+        rule = ["---" if name in WORDS else "---:" for name in header]
+        lines = ["| " + " | ".join(map(_escaped, cells)) + " |" for cells in (header, *rows)]
         blocks.append("\n".join([f"**{title}**", "", lines[0], f"| {' | '.join(rule)} |", *lines[1:]]))
     return _joined(blocks, [f"- {note}" for note in _notes(report)])
 
