@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,7 @@ class Far:
     folder: Path
     files: dict[str, bytes]
     make_files: Callable[..., dict[str, bytes]]
-    read: Callable[[], pytest.CaptureResult[str]] = lambda: pytest.CaptureResult("", "")
+    read: Callable[[], Sequence[str]]
 
     def zoo(self, *words: str | Path) -> tuple[int, str, str]:
         """Exit code, standard output and standard error of a command."""
