@@ -60,7 +60,7 @@ class Nasty:
             raise NotFoundError(f"nasty has no {self.name!r}")
 
     def source(self) -> Source | None:
-        return Source(repository="org/far") if self.name == "far" else None
+        return Source(repository="org/far", weights=("*.safetensors",)) if self.name == "far" else None
 
     def build(self, files: Path | None, weights: Weights) -> nn.Module:
         import torch
@@ -296,6 +296,16 @@ class Thirds:
         if self.how == "no test":
             del data.splits["test"]
         return data
+
+
+@dataclass(frozen=True, kw_only=True)
+class Boxes(Thirds):
+    """The same, for a folder that is pinned and never read."""
+
+    files: str
+
+    def source(self) -> Source | None:
+        return Source(folder=self.files, patterns=("*.csv",))
 
 
 @dataclass(frozen=True, kw_only=True)
