@@ -26,6 +26,7 @@ def picture(seed: int, *shape: int) -> torch.Tensor:
     [
         *({"size": 7}, {"size": (6, 7)}, {"mean": (0.1, 0.2, 0.4)}, {"std": (0.5, 0.4, 0.3)}),
         *({"interpolation": "bicubic"}, {"crop_pct": 0.9}, {"crop_mode": "center"}),
+        {"crop_offset": "first"},
     ],
 )
 def test_a_digest_changes_with_the_numbers(changed: dict[str, Any]) -> None:
@@ -176,3 +177,14 @@ def test_dummies_have_the_shape_of_inputs(preparation: Any) -> None:
         name: (x.shape, x.dtype) for name, x in real.items()
     }
     assert not preparation.random
+
+
+@pytest.mark.parametrize(
+    ("offset", "starts"),
+    [("even", [2, 8, 6]), ("first", [2, 7, 5])],  # the halves of what is over are 2.5, 7.5 and 5.5
+)
+def test_a_crop_between_two_pixels_begins_where_its_library_does(offset: Any, starts: list[int]) -> None:
+    made = replace(IMAGE, size=4, crop_offset=offset)
+    for height, start in zip((9, 19, 15), starts, strict=True):
+        rows = torch.arange(height, dtype=torch.uint8).view(1, 1, height, 1).expand(1, 1, height, 4)
+        assert made._cropped(rows)[0, 0, :, 0].tolist() == list(range(start, start + 4))

@@ -29,7 +29,10 @@ class ImagePreparation:
     three. crop_pct: share of each side that the central crop keeps of the resized picture.
     crop_mode: how the picture is resized to size / crop_pct. squash: both sides, whatever its shape; center: the
     shorter side fits and what is over is cut off; border: the longer side fits, and the rest is filled with the mean.
-    Source: timm 1.0.31, timm/data/transforms_factory.py, transforms_imagenet_eval.
+    crop_offset: where the centre lies between two pixels, the crop begins at the even one (torchvision) or at the
+    first (transformers).
+    Source: timm 1.0.31, timm/data/transforms_factory.py, transforms_imagenet_eval; transformers 5.23,
+    image_processing_backends.py, center_crop.
     """
 
     size: int | tuple[int, int]
@@ -38,6 +41,7 @@ class ImagePreparation:
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     crop_pct: float = 1.0
     crop_mode: Literal["squash", "center", "border"] = "squash"
+    crop_offset: Literal["even", "first"] = "even"
 
     @property
     def digest(self) -> str:
@@ -107,7 +111,8 @@ class ImagePreparation:
         lacking = [max(0, height - images_BCHW.shape[2]), max(0, width - images_BCHW.shape[3])]
         if any(lacking):
             images_BCHW = self._surrounded(images_BCHW, *lacking)
-        top, left = (round((found - kept) / 2) for found, kept in zip(images_BCHW.shape[2:], self._size(), strict=True))
+        over = [found - kept for found, kept in zip(images_BCHW.shape[2:], self._size(), strict=True)]
+        top, left = (side // 2 if self.crop_offset == "first" else round(side / 2) for side in over)
         return images_BCHW[:, :, top : top + height, left : left + width]
 
     def _surrounded(self, images_BCHW: Tensor, rows: int, columns: int) -> Tensor:

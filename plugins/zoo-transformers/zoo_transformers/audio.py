@@ -16,7 +16,7 @@ from scipy.signal import resample_poly
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from zoo_core.errors import IncompatibleError, IntegrityError, UsageError
+from zoo_core.errors import IncompatibleError, IntegrityError
 from zoo_transformers.configuration import Described, read_json
 
 __all__ = ["AudioPreparation", "SpectrumPreparation", "WavePreparation", "audio_preparation", "resampled"]
@@ -24,24 +24,13 @@ __all__ = ["AudioPreparation", "SpectrumPreparation", "WavePreparation", "audio_
 Samples = np.ndarray[Any, np.dtype[np.float32]]
 
 
-def resampled(example: Any, rate: int) -> Samples:
-    """float32 [N] at a rate in Hz, from {"array": float [N], "sampling_rate": Hz}.
-
-    Raises UsageError for anything else: other shapes, whole numbers, nothing, values that are not finite.
-    """
-    if not isinstance(example, Mapping) or not {"array", "sampling_rate"} <= example.keys():
-        raise UsageError(f'a sound is {{"array": float32 [N], "sampling_rate": Hz}}, found {type(example).__name__}')
-    array, given = np.asarray(example["array"]), example["sampling_rate"]
-    if array.ndim != 1 or not len(array) or array.dtype.kind != "f":
-        raise UsageError(f"a sound is float [N], one channel of -1 to 1, found {array.dtype} {list(array.shape)}")
-    if not isinstance(given, int) or given <= 0:
-        raise UsageError(f"a sampling rate is a whole number of Hz, found {given!r:.60}")
-    if not np.isfinite(array).all():
-        raise UsageError(f"sample {int(np.isfinite(array).argmin())} of a sound is not finite")
+def resampled(sound: Mapping[str, Any], rate: int) -> Samples:
+    """The samples of a decoded sound at a rate in Hz: float32 [N]."""
+    array, given = sound["array"], int(sound["sampling_rate"])
     if given != rate:
         shared = math.gcd(given, rate)
         array = resample_poly(array.astype(np.float64), rate // shared, given // shared)
-    return array.astype(np.float32)
+    return np.asarray(array, dtype=np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,16 +23,23 @@ def image_preparation(path: Path) -> ImagePreparation:
     """
     table = read_json(path)
     resample = table.get("resample", 2)
-    if resample not in RESAMPLE:
+    if type(resample) is not int or resample not in RESAMPLE:
         raise IncompatibleError(f"{path} resizes with filter {resample!r}; hf reads 2 (bilinear) and 3 (bicubic)")
-    if table.get("do_rescale", True) is not True or abs(table.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-4:
+    factor = table.get("rescale_factor", 1 / 255)
+    if table.get("do_rescale", True) is not True or type(factor) is not float or abs(factor * 255 - 1) > 1e-4:
         raise IncompatibleError(f"{path} does not scale pixels to 0 to 1; hf reads rescale_factor 1/255")
     mean, std = (0.0,) * 3, (1.0,) * 3
     if table.get("do_normalize", True):
         mean, std = _channels(path, table, "image_mean"), _channels(path, table, "image_std")
     size, crop_pct, crop_mode = _sides(path, table)
     return ImagePreparation(
-        size=size, mean=mean, std=std, interpolation=RESAMPLE[resample], crop_pct=crop_pct, crop_mode=crop_mode
+        size=size,
+        mean=mean,
+        std=std,
+        interpolation=RESAMPLE[resample],
+        crop_pct=crop_pct,
+        crop_mode=crop_mode,
+        crop_offset="first",
     )
 
 

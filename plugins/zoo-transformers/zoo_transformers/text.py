@@ -67,7 +67,7 @@ class TextPreparation:
         return self.__dict__ | {"_loaded": []}
 
     def prepare(self, examples: Sequence[str | Sequence[str]]) -> list[Mapping[str, Tensor]]:
-        """Texts and lists of words may be mixed; each kind is tokenised in one batch."""
+        """Each kind, texts and lists of words, is tokenised in one batch."""
         prepared: list[Mapping[str, Tensor]] = [{} for _ in examples]
         for words in (False, True):
             places = [place for place, example in enumerate(examples) if _is_words(example) == words]
@@ -77,12 +77,14 @@ class TextPreparation:
         return prepared
 
     def collate(self, prepared: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Padded on the right to the longest; without `word_ids` where not all are lists of words."""
         fill = {"input_ids": self.pad, "attention_mask": 0, "word_ids": NO_WORD}
         return {
             name: torch.nn.utils.rnn.pad_sequence(
                 [example[name] for example in prepared], batch_first=True, padding_value=fill[name]
             )
-            for name in prepared[0]
+            for name in fill
+            if all(name in example for example in prepared)
         }
 
     def normalise(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -93,11 +95,10 @@ class TextPreparation:
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     def _text(self, example: Any) -> str:
-        if not isinstance(example, str):
-            raise UsageError(f"a text is a str, or a list of words, found {type(example).__name__}")
-        return example.lower() if self.lower else example
+        text: str = example.lower() if self.lower else example
+        return text
 
-    def _words(self, example: Sequence[Any]) -> list[str]:
+    def _words(self, example: Sequence[str]) -> list[str]:
         space = " " if self._splits_at_space() else ""
         return [space + self._text(word) for word in example]
 
