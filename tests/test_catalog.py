@@ -213,6 +213,19 @@ def test_a_catalogue_may_not_tell_of_a_name_that_another_distribution_owns(tmp_p
     assert Catalog(index_of(tmp_path)).find("alien/x") is None
 
 
+def test_what_one_record_stands_for_has_its_facts_under_its_own_name_too(tmp_path: Path) -> None:
+    make_acme(tmp_path, {"backbone": {"space/nano": NANO}})
+    other = RECORD.replace('"nano"', '"second"', 1)
+    make_records(tmp_path, {"models/nano.toml": RECORD})
+    entry = Catalog(index_of(tmp_path)).find("space/nano", "backbone")
+    assert entry is not None
+    assert (entry.licence, entry.revision, entry.num_stages) == ("Apache-2.0", COMMIT, 6)
+    make_records(tmp_path, {"models/second.toml": other}, name="more")
+    entry = Catalog(index_of(tmp_path)).find("space/nano", "backbone")
+    assert entry is not None  # two stand for it: neither is guessed
+    assert (entry.licence, entry.revision, entry.num_stages) == (None, None, 6)
+
+
 def test_a_record_whose_files_nobody_has_seen_leaves_commit_and_hashes_out(tmp_path: Path) -> None:
     unseen = RECORD[: RECORD.index("    [files.")].replace(f'revision = "{COMMIT}"', "")
     make_records(tmp_path, {"models/nano.toml": unseen})

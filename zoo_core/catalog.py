@@ -93,12 +93,15 @@ class Catalog:
         self._catalogues: dict[str, dict[str, Any]] = {}
         self._found: dict[tuple[str, PartKind | None], Entry | None] = {}
         self._records: dict[str, list[Provider]] = {}
+        self._describing: dict[str, list[Provider]] = {}  # records with a name of their own, by the part they stand for
         self._owners: dict[str, list[Provider]] = {}
         for provider in index.providers:
             if provider.origin == "entry point" and provider.state not in ("ambiguous", "disallowed"):
                 self._owners.setdefault(provider.name, []).append(provider)
             if provider.origin == "record" and provider.state != "disallowed":
                 self._records.setdefault(provider.name, []).append(provider)
+                if provider.describes != provider.name:
+                    self._describing.setdefault(provider.describes, []).append(provider)
         for fact in index.facts:
             if fact.state != "disallowed" and fact not in self._records.get(fact.name, ()):
                 self._records.setdefault(fact.name, []).append(fact)
@@ -128,11 +131,17 @@ class Catalog:
 
     def _find(self, name: str, kind: PartKind | None) -> Entry | None:
         record = self._record(name, kind)
-        described = parse_part(record.describes).name if record is not None else name
-        if record is not None and described != name:
-            base = self.find(described, record.kind)
-        else:
-            base = self._from_catalogue(described, kind)
+        if record is not None:
+            described = parse_part(record.describes).name
+            base = self._from_catalogue(name, kind) if described == name else self._known(described, record.kind)
+            return _merged(record, base)
+        base = self._known(name, kind)
+        found = [provider for provider in self._describing.get(name, ()) if kind in (None, provider.kind)]
+        return _merged(_read_record(found[0]), base) if len(found) == 1 else base
+
+    def _known(self, name: str, kind: PartKind | None) -> Entry | None:
+        """What is told of a name under that name, by its owner's catalogue and by a record that adds facts."""
+        record, base = self._record(name, kind), self._from_catalogue(name, kind)
         return _merged(record, base) if record is not None else base
 
     def _record(self, name: str, kind: PartKind | None) -> Entry | None:

@@ -163,10 +163,7 @@ def pinned(plan: Plan, pins: Mapping[str, Pinned]) -> Plan:
     plan = replace(plan, pins={**plan.pins, **pins})
     if plan.unpinned:
         return plan
-    base = {
-        "backbone": _identity(plan, plan.backbone),
-        "input": plan.entry.input if plan.entry else None,
-    }
+    base = _identity(plan, plan.backbone)
     identity = {
         "format": DIGEST_FORMAT,
         "base": base,
