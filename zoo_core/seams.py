@@ -251,7 +251,12 @@ class _Shapes(TorchFunctionMode):
             if func in _SHAPE_KEEPING:
                 return torch.empty_like(args[0])
             if func is nn.functional.linear:
-                return args[0].new_empty((*args[0].shape[:-1], args[1].shape[0]))
+                weight = args[1] if len(args) > 1 else kwargs["weight"]
+                return args[0].new_empty((*args[0].shape[:-1], weight.shape[0]))
+            if func is nn.functional.scaled_dot_product_attention and len(args) >= 3:
+                return args[0].new_empty((*args[0].shape[:-1], args[2].shape[-1]))
+            if func is Tensor.add and isinstance(args[1], Tensor) and args[0].shape == args[1].shape:
+                return torch.empty_like(args[0])
         return func(*args, **(kwargs or {}))
 
 

@@ -17,11 +17,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from zoo_core.contracts import FileHash
@@ -84,9 +86,28 @@ def blank() -> Iterator[None]:
 
     handle = register_module_parameter_registration_hook(to_meta)  # type: ignore[arg-type]  # its result is used
     try:
-        yield
+        with _NoValues():
+            yield
     finally:
         handle.remove()
+
+
+class _NoValues(TorchFunctionMode):
+    """Leaves out what only sets values of tensors on the meta device: torch works it out slowly there, for nothing."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if args and isinstance(args[0], Tensor) and args[0].is_meta and func.__name__ in _SETS_VALUES:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+_SETS_VALUES = frozenset(
+    {
+        *("add_", "clamp_", "copy_", "div_", "erfinv_", "exponential_", "fill_", "mul_", "normal_", "sub_", "uniform_"),
+        *("zero_", "constant_", "kaiming_normal_", "kaiming_uniform_", "ones_", "orthogonal_", "trunc_normal_"),
+        *("xavier_normal_", "xavier_uniform_", "zeros_"),
+    }
+)
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
@@ -320,11 +341,15 @@ def _likely_cause(name: str, found: tuple[int, ...], wanted: tuple[int, ...]) ->
 
 def _check_finite(slots: Sequence[_Slot], chosen: Sequence[Tensor], source: str) -> None:
     """One sum of each tensor tells, at the speed of memory; only a sum that is not finite asks for a closer look."""
-    for slot, tensor in zip(slots, chosen, strict=True):
-        if not tensor.is_floating_point():
-            continue
-        total = tensor.sum(dtype=torch.float64 if tensor.dtype == torch.float64 else torch.float32)
-        if not torch.isfinite(total) and not torch.isfinite(tensor).all():
+    floats = [(slot, tensor) for slot, tensor in zip(slots, chosen, strict=True) if tensor.is_floating_point()]
+    if not floats:
+        return
+    wide = {torch.float64: torch.float64}
+    sums = [tensor.sum(dtype=wide.get(tensor.dtype, torch.float32)) for _, tensor in floats]
+    suspect = torch.stack([total.double() for total in sums]).isfinite().logical_not()
+    for place in suspect.nonzero().flatten().tolist():
+        slot, tensor = floats[place]
+        if not tensor.isfinite().all():
             raise IntegrityError(f"{source}: {slot.names[0]} holds values that are not finite")
 
 

@@ -27,11 +27,15 @@ CROPS = ("center", "squash", "border")
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """One set of weights. pretrained: as timm's own PretrainedCfg names it. model_args: of the model's constructor."""
+    """One set of weights. pretrained: as timm's own PretrainedCfg names it. model_args: of the model's constructor.
+
+    registered: the name under which timm itself lists them; None for a repository's or folder's.
+    """
 
     architecture: str
     pretrained: Mapping[str, Any]
     model_args: Mapping[str, Any] = field(default_factory=dict)
+    registered: str | None = None
 
 
 def read_config(file: Path) -> Config:
@@ -52,6 +56,9 @@ def read_config(file: Path) -> Config:
     if content.get("num_classes") is not None:
         pretrained["num_classes"] = _value("num_classes", content["num_classes"], file)
     arguments = _checked(content.get("model_args") or {}, "model_args", dict, file)
+    arguments = {key: value for key, value in arguments.items() if key != "num_classes"}  # of the classifier, left out
+    if arguments.pop("in_chans", 3) != 3:
+        raise IncompatibleError(f"{file}: model_args.in_chans is {content['model_args']['in_chans']}; pictures have 3")
     for key, value in arguments.items():
         if key not in MODEL_ARGS:
             raise IncompatibleError(
@@ -67,7 +74,7 @@ def registered(name: str) -> Config:
     described = get_pretrained_cfg(name)
     assert described is not None, "tags.json lists what timm has"
     told = {key: getattr(described, key) for key in _SCHEMA if getattr(described, key) is not None}
-    return Config(architecture=name.partition(".")[0], pretrained=told)
+    return Config(architecture=name.partition(".")[0], pretrained=told, registered=name)
 
 
 def preparation_of(pretrained: Mapping[str, Any]) -> ImagePreparation:
@@ -167,8 +174,9 @@ _SCHEMA: Mapping[str, tuple[Callable[[Any], Any], str]] = {
 }
 
 MODEL_ARGS = (
-    *("act_layer", "block_size", "class_token", "depth", "depths", "dims", "dynamic_img_pad", "dynamic_img_size"),
-    *("embed_dim", "embed_dims", "fc_norm", "final_norm", "global_pool", "img_size", "in_chans", "init_values"),
+    *("act_layer", "block_size", "class_token", "depth", "depths", "dims", "drop_path_rate", "drop_rate"),
+    *("attn_drop_rate", "dynamic_img_pad", "dynamic_img_size", "patch_drop_rate", "pos_drop_rate", "proj_drop_rate"),
+    *("embed_dim", "embed_dims", "fc_norm", "final_norm", "global_pool", "img_size", "init_values"),
     *("mlp_ratio", "no_embed_class", "norm_layer", "num_heads", "output_stride", "pad_type", "patch_size"),
     *("pos_embed", "pre_norm", "proj_bias", "qk_norm", "qkv_bias", "qkv_fused", "reg_tokens", "stem_type"),
     *("strict_img_size", "swiglu_align_to", "use_rot_pos_emb", "window_size"),

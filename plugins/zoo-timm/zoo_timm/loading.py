@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoo_core.contracts import Weights
-from zoo_core.errors import IncompatibleError, NotFoundError, nearest
+from zoo_core.errors import IncompatibleError, IntegrityError, NotFoundError, nearest
 from zoo_core.weights import assign, blank, open_pickle, open_tensors
 from zoo_timm.config import Config, preparation_of, read_config, registered
 from zoo_timm.network import TimmBackbone
 
-__all__ = ["from_config", "from_registry"]
+__all__ = ["from_config", "from_description", "from_registry"]
 
 _one_build = threading.Lock()  # timm's loader and its switch for fused attention are the whole process's
 
@@ -33,23 +34,31 @@ def from_registry(
     name: str, files: Path | None, weights: Weights, *, dtype: str, patterns: Sequence[str]
 ) -> TimmBackbone:
     """A backbone of timm's own list. name: with its tag. patterns: globs of weights among the files, best first."""
-    return _built(registered(name), files, weights, dtype=dtype, patterns=patterns)
+    return from_description(registered(name), files, weights, dtype=dtype, patterns=patterns)
 
 
 def from_config(files: Path, weights: Weights, *, dtype: str, patterns: Sequence[str]) -> TimmBackbone:
     """A backbone as the config.json among the files describes it."""
-    config = read_config(files / "config.json")
+    file = files / "config.json"
+    config = read_config(file)
     if not is_model(config.architecture):
         raise IncompatibleError(
-            f"{files / 'config.json'}: timm {timm.__version__} has no architecture {config.architecture!r}"
+            f"{file}: timm {timm.__version__} has no architecture {config.architecture!r}"
             f"{nearest(config.architecture, timm.list_models())}"
         )
-    return _built(config, files, weights, dtype=dtype, patterns=patterns)
+    try:
+        return from_description(config, files, weights, dtype=dtype, patterns=patterns)
+    except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise IncompatibleError(
+            f"{file}: timm {timm.__version__} cannot build what it describes: {said:.200}"
+        ) from error
 
 
-def _built(
+def from_description(
     config: Config, files: Path | None, weights: Weights, *, dtype: str, patterns: Sequence[str]
 ) -> TimmBackbone:
+    """A backbone as described; a random one needs no files."""
     preparation = preparation_of(config.pretrained)
     wanted: torch.dtype = getattr(torch, dtype)
     if weights == "random":
@@ -62,8 +71,21 @@ def _built(
     pickled = any(path.suffix in (".bin", ".pth") for path in paths)
     tensors = open_pickle(paths) if pickled else open_tensors(paths)
     source = str(paths[0]) if len(paths) == 1 else str(files)
-    assign(network, loader.named_for(network, tensors, source), source=source, unused=loader.unused, dtype=wanted)
-    return TimmBackbone(network.to(wanted), config.architecture, preparation)
+    named = loader.named_for(network, tensors, source)
+    assign(network, named, source=source, unused=_unused(config, network, named, loader), dtype=wanted)
+    if wanted != torch.float32:
+        network.to(wanted)  # buffers that no file holds
+    return TimmBackbone(network, config.architecture, preparation)
+
+
+def _unused(config: Config, network: nn.Module, named: Mapping[str, Tensor], loader: _Loader) -> tuple[str, ...]:
+    """Globs of what a file may hold besides the backbone: its classifier, with what timm builds only along with it."""
+    surplus = named.keys() - network.state_dict().keys()
+    if all(any(fnmatchcase(name, glob) for glob in loader.unused) for name in surplus):
+        return loader.unused
+    with blank():
+        whole, _ = _create(config, pretrained=False, num_classes=config.pretrained.get("num_classes", 1000))
+    return (*loader.unused, *whole.state_dict())
 
 
 def _weights_among(files: Path, patterns: Sequence[str]) -> list[Path]:
@@ -86,17 +108,21 @@ class _Loader:
         """The tensors by the names of the model, as timm's filter renames and reshapes them.
 
         Raises IncompatibleError where it would resample one: weights made for another image size or patch size.
+        Raises IntegrityError where it cannot make sense of the names.
         """
         if self.filter is None:
             return tensors
-        with torch.no_grad(), _NoResampling(source):
-            if len(inspect.signature(self.filter).parameters) > 1:
-                return self.filter(dict(tensors), network)
-            return self.filter(dict(tensors))
+        models = [network] if len(inspect.signature(self.filter).parameters) > 1 else []
+        try:
+            with torch.no_grad(), _NoResampling(source):
+                return self.filter(dict(tensors), *models)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise IntegrityError(f"{source} does not hold the tensors of this architecture: {said}") from error
 
 
-def _create(config: Config, *, pretrained: bool) -> tuple[nn.Module, _Loader]:
-    """A timm model without a classifier, with fused attention on, and what would load it (only if pretrained)."""
+def _create(config: Config, *, pretrained: bool, num_classes: int = 0) -> tuple[nn.Module, _Loader]:
+    """A timm model, with fused attention on, and what would load it (only if pretrained)."""
     loaders: list[_Loader] = []
 
     def note(model: nn.Module, **told: Any) -> None:
@@ -108,10 +134,10 @@ def _create(config: Config, *, pretrained: bool) -> tuple[nn.Module, _Loader]:
 
     with _one_build, _loader_replaced(note) if pretrained else nullcontext(), _fused_attention():
         network = timm.create_model(
-            config.architecture,
+            config.registered or config.architecture,
             pretrained=pretrained,
-            pretrained_cfg=dict(config.pretrained),
-            num_classes=0,
+            pretrained_cfg=None if config.registered else dict(config.pretrained),
+            num_classes=num_classes,
             scriptable=False,
             exportable=False,
             **config.model_args,
