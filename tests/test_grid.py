@@ -279,7 +279,7 @@ def test_a_grid_of_refusals_alone_is_an_error_with_a_reason(expanded: Expand) ->
 @pytest.mark.parametrize(
     ("change", "error", "reason"),
     [
-        ({"adapters": ["parital"]}, NotFoundError, "did you mean partial?"),
+        ({"adapters": ["parital"]}, NotFoundError, "did you mean partial"),
         ({"adapters": ["partial(m=3)"]}, UsageError, "partial has no argument 'm'"),
         ({"adapters": ["twin"]}, UsageError, "write adapter:twin or head:twin"),
         ({"adapters": ["digits"]}, UsageError, "'digits' is of kind task"),

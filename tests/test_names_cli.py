@@ -140,6 +140,23 @@ def test_list_tells_of_mistakes(
     assert (found, out, told in err) == (code, "", True), err
 
 
+def test_a_namespace_with_many_names_is_one_line_of_a_whole_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {f"space/n{number}": {"summary": "one"} for number in range(1234)}
+    content = json.dumps({"backbone": {**names, "space": {"summary": "all of them"}}})
+    files = {"acme/__init__.py": "", "acme/recipes.py": "", "acme/catalogue.json": content}
+    make_distribution(tmp_path, "acme", entry_points="[zoo.backbones]\nspace = acme.recipes:Space\n", files=files)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    for words in (["list"], ["list", "backbone"]):
+        code, out, _ = run(capsys, *words)
+        assert (code, len(out.splitlines())) == (0, 2)
+        assert "space/..." in out
+        assert "1,234 names: zoo list 'space/*'" in out
+    assert len(run(capsys, "list", "space/*")[1].splitlines()) == 1 + 1234
+    assert len(json.loads(run(capsys, "list", "--json")[1])) == 1 + 1234
+
+
 def test_list_without_any_plugin_says_what_to_install(
     site: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -119,7 +119,7 @@ def test_a_task_takes_its_own_arguments_and_the_cores(plan: Resolve, task: str, 
     [
         ("nasty/token", "thirds", "nasty has no 'token'"),
         ("nasti/tokens", "thirds", "no plugin provides a part 'nasti/tokens'; did you mean nasty/tokens"),
-        ("nasty/tokens+parital", "thirds", "did you mean partial?"),
+        ("nasty/tokens+parital", "thirds", "did you mean partial"),
         ("nasty/tokens", "third", "no plugin provides a task 'third'; did you mean thirds?"),
         ("nasty/tokens", "full", "no plugin provides a task 'full'"),
     ],

@@ -59,6 +59,8 @@ def resolve(
     assert target is not None
     backbone, adapters, head = _bind_chain(parts, registry)
     entry = catalog.find(backbone.name, "backbone")
+    if entry is not None and entry.modality is None:
+        entry = None  # of a namespace as a whole, such as hf(files="DIR")
     weights = _allowed_weights(backbone, entry)
     _check_modality(backbone, entry, bound_task)
     _check_head(backbone, entry, head, adapters, target)

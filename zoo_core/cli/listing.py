@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Wanted", "plain_arguments", "run"]
 
 COLUMNS = ("name", "kind", "distribution", "version", "state", "summary")
+MANY = 30  # names of one namespace; beyond, a list of everything shows the namespace alone
 
 
 class Wanted(NamedTuple):
@@ -40,6 +41,7 @@ def plain_arguments(words: Sequence[str]) -> Wanted | None:
 def run(words: Sequence[str], *, as_json: bool) -> None:
     """Prints what can be named. words: a kind, a pattern, or a kind and a pattern.
 
+    Without a pattern, people are shown one line for a namespace with many names; JSON has them all.
     JSON is an array, empty if nothing fits; otherwise a pattern that fits nothing raises NotFoundError.
     """
     kind, pattern = _kind_and_pattern(words)
@@ -57,7 +59,7 @@ def run(words: Sequence[str], *, as_json: bool) -> None:
         # Line ends by separators: indent=2 leaves the C encoder and would take as long as all the rest.
         sys.stdout.write(json.dumps(rows, separators=(",\n", ": ")) + "\n")
     elif rows:
-        sys.stdout.write(_aligned(rows))
+        sys.stdout.write(_aligned(rows if pattern else _folded(rows)))
     else:
         raise NotFoundError(_nothing(index, kind, pattern))
 
@@ -82,6 +84,26 @@ def _nothing(index: Index, kind: str | None, pattern: str | None) -> str:
         return f"no plugin provides a {kind}; `zoo list` shows what there is"
     known = {provider.name for provider in index.providers if kind in (None, provider.kind)} | set(KINDS)
     return f"no {kind or 'name'} fits {pattern!r}{nearest(pattern, known)}; `zoo list` shows what there is"
+
+
+def _folded(rows: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    """The rows, those of a namespace with many names as one that says how to see them."""
+    counts: dict[tuple[str, str], int] = {}
+    for row in rows:
+        space, slash, _ = row["name"].partition("/")
+        if slash:
+            counts[row["kind"], space] = counts.get((row["kind"], space), 0) + 1
+    folded: list[Mapping[str, str]] = []
+    shown: set[tuple[str, str]] = set()
+    for row in rows:
+        space = row["kind"], row["name"].partition("/")[0]
+        if counts.get(space, 0) <= MANY:
+            folded.append(row)
+        elif space not in shown:
+            shown.add(space)
+            told = {"name": f"{space[1]}/...", "summary": f"{counts[space]:,} names: zoo list '{space[1]}/*'"}
+            folded.append({**row, **told})
+    return folded
 
 
 def _aligned(rows: Sequence[Mapping[str, str]]) -> str:

@@ -24,7 +24,8 @@ __all__ = ["doctor", "list_", "show"]
 def list_(words: tuple[str, ...], as_json: bool) -> None:
     """List what can be named. KIND is backbone, adapter, head or task; PATTERN may hold * and ?.
 
-    The state is ok, or why a name cannot be used: broken, incompatible, ambiguous or disallowed.
+    The state is ok, or why a name cannot be used: broken, incompatible, ambiguous or disallowed. Without PATTERN a
+    namespace with many names is one line.
 
     \b
     zoo list
