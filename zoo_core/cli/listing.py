@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -88,20 +89,16 @@ def _nothing(index: Index, kind: str | None, pattern: str | None) -> str:
 
 def _folded(rows: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
     """The rows, those of a namespace with many names as one that says how to see them."""
-    counts: dict[tuple[str, str], int] = {}
-    for row in rows:
-        space, slash, _ = row["name"].partition("/")
-        if slash:
-            counts[row["kind"], space] = counts.get((row["kind"], space), 0) + 1
+    counts = Counter((row["kind"], row["name"].partition("/")[0]) for row in rows if "/" in row["name"])
     folded: list[Mapping[str, str]] = []
     shown: set[tuple[str, str]] = set()
     for row in rows:
-        space = row["kind"], row["name"].partition("/")[0]
-        if counts.get(space, 0) <= MANY:
+        kind, space = row["kind"], row["name"].partition("/")[0]
+        if counts[kind, space] <= MANY:
             folded.append(row)
-        elif space not in shown:
-            shown.add(space)
-            told = {"name": f"{space[1]}/...", "summary": f"{counts[space]:,} names: zoo list '{space[1]}/*'"}
+        elif (kind, space) not in shown:
+            shown.add((kind, space))
+            told = {"name": f"{space}/...", "summary": f"{counts[kind, space]:,} names: zoo list '{space}/*'"}
             folded.append({**row, **told})
     return folded
 
