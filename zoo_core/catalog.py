@@ -239,12 +239,18 @@ def _merged(record: Entry, base: Entry | None) -> Entry:
             continue
         if not ours:
             known[each.name] = theirs
-        elif theirs and ours != theirs and each.name not in PROSE:
+        elif theirs and not _agree(each.name, ours, theirs):
             raise PluginError(
                 f"the record {record.name!r} and what is known of {base.name!r} differ in {each.name}: {ours!r} and "
                 f"{theirs!r}; mend the one that is wrong"
             )
     return replace(record, **known)
+
+
+def _agree(name: str, ours: Any, theirs: Any) -> bool:
+    if name == "licence":  # the Hub writes apache-2.0 for SPDX's Apache-2.0
+        return str(ours).lower() == str(theirs).lower()
+    return name in PROSE or bool(ours == theirs)
 
 
 def _malformed(owner: str, problem: str) -> PluginError:
