@@ -1,0 +1,219 @@
+"""One small member of every module of timm against the plain timm model, bit for bit: features, pool, stages, sites."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.models import model_entrypoint
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from zoo_core.contracts import ROLES, Site
+from zoo_core.seams import attention_calls, boundary, groups, resume, stage_modules
+from zoo_timm.backbones import Timm
+from zoo_timm.families import FAMILIES
+from zoo_timm.network import TimmBackbone
+from zoo_timm.sites import FUSED, READ
+
+FOLDER = Path(__file__).parents[1]
+CATALOGUE = json.loads((FOLDER / "zoo_timm" / "catalogue.json").read_text(encoding="utf-8"))["backbone"]
+
+# Modules whose smallest member takes more than about a second; and one each of what else is worth a look.
+SLOW: frozenset[str] = frozenset()
+MORE = ("convnextv2_atto", "resnet18", "swin_tiny_patch4_window7_224", "vit_wee_patch16_reg1_gap_256")
+
+
+def members() -> dict[str, str]:
+    """The architecture of each module of timm that costs least: parameters times pixels."""
+    found: dict[str, tuple[float, str]] = {}
+    for architecture in timm.list_models():
+        entry = CATALOGUE[f"timm/{architecture}"]
+        module = model_entrypoint(architecture).__module__.rpartition(".")[2]
+        cost = entry["num_parameters"] * entry["input"]["size"][1] ** 2
+        found[module] = min(found.get(module, (cost, architecture)), (cost, architecture))
+    return {module: architecture for module, (_, architecture) in sorted(found.items())}
+
+
+MEMBERS = members()
+EACH = [
+    pytest.param(architecture, id=module, marks=[pytest.mark.slow] if module in SLOW else [])
+    for module, architecture in MEMBERS.items()
+]
+
+
+def plain_and_ours(architecture: str, folder: Path) -> tuple[nn.Module, TimmBackbone]:
+    """A timm model with its classifier, and the backbone that reads its file."""
+    torch.manual_seed(0)
+    plain = timm.create_model(architecture).eval()
+    for name, buffer in plain.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.normal_(std=0.1)  # so that a statistic which is not read would be seen
+    save_file({name: x.contiguous() for name, x in plain.state_dict().items()}, folder / "model.safetensors")
+    backbone = Timm(name=architecture).build(folder, "pretrained").eval()
+    assert isinstance(backbone, TimmBackbone)
+    return plain, backbone
+
+
+def pictures(backbone: TimmBackbone, num: int = 2) -> dict[str, Tensor]:
+    shape = backbone.preparation.dummy(num)["pixel_values"].shape
+    return {"pixel_values": torch.randn(shape, generator=torch.Generator().manual_seed(1))}
+
+
+@pytest.mark.parametrize("architecture", EACH)
+def test_a_member_of_each_module_is_the_plain_timm_model(architecture: str, tmp_path: Path) -> None:
+    plain, backbone = plain_and_ours(architecture, tmp_path)
+    inputs = pictures(backbone)
+    with torch.no_grad():
+        features = backbone(inputs)
+        pooled = backbone.pool(features)
+        theirs = plain.forward_features(inputs["pixel_values"])  # type: ignore[operator]
+        if backbone.layout == "pooled":
+            assert torch.equal(features.x, plain.forward_head(theirs, pre_logits=True))  # type: ignore[operator]
+        elif backbone.layout == "map, channels last":
+            assert torch.equal(features.x, theirs.permute(0, 3, 1, 2))
+        else:
+            assert torch.equal(features.x, theirs)
+        if backbone.has_head:
+            assert torch.equal(pooled, plain.forward_head(theirs, pre_logits=True))  # type: ignore[operator]
+    spec = backbone.features
+    assert features.kind == spec.kind
+    assert features.x.shape[1 if spec.kind == "map" else -1] == spec.dim
+    assert {"map": 4, "tokens": 3, "pooled": 2}[spec.kind] == features.x.ndim
+    assert tuple(pooled.shape) == (2, spec.width("pooled"))
+    assert features.mask is None
+    check_stages(backbone, inputs, features.x)
+    check_sites(backbone, inputs)
+
+
+def check_stages(backbone: TimmBackbone, inputs: dict[str, Tensor], whole: Tensor) -> None:
+    """The law, and a pass resumed from the second, the middle and the last stage."""
+    found = groups(backbone)
+    assert found.keys() == dict(backbone.named_parameters()).keys()
+    assert max(found.values()) <= len(backbone.stages) + 1
+    last = len(backbone.stages) - 1
+    with torch.no_grad():
+        for stage in sorted({min(1, last), last // 2, last}):
+            assert torch.equal(resume(backbone, inputs, boundary(backbone, inputs, stage)).x, whole), stage
+
+
+def check_sites(backbone: TimmBackbone, inputs: dict[str, Tensor]) -> None:
+    """A site is a parameter, its rows lie inside, and its module is called exactly if the site says so."""
+    sites = [site for role in ROLES for site in backbone.sites(role)]
+    assert sites
+    called: set[str] = set()
+    paths = {site.path for site in sites}
+    handles = [
+        backbone.get_submodule(path).register_forward_hook(lambda *_, path=path: called.add(path)) for path in paths
+    ]
+    with torch.no_grad():
+        backbone.pool(backbone(inputs))
+    for handle in handles:
+        handle.remove()
+    for site in sites:
+        weight = backbone.get_parameter(f"{site.path}.{site.parameter}")
+        for rows, size in ((site.outputs, weight.shape[0]), (site.inputs, weight.shape[-1])):
+            start, stop = rows or (0, size)
+            assert 0 <= start < stop <= size
+        if site.outputs is not None and site.num_heads is not None and site.head_dim is not None:
+            assert site.num_heads * site.head_dim == site.outputs[1] - site.outputs[0]
+        assert site.called == (site.path in called), site
+
+
+class Seen(TorchFunctionMode):
+    """Keeps queries, keys and values of each call of attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is nn.functional.scaled_dot_product_attention:
+            self.calls.append((args[0].clone(), args[1].clone(), args[2].clone()))
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def changed(backbone: TimmBackbone, site: Site) -> Iterator[None]:
+    """The rows of a site, negated and scaled."""
+    weight = backbone.get_parameter(f"{site.path}.{site.parameter}")
+    before = weight.detach().clone()
+    start, stop = site.outputs or (0, len(weight))
+    with torch.no_grad():
+        weight[start:stop] *= -2
+        yield
+        weight.copy_(before)
+
+
+ATTENTION = (
+    *("test_vit", "test_vit2", "test_vit_relpos", "beit_base_patch16_224", "eva02_tiny_patch14_224"),
+    *("vit_tiny_patch16_dinov3_qkvb", "hiera_tiny_224", "caformer_s18", "hieradet_small", "samvit_base_patch16_224"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ATTENTION)
+def test_rows_of_queries_keys_and_values_change_what_they_say(architecture: str) -> None:
+    torch.manual_seed(0)
+    backbone = Timm(name=architecture).build(None, "random").eval()
+    assert isinstance(backbone, TimmBackbone)
+    inputs = pictures(backbone, 1)
+    sites = [backbone.sites(role)[0] for role in ("attn.q", "attn.k", "attn.v")]
+    with torch.no_grad(), Seen() as usual:
+        backbone(inputs)
+    for place, site in enumerate(sites):
+        with changed(backbone, site), Seen() as other:
+            backbone(inputs)
+        moved = [not torch.equal(a, b) for a, b in zip(usual.calls[0], other.calls[0], strict=True)]
+        assert moved == [index == place for index in range(3)], site
+
+
+@pytest.mark.parametrize("architecture", ["test_vit", "test_vit2", "test_vit3", "eva02_tiny_patch14_224"])
+def test_vision_transformers_call_attention_once_in_each_stage(architecture: str) -> None:
+    with torch.device("meta"):
+        backbone = Timm(name=architecture).build(None, "random").eval()
+    assert isinstance(backbone, TimmBackbone)
+    assert attention_calls(backbone) == [1] * len(stage_modules(backbone))
+
+
+def test_fused_attention_is_on_whatever_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    from timm.layers import config
+
+    monkeypatch.setattr(config, "_USE_FUSED_ATTN", 0)
+    with torch.device("meta"):
+        backbone = Timm(name="test_vit").build(None, "random").eval()
+    assert attention_calls(backbone) == [1] * 6
+    assert config._USE_FUSED_ATTN == 0
+
+
+@pytest.mark.parametrize("kind", sorted(FUSED | READ))
+def test_a_listed_attention_is_a_class_of_timm(kind: str) -> None:
+    module, _, name = kind.partition(".")
+    places = [f"timm.layers.{module}", f"timm.models.{module}"]
+    found = [sys_module for place in places if (sys_module := __import__("sys").modules.get(place)) is not None]
+    assert any(isinstance(getattr(each, name, None), type) for each in found)
+
+
+@pytest.mark.parametrize("module", sorted(FAMILIES))
+def test_a_listed_family_is_a_module_of_timm_and_its_stages_fit_something(module: str) -> None:
+    assert module in MEMBERS
+    taken_apart = "one stage" not in CATALOGUE[f"timm/{MEMBERS[module]}"]["summary"]
+    assert bool(FAMILIES[module].stages) == taken_apart
+
+
+def test_a_family_that_nobody_took_apart_has_one_stage_and_says_so() -> None:
+    entry = CATALOGUE["timm/dla34"]
+    assert entry["num_stages"] == 1
+    assert "not taken apart: one stage" in entry["summary"]
+    with torch.device("meta"):
+        backbone = Timm(name="dla34").build(None, "random")
+    assert isinstance(backbone, TimmBackbone)
+    assert backbone.stages == ("model",)
+    assert set(groups(backbone).values()) == {1}

@@ -1,0 +1,112 @@
+"""What the distribution promises before anything of it is built: a light recipe, and a catalogue that is not stale."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import tomllib
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from zoo_core.catalog import catalog
+from zoo_timm.backbones import Timm, known_tags
+
+FOLDER = Path(__file__).parents[1]
+PROJECT = tomllib.loads((FOLDER / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+CATALOGUE = json.loads((FOLDER / "zoo_timm" / "catalogue.json").read_text(encoding="utf-8"))["backbone"]
+MAKE = "python plugins/zoo-timm/catalogue.py makes it anew"
+SAMPLE = (
+    *("test_vit", "test_resnet.r160_in1k", "vit_tiny_patch16_224.augreg_in21k", "beit_base_patch16_224"),
+    *("swin_tiny_patch4_window7_224", "dla34.in1k", "lcnet_050", "levit_conv_128s", "gcvit_tiny.in1k"),
+)
+
+
+def load_maker() -> ModuleType:
+    specification = importlib.util.spec_from_file_location("timm_catalogue", FOLDER / "catalogue.py")
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    sys.modules["timm_catalogue"] = module
+    specification.loader.exec_module(module)
+    return module
+
+
+def made_anew(name: str) -> tuple[str, dict[str, object]]:
+    entries: dict[str, dict[str, object]] = load_maker().catalogue([name])
+    return next(iter(entries.items()))
+
+
+def test_the_entry_point_is_a_frozen_keyword_only_dataclass_that_builds() -> None:
+    assert PROJECT["entry-points"]["zoo.backbones"] == {"timm": "zoo_timm.backbones:Timm"}
+    assert is_dataclass(Timm)
+    assert Timm.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    assert all(field.kw_only for field in fields(Timm))
+    assert type(Timm.version) is int
+
+
+def loaded_after(statement: str) -> set[str]:
+    code = f"{statement}\nimport sys\nprint(*{{'torch', 'numpy', 'timm', 'huggingface_hub'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_the_recipe_imports_neither_torch_nor_timm() -> None:
+    statement = "from zoo_timm.backbones import Timm; Timm(name='resnet18').source()"
+    assert loaded_after(statement) == set()
+    assert "timm" in loaded_after("import zoo_timm.config")
+
+
+def test_the_catalogue_lists_every_name_of_timm() -> None:
+    maker = load_maker()
+    known = maker.tags()
+    assert json.dumps(known) == json.dumps(known_tags()), f"tags.json is stale: {MAKE}"
+    assert set(CATALOGUE) == {f"timm/{name}" for name in maker.every_name(known)}, f"catalogue.json is stale: {MAKE}"
+    assert len(CATALOGUE) > 3000
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_an_entry_of_the_catalogue_is_what_building_tells(name: str) -> None:
+    key, entry = made_anew(name)
+    assert CATALOGUE[key] == entry, f"catalogue.json is stale: {MAKE}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_every_entry_of_the_catalogue_is_what_building_tells() -> None:
+    names = sorted(name.removeprefix("timm/") for name in CATALOGUE)
+    maker = load_maker()
+    jobs = {maker._job(name): name for name in names}
+    with ProcessPoolExecutor(initializer=maker._one_thread) as pool:
+        found = dict(zip(jobs, pool.map(maker.facts, jobs.values(), chunksize=4), strict=True))
+    known = maker.tags()
+    stale = [name for name in names if CATALOGUE[f"timm/{name}"] != maker.entry(name, found[maker._job(name)], known)]
+    assert not stale, f"catalogue.json is stale: {MAKE}"
+
+
+def test_every_entry_passes_the_cores_checks() -> None:
+    for name in CATALOGUE:
+        entry = catalog().find(name, "backbone")
+        assert entry is not None
+        assert entry.modality == "image"
+        assert entry.features is not None
+        assert entry.num_stages
+
+
+def test_a_name_without_a_tag_has_the_facts_of_its_default_weights() -> None:
+    for architecture, tags in known_tags().items():
+        if tags:
+            assert CATALOGUE[f"timm/{architecture}"] == CATALOGUE[f"timm/{architecture}.{next(iter(tags))}"]
+
+
+def test_licences_and_repositories_are_those_that_timm_states() -> None:
+    assert CATALOGUE["timm/vit_base_patch16_224.augreg_in21k"]["licence"] == "apache-2.0"
+    assert CATALOGUE["timm/convnextv2_atto.fcmae"]["licence"] == "cc-by-nc-4.0"
+    assert CATALOGUE["timm/rdnet_base"]["repository"] == "naver-ai/rdnet_base.nv_in1k"
+    for entry in CATALOGUE.values():
+        assert ("repository" in entry) == ("pretrained" in entry["weights"])
