@@ -9,13 +9,15 @@ import pytest
 import torch
 import transformers
 
-from zoo_core.contracts import Batch, Target
+import zoo_core
+from zoo_core.contracts import Batch, FeatureSpec, Target
 from zoo_core.data import Loader
-from zoo_core.learner import Learner
-from zoo_core.objective import default_objective
+from zoo_core.measure import predict, score
 from zoo_transformers.backbones import Transformers
 
-SST2 = Path(__file__).parents[3].parent / "shared" / "data" / "sst2"
+DATA = Path(__file__).parents[3].parent / "shared" / "data"
+SST2, CONLL = DATA / "sst2", DATA / "conll2003"
+TAGS = ("O", *(f"{place}-{kind}" for kind in ("PER", "ORG", "LOC", "MISC") for place in "BI"))
 
 
 def built(folder: Path) -> Any:
@@ -50,20 +52,18 @@ def test_minilm_pools_as_sentence_transformers_documents(minilm: Path) -> None:
 
 
 def test_minilm_and_a_linear_head_learn_sentiment(minilm: Path) -> None:
-    """A probe on 120 sentences: well above half of 120 others, which is what always the same answer has."""
-    from zoo_adapters.heads import Linear  # a sibling, which only tests may import
-
-    backbone = built(minilm).requires_grad_(False)
-    target = Target(kind="classes", names=("negative", "positive"))
-    head = Linear().build(backbone.features, target)
-    learner = Learner(backbone, head, "pooled", default_objective(target, head), target)
-    learner.seal([*backbone.parameters(), *backbone.buffers()])
+    """Built by its name; a probe on 120 sentences gets well over half of 120 others right."""
+    learner = zoo_core.load(f'hf(files="{minilm}")+linear', classes=["negative", "positive"])
     optimiser = torch.optim.AdamW(learner.parameter_groups(lr=5e-2))
 
     def batches(name: str) -> list[Batch]:
-        texts, labels = sst2(name, 120)
-        split = Texts(texts, labels)
-        loader = Loader(split, modality="text", target=target, preparation=backbone.preparation, batch_size=40)
+        loader = Loader(
+            Texts(*sst2(name, 120)),
+            modality="text",
+            target=learner.target,
+            preparation=learner.source.preparation,
+            batch_size=40,
+        )
         return list(loader.epoch())
 
     training = batches("train")
@@ -76,7 +76,72 @@ def test_minilm_and_a_linear_head_learn_sentiment(minilm: Path) -> None:
     learner.eval()
     with torch.no_grad():
         right = [(learner(batch.inputs).predictions.argmax(1) == batch.target).float() for batch in batches("dev")]
-    assert torch.cat(right).mean() > 0.7
+    assert torch.cat(right).mean() > 0.7  # 0.75 here; always the same answer has 0.53
+    found = zoo_core.predict(learner, ["a warm and wonderful film", "dull, lifeless, and far too long"])
+    assert [prediction.labels for prediction in found] == [("positive",), ("negative",)]
+
+
+@pytest.mark.slow
+def test_minilm_finds_entities(minilm: Path) -> None:
+    """All of it trained on 600 sentences of CoNLL-2003, scored by words and by entities."""
+    target = Target(kind="token_classes", names=TAGS)
+    learner = zoo_core.load(f'hf(files="{minilm}")+full+linear', target=target)
+    loaders = [
+        Loader(
+            Tagged(name, num),
+            modality="text",
+            target=target,
+            preparation=learner.source.preparation,
+            batch_size=32,
+            shuffled=name == "train",
+        )
+        for name, num in (("train", 600), ("valid", 300))
+    ]
+    optimiser = torch.optim.AdamW(learner.parameter_groups(lr=3e-4))
+    learner.train()
+    for epoch in range(3):
+        for batch in loaders[0].epoch(epoch):
+            optimiser.zero_grad()
+            learner.loss(learner(batch.inputs), batch).backward()
+            optimiser.step()
+    learner.eval()
+    predictions, _ = predict(learner, loaders[1])
+    assert score("accuracy", predictions, loaders[1].targets, target) > 0.9  # all O: 0.83
+    assert score("entity_f1", predictions, loaders[1].targets, target) > 0.4  # all O: 0
+    (found,) = zoo_core.predict(learner, [["Anna", "flew", "to", "Germany"]])
+    assert len(found.labels) == len(found.scores) == 4
+    assert found.labels[3].endswith("LOC")
+
+
+def test_stories_llama_tells_real_text_from_shuffled(real: Any) -> None:
+    """The library's own model on the same folder, bit for bit, and its tokeniser."""
+    folder = real("stories260K-llama")
+    backbone = built(folder)
+    texts = ["Once upon a time there was a little dog", "The sun was warm."]
+    inputs = backbone.preparation.collate(backbone.preparation.prepare(texts))
+    plain = transformers.LlamaModel.from_pretrained(folder)
+    assert inputs["input_ids"][1, 0] == 1  # its tokeniser begins each text with <s>
+    with torch.no_grad():
+        features = backbone(inputs)
+        expected = plain(**inputs, use_cache=False).last_hidden_state
+    assert torch.equal(features.x, expected)
+    last = inputs["attention_mask"].sum(1) - 1
+    assert torch.equal(backbone.pool(features), expected[torch.arange(2), last])
+
+
+def test_mobilenet_gives_the_features_behind_its_own_classes(real: Any) -> None:
+    folder = real("mobilenet_v1_0.25_128-hf")
+    backbone = built(folder)
+    classifier = transformers.MobileNetV1ForImageClassification.from_pretrained(folder)
+    photo = torch.randint(0, 256, (3, 160, 200), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    inputs = backbone.preparation.normalise(backbone.preparation.collate(backbone.preparation.prepare([photo])))
+    with torch.no_grad():
+        features = backbone(inputs)
+        assert features.x.shape == (1, 256, 4, 4)
+        assert backbone.features == FeatureSpec(kind="map", dim=256)
+        logits = classifier.classifier(backbone.pool(features))
+        expected = classifier(**inputs).logits
+        torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)  # another order of the mean's sums
 
 
 class Texts:
@@ -92,3 +157,22 @@ class Texts:
 
     def raw(self, index: int) -> str:
         return self.texts[index]
+
+
+class Tagged:
+    """The first sentences of a file of CoNLL-2003."""
+
+    groups = None
+
+    def __init__(self, name: str, num: int) -> None:
+        if not CONLL.is_dir():
+            pytest.skip(f"{CONLL} is not here")
+        blocks = (CONLL / f"{name}.txt").read_text(encoding="utf-8").split("\n\n")
+        rows = [[line.split() for line in block.splitlines() if line.strip()] for block in blocks]
+        self.rows = [row for row in rows if row and not row[0][0].startswith("-DOCSTART-")][:num]
+        self.num = len(self.rows)
+        self.ids = [str(index) for index in range(self.num)]
+        self.targets = [[TAGS.index(line[1]) for line in row] for row in self.rows]
+
+    def raw(self, index: int) -> list[str]:
+        return [line[0] for line in self.rows[index]]

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -53,8 +54,8 @@ def converted(model: PreTrainedModel, family: Family, tensors: Mapping[str, Tens
             converter = waiting.setdefault(name, deepcopy(by_pattern[pattern]))
             converter.collected_tensors[pattern].append(tensor)  # type: ignore[arg-type]
             continue
-        if name in origin:
-            raise IntegrityError(f"the file holds {name} twice, as {origin[name]} and as {key}")
+        if name in origin and not torch.equal(found[name], tensor):
+            raise IntegrityError(f"the file holds {name} twice, as {origin[name]} and as {key}, and they differ")
         found[name], origin[name] = tensor, key
     for name, converter in waiting.items():
         for target, value in converter.convert(name, model=model, config=model.config).items():

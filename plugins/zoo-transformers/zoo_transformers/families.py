@@ -221,10 +221,12 @@ FAMILIES: Mapping[str, Family] = {  # by the `model_type` of config.json
             attn_k="attention.k_proj attention.attention.key",
             attn_v="attention.v_proj attention.attention.value",
             attn_out="attention.o_proj attention.output.dense",
-            mlp_in="mlp.fc1 mlp.up_proj",
-            mlp_gate="mlp.gate_proj",
             mlp_out="mlp.fc2 mlp.down_proj mlp.weights_out",
-        ),
+        )
+        | {  # of the gated ones, in one matrix or two
+            "mlp.in": (Part(path="mlp.fc1"), Part(path="mlp.up_proj"), Part(path="mlp.weights_in", share=1, count=2)),
+            "mlp.gate": (Part(path="mlp.gate_proj"), Part(path="mlp.weights_in", share=0, count=2)),
+        },
         settings={"use_mask_token": False},
         arguments={},
         prefixes=("dinov2.",),
