@@ -7,8 +7,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from safetensors.torch import save_file
+
+from tests.hub_server import HubServer
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -63,7 +67,8 @@ def test_every_file_the_readme_links_to_exists() -> None:
 
 
 def test_every_flag_in_the_readme_is_quoted_where_a_shell_would_trip() -> None:
-    bare = [line for block in blocks("sh") for line in block.splitlines() if re.search(r"(?<!')\b\w[\w/.-]*\(", line)]
+    lines = [line for kind in ("sh", "bash") for block in blocks(kind) for line in block.splitlines()]
+    bare = [line for line in lines if re.search(r"(?<!')\b\w[\w/.-]*\(", line) and not line.startswith("python -c")]
     assert [line for line in bare if not re.search(r"'[^']*\([^']*'", line)] == []
 
 
@@ -82,6 +87,41 @@ def test_the_readmes_suite_can_be_planned(tmp_path: Path) -> None:
     done = run(["zoo", "plan", "my-suite.toml"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert "30 trials" in done.stdout
+
+
+@pytest.mark.slow
+def test_commands_that_need_the_hub_run_as_written(hub_server: HubServer, tmp_path: Path) -> None:
+    """With weights drawn at random under the real names; blocks of `bash` share one folder."""
+    import timm
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    for name, files in (("timm", tmp_path / "timm"), ("bert", tmp_path / "bert")):
+        files.mkdir()
+        if name == "timm":
+            model = timm.create_model("mobilenetv3_small_050.lamb_in1k", pretrained=False)
+            save_file(model.state_dict(), files / "model.safetensors")
+        else:
+            sizes: dict[str, Any] = {
+                "hidden_size": 384,
+                "num_hidden_layers": 6,
+                "num_attention_heads": 12,
+                "intermediate_size": 1536,
+            }
+            (files / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]))
+            BertTokenizerFast(str(files / "vocab.txt")).save_pretrained(files)
+            BertModel(BertConfig(vocab_size=7, **sizes)).save_pretrained(files)
+    hub_server.add("timm/mobilenetv3_small_050.lamb_in1k", tmp_path / "timm")
+    hub_server.add("sentence-transformers/all-MiniLM-L6-v2", tmp_path / "bert")
+    token = hub_server.token("me", read=("*/*",), write=("me/*",))
+    lines = [line for block in blocks("bash") for line in block.splitlines() if line]
+    assert len(lines) > 5
+    (tmp_path / "here").mkdir()
+    for line in lines:
+        done = run(["sh", "-c", line], tmp_path / "here", HF_TOKEN=token)
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+    weights = [request for request in hub_server.requests(method="GET") if request.path.endswith("model.safetensors")]
+    assert len({request.path for request in weights}) == 2
+    assert len([request for request in weights if request.origin == "cdn"]) == 2  # each came once
 
 
 @pytest.mark.slow
