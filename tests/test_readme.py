@@ -93,25 +93,16 @@ def test_the_readmes_suite_can_be_planned(tmp_path: Path) -> None:
 def test_commands_that_need_the_hub_run_as_written(hub_server: HubServer, tmp_path: Path) -> None:
     """With weights drawn at random under the real names; blocks of `bash` share one folder."""
     import timm
-    from transformers import BertConfig, BertModel, BertTokenizerFast
+    from transformers import BertConfig, BertModel
 
-    for name, files in (("timm", tmp_path / "timm"), ("bert", tmp_path / "bert")):
-        files.mkdir()
-        if name == "timm":
-            model = timm.create_model("mobilenetv3_small_050.lamb_in1k", pretrained=False)
-            save_file(model.state_dict(), files / "model.safetensors")
-        else:
-            sizes: dict[str, Any] = {
-                "hidden_size": 384,
-                "num_hidden_layers": 6,
-                "num_attention_heads": 12,
-                "intermediate_size": 1536,
-            }
-            (files / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]))
-            BertTokenizerFast(str(files / "vocab.txt")).save_pretrained(files)
-            BertModel(BertConfig(vocab_size=7, **sizes)).save_pretrained(files)
-    hub_server.add("timm/mobilenetv3_small_050.lamb_in1k", tmp_path / "timm")
-    hub_server.add("sentence-transformers/all-MiniLM-L6-v2", tmp_path / "bert")
+    pictures, texts = tmp_path / "pictures", tmp_path / "texts"
+    pictures.mkdir()
+    save_file(timm.create_model("mobilenetv3_small_050.lamb_in1k").state_dict(), pictures / "model.safetensors")
+    sizes: dict[str, Any] = {"hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536, "vocab_size": 7}
+    BertModel(BertConfig(**sizes)).save_pretrained(texts)
+    (texts / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]))
+    hub_server.add("timm/mobilenetv3_small_050.lamb_in1k", pictures)
+    hub_server.add("sentence-transformers/all-MiniLM-L6-v2", texts)
     token = hub_server.token("me", read=("*/*",), write=("me/*",))
     lines = [line for block in blocks("bash") for line in block.splitlines() if line]
     assert len(lines) > 5
