@@ -230,7 +230,7 @@ def _shadow(module: nn.Module, modules: dict[int, nn.Module], tensors: dict[int,
             }
         elif key.endswith("_hooks"):
             state[key] = value.copy()
-    shadow.__dict__ = state
+    object.__setattr__(shadow, "__dict__", state)  # a module's own way looks at each attribute
     return shadow
 
 
@@ -244,19 +244,19 @@ def _on_meta(tensor: Tensor | None, tensors: dict[int, Tensor]) -> Tensor | None
 
 
 class _Shapes(TorchFunctionMode):
-    """On the meta device, results of the right shape for the calls that torch works out slowly there, in Python."""
+    """On the meta device, a tensor of the right shape for the calls that torch works out slowly there, in Python."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if args and isinstance(args[0], Tensor) and args[0].is_meta:
             if func in _SHAPE_KEEPING:
-                return torch.empty_like(args[0])
+                return args[0]
             if func is nn.functional.linear:
                 weight = args[1] if len(args) > 1 else kwargs["weight"]
                 return args[0].new_empty((*args[0].shape[:-1], weight.shape[0]))
             if func is nn.functional.scaled_dot_product_attention and len(args) >= 3:
                 return args[0].new_empty((*args[0].shape[:-1], args[2].shape[-1]))
             if func is Tensor.add and isinstance(args[1], Tensor) and args[0].shape == args[1].shape:
-                return torch.empty_like(args[0])
+                return args[0]
         return func(*args, **(kwargs or {}))
 
 

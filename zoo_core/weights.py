@@ -96,9 +96,12 @@ class _NoValues(TorchFunctionMode):
     """Leaves out what only sets values of tensors on the meta device: torch works it out slowly there, for nothing."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if args and isinstance(args[0], Tensor) and args[0].is_meta and func.__name__ in _SETS_VALUES:
-            return args[0]
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func.__name__ in _SETS_VALUES:
+            target = args[0] if args else kwargs.get("tensor")  # as torch.nn.init hands it on
+            if isinstance(target, Tensor) and target.is_meta:
+                return target
+        return func(*args, **kwargs)
 
 
 _SETS_VALUES = frozenset(
