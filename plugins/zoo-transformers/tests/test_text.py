@@ -14,6 +14,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from zoo_core.errors import IntegrityError, NotFoundError, UsageError
+from zoo_transformers.backbones import Transformers
 from zoo_transformers.configuration import describe
 from zoo_transformers.text import text_preparation
 
@@ -147,8 +148,6 @@ def test_the_digest_is_of_the_contents_and_not_of_the_place(folder: Path, tmp_pa
 
 
 def test_padding_moves_the_features_of_real_tokens_no_more_than_rounding(tiny: Callable[[str], Path]) -> None:
-    from zoo_transformers.backbones import Transformers
-
     backbone: Any = Transformers(files=str(tiny("bert"))).build(tiny("bert"), "pretrained")
     made = backbone.preparation
     prepared = made.prepare(["cat", SENTENCES[0]])
@@ -235,7 +234,7 @@ def test_a_folder_without_a_tokeniser_is_told(bert: Path) -> None:
 def test_a_damaged_tokeniser_is_told(bert: Path) -> None:
     (bert / "tokenizer.json").write_text('{"version": "1.0", "model": {"type": "Magic"}}')
     with pytest.raises(IntegrityError, match="its tokeniser cannot be read") as caught:
-        preparation(bert)
+        preparation(bert).prepare(["cat"])
     assert "\n" not in str(caught.value)
 
 
@@ -243,4 +242,6 @@ def test_a_tokeniser_of_another_model_is_told(bert: Path) -> None:
     config = json.loads((bert / "config.json").read_text()) | {"vocab_size": 20}
     (bert / "config.json").write_text(json.dumps(config))
     with pytest.raises(IntegrityError, match=r"the tokeniser has \d+ tokens and the model 20"):
-        preparation(bert)
+        preparation(bert).prepare(["cat"])
+    with torch.device("meta"), pytest.raises(IntegrityError, match="the model 20"):  # before any weights are fetched
+        Transformers(files=str(bert)).build(bert, "random")

@@ -97,16 +97,22 @@ def backbone(files: Path, *, globs: Sequence[str], dtype: str, max_length: int |
     max_length: of texts, None for the most that is allowed.
     """
     described = describe(files)
-    preparation, attends = _preparation(described, max_length)
+    preparation, attends = _preparation(described, max_length, loads=bool(globs))
     model = _model(described, weight_files(files, globs) if globs else [], getattr(torch, dtype))
     pooling = stated_pool(files) or described.family.pool
     return TransformersBackbone(model, described.family, preparation, pooling=pooling, attends=attends).eval()
 
 
-def _preparation(described: Described, max_length: int | None) -> tuple[Preparation, bool]:
-    """What prepares a repository's inputs, and whether its model is told what of them is padding."""
+def _preparation(described: Described, max_length: int | None, *, loads: bool) -> tuple[Preparation, bool]:
+    """What prepares a repository's inputs, and whether its model is told what of them is padding.
+
+    loads: whether weights are loaded too; then a tokeniser waits for its first use.
+    """
     if described.family.modality == "text":
-        return text_preparation(described, max_length=max_length), True
+        text = text_preparation(described, max_length=max_length)
+        if not loads:
+            text.read()  # so that a damaged one is refused before any weights are fetched
+        return text, True
     if max_length is not None:
         raise UsageError(f"hf: max_length is for texts, and {described.path.parent} reads {described.family.modality}")
     if described.family.modality == "image":

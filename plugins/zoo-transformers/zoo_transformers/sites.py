@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import replace
 
 from torch import nn
@@ -31,9 +31,15 @@ def stage_paths(model: PreTrainedModel, family: Family) -> tuple[str, ...]:
 
 def find_sites(model: PreTrainedModel, family: Family, *, prefix: str) -> dict[str, tuple[Site, ...]]:
     """Sites by role; `prefix` is put before each path. Norms, convolutions and embeddings stand in module order."""
-    stages = stage_paths(model, family)
+    inside = {stage: dict(model.get_submodule(stage).named_modules()) for stage in stage_paths(model, family)}
+    dim = head_dim(model.config) if family.roles else 0
     found = {
-        role: tuple(site for stage in stages for part in parts for site in _sites_of(model, stage, part, role, family))
+        role: tuple(
+            _site(f"{stage}.{name}", module, part, dim if role in WITH_HEADS else 0, role == "attn.out")
+            for stage, modules in inside.items()
+            for part in parts
+            for name, module in _fitting(modules, part.path)
+        )
         for role, parts in family.roles.items()
     }
     found |= {"norm": (), "conv": (), "embed": ()}
@@ -45,21 +51,24 @@ def find_sites(model: PreTrainedModel, family: Family, *, prefix: str) -> dict[s
     return {role: tuple(replace(site, path=f"{prefix}{site.path}") for site in sites) for role, sites in found.items()}
 
 
-def _sites_of(model: PreTrainedModel, stage: str, part: Part, role: str, family: Family) -> Iterator[Site]:
-    """A part below a stage, wherever its path fits; a `*` in it stands for one step. It may fit nowhere."""
-    for name, module in model.get_submodule(stage).named_modules():
-        if not _fits(name, part.path):
-            continue
-        weight = module.weight
-        out_axis = 1 if part.transposed else 0
-        rows = weight.shape[out_axis] // part.count
-        outputs = None if part.count == 1 else (part.share * rows, (part.share + 1) * rows)
-        site = Site(path=f"{stage}.{name}", out_axis=out_axis, outputs=outputs)
-        if role in WITH_HEADS:
-            dim = head_dim(model.config)
-            size = weight.shape[1 - out_axis] if role == "attn.out" else rows
-            site = replace(site, num_heads=size // dim, head_dim=dim)
-        yield site
+def _fitting(modules: Mapping[str, nn.Module], pattern: str) -> list[tuple[str, nn.Module]]:
+    """The modules of a stage that a path fits; it may be none. A `*` stands for one step."""
+    if "*" in pattern:
+        return [(name, module) for name, module in modules.items() if _fits(name, pattern)]
+    return [(pattern, modules[pattern])] if pattern in modules else []
+
+
+def _site(path: str, module: nn.Module, part: Part, head: int, is_output: bool) -> Site:
+    """head: width of one attention head, 0 where there are none; is_output: whether the heads are its inputs."""
+    weight = module.get_parameter("weight")
+    out_axis = 1 if part.transposed else 0
+    rows = weight.shape[out_axis] // part.count
+    outputs = None if part.count == 1 else (part.share * rows, (part.share + 1) * rows)
+    site = Site(path=path, out_axis=out_axis, outputs=outputs)
+    if not head:
+        return site
+    size = weight.shape[1 - out_axis] if is_output else rows
+    return replace(site, num_heads=size // head, head_dim=head)
 
 
 def _fits(name: str, pattern: str) -> bool:
@@ -78,8 +87,7 @@ def head_dim(config: PreTrainedConfig) -> int:
 
 
 def _by_what_it_is(name: str, module: nn.Module) -> tuple[str, Site] | None:
-    own = dict(module.named_parameters(recurse=False))
-    weight = own.get("weight")
+    weight = module._parameters.get("weight")
     if weight is None:  # a weight that is computed from others is no site: a change of it would be lost
         return None
     if weight.ndim == 1:  # every family's norms, whatever they are called

@@ -57,10 +57,21 @@ class TextPreparation:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """Read from the files at its first use in a process."""
+        """Read from the files at its first use in a process.
+
+        Raises IntegrityError when it cannot be read, or knows more tokens than the model.
+        """
         if not self._loaded:
-            self._loaded.append(_tokenizer(self.files, self.config, self.max_length))
+            tokenizer = _tokenizer(self.files, self.config, self.max_length)
+            size, own = tokenizer.get_vocab_size(), self.config.vocab_size
+            if size > own:
+                raise IntegrityError(f"{self.files}: the tokeniser has {size} tokens and the model {own}")
+            self._loaded.append(tokenizer)
         return self._loaded[0]
+
+    def read(self) -> None:
+        """Reads the tokeniser now; else it waits for its first use."""
+        assert self.tokenizer is not None
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the tokeniser, which is some megabytes."""
@@ -146,7 +157,7 @@ def text_preparation(described: Described, *, max_length: int | None) -> TextPre
         raise NotFoundError(f"{files} has no tokeniser; hf reads {', '.join(TOKENISER_FILES)}")
     for path in held:
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode() + path.read_bytes())
-    preparation = TextPreparation(
+    return TextPreparation(
         files=files,
         config=config,
         max_length=length,
@@ -155,10 +166,6 @@ def text_preparation(described: Described, *, max_length: int | None) -> TextPre
         lower=lower,
         digest=digest.hexdigest()[:16],
     )
-    size = preparation.tokenizer.get_vocab_size()
-    if size > config.vocab_size:
-        raise IntegrityError(f"{files}: the tokeniser has {size} tokens and the model {config.vocab_size}")
-    return preparation
 
 
 def longest_text(files: Path, config: PreTrainedConfig) -> int:
