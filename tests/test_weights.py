@@ -224,7 +224,8 @@ def test_only_the_building_thread_is_blank_and_only_while_it_builds() -> None:
         thread = threading.Thread(target=lambda: made.append(nn.Linear(2, 2)))
         thread.start()
         thread.join()
-        assert nn.Linear(2, 2).weight.is_meta
+        inside = nn.Linear(2, 2)
+    assert inside.weight.is_meta
     assert not made[0].get_parameter("weight").is_meta
     assert not nn.Linear(2, 2).weight.is_meta
 
@@ -338,6 +339,21 @@ def test_a_sum_that_overflows_is_no_reason_to_refuse(dtype: torch.dtype) -> None
     spoilt[0, 500] = math.inf
     with pytest.raises(IntegrityError, match="not finite"):
         assign(module, {"weight": spoilt}, source="toy")
+
+
+def test_infinity_may_stay_where_the_model_has_it_too() -> None:
+    class Bounded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("low", torch.tensor([-math.inf, 0.0]))
+
+    with blank():
+        module = Bounded()
+    assign(module, {"low": torch.tensor([-math.inf, 1.0])}, source="toy")
+    assign(module, {"low": torch.tensor([-2.0, 1.0])}, source="toy")
+    for value in ([0.0, math.inf], [math.nan, 0.0]):
+        with pytest.raises(IntegrityError, match="low holds values that are not finite"):
+            assign(module, {"low": torch.tensor(value)}, source="toy")
 
 
 # -- files ------------------------------------------------------------------------------------------------------------

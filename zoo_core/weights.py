@@ -13,18 +13,19 @@ import pickle
 import threading
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
-from torch.utils.weak import WeakIdKeyDictionary
 
 from zoo_core.contracts import FileHash
 from zoo_core.errors import IncompatibleError, IntegrityError, NotFoundError, PluginError
@@ -43,6 +44,7 @@ __all__ = [
 
 PICKLES_FROM = "2.10"  # below it weights_only can be tricked: CVE-2025-32434, CVE-2026-24747
 SHOWN = 3  # names in a message
+NUM_THREADS = 4  # that look for values which are not finite; more are not faster than memory
 
 
 def sha256_of(path: Path) -> str:
@@ -68,38 +70,41 @@ def verify(path: Path, expected: FileHash) -> None:
 
 @contextmanager
 def blank() -> Iterator[None]:
-    """While open, parameters of modules built in this thread are on the meta device: no time is spent on their values.
+    """While open, no time is spent on the initial values of parameters of modules built in this thread.
 
-    Buffers keep their real values, since no file holds those that are not persistent. A parameter that is registered
-    twice stays one parameter.
+    When it closes, those parameters go to the meta device, so that nobody uses them before `assign`. Buffers keep
+    their real values, since no file holds those that are not persistent. Tied parameters stay tied.
     """
     thread = threading.get_ident()
-    made = WeakIdKeyDictionary()
+    modules: list[nn.Module] = []
 
-    def to_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
-        if parameter is None or parameter.is_meta or threading.get_ident() != thread:
-            return None
-        if parameter not in made:
-            made[parameter] = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
-        meta: nn.Parameter = made[parameter]
-        return meta
+    def note(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if threading.get_ident() == thread:
+            modules.append(module)
 
-    handle = register_module_parameter_registration_hook(to_meta)  # type: ignore[arg-type]  # its result is used
+    handle = register_module_parameter_registration_hook(note)
     try:
         with _NoValues():
             yield
     finally:
         handle.remove()
+        made: dict[int, nn.Parameter] = {}
+        for module in modules:
+            for name, parameter in module._parameters.items():
+                if parameter is not None and not parameter.is_meta:
+                    if id(parameter) not in made:
+                        made[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+                    module._parameters[name] = made[id(parameter)]
 
 
 class _NoValues(TorchFunctionMode):
-    """Leaves out what only sets values of tensors on the meta device: torch works it out slowly there, for nothing."""
+    """Leaves out what only sets the values of parameters."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func.__name__ in _SETS_VALUES:
             target = args[0] if args else kwargs.get("tensor")  # as torch.nn.init hands it on
-            if isinstance(target, Tensor) and target.is_meta:
+            if isinstance(target, nn.Parameter):
                 return target
         return func(*args, **kwargs)
 
@@ -343,17 +348,29 @@ def _likely_cause(name: str, found: tuple[int, ...], wanted: tuple[int, ...]) ->
 
 
 def _check_finite(slots: Sequence[_Slot], chosen: Sequence[Tensor], source: str) -> None:
-    """One sum of each tensor tells, at the speed of memory; only a sum that is not finite asks for a closer look."""
+    """One sum of each tensor tells, at the speed of memory; only a sum that is not finite asks for a closer look.
+
+    Infinite is allowed where the module as built is infinite too: a bound that stands for none.
+    """
     floats = [(slot, tensor) for slot, tensor in zip(slots, chosen, strict=True) if tensor.is_floating_point()]
     if not floats:
         return
-    wide = {torch.float64: torch.float64}
-    sums = [tensor.sum(dtype=wide.get(tensor.dtype, torch.float32)) for _, tensor in floats]
-    suspect = torch.stack([total.double() for total in sums]).isfinite().logical_not()
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        sums = torch.tensor(list(pool.map(_sum, [tensor for _, tensor in floats])), dtype=torch.float64)
+    suspect = sums.isfinite().logical_not()
     for place in suspect.nonzero().flatten().tolist():
         slot, tensor = floats[place]
-        if not tensor.isfinite().all():
+        unbounded = slot.tensor.isinf() if not slot.tensor.is_meta else torch.zeros(tensor.shape, dtype=torch.bool)
+        if (tensor.isnan() | tensor.isinf() & ~unbounded.to(tensor.device)).any():
             raise IntegrityError(f"{source}: {slot.names[0]} holds values that are not finite")
+
+
+def _sum(tensor: Tensor) -> float:
+    """A sum that is not finite if any value is not; numpy's needs no threads of torch's, which wait for each other."""
+    if tensor.dtype in (torch.float32, torch.float64) and tensor.device.type == "cpu":
+        with np.errstate(all="ignore"):
+            return float(tensor.detach().numpy().sum())
+    return float(tensor.sum(dtype=torch.float32))
 
 
 def _fitted(tensor: Tensor, own: Tensor, dtype: torch.dtype | None) -> Tensor:
