@@ -123,7 +123,7 @@ def resume(backbone: nn.Module, inputs: Mapping[str, Tensor], start: Boundary) -
             stack.callback(_put_back, module, module.__dict__.get("forward"))
             module.forward = hand_on
         stack.callback(modules[start.stage].register_forward_pre_hook(put).remove)
-        features: Features = backbone(inputs)
+        features: Features = backbone({name: _copy(x) for name, x in inputs.items()})  # handed on, and written into
         return features
 
 
