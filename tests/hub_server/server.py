@@ -172,7 +172,7 @@ class HubServer:
             "HF_TOKEN": token or "",
             "HF_HUB_OFFLINE": "0",
             "TRANSFORMERS_OFFLINE": "0",
-            "NO_PROXY": "127.0.0.1",
+            "NO_PROXY": "127.0.0.1,localhost",
         }
 
     # --- answering ---------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ class Listener(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.origin = origin
         self.respond = respond
-        self.address = f"http://127.0.0.1:{self.server_port}"
+        self.address = f"http://{'localhost' if origin == 'cdn' else '127.0.0.1'}:{self.server_port}"
         self.connections: set[socket.socket] = set()
         self._thread = threading.Thread(target=self.serve_forever, args=(TICK_SECONDS,), daemon=True)
         self._thread.start()
