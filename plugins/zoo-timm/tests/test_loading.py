@@ -86,7 +86,13 @@ def backbone_names(architecture: str, tensors: Mapping[str, Tensor]) -> list[str
     return sorted(names)
 
 
-@pytest.mark.parametrize("architecture", TINY)
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        pytest.param(name, marks=[] if name in ("test_vit", "test_resnet", "test_mambaout") else [pytest.mark.slow])
+        for name in TINY
+    ],
+)
 def test_a_folder_as_timm_writes_it_gives_the_same_model(architecture: str, tmp_path: Path) -> None:
     plain = saved(architecture, tmp_path, num_classes=7)
     backbone = built(Timm(files=str(tmp_path)), tmp_path)
@@ -98,7 +104,7 @@ def test_a_folder_as_timm_writes_it_gives_the_same_model(architecture: str, tmp_
     assert backbone.preparation.crop_pct == wanted["crop_pct"]  # type: ignore[index]
 
 
-@pytest.mark.parametrize("architecture", ["efficientvit_m0", "test_vit", "levit_128s"])
+@pytest.mark.parametrize("architecture", [pytest.param("efficientvit_m0", marks=pytest.mark.slow), "levit_128s"])
 def test_all_that_timm_builds_only_with_a_classifier_may_be_in_the_file(architecture: str, tmp_path: Path) -> None:
     """efficientvit_m0 has a batch norm before its classifier, levit two classifiers."""
     plain = saved(architecture, tmp_path)
@@ -195,6 +201,7 @@ def test_shards_are_read_as_one_file(tmp_path: Path) -> None:
         built(Timm(name="test_vit"), tmp_path)
 
 
+@pytest.mark.slow
 def test_old_names_are_renamed_as_timm_does(tmp_path: Path) -> None:
     """torchvision's VGG has its classifier as `classifier.0`, `.3`; timm's filter turns that into `pre_logits`."""
     torch.manual_seed(0)

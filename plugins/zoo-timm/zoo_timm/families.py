@@ -59,7 +59,7 @@ FAMILIES: Mapping[str, Family] = {
     "convmixer": Family("map", ("blocks.*",)),
     "crossvit": Family("pooled", ("blocks.*",)),
     "deepseek_vit": Family("map, channels last"),
-    "densenet": Family("map", ("features.denseblock*",)),
+    "densenet": Family("map", ("features.denseblock*", "features.transition*")),
     "dpn": Family("map", ("features.conv*_*",)),
     "efficientvim": Family("pooled"),
     "focalnet": Family("map", ("layers.*.blocks.*",)),
@@ -80,7 +80,7 @@ FAMILIES: Mapping[str, Family] = {
     "vgg": Family("map", ("features.*",), nn.Conv2d),
     "vision_transformer_sam": Family("map", ("blocks.*",)),
     "visformer": Family("map", ("stage*.*",)),
-    "volo": Family("tokens", ("network.*.*",)),
+    "volo": Family("tokens"),  # adds its positions between two stages, of the width that is there
     "xception": Family("map", ("block*",)),
     "xception_aligned": Family("map", ("blocks.*",)),
 }
