@@ -29,6 +29,8 @@ REQUIRED = {  # data that an installation would miss without an error until some
     "zoo_adapters": ("py.typed", "catalogue.json"),
     "zoo_registry": ("py.typed", "models/*.toml", "tasks/*.toml"),
     "zoo_starter": ("py.typed", "catalogue.json", "weights/*.safetensors"),
+    "zoo_timm": ("py.typed", "catalogue.json", "tags.json"),
+    "zoo_transformers": ("py.typed", "catalogue.json"),
 }
 
 
@@ -161,7 +163,7 @@ def test_plugins_require_the_core_and_no_sibling(wheels: list[Project]) -> None:
         assert required == expected, project.name
         assert metadata["Version"] == project.version
         assert metadata["License-Expression"] == "Apache-2.0"
-    assert ours == {"zoo-core", "zoo-registry", "zoo-starter", "zoo-adapters"}
+    assert ours == {"zoo-core", "zoo-registry", "zoo-starter", "zoo-adapters", "zoo-timm", "zoo-transformers"}
 
 
 def test_the_clean_environment_knows_nothing_of_the_repository(clean: Path, tmp_path: Path) -> None:
@@ -183,7 +185,7 @@ def test_installed_zoo_lists_every_part(clean: Path, tmp_path: Path) -> None:
     entries = {(entry["kind"], entry["name"]): entry for entry in json.loads(done.stdout)}
     expected = {
         *(("adapter", name) for name in ("bitfit", "full", "norm", "partial", "probe")),
-        *(("backbone", name) for name in ("starter/convnet-nano", "starter/vit-nano")),
+        *(("backbone", name) for name in ("starter/convnet-nano", "starter/vit-nano", "timm/resnet18.a1_in1k", "hf")),
         *(("head", name) for name in ("attention-pool", "knn", "linear", "mlp", "ncm")),
         *(("task", name) for name in ("diabetes", "digits", "digits-attributes")),
     }
