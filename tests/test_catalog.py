@@ -232,7 +232,8 @@ def test_a_record_whose_files_nobody_has_seen_leaves_commit_and_hashes_out(tmp_p
     catalog = Catalog(index_of(tmp_path))
     assert catalog.problems() == ()
     entry = catalog.find("nano")
-    assert entry is not None and (entry.repository, entry.revision, dict(entry.files)) == ("acme/nano", None, {})
+    assert entry is not None
+    assert (entry.repository, entry.revision, dict(entry.files)) == ("acme/nano", None, {})
 
 
 @pytest.mark.parametrize(

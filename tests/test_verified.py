@@ -11,7 +11,7 @@ import pytest
 
 from zoo_core.contracts import FileHash
 from zoo_core.errors import AccessError, IntegrityError, NotFoundError
-from zoo_core.verified import check, git_sha1, hash_of, read_memory, safe_name, write_memory
+from zoo_core.verified import check, git_sha1, hash_of, is_noted, note, read_memory, safe_name, write_memory
 
 CONTENT = bytes(range(256)) * 100
 
@@ -106,3 +106,21 @@ def test_a_name_that_is_no_path_inside_a_folder_is_refused(name: str) -> None:
 @pytest.mark.parametrize("name", ["a", "a/b.json", "...", "..a", "a..b"])
 def test_other_names_are_fine(name: str) -> None:
     assert safe_name(name, "org/name") == name
+
+
+def test_what_was_found_out_of_a_file_is_known_until_it_changes(file: Path, tmp_path: Path) -> None:
+    assert not is_noted([file], "finite")
+    note([file], "finite")
+    assert is_noted([file], "finite")
+    assert not is_noted([file], "another fact")
+    assert not is_noted([file, tmp_path / "missing"], "finite")
+    note([file], "another fact")
+    assert is_noted([file], "finite")
+    file.write_bytes(CONTENT)  # the same bytes, at another time
+    assert not is_noted([file], "finite")
+
+
+def test_what_changed_a_moment_ago_is_not_noted(file: Path) -> None:
+    file.write_bytes(CONTENT)
+    note([file], "finite")
+    assert not is_noted([file], "finite")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -486,3 +487,25 @@ def test_pickles_need_a_torch_that_reads_them_safely(tmp_path: Path, monkeypatch
     monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
     with pytest.raises(IncompatibleError, match=r"need torch 2\.10 or newer, this is 2\.9\.1"):
         open_pickle([tmp_path / "a.bin"])
+
+
+def test_values_of_a_file_are_looked_at_once_and_again_when_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "zoo"))
+    path = tmp_path / "toy.safetensors"
+    tensors = state(ToyBackbone("map"))
+    save_file(tensors, path)
+    time.sleep(0.05)  # longer than RACY_NS
+    poisoned = {**tensors, "norm.bias": torch.full_like(tensors["norm.bias"], math.nan)}
+
+    def load(values: dict[str, Tensor]) -> None:
+        assign(ToyBackbone("map"), values, source="toy", paths=[path])
+
+    with pytest.raises(IntegrityError, match="not finite"):
+        load(poisoned)
+    load(tensors)
+    load(poisoned)  # was not looked at: the file is known to hold other values
+    save_file(poisoned, path)
+    with pytest.raises(IntegrityError, match="not finite"):
+        load(read_tensors(path))

@@ -1,4 +1,4 @@
-"""Files whose sha256 is known: hashed once, and remembered for as long as the file is the same one.
+"""Files whose content is known: hashed and looked at once, and remembered for as long as the file is the same one.
 
 A file is the same while its device, inode, size and both times are (a write changes the time of change, which no
 program can set back). The memory lies in the cache folder, one small file for each; where that cannot be written,
@@ -12,7 +12,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,7 +20,17 @@ from zoo_core.contracts import FileHash
 from zoo_core.errors import AccessError, IntegrityError, NotFoundError
 from zoo_core.settings import cache_folder
 
-__all__ = ["check", "git_sha1", "hash_of", "read_memory", "safe_name", "some", "write_memory"]
+__all__ = [
+    "check",
+    "git_sha1",
+    "hash_of",
+    "is_noted",
+    "note",
+    "read_memory",
+    "safe_name",
+    "some",
+    "write_memory",
+]
 
 # A file that changed so shortly ago may change again within one tick of the clock that stamps it, unseen.
 RACY_NS = 20_000_000
@@ -83,6 +93,20 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + more
 
 
+def is_noted(paths: Iterable[Path], fact: str) -> bool:
+    """Whether this was noted of every file, and none has changed since."""
+    return all(_recall_facts(_stat(path)).get(fact) is True for path in paths)
+
+
+def note(paths: Iterable[Path], fact: str) -> None:
+    """Notes what was found out of the content of files, so that it need not be found out again."""
+    for path in paths:
+        stat = _stat(path)
+        if stat is not None and time.time_ns() - stat.st_ctime_ns > RACY_NS:
+            facts = {**_recall_facts(stat), fact: True}
+            write_memory({"stamp": _stamp(stat), "facts": facts}, *_place(stat, "noted"))
+
+
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
@@ -113,8 +137,23 @@ def _stamp(stat: os.stat_result) -> list[int]:
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
-def _place(stat: os.stat_result) -> tuple[str, str]:
-    return "verified", f"{stat.st_dev:x}-{stat.st_ino:x}.json"
+def _place(stat: os.stat_result, room: str = "verified") -> tuple[str, str]:
+    return room, f"{stat.st_dev:x}-{stat.st_ino:x}.json"
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:
+        return None
+
+
+def _recall_facts(stat: os.stat_result | None) -> dict[str, object]:
+    row = None if stat is None else read_memory(*_place(stat, "noted"))
+    if stat is None or not isinstance(row, dict) or row.get("stamp") != _stamp(stat):
+        return {}
+    facts = row.get("facts")
+    return facts if isinstance(facts, dict) else {}
 
 
 def _recall(stat: os.stat_result) -> str | None:

@@ -12,6 +12,7 @@ import json
 import pickle
 import threading
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from torch.overrides import TorchFunctionMode
 
 from zoo_core.contracts import FileHash
 from zoo_core.errors import IncompatibleError, IntegrityError, NotFoundError, PluginError
+from zoo_core.verified import is_noted, note
 from zoo_core.versions import in_range
 
 __all__ = [
@@ -232,6 +234,7 @@ def assign(
     rename: Callable[[str], str | None] | None = None,
     unused: Sequence[str] = (),
     dtype: torch.dtype | None = None,
+    paths: Sequence[Path] = (),
 ) -> None:
     """Puts a file's tensors in the place of every parameter and persistent buffer of a module, without copying them.
 
@@ -240,6 +243,8 @@ def assign(
     dtype: of floating-point tensors, None for the module's own; only those that differ are copied. Tied parameters
     stay tied, and the file may hold them under any or all of their names. A file of many batch norms without a single
     count of batches is older than torch 0.4.1: the counts are zero then.
+    paths: the files that the tensors are of. Looking for values that are not finite takes as long as all the rest, so
+    it is done once for as long as these files do not change; without paths, every time.
     Raises IntegrityError, and changes nothing: coverage (a tensor that the file lacks or has too much), shapes, values
     that are not finite. Raises PluginError if the module was built with values that no file holds.
     """
@@ -247,7 +252,10 @@ def assign(
     named = _renamed(tensors, rename, source)
     chosen = _covered(slots, named, unused, source)
     _check_shapes(slots, chosen, source)
-    _check_finite(slots, chosen, source)
+    fact = f"finite {zlib.crc32(repr([slot.names for slot in slots]).encode()):x}"
+    if not paths or not is_noted(paths, fact):
+        _check_finite(slots, chosen, source)
+        note(paths, fact)
     for name, buffer in module.named_buffers():
         if buffer.is_meta and not any(name in slot.names for slot in slots):
             raise PluginError(f"buffer {name} is built on the meta device and lies in no file: build it inside blank()")
@@ -264,7 +272,7 @@ def assign(
 def load_verified(module: nn.Module, path: Path, expected: FileHash) -> None:
     """Assigns a safetensors file whose size and sha256 were checked first."""
     verify(path, expected)
-    assign(module, read_tensors(path), source=str(path))
+    assign(module, read_tensors(path), source=str(path), paths=[path])
 
 
 def _slots(module: nn.Module) -> list[_Slot]:

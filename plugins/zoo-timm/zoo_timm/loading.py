@@ -72,7 +72,8 @@ def from_description(
     tensors = open_pickle(paths) if pickled else open_tensors(paths)
     source = str(paths[0]) if len(paths) == 1 else str(files)
     named = loader.named_for(network, tensors, source)
-    assign(network, named, source=source, unused=_unused(config, network, named, loader), dtype=wanted)
+    unused = _unused(config, network, named, loader)
+    assign(network, named, source=source, unused=unused, dtype=wanted, paths=paths)
     if wanted != torch.float32:
         network.to(wanted)  # buffers that no file holds
     return TimmBackbone(network, config.architecture, preparation)

@@ -138,5 +138,6 @@ def _model(described: Described, paths: Sequence[Path], dtype: torch.dtype) -> P
         return model
     source = str(paths[0] if len(paths) == 1 else paths[0].parent)
     read = open_pickle if paths[0].suffix == ".bin" else open_tensors
-    assign(model, converted(model, family, read(paths)), source=source, unused=family.unused, dtype=dtype)
+    tensors = converted(model, family, read(paths))
+    assign(model, tensors, source=source, unused=family.unused, dtype=dtype, paths=paths)
     return model
