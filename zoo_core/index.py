@@ -14,7 +14,7 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, cast
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from zoo_core.scan import (
     CORE,
@@ -179,7 +179,7 @@ class Index:
         for origin, kind, name, value, describes, summary, mistake in distribution["names"]:
             provider = Provider(
                 name,
-                cast("PartKind", kind),
+                kind,  # type: ignore[arg-type] # one of KINDS, as the scanner checked
                 value,
                 owner,
                 version,
@@ -218,9 +218,15 @@ def list_names(
     """
     if pattern is not None and not any(symbol in pattern for symbol in "*?["):
         pattern = f"*{pattern}*"
-    keys = ("name", "kind", "distribution", "version", "state", "summary")
     return [
-        {key: getattr(provider, key) for key in keys}
+        {  # written out: there are thousands
+            "name": provider.name,
+            "kind": provider.kind,
+            "distribution": provider.distribution,
+            "version": provider.version,
+            "state": provider.state,
+            "summary": provider.summary,
+        }
         for provider in (index or load_index()).providers
         if kind in (None, provider.kind) and (pattern is None or fnmatchcase(provider.name, pattern))
     ]

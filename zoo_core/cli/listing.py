@@ -89,16 +89,19 @@ def _nothing(index: Index, kind: str | None, pattern: str | None) -> str:
 
 def _folded(rows: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
     """The rows, those of a namespace with many names as one that says how to see them."""
-    counts = Counter((row["kind"], row["name"].partition("/")[0]) for row in rows if "/" in row["name"])
+    spaces = [(row["kind"], row["name"].partition("/")[0]) if "/" in row["name"] else None for row in rows]
+    counts = Counter(spaces)
+    many = {space for space, count in counts.items() if space is not None and count > MANY}
     folded: list[Mapping[str, str]] = []
     shown: set[tuple[str, str]] = set()
-    for row in rows:
-        kind, space = row["kind"], row["name"].partition("/")[0]
-        if counts[kind, space] <= MANY:
+    for row, space in zip(rows, spaces, strict=True):
+        if space is None and (row["kind"], row["name"]) in many:
+            continue  # the line of its names tells of it
+        if space is None or space not in many:
             folded.append(row)
-        elif (kind, space) not in shown:
-            shown.add((kind, space))
-            told = {"name": f"{space}/...", "summary": f"{counts[kind, space]:,} names: zoo list '{space}/*'"}
+        elif space not in shown:
+            shown.add(space)
+            told = {"name": f"{space[1]}/...", "summary": f"{counts[space]:,} names: zoo list '{space[1]}/*'"}
             folded.append({**row, **told})
     return folded
 
