@@ -17,7 +17,6 @@ from zoo_core.contracts import ROLES, Backbone, Context, FeatureSpec, Target, We
 from zoo_core.data import draw_seed
 from zoo_core.declarations import blaming
 from zoo_core.errors import LawError, PluginError, RefusedError
-from zoo_core.hub import files_of
 from zoo_core.learner import Learner
 from zoo_core.lock import part_key
 from zoo_core.objective import ScaledHead, default_objective
@@ -101,7 +100,11 @@ def build_backbone(plan: Plan) -> nn.Module:
 
 def _built(plan: Plan, weights: Weights) -> nn.Module:
     part = plan.backbone
-    files = files_of(plan, part, weights=weights)
+    files = None
+    if part_key(part) in plan.sources:
+        from zoo_core.hub import files_of  # a quarter of a second, for plans that need it
+
+        files = files_of(plan, part, weights=weights)
     with seeded(plan.seed, "backbone", part.name), blaming(part):
         backbone = part.recipe.build(files, weights)
     if not isinstance(backbone, nn.Module) or not isinstance(backbone, Backbone):

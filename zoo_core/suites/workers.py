@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import ForkingPickler
@@ -142,7 +142,8 @@ class _Pool:
         if len(self._workers) == self._num_workers:
             return None
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_work, args=(theirs, self._device, self._threads), daemon=True)
+        arguments = (theirs, dict(os.environ), self._device, self._threads)
+        process = self._context.Process(target=_work, args=arguments, daemon=True)
         with forking.without_main():
             process.start()
         theirs.close()
@@ -153,8 +154,10 @@ class _Pool:
         return without_score(self._plans[position], self._device, reason)
 
 
-def _work(pipe: Connection, device: str, threads: int) -> None:
+def _work(pipe: Connection, environment: Mapping[str, str], device: str, threads: int) -> None:
     _end_with_parent()
+    os.environ.clear()  # what the fork server began with may have changed since: a token, a cache folder
+    os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches us too; the parent ends us
     os.dup2(2, 1)  # what a plugin prints is no part of the table
     torch.set_num_threads(threads)
