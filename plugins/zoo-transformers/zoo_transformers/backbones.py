@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from zoo_core.contracts import Source, Weights
 from zoo_core.errors import UsageError
+from zoo_transformers.families import SHORTEST
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,7 +40,6 @@ PATTERNS = (
 SAFE_WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")
 PICKLES = ("pytorch_model.bin", "pytorch_model-*-of-*.bin")
 REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
-SHORTEST = 8  # tokens; a tokeniser's own special tokens need up to 4
 
 
 @dataclass(frozen=True, kw_only=True)

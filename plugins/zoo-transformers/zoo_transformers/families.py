@@ -12,7 +12,9 @@ from typing import Any, Literal
 
 from zoo_core.contracts import Kind, Modality
 
-__all__ = ["FAMILIES", "Family", "Part", "Pool"]
+__all__ = ["FAMILIES", "SHORTEST", "Family", "Part", "Pool"]
+
+SHORTEST = 8  # tokens that a text may be cut to; a tokeniser's own special tokens need up to 4
 
 Pool = Literal[
     "cls", "mean", "max", "last", "mean_sqrt_len", "weighted_mean", "cls_and_distillation", "normed_cls", "head"

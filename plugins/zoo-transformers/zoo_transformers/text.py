@@ -16,8 +16,8 @@ from transformers import PreTrainedConfig
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
 
 from zoo_core.errors import IntegrityError, NotFoundError, UsageError
-from zoo_transformers.backbones import SHORTEST
 from zoo_transformers.configuration import Described, read_json
+from zoo_transformers.families import SHORTEST
 
 __all__ = ["NO_WORD", "TextPreparation", "longest_text", "text_preparation"]
 
