@@ -164,6 +164,25 @@ def test_a_backbone_that_cannot_be_had_is_rows_and_the_others_run(far: Far, monk
     assert all("zoo" in str(row["reason"]) or "http" in str(row["reason"]) for row in rows.values() if row["reason"])
 
 
+def test_what_is_fetched_needs_no_network_afterwards(far: Far, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+    folders = zoo_core.fetch(f"{NAME}+full", progress=lambda news: told.append(news.done_bytes))
+    assert folders.keys() == {f"backbone:{NAME}"}
+    assert (folders[f"backbone:{NAME}"] / "model.safetensors").read_bytes() == far.files["model.safetensors"]
+    assert told
+    assert told[-1] == len(far.files["model.safetensors"])
+    far.server.clear_log()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    zoo_core.load(f"{NAME}+full", num_classes=2)
+    assert far.server.log == []
+
+
+def test_a_fetch_of_what_does_not_fit_gets_no_weights(far: Far) -> None:
+    with pytest.raises(RefusedError, match="n=3"):
+        zoo_core.fetch(f"{NAME}+partial(n=3)")
+    assert asked_for_weights(far) == 0
+
+
 def test_who_may_not_read_is_told_by_load(far: Far) -> None:
     far.server.add("org/gated", far.files, gated=True)
     with pytest.raises(AccessError, match="org/gated"):

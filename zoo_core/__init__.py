@@ -11,11 +11,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zoo_core.api import bench, evaluate, fit, load, load_backbone, load_run, predict, save
+    from zoo_core.api import bench, evaluate, fetch, fit, load, load_backbone, load_run, predict, save
     from zoo_core.contracts import Batch, Target
     from zoo_core.errors import ZooError
+    from zoo_core.plan import Budget, Plan, Trial
     from zoo_core.registry import list_names, show
-    from zoo_core.resolve import Budget, Plan, Trial, resolve
+    from zoo_core.resolve import resolve
     from zoo_core.spec import Spec, parse
     from zoo_core.store import Result
 
@@ -30,6 +31,7 @@ __all__ = [
     "ZooError",
     "bench",
     "evaluate",
+    "fetch",
     "fit",
     "list_names",
     "load",
@@ -45,11 +47,12 @@ __all__ = [
 __version__ = "0.1.0"
 
 _MODULES = {
-    **dict.fromkeys(("bench", "evaluate", "fit", "load", "load_backbone", "load_run", "predict", "save"), "api"),
+    **dict.fromkeys(("bench", "evaluate", "fetch", "fit"), "api"),
+    **dict.fromkeys(("load", "load_backbone", "load_run", "predict", "save"), "api"),
     **dict.fromkeys(("Batch", "Target"), "contracts"),
     "ZooError": "errors",
     **dict.fromkeys(("list_names", "show"), "registry"),
-    **dict.fromkeys(("Budget", "Plan", "Trial"), "resolve"),
+    **dict.fromkeys(("Budget", "Plan", "Trial"), "plan"),
     **dict.fromkeys(("Spec", "parse"), "spec"),
     "Result": "store",
 }

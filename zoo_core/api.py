@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo_core.build import build, build_backbone
+from zoo_core.build import build, build_backbone, check_outline
 from zoo_core.contracts import Modality, Split, Target
 from zoo_core.data import Loader, Splits, carve, decode
 from zoo_core.errors import UsageError
+from zoo_core.hub import Progress as Download
 from zoo_core.hub import fetch_run, files_of, pin_plan
 from zoo_core.learner import Learner
-from zoo_core.lock import lock_of, read_pins, write_lock
+from zoo_core.lock import lock_of, part_key, read_pins, write_lock
 from zoo_core.measure import INFERENCE_BATCH, confusion, per_class, precision_of
 from zoo_core.resolve import Budget, Plan, resolve
 from zoo_core.runs import load_stored, read_run, save_run
@@ -34,6 +35,7 @@ __all__ = [
     "Prediction",
     "bench",
     "evaluate",
+    "fetch",
     "fit",
     "load",
     "load_backbone",
@@ -80,6 +82,26 @@ def _pinned(spec: str | Spec, lock: str | Path | None, frozen: bool, **trial: An
     for part in plan.parts if frozen else ():
         files_of(plan, part, offline=True)  # so that nothing is left to download
     return plan
+
+
+def fetch(
+    spec: str | Spec,
+    *,
+    task: str | None = None,
+    lock: str | Path | None = None,
+    frozen: bool = False,
+    progress: Callable[[Download], None] | None = None,
+) -> dict[str, Path]:
+    """Downloads and verifies all that a spec is built from; the folder of each part. Then it works with no network.
+
+    task: its files too. lock, frozen: as for `load`. progress: is told of each piece that arrives.
+    What is known of a backbone only after its configuration has been read is checked before its weights are fetched.
+    """
+    wanted: dict[str, Any] = {"task": task} if task is not None else {"target": Target(kind="classes", size=2)}
+    plan = _pinned(spec, lock, frozen, **wanted)
+    check_outline(plan)
+    folders = {part_key(part): files_of(plan, part, offline=frozen, progress=progress) for part in plan.parts}
+    return {key: folder for key, folder in folders.items() if folder is not None}
 
 
 def _wanted(num_classes: object, classes: object, target: object) -> Target:

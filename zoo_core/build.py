@@ -25,7 +25,7 @@ from zoo_core.registry import Bound
 from zoo_core.resolve import check_built, consumed
 from zoo_core.seams import groups
 
-__all__ = ["build", "build_backbone", "checksum", "seeded"]
+__all__ = ["build", "build_backbone", "check_outline", "checksum", "seeded"]
 
 
 CHECKED_AT_ONCE = 2**20  # values; all of a large tensor would show in a trial's peak memory
@@ -84,10 +84,7 @@ def build_backbone(plan: Plan) -> nn.Module:
     part = plan.backbone
     if plan.unpinned:
         raise RefusedError(f"{plan.unpinned[0]} is not pinned; `zoo_core.hub.pin_plan(plan)` does it")
-    if plan.deferred and plan.weights == "pretrained" and part_key(part) in plan.sources:
-        with torch.device("meta"):
-            outline = _built(plan, "random")
-        _check_deferred(plan, as_backbone(outline))
+    check_outline(plan)
     backbone = _built(plan, plan.weights)
     _check_promise(part, plan, as_backbone(backbone))
     backbone.requires_grad_(False)
@@ -96,6 +93,17 @@ def build_backbone(plan: Plan) -> nn.Module:
     if plan.deferred:
         _check_deferred(plan, as_backbone(backbone))
     return backbone
+
+
+def check_outline(plan: Plan) -> None:
+    """Makes the checks that resolve deferred, if the weights are still to be fetched: on the meta device, without them.
+
+    Raises RefusedError for what does not go together.
+    """
+    if plan.deferred and plan.weights == "pretrained" and part_key(plan.backbone) in plan.sources:
+        with torch.device("meta"):
+            outline = _built(plan, "random")
+        _check_deferred(plan, as_backbone(outline))
 
 
 def _built(plan: Plan, weights: Weights) -> nn.Module:

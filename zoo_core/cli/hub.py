@@ -88,7 +88,7 @@ def lock(what: tuple[str, ...], task: str | None, file: Path, check: bool) -> No
     pin is not complete, or where a spec has a part that the lock lacks.
 
     \b
-    zoo lock 'timm/resnet18.a1_in1k+lora(r=8)' my-suite.toml
+    zoo lock 'timm/resnet18.a1_in1k+partial(n=2)' my-suite.toml
     zoo lock --check
     """  # noqa: D301 - click reads the character \b as: keep these lines
     if check:

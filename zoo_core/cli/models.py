@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from zoo_core.cli.downloads import downloading
 from zoo_core.cli.options import (
     budget_options,
     check_device,
@@ -62,11 +63,15 @@ def fit(
     zoo fit 'starter/vit-nano+partial(n=2)' --task digits --out runs/my-digits
     """  # noqa: D301 - click reads the character \b as: keep these lines
     with held_back():
+        from zoo_core.api import fetch
         from zoo_core.api import fit as run
 
     chosen = budget_from({name: value for name, value in budget.items() if value is not None})
     device = check_device(device)
     use_threads(threads)
+    pins = lock_file(lock)
+    with downloading() as progress:
+        fetch(spec, task=task, lock=pins, frozen=frozen, progress=progress)
     with fitting(spec) as report:
         _, result = run(
             spec,
@@ -76,7 +81,7 @@ def fit(
             seed=seed,
             device=device,
             num_workers=num_workers,
-            lock=lock_file(lock),
+            lock=pins,
             frozen=frozen,
             report=report,
         )
