@@ -13,6 +13,7 @@ import pytest
 from safetensors.torch import save_file
 
 from tests.hub_server import HubServer
+from zoo_core import list_names
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -64,6 +65,11 @@ def test_every_file_the_readme_links_to_exists() -> None:
     missing = [link for link in links if "://" not in link and not (ROOT / link).exists()]
     assert links
     assert missing == []
+
+
+def test_the_readme_counts_the_names_of_timm() -> None:
+    names = [row["name"] for row in list_names("backbone", "timm/*")]
+    assert f"{len(names):,} of timm" in README
 
 
 def test_every_flag_in_the_readme_is_quoted_where_a_shell_would_trip() -> None:
