@@ -14,6 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("zoo", deadline=None)  # how busy a machine is fails no test
+settings.load_profile("zoo")
 
 SCRUBBED = ("ZOO_", "HF_", "HUGGINGFACE_", "HUGGING_FACE_", "TORCH_HOME", "TRANSFORMERS_", "XDG_")
 NUM_THREADS = (

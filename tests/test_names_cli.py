@@ -452,3 +452,10 @@ def test_a_summary_that_the_terminal_cannot_show_is_escaped(site: Path, tmp_path
     command = [sys.executable, "-m", "zoo_core.cli", "list", "hat"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert "un caf\\xe9" in done.stdout
+
+
+def test_show_of_a_name_that_its_namespace_does_not_know_exits_with_3(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "show", "timm/resnet81")
+    assert code == 3
+    assert "resnet18" in err
+    assert run(capsys, "show", "timm/anybody/anything")[0] == 0  # a repository: nobody knows before it is asked

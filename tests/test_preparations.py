@@ -188,3 +188,18 @@ def test_a_crop_between_two_pixels_begins_where_its_library_does(offset: Any, st
     for height, start in zip((9, 19, 15), starts, strict=True):
         rows = torch.arange(height, dtype=torch.uint8).view(1, 1, height, 1).expand(1, 1, height, 4)
         assert made._cropped(rows)[0, 0, :, 0].tolist() == list(range(start, start + 4))
+
+
+@pytest.mark.parametrize(
+    ("example", "found"),
+    [
+        (torch.rand(3, 8, 8), r"torch.float32 \[3, 8, 8\]"),
+        (torch.zeros(4, 8, 8, dtype=torch.uint8), r"torch.uint8 \[4, 8, 8\]"),
+        (torch.zeros(8, 8, dtype=torch.uint8), r"torch.uint8 \[8, 8\]"),
+        (np.zeros((8, 8, 3), np.uint8), "ndarray"),
+    ],
+)
+def test_what_is_no_decoded_picture_is_told(example: object, found: str) -> None:
+    preparation = ImagePreparation(size=8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    with pytest.raises(UsageError, match=rf"uint8 tensors \[1 or 3, H, W\], found {found}"):
+        preparation.prepare([example])  # type: ignore[list-item]

@@ -22,7 +22,8 @@ from zoo_core.errors import (
     UsageError,
     ZooError,
 )
-from zoo_core.resolve import Budget, Plan, Trial, budget_from, check_built, resolve
+from zoo_core.plan import Budget, Plan, Trial, budget_from
+from zoo_core.resolve import check_built, resolve
 from zoo_core.spec import parse, parse_part
 
 CLASSES = Target(kind="classes", size=3)

@@ -18,7 +18,8 @@ from zoo_core.contracts import Context
 from zoo_core.data import Loader, carve
 from zoo_core.errors import IncompatibleError, IntegrityError, NotFoundError, ZooError
 from zoo_core.learner import Learner
-from zoo_core.resolve import Budget, Plan, resolve
+from zoo_core.plan import Budget, Plan
+from zoo_core.resolve import resolve
 from zoo_core.runs import load_stored, read_run, save_run
 from zoo_core.testing.recipes import ToyAdapter, ToyBackbones, ToyHint, ToyOpen, toy_plan
 from zoo_core.train import fit

@@ -20,8 +20,8 @@ from zoo_core.data import Loader
 from zoo_core.errors import DivergedError, LawError, ZooError
 from zoo_core.learner import Learner
 from zoo_core.measure import predict
+from zoo_core.plan import Budget, Plan
 from zoo_core.preparations import ImagePreparation
-from zoo_core.resolve import Budget, Plan
 from zoo_core.suites.trial import choose, run_trial
 from zoo_core.testing.recipes import ToyAdapter, ToyBackbones, ToyHeads, ToyHint, ToyMemory, ToyOpen, ToyTasks, toy_plan
 from zoo_core.testing.toys import ToySplit

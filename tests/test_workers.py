@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from zoo_core.errors import DivergedError
-from zoo_core.resolve import Budget, Plan
+from zoo_core.plan import Budget, Plan
 from zoo_core.store import Result
 from zoo_core.suites import forking
 from zoo_core.suites.trial import run_trial

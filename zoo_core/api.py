@@ -21,7 +21,8 @@ from zoo_core.hub import fetch_run, files_of, pin_plan
 from zoo_core.learner import Learner
 from zoo_core.lock import lock_of, part_key, read_pins, write_lock
 from zoo_core.measure import INFERENCE_BATCH, confusion, per_class, precision_of
-from zoo_core.resolve import Budget, Plan, resolve
+from zoo_core.plan import Budget, Plan
+from zoo_core.resolve import resolve
 from zoo_core.runs import load_stored, read_run, save_run
 from zoo_core.spec import Spec, parse_part
 from zoo_core.store import Result, RunLock, append

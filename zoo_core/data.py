@@ -171,9 +171,11 @@ def decode(modality: Modality, raw: Raw) -> Any:
 def _text(raw: Raw) -> str | list[str]:
     if isinstance(raw, str):
         return raw
-    if not isinstance(raw, list | tuple) or not raw or not all(isinstance(word, str) for word in raw):
+    if isinstance(raw, tuple):
+        raise UsageError(f"a text is a str, or a list of words; pairs of texts are not read, found {raw!r:.60}")
+    if not isinstance(raw, list) or not raw or not all(isinstance(word, str) for word in raw):
         raise UsageError(f"a text is a str, or a list of words, found {type(raw).__name__} {raw!r:.60}")
-    return list(raw)
+    return raw
 
 
 def _sound(raw: Raw) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from zoo_core.seams import capture
 
 if TYPE_CHECKING:
     from zoo_core.contracts import Backbone
-    from zoo_core.resolve import Plan
+    from zoo_core.plan import Plan
 
 __all__ = ["Learner"]
 

@@ -61,7 +61,8 @@ def pin(source: Source, *, offline: bool = False, weights: Weights = "pretrained
         logger.warning("%s; going on with what %s was before: %s", error, _called(source), known.revision)
         found = known
     except MissingError as error:
-        raise MissingError(f"{error}{nearest(source.repository, _known_repositories())}") from error
+        others = (name for name in _known_repositories() if name != source.repository)
+        raise MissingError(f"{error}{nearest(source.repository, others)}") from error
     return _checked(source, found, weights)
 
 

@@ -56,6 +56,7 @@ class ImagePreparation:
         prepared: list[Mapping[str, Tensor] | None] = [None] * len(examples)
         by_shape: dict[torch.Size, list[int]] = {}
         for position, image in enumerate(examples):
+            _check_picture(image)
             by_shape.setdefault(image.shape, []).append(position)
         for positions in by_shape.values():
             resized = self._cropped(self._resized(torch.stack([examples[position] for position in positions])))
@@ -123,6 +124,14 @@ class ImagePreparation:
         framed = torch.tensor(fill, dtype=torch.uint8).view(3, 1, 1).repeat(batch, 1, height + rows, width + columns)
         framed[:, :, rows // 2 : rows // 2 + height, columns // 2 : columns // 2 + width] = images_BCHW
         return framed
+
+
+def _check_picture(image: object) -> None:
+    """Raises UsageError for anything but a decoded picture; floats of 0 to 1 would come out black."""
+    if isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and image.shape[0] in (1, 3):
+        return
+    found = f"{image.dtype} {list(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+    raise UsageError(f"prepare takes uint8 tensors [1 or 3, H, W], found {found}; zoo_core.data.decode makes them")
 
 
 @dataclass(frozen=True, kw_only=True)

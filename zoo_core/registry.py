@@ -219,6 +219,10 @@ def describe(name: str, registry: Registry, catalog: Catalog) -> dict[str, Any]:
         shown["facts"] = facts(catalog.find(shown["name"], provider.kind))
         recipe = registry.recipe(provider)
         arguments = arguments_of(provider, recipe)
+        if "/" in shown["name"] and not shown["facts"]:
+            registry.bind(parse_part(shown["name"]), provider.kind)  # the namespace may know of no such name
+    except NotFoundError:
+        raise
     except ZooError as error:
         return shown | {"state": provider.state if provider.state != "ok" else "broken", "problem": str(error)}
     return shown | {

@@ -18,12 +18,12 @@ from zoo_core.contracts import KINDS, FeatureSpec, Kind, Modality, Seam, Source,
 from zoo_core.declarations import TRAINING, broken, check_adapter, check_head, check_task
 from zoo_core.errors import IncompatibleError, RefusedError, UsageError, ZooError
 from zoo_core.lock import Pinned, part_key
-from zoo_core.plan import Budget, Plan, Trial, budget_from, pinned, reseeded
+from zoo_core.plan import Budget, Plan, pinned
 from zoo_core.registry import Registry
 from zoo_core.registry import registry as default_registry
 from zoo_core.spec import Part, Spec, parse, parse_part
 
-__all__ = ["DEFAULT_HEAD", "Budget", "Plan", "Trial", "budget_from", "check_built", "reseeded", "resolve"]
+__all__ = ["DEFAULT_HEAD", "check_built", "consumed", "resolve"]
 
 DEFAULT_HEAD = "linear"  # what every target kind gets when a spec names no head
 

@@ -22,7 +22,8 @@ from zoo_core.errors import AccessError, IncompatibleError, IntegrityError, NotF
 from zoo_core.hub import pin_plan
 from zoo_core.learner import Learner
 from zoo_core.lock import pins_of, read_lock
-from zoo_core.resolve import Plan, budget_from, resolve
+from zoo_core.plan import Plan, budget_from
+from zoo_core.resolve import resolve
 from zoo_core.spec import parse, parse_part
 from zoo_core.weights import read_tensors, sha256_of, verify
 

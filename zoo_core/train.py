@@ -23,7 +23,7 @@ from zoo_core.features import convert, joined
 from zoo_core.interrupts import held_back
 from zoo_core.learner import Learner
 from zoo_core.measure import Stopwatch, autocast, precision_of
-from zoo_core.resolve import Budget
+from zoo_core.plan import Budget
 
 __all__ = ["Fitted", "Progress", "calibrate", "fit"]
 

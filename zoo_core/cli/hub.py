@@ -56,7 +56,13 @@ def fetch(what: tuple[str, ...], task: str | None, file: Path | None, as_json: b
 
     pins = read_pins(lock_file(file))
     if what:
-        wanted = _needed(pin_plans(_plans(what, task, pins)))
+        plans = pin_plans(_plans(what, task, pins))
+        if any(plan.deferred for plan in plans):
+            from zoo_core.build import check_outline  # torch, to look at what no catalogue describes
+
+            for plan in plans:
+                check_outline(plan)
+        wanted = _needed(plans)
     elif pins:
         wanted = {key: (pin, tuple(pin.files)) for key, pin in pins.items()}
     else:

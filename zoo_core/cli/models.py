@@ -26,7 +26,7 @@ from zoo_core.cli.options import (
 )
 from zoo_core.errors import AccessError, NotFoundError, UsageError
 from zoo_core.interrupts import held_back
-from zoo_core.resolve import budget_from
+from zoo_core.plan import budget_from
 
 if TYPE_CHECKING:
     from zoo_core.api import Evaluation, Prediction
@@ -153,7 +153,7 @@ def _evaluation(found: Evaluation) -> str:
 @threads_option
 @device_option
 def predict(folder: Path, files: tuple[Path, ...], form: str, threads: int | None, device: str) -> None:
-    """Predict with a fitted model: pictures, or CSV files of numbers (a row an example) for a table model.
+    """Predict with a fitted model: pictures, text files (a line an example), CSV files of numbers (a row an example).
 
     One line for each item, in the order given: the likeliest class and its probability, the probability of each
     label, or each value.
@@ -170,13 +170,36 @@ def predict(folder: Path, files: tuple[Path, ...], form: str, threads: int | Non
     stored = read_run(folder)
     learner = load_stored(stored)
     modality = learner.source.modality
-    names, items = _rows(files, stored.num_columns) if modality == "table" else _pictures(files, modality)
+    if modality == "table":
+        names, items = _rows(files, stored.num_columns)
+    else:
+        names, items = _texts(files) if modality == "text" else _pictures(files, modality)
     _write(run(learner, items, names=names, device=device), form, learner.target)
+
+
+def _texts(files: Sequence[Path]) -> tuple[list[str], list[Any]]:
+    """Every line that is not empty, and what to call it."""
+    names, texts = [], []
+    for file in files:
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            raise NotFoundError(f"there is no file {file}") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{file} cannot be read as text ({error}); one text a line, in UTF-8") from error
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                names.append(f"{file}:{number}")
+                texts.append(line)
+    return names, texts
 
 
 def _pictures(files: Sequence[Path], modality: str) -> tuple[list[str], list[Any]]:
     if modality != "image":
-        raise UsageError(f"zoo predict reads pictures and tables; this model reads {modality}")
+        raise UsageError(
+            f"zoo predict reads pictures, texts and tables, and this model reads {modality}; in Python: "
+            f"zoo_core.predict(zoo_core.load_run(DIR), items)"
+        )
     from zoo_core.pictures import open_picture
 
     return [str(file) for file in files], [open_picture(file) for file in files]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from zoo_core.errors import UsageError
-from zoo_core.resolve import Budget
+from zoo_core.plan import Budget
 
 if TYPE_CHECKING:
     from zoo_core.suites.trial import Report

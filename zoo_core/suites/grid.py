@@ -21,9 +21,10 @@ from zoo_core.errors import (
     nearest,
 )
 from zoo_core.lock import Pinned, part_key
+from zoo_core.plan import Budget, Plan, Trial, budget_from, reseeded
 from zoo_core.registry import Registry
 from zoo_core.registry import registry as default_registry
-from zoo_core.resolve import Budget, Plan, Trial, budget_from, reseeded, resolve
+from zoo_core.resolve import resolve
 from zoo_core.spec import Part, Spec, parse, parse_part
 
 __all__ = [

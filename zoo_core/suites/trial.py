@@ -35,8 +35,8 @@ from zoo_core.measure import (
     reset_peak_memory,
     score,
 )
+from zoo_core.plan import Plan
 from zoo_core.registry import Bound
-from zoo_core.resolve import Plan
 from zoo_core.spec import Part
 from zoo_core.store import Result
 from zoo_core.suites.grid import weights_of

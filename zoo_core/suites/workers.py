@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from zoo_core.errors import RefusedError, ZooError
-from zoo_core.resolve import Plan
+from zoo_core.plan import Plan
 from zoo_core.store import Result, Status
 from zoo_core.suites import forking
 from zoo_core.suites.trial import Report, provenance, run_trial

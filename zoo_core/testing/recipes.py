@@ -30,7 +30,7 @@ from zoo_core.contracts import (
 )
 from zoo_core.index import Provider
 from zoo_core.learner import Learner
-from zoo_core.resolve import Budget, Plan
+from zoo_core.plan import Budget, Plan
 from zoo_core.seams import groups
 from zoo_core.spec import Part, Spec
 from zoo_core.testing.toys import ToyBackbone, ToyTask

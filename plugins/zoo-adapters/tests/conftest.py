@@ -13,8 +13,9 @@ from zoo_core.catalog import Catalog
 from zoo_core.contracts import Target
 from zoo_core.index import Index, read_folders
 from zoo_core.learner import Learner
+from zoo_core.plan import Plan
 from zoo_core.registry import Registry
-from zoo_core.resolve import Plan, resolve
+from zoo_core.resolve import resolve
 
 TOYS = Path(__file__).parent / "toys"
 CLASSES = Target(kind="classes", names=("a", "b", "c"))

@@ -14,8 +14,8 @@ from zoo_core.contracts import AdapterRecipe, Batch, Context, Features, FeatureS
 from zoo_core.errors import RefusedError, UsageError
 from zoo_core.learner import Learner
 from zoo_core.objective import CrossEntropy
+from zoo_core.plan import Budget, Plan
 from zoo_core.preparations import ImagePreparation
-from zoo_core.resolve import Budget, Plan
 
 Build = Callable[..., Learner]
 Resolve = Callable[..., Plan]

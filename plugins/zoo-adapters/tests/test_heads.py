@@ -23,7 +23,7 @@ from zoo_core.contracts import Features, FeatureSpec, HeadRecipe, Kind, Split, T
 from zoo_core.data import Loader
 from zoo_core.errors import RefusedError, UsageError
 from zoo_core.learner import Learner
-from zoo_core.resolve import Budget, Plan
+from zoo_core.plan import Budget, Plan
 from zoo_core.runs import save_run
 from zoo_core.suites.trial import run_trial
 from zoo_core.train import fit

@@ -159,3 +159,9 @@ def test_each_set_of_weights_has_its_own_preparation(name: str, size: Any, mode:
     assert preparation.size == size
     assert (preparation.mean, preparation.std) == (described.mean, described.std)
     assert preparation.crop_mode == described.crop_mode or mode
+
+
+def test_a_description_of_transformers_is_told_with_how_to_write_it(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "hidden_size": 32}))
+    with pytest.raises(IncompatibleError, match=r"in transformers' format \(bert\); write hf/ORG/REPO"):
+        read_config(tmp_path / "config.json")

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from zoo_core.contracts import as_backbone
 from zoo_core.errors import IncompatibleError, IntegrityError, NotFoundError, RefusedError
 from zoo_core.weights import assign, blank, sha256_of
 from zoo_timm.backbones import Timm
@@ -264,3 +265,18 @@ def test_real_weights_are_what_timm_loads(tmp_path: Path) -> None:
     (tmp_path / "copy" / "model.safetensors").write_bytes(content[:-100])
     with pytest.raises(IntegrityError, match="not a whole safetensors file"):
         built(Timm(files=str(tmp_path / "copy")), tmp_path / "copy")
+
+
+@pytest.mark.parametrize("architecture", ["test_vit", "test_resnet", "test_convnext", "mobilenetv3_small_050"])
+def test_half_precision_takes_the_pictures_of_float32_and_gives_its_features(architecture: str) -> None:
+    torch.manual_seed(0)
+    whole, half = (
+        Timm(name=architecture, dtype=dtype).build(None, "random").eval() for dtype in ("float32", "bfloat16")
+    )
+    half.load_state_dict(whole.state_dict())
+    inputs = {"pixel_values": torch.randn_like(as_backbone(whole).preparation.dummy(2)["pixel_values"])}
+    with torch.no_grad():
+        expected, found = as_backbone(whole)(inputs), as_backbone(half)(inputs)
+        pooled = as_backbone(half).pool(found)
+    assert found.x.dtype == pooled.dtype == torch.float32
+    assert torch.allclose(found.x, expected.x, rtol=0.1, atol=0.1 * float(expected.x.abs().max()))

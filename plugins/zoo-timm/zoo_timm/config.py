@@ -50,6 +50,10 @@ def read_config(file: Path) -> Config:
     except (OSError, ValueError, RecursionError) as error:
         raise IntegrityError(f"{file} is not JSON: {error}") from error
     content = _checked(content, "it", dict, file)
+    if "architecture" not in content and isinstance(content.get("model_type"), str):
+        raise IncompatibleError(
+            f"{file} is in transformers' format ({content['model_type']}); write hf/ORG/REPO or 'hf(files=\"DIR\")'"
+        )
     architecture = _checked(content.get("architecture"), "architecture", str, file)
     described = _checked(content.get("pretrained_cfg", content), "pretrained_cfg", dict, file)  # older: all in one
     pretrained = {key: _value(key, described[key], file) for key in _SCHEMA if described.get(key) is not None}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from zoo_core.contracts import Features, FeatureSpec, Kind, Modality, Site
@@ -14,6 +15,7 @@ from zoo_timm.sites import sites_of
 
 __all__ = ["TimmBackbone"]
 
+HALVES = (torch.bfloat16, torch.float16)
 KINDS: Mapping[Layout, Kind] = {"map": "map", "map, channels last": "map", "tokens": "tokens", "pooled": "pooled"}
 
 
@@ -63,7 +65,8 @@ class TimmBackbone(nn.Module):
         return self.model.network if isinstance(self.model, Whole) else self.model
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Features:
-        pixel_values = inputs["pixel_values"]
+        """inputs: `pixel_values`, float [B, 3, H, W]. Features are float32 where the weights have half precision."""
+        pixel_values = inputs["pixel_values"].to(self._dtype())
         if isinstance(self.model, Whole):
             x = self.model(pixel_values)
         else:
@@ -72,7 +75,7 @@ class TimmBackbone(nn.Module):
             x = x.permute(0, 3, 1, 2)
         elif self.layout == "pooled":
             x = self.network.forward_head(x, pre_logits=True)  # type: ignore[operator]
-        return Features(kind=self.features.kind, x=x)
+        return Features(kind=self.features.kind, x=x.float() if x.dtype in HALVES else x)
 
     def pool(self, features: Features) -> Tensor:
         """timm's own pooling, with all that it does before the classifier: float [B, D]."""
@@ -81,8 +84,11 @@ class TimmBackbone(nn.Module):
         if not self.has_head:
             return masked_mean(features)
         x = features.x.permute(0, 2, 3, 1) if self.layout == "map, channels last" else features.x
-        pooled: Tensor = self.network.forward_head(x, pre_logits=True)  # type: ignore[operator]
-        return pooled
+        pooled: Tensor = self.network.forward_head(x.to(self._dtype()), pre_logits=True)  # type: ignore[operator]
+        return pooled.float() if pooled.dtype in HALVES else pooled
+
+    def _dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
 
     def sites(self, role: str) -> tuple[Site, ...]:
         return self._sites.get(role, ())

@@ -191,3 +191,16 @@ def test_every_family_is_told_apart_by_the_model_type_of_its_class() -> None:
     for model_type, family in FAMILIES.items():
         assert family.prefixes, model_type
         assert family.inputs[0] in ("input_ids", "pixel_values", "input_values", "input_features")
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        ({"architecture": "resnet18", "num_classes": 1000}, "in timm's format: write timm/ORG/REPO"),
+        ({"model_type": "flurb", "auto_map": {"AutoModel": "modeling.Flurb"}}, "code of its own repository.*never run"),
+    ],
+)
+def test_what_hf_does_not_read_is_told_with_what_it_is(table: dict[str, Any], told: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(table))
+    with pytest.raises(IncompatibleError, match=told):
+        describe(tmp_path)

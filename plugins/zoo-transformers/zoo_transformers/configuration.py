@@ -64,6 +64,10 @@ def describe(files: Path) -> Described:
     model_type = table.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         close = nearest(str(model_type), FAMILIES)
+        if model_type is None and isinstance(table.get("architecture"), str):
+            close = "; this one is in timm's format: write timm/ORG/REPO or 'timm(files=\"DIR\")'"
+        elif "auto_map" in table:
+            close = "; this one needs code of its own repository, which is never run"
         raise IncompatibleError(f"{path} has model_type {model_type!r}; hf reads {', '.join(sorted(FAMILIES))}{close}")
     family = FAMILIES[model_type]
     if family.config_key is not None:

@@ -79,6 +79,11 @@ class TextPreparation:
 
     def prepare(self, examples: Sequence[str | Sequence[str]]) -> list[Mapping[str, Tensor]]:
         """Each kind, texts and lists of words, is tokenised in one batch."""
+        if isinstance(examples, str):
+            raise UsageError("prepare takes a list of texts, found one text; write [text]")
+        for example in examples:
+            if not isinstance(example, str | list):
+                raise UsageError(f"a text is a str, or a list of words, found {type(example).__name__} {example!r:.60}")
         prepared: list[Mapping[str, Tensor]] = [{} for _ in examples]
         for words in (False, True):
             places = [place for place, example in enumerate(examples) if _is_words(example) == words]
