@@ -80,9 +80,10 @@ def save_run(learner: Learner, plan: Plan, path: Path, *, num_columns: int | Non
     fresh.replace(path / FILE)
 
 
-def read_run(path: Path) -> StoredRun:
+def read_run(path: Path, *, with_task: bool = True) -> StoredRun:
     """Reads and resolves run.json.
 
+    with_task: False to use the model, which needs neither the task's plugin nor its data.
     Raises NotFoundError (no run there, or a plugin it needs is not installed), AccessError, IntegrityError (damaged),
     IncompatibleError (a base with other weights, or a recipe of another version, than the run was fitted on).
     """
@@ -94,14 +95,15 @@ def read_run(path: Path) -> StoredRun:
         target = _target(table["target"])
         delta = FileHash(sha256=_text(table["delta"]["sha256"]), size=int(table["delta"]["size"]))
         spec, budget = parse(_text(table["spec"])), budget_from(table["budget"])
-        task = None if table["task"] is None else parse_part(_text(table["task"]))
+        task = parse_part(_text(table["task"])) if table["task"] is not None else None
         base_digest, seed, parts = table["base_digest"], int(table["seed"]), list(table["parts"])
         num_columns = None if table["num_columns"] is None else int(table["num_columns"])
     except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
         raise IntegrityError(f"{file} is damaged ({_said(error)}); copy it again, or fit the model again") from error
     try:
         pins = pins_of(read_lock(path / "zoo.lock"))
-        plan = pin_plan(resolve(spec, task=task, target=target, budget=budget, seed=seed, pins=pins))
+        known = task if with_task else None
+        plan = pin_plan(resolve(spec, task=known, target=target, budget=budget, seed=seed, pins=pins))
     except NotFoundError as error:
         raise NotFoundError(f"{path} needs a part that is not installed{_fitted_with(path)}: {error}") from error
     if plan.base_digest != base_digest:

@@ -167,7 +167,7 @@ def predict(folder: Path, files: tuple[Path, ...], form: str, threads: int | Non
 
     device = check_device(device)
     use_threads(threads)
-    stored = read_run(folder)
+    stored = read_run(folder, with_task=False)
     learner = load_stored(stored)
     modality = learner.source.modality
     if modality == "table":
@@ -182,7 +182,7 @@ def _texts(files: Sequence[Path]) -> tuple[list[str], list[Any]]:
     names, texts = [], []
     for file in files:
         try:
-            lines = file.read_text(encoding="utf-8").splitlines()
+            lines = file.read_text(encoding="utf-8-sig").split("\n")  # splitlines would part at U+2028 and its like too
         except FileNotFoundError:
             raise NotFoundError(f"there is no file {file}") from None
         except (OSError, UnicodeDecodeError) as error:

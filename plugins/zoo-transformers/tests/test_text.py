@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from zoo_core.cli import main
 from zoo_core.errors import IntegrityError, NotFoundError, UsageError
 from zoo_transformers.backbones import Transformers
 from zoo_transformers.configuration import describe
@@ -245,3 +249,31 @@ def test_a_tokeniser_of_another_model_is_told(bert: Path) -> None:
         preparation(bert).prepare(["cat"])
     with torch.device("meta"), pytest.raises(IntegrityError, match="the model 20"):  # before any weights are fetched
         Transformers(files=str(bert)).build(bert, "random")
+
+
+# -- commands ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_fitted_model_reads_text_files_line_by_line(
+    tiny: Callable[[str], Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("train.tsv", "dev.tsv", "test.tsv"):
+        (tmp_path / name).write_text("1\ta film that is warm\n0\tthe film is neither\n" * 3)
+    new, run = tmp_path / "new.txt", tmp_path / "run"
+    new.write_text(f"{SENTENCES[0]}\n\n{SENTENCES[1]}\u2028cat\r\n", encoding="utf-8")
+    words = ("fit", f'hf(files="{tiny("bert")}")', "--task", f'sst2(files="{tmp_path}")', "--out", str(run))
+    subprocess.run(  # a process that has the task, a plugin of the tests, on its path
+        [sys.executable, "-m", "zoo_core.cli", *words, "--epochs", "1", "--num-rates", "1", "--device", "cpu"],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3] / "tests" / "sst2")},
+        check=True,
+    )
+    capfd.readouterr()
+    assert main(["predict", str(run), str(new), "--format", "jsonl", "--device", "cpu"]) == 0
+    rows = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert [row["item"] for row in rows] == [f"{new}:1", f"{new}:3"]
+    assert all(sum(row["scores"]) == pytest.approx(1.0, abs=1e-5) for row in rows)
+
+    new.write_bytes(b"\xff\xfe1,2")
+    assert main(["predict", str(run), str(new)]) == 2
+    assert "new.txt cannot be read as text" in capfd.readouterr().err
+    assert main(["predict", str(run), str(tmp_path / "none.txt")]) == 3
