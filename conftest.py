@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +44,11 @@ def isolated_environment(environment: dict[str, str], home: Path) -> dict[str, s
         "NO_COLOR": "1",  # expected output is compared as text
         "COLUMNS": "120",
     }
+
+
+def pytest_configure() -> None:
+    """Ctrl-C interrupts here and in child processes, also where a shell that runs this in the background ignores it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

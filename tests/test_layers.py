@@ -36,7 +36,7 @@ LAYERS = (
     ("ranking",),
     ("report",),
     # torch from here on
-    ("features", "pictures", "preparations", "remote", "seams", "weights", "words"),
+    ("features", "pictures", "preparations", "remote", "seams", "sites", "weights", "words"),
     ("downloads",),
     ("pins",),
     ("data", "hub", "objective"),

@@ -154,7 +154,7 @@ def load_run(path: str | Path) -> Learner:
     if isinstance(path, str) and path.startswith(PUBLISHED):
         part = parse_part(path)
         path = fetch_run(part.name.removeprefix(PUBLISHED), part.revision)
-    return load_stored(read_run(Path(path), with_task=False))
+    return load_stored(read_run(Path(path), needs_task=False))
 
 
 def save(learner: Learner, path: str | Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -60,18 +61,23 @@ def build(
     if target.size is None:
         raise RefusedError("the number of outputs is not known before the data is read; open the task first")
     backbone = build_backbone(plan)
-    base = [*backbone.parameters(), *backbone.buffers()] if plan.weights == "pretrained" else []
+    base = [*backbone.parameters(), *backbone.buffers()]
     head = _build_head(plan, backbone, target)
     learner = Learner(backbone, head, consumed(plan.head, target), default_objective(target, head), target)
     for position, adapter in enumerate(plan.adapters):
         with seeded(plan.seed, "adapter", position, adapter.name) as generator:
             context = Context(
-                target=target, purpose=purpose, generator=generator, load=load or _no_teacher(adapter.name)
+                target=target,
+                purpose=purpose,
+                generator=generator,
+                load=load or _no_teacher(adapter.name),
+                files=_files(plan, adapter),
+                base=_base(plan),
             )
             learner = _apply(adapter, learner, context)
     if purpose == "use":
         learner.objective = None
-    learner.seal(base)
+    learner.seal(base, determined=plan.weights == "pretrained")
     learner.eval()
     return learner
 
@@ -108,16 +114,27 @@ def check_outline(plan: Plan) -> None:
 
 def _built(plan: Plan, weights: Weights) -> nn.Module:
     part = plan.backbone
-    files = None
-    if part_key(part) in plan.sources:
-        from zoo_core.hub import files_of  # a quarter of a second, for plans that need it
-
-        files = files_of(plan, part, weights=weights)
+    files = _files(plan, part, weights)
     with seeded(plan.seed, "backbone", part.name), blaming(part):
         backbone = part.recipe.build(files, weights)
     if not isinstance(backbone, nn.Module) or not isinstance(backbone, Backbone):
         raise PluginError(f"{part.name} did not build a backbone: see zoo_core.contracts.Backbone")
     return backbone
+
+
+def _files(plan: Plan, part: Bound, weights: Weights = "pretrained") -> Path | None:
+    """The folder with a part's verified files; None for a part that has none of its own."""
+    if part_key(part) not in plan.sources:
+        return None
+    from zoo_core.hub import files_of  # a quarter of a second, for plans that need it
+
+    return files_of(plan, part, weights=weights)
+
+
+def _base(plan: Plan) -> str | None:
+    """The repository or folder that the backbone's files come from."""
+    source = plan.sources.get(part_key(plan.backbone))
+    return None if source is None else source.repository or source.folder
 
 
 def _check_deferred(plan: Plan, backbone: Backbone) -> None:

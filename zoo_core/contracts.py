@@ -29,6 +29,7 @@ __all__ = [
     "Batch",
     "Change",
     "Context",
+    "Extendable",
     "FeatureSpec",
     "Features",
     "FileHash",
@@ -217,14 +218,18 @@ class Output:
 class Context:
     """What an adapter may know while it is applied.
 
-    generator: its own source of random draws, derived from (seed, part).
+    generator: its own source of random draws, derived from (seed, part); torch's global one is seeded alike.
     load: turns a spec or a stored run into a frozen learner (a teacher).
+    files: the folder that holds the files of the adapter's own `source`, verified. base: the repository or folder that
+    the backbone's files come from, None for one that has none.
     """
 
     target: Target
     purpose: Literal["train", "use"]
     generator: Generator
     load: Callable[[str], Learner]
+    files: Path | None = None
+    base: str | None = None
 
 
 class Preparation(Protocol):
@@ -271,6 +276,20 @@ class Backbone(Protocol):
     def __call__(self, inputs: Mapping[str, Tensor]) -> Features: ...
     def pool(self, features: Features) -> Tensor: ...
     def sites(self, role: str) -> tuple[Site, ...]: ...
+
+
+@runtime_checkable
+class Extendable(Protocol):
+    """A backbone among whose tokens learned ones may stand; one without this takes no prompts."""
+
+    def extend(self, prompt: nn.Module, length: int) -> int:
+        """From now on `length` learned tokens stand among those that enter the first stage.
+
+        prompt: called without arguments at each pass, gives them: float [length, D]. Masks, positions and biases are
+        lengthened along, every real token sees them, and the features come without them.
+        Returns where the first of them stands among the tokens that enter each stage.
+        """
+        ...
 
 
 def as_backbone(module: nn.Module) -> Backbone:
@@ -332,13 +351,18 @@ class AdapterRecipe(Protocol):
 
     accepts: kinds of backbone features it works on. seams: what it needs of the backbone. changes: what it touches.
     batchable: whether trials that differ only in numbers can share one pass. mergeable: folds into plain weights.
-    roles: roles of the backbone's sites it needs one of; empty: none.
+    needs: alternatives, best first, each a set of roles; it works on the first of which the backbone has all. Empty:
+    it needs none. mergeable: one that changes more than sites (see zoo_core.sites) also has `merge(learner)`, which
+    folds what it added into plain weights.
     """
 
     version: ClassVar[int]
     accepts: ClassVar[frozenset[Kind]]
     seams: ClassVar[frozenset[Seam]]
-    roles: ClassVar[frozenset[str]]
+
+    @property
+    def needs(self) -> tuple[frozenset[str], ...]: ...
+
     changes: ClassVar[frozenset[Change]]
     batchable: ClassVar[bool]
     mergeable: ClassVar[bool]

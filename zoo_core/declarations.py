@@ -36,7 +36,7 @@ def check_adapter(adapter: Bound) -> None:
     """Raises PluginError when an adapter does not say what it accepts, needs and changes, and at which rates."""
     _check_words(adapter, "accepts", KINDS, _declared(adapter, "accepts"))
     _check_words(adapter, "seams", get_args(Seam), _declared(adapter, "seams"))
-    _check_words(adapter, "roles", ROLES, _declared(adapter, "roles"))
+    _check_words(adapter, "needs", ROLES, (role for roles in _declared(adapter, "needs") for role in roles))
     _check_words(adapter, "changes", get_args(Change), _declared(adapter, "changes"))
     if adapter.recipe.changes & TRAINING:
         _check_rates(adapter)

@@ -7,17 +7,19 @@ end of building, and every later look checks that they still are what the learne
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from zoo_core.contracts import Batch, Features, Kind, Output, Target, as_backbone
-from zoo_core.errors import IncompatibleError, LawError, UsageError
+from zoo_core.errors import IncompatibleError, LawError, RefusedError, UsageError
 from zoo_core.features import convert
 from zoo_core.objective import ScaledHead
 from zoo_core.seams import capture
+from zoo_core.sites import fold_changes
 
 if TYPE_CHECKING:
     from zoo_core.contracts import Backbone
@@ -43,7 +45,10 @@ class Learner(nn.Module):
         self.consumes: Kind = consumes
         self.target = target
         self.plan: Plan | None = None
+        self.finishers: list[Callable[[Learner], None]] = []  # called in order when training is over
         self._scales: dict[nn.Parameter, float] = {}  # by identity: an adapter that wraps a part renames parameters
+        self._starts: dict[nn.Parameter, float] = {}
+        self._added_names: frozenset[str] = frozenset()
         self._delta_names: frozenset[str] | None = None
         self._closed_names: frozenset[str] = frozenset()
         self._frozen_names: tuple[str, ...] = ()
@@ -121,18 +126,41 @@ class Learner(nn.Module):
         for parameter in parameters:
             self._scales[parameter] = scale
 
+    def scale_of(self, parameter: nn.Parameter) -> float:
+        """The learning rate of a parameter over that of the rest."""
+        return self._scales.get(parameter, 1.0)
+
+    def delay(self, parameters: Iterable[nn.Parameter], start: float) -> None:
+        """These parameters stay as they are until `start`, a share of all steps, 0 to below 1; then they train.
+
+        A phase only delays: what trains in the end was fixed before. A later adapter's word replaces an earlier's.
+        """
+        if not 0 <= start < 1:
+            raise UsageError(f"a phase starts at a share of the steps, 0 to below 1, found {start:g}")
+        for parameter in parameters:
+            self._starts[parameter] = start
+
+    @property
+    def starts(self) -> tuple[float, ...]:
+        """The shares of all steps at which parameters begin to train, ascending; the first is 0."""
+        return tuple(sorted({0.0, *(self.start_of(parameter) for parameter in self._starts)}))
+
+    def start_of(self, parameter: nn.Parameter) -> float:
+        """The share of all steps at which a parameter begins to train."""
+        return self._starts.get(parameter, 0.0)
+
     def parameter_groups(self, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
         """Groups for a torch optimiser: a rate for each scale; only the matrices and kernels named `weight` decay.
 
         Biases, norms, position embeddings and learned tokens do not.
         """
-        groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+        groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
         for name, parameter in self.trainable():
-            key = (self._scales.get(parameter, 1.0), parameter.ndim > 1 and name.endswith("weight"))
-            groups.setdefault(key, []).append(parameter)
+            decays = parameter.ndim > 1 and name.endswith(("weight", "original"))  # of a parametrised one too
+            groups.setdefault((self.scale_of(parameter), self.start_of(parameter), decays), []).append(parameter)
         return [
-            {"params": parameters, "lr": lr * scale, "weight_decay": weight_decay if decays else 0.0}
-            for (scale, decays), parameters in groups.items()
+            {"params": parameters, "lr": lr * scale, "weight_decay": weight_decay if decays else 0.0, "start": start}
+            for (scale, start, decays), parameters in groups.items()
         ]
 
     def fit_scale(self, targets: Tensor) -> None:
@@ -148,21 +176,55 @@ class Learner(nn.Module):
         head.shift.copy_(exact.mean(dim=0))
         head.scale.copy_(torch.where(varies, deviation, torch.ones_like(deviation)))
 
+    # -- plain weights ----------------------------------------------------------------------------------------------
+
+    def merge(self) -> Learner:
+        """A copy for use whose backbone has plain weights: the base's keys and shapes, and the base's speed.
+
+        This learner stays as it is. Raises RefusedError where an adapter does not fold into weights.
+        """
+        merged = copy.deepcopy(self)
+        merged.objective = None
+        merged.requires_grad_(False)
+        merged.eval()
+        for part in self.plan.adapters if self.plan is not None else ():
+            if not part.recipe.mergeable:
+                raise RefusedError(
+                    f"{part.name} does not fold into plain weights; the learner is used as it is, or trained without it"
+                )
+            if hasattr(part.recipe, "merge"):
+                part.recipe.merge(merged)
+        fold_changes(merged.backbone)
+        left = sorted(name for name, _ in merged.named_parameters() if name in self._added_names)
+        if left:
+            raise RefusedError(f"{len(left)} tensors do not fold into plain weights, {left[0]} first")
+        merged._added_names = frozenset()
+        return merged
+
     # -- the delta --------------------------------------------------------------------------------------------------
 
-    def seal(self, base: Iterable[Tensor]) -> None:
+    def added(self) -> dict[str, nn.Parameter]:
+        """The parameters that adapters added to the backbone, by name."""
+        return {name: parameter for name, parameter in self.named_parameters() if name in self._added_names}
+
+    def seal(self, base: Iterable[Tensor], determined: bool = True) -> None:
         """Fixes the names of the delta; called once, when every adapter has been applied.
 
-        base: parameters and buffers that the base's files determine. None of them is in the delta unless it is open:
-        trainable, or a buffer of a module that is in training mode whenever the learner is. Of a random backbone the
-        files determine nothing, so its delta holds all of it.
+        base: parameters and buffers of the backbone before any adapter. determined: whether its files determine them.
+        If so, none of them is in the delta unless it is open: trainable, or a buffer of a module that is in training
+        mode whenever the learner is. Of a random backbone the delta holds all.
         """
-        determined = {id(tensor) for tensor in base}
+        known = {id(tensor) for tensor in base}
+        self._added_names = frozenset(
+            f"backbone.{name}" for name, parameter in self.backbone.named_parameters() if id(parameter) not in known
+        )
+        if not determined:
+            known = set()
         opened = _open_tensors(self.backbone, True)
         state = self._held()
         frozen = {name for name, tensor in state.items() if name.startswith("backbone.") and id(tensor) not in opened}
         self._frozen_names = tuple(sorted(frozen))
-        self._closed_names = frozenset(name for name in frozen if id(state[name]) in determined)
+        self._closed_names = frozenset(name for name in frozen if id(state[name]) in known)
         self._delta_names = frozenset(state) - self._closed_names
         buffers = {f"heads.{name}" for name, _ in self.heads.named_buffers()}
         self._unsized = {name: state[name].shape for name in buffers & state.keys() if not state[name].numel()}

@@ -216,10 +216,10 @@ def _check_adapters(
             missing = sorted(recipe.seams - set(entry.seams))
             if missing:
                 raise RefusedError(f"adapter {part.name} needs the {missing[0]} seam, which {backbone.name} lacks")
-            if recipe.roles and not recipe.roles & set(entry.roles):
+            if recipe.needs and not any(roles <= set(entry.roles) for roles in recipe.needs):
+                wanted = " or else ".join(" and ".join(sorted(roles)) for roles in recipe.needs)
                 raise RefusedError(
-                    f"adapter {part.name} needs a site of role {', '.join(sorted(recipe.roles))}; "
-                    f"{backbone.name} has {', '.join(entry.roles) or 'none'}"
+                    f"adapter {part.name} works on {wanted}; {backbone.name} has {', '.join(entry.roles) or 'no roles'}"
                 )
         if num_stages is not None and first is not None:
             first = min(first, _first_stage(part, backbone, num_stages))

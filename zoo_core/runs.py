@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from zoo_core.build import build
 from zoo_core.contracts import TARGET_KINDS, FileHash, Target
-from zoo_core.errors import AccessError, IncompatibleError, IntegrityError, NotFoundError, UsageError
+from zoo_core.errors import AccessError, IncompatibleError, IntegrityError, NotFoundError, UsageError, ZooError
 from zoo_core.hub import pin_plan
 from zoo_core.learner import Learner
 from zoo_core.lock import pins_of, read_lock
@@ -80,10 +80,11 @@ def save_run(learner: Learner, plan: Plan, path: Path, *, num_columns: int | Non
     fresh.replace(path / FILE)
 
 
-def read_run(path: Path, *, with_task: bool = True) -> StoredRun:
+def read_run(path: Path, *, needs_task: bool = True) -> StoredRun:
     """Reads and resolves run.json.
 
-    with_task: False to use the model, which needs neither the task's plugin nor its data.
+    needs_task: False to use the model, which needs neither the task's plugin nor its data; the plan is without a task
+    where they are not there.
     Raises NotFoundError (no run there, or a plugin it needs is not installed), AccessError, IntegrityError (damaged),
     IncompatibleError (a base with other weights, or a recipe of another version, than the run was fitted on).
     """
@@ -102,8 +103,13 @@ def read_run(path: Path, *, with_task: bool = True) -> StoredRun:
         raise IntegrityError(f"{file} is damaged ({_said(error)}); copy it again, or fit the model again") from error
     try:
         pins = pins_of(read_lock(path / "zoo.lock"))
-        known = task if with_task else None
-        plan = pin_plan(resolve(spec, task=known, target=target, budget=budget, seed=seed, pins=pins))
+        trial: dict[str, Any] = {"target": target, "budget": budget, "seed": seed, "pins": pins}
+        try:
+            plan = pin_plan(resolve(spec, task=task, **trial))
+        except ZooError:
+            if needs_task:
+                raise
+            plan = pin_plan(resolve(spec, **trial))
     except NotFoundError as error:
         raise NotFoundError(f"{path} needs a part that is not installed{_fitted_with(path)}: {error}") from error
     if plan.base_digest != base_digest:

@@ -94,9 +94,13 @@ def _fit_by_gradient(
     num_steps = num_batches * budget.epochs
     precision = precision_of(budget.precision, device)
     parameters = [parameter for _, parameter in learner.trainable()]
+    groups = learner.parameter_groups(learning_rate, budget.weight_decay)
+    shares = [_rate_at(num_steps, budget.warmup, group["start"]) for group in groups]
     with held_back():  # the first optimiser of a process imports torch._dynamo
-        optimiser = torch.optim.AdamW(learner.parameter_groups(learning_rate, budget.weight_decay), fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _rate_at(num_steps, budget.warmup))
+        optimiser = torch.optim.AdamW(groups, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, shares)
+    joins = {round(start * num_steps): start for start in learner.starts}
+    unseen = learner.added()
     watch = Stopwatch(device)
     started = time.perf_counter()
     losses: list[float] = []
@@ -105,15 +109,23 @@ def _fit_by_gradient(
         learner.train()
         total = torch.zeros((), device=device)
         for batch in loader.epoch(epoch):
+            if step in joins:
+                _join(learner, parameters, joins[step])
             watch.start()
             loss = _step(learner, batch, parameters, optimiser, budget.clip, precision)
             schedule.step()
             watch.stop(len(batch))
             total += loss
             step += 1
+            unseen = {name: parameter for name, parameter in unseen.items() if parameter.grad is None}
             if device.type == "cpu" or step % 10 == 0 or step == num_steps:
                 rate = step * loader.batch_size / (time.perf_counter() - started)
                 progress(Progress(step=step, num_steps=num_steps, loss=float(loss), examples_per_second=rate))
+        if unseen and len(learner.starts) == 1:
+            raise LawError(
+                f"{len(unseen)} added tensors never took part in a forward pass, {next(iter(unseen))} first; "
+                f"the adapter put them where the backbone does not look"
+            )
         losses.append(float(total) / num_batches)
         if not math.isfinite(losses[-1]):
             raise DivergedError(f"the loss is {losses[-1]} in epoch {epoch + 1} at learning rate {learning_rate:g}")
@@ -123,6 +135,9 @@ def _fit_by_gradient(
             best, waited = (found, 0) if found > best else (best, waited + 1)
             if waited >= budget.patience:
                 break
+    _join(learner, parameters, 1.0)
+    for finish in learner.finishers:
+        finish(learner)
     if not all(bool(parameter.isfinite().all()) for parameter in parameters):
         raise DivergedError(f"a weight is no longer finite after {step} steps at learning rate {learning_rate:g}")
     seconds = time.perf_counter() - started
@@ -148,17 +163,29 @@ def _step(
     return loss.detach()
 
 
-def _rate_at(num_steps: int, warmup: float) -> Callable[[int], float]:
+def _join(learner: Learner, parameters: list[nn.Parameter], reached: float) -> None:
+    """Lets the parameters whose start has been reached train, and no others; the modes follow."""
+    for parameter in parameters:
+        parameter.requires_grad_(learner.start_of(parameter) <= reached)
+        if not parameter.requires_grad:
+            parameter.grad = None  # so that the optimiser passes over it
+    learner.train()
+
+
+def _rate_at(num_steps: int, warmup: float, start: float) -> Callable[[int], float]:
     """Share of the learning rate at each step: linear up, then half a cosine down to 0.
 
+    What joins later, at a share `start` of the steps, has the same warm-up then, below the same cosine.
     Source: Loshchilov & Hutter 2017, equation 5, one period.
     """
     rising = max(1, round(num_steps * warmup))
+    first = round(start * num_steps)
 
     def share(step: int) -> float:
+        above = min(1.0, max(0, step - first + 1) / rising)
         if step < rising:
-            return (step + 1) / rising
-        return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, num_steps - rising)))
+            return above
+        return above * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, num_steps - rising)))
 
     return share
 

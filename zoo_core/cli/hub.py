@@ -205,7 +205,7 @@ def _plans(what: Sequence[str], task: str | None, pins: Mapping[str, Pinned]) ->
             from zoo_core.hub import fetch_run
             from zoo_core.runs import read_run
 
-            plans.append(read_run(fetch_run(text.removeprefix(PUBLISHED)), with_task=False).plan)
+            plans.append(read_run(fetch_run(text.removeprefix(PUBLISHED)), needs_task=False).plan)
         else:
             plans.append(_plan(text, task, pins))
     return plans

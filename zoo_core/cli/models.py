@@ -167,7 +167,7 @@ def predict(folder: Path, files: tuple[Path, ...], form: str, threads: int | Non
 
     device = check_device(device)
     use_threads(threads)
-    stored = read_run(folder, with_task=False)
+    stored = read_run(folder, needs_task=False)
     learner = load_stored(stored)
     modality = learner.source.modality
     if modality == "table":

@@ -134,7 +134,7 @@ class ToyAdapter:
     version: ClassVar[int] = 1
     accepts: ClassVar[frozenset[Kind]] = frozenset({"map", "tokens", "pooled"})
     seams: ClassVar[frozenset[Seam]] = frozenset()
-    roles: ClassVar[frozenset[str]] = frozenset()
+    needs: ClassVar[tuple[frozenset[str], ...]] = ()
     changes: ClassVar[frozenset[Change]] = frozenset({"base"})
     batchable: ClassVar[bool] = False
     mergeable: ClassVar[bool] = False

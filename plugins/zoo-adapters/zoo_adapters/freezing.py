@@ -19,7 +19,7 @@ __all__ = ["Bitfit", "Full", "Norm", "Partial", "Probe"]
 EVERY_KIND: frozenset[Kind] = frozenset({"map", "tokens", "pooled"})
 BASE: frozenset[Change] = frozenset({"base"})
 NO_SEAMS: frozenset[Seam] = frozenset()
-NO_ROLES: frozenset[str] = frozenset()
+NO_ROLES: tuple[frozenset[str], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Probe:
     version: ClassVar[int] = 1
     accepts: ClassVar[frozenset[Kind]] = EVERY_KIND
     seams: ClassVar[frozenset[Seam]] = NO_SEAMS
-    roles: ClassVar[frozenset[str]] = NO_ROLES
+    needs: ClassVar[tuple[frozenset[str], ...]] = NO_ROLES
     changes: ClassVar[frozenset[Change]] = frozenset()
     batchable: ClassVar[bool] = True
     mergeable: ClassVar[bool] = True
@@ -60,7 +60,7 @@ class Full:
     version: ClassVar[int] = 1
     accepts: ClassVar[frozenset[Kind]] = EVERY_KIND
     seams: ClassVar[frozenset[Seam]] = NO_SEAMS
-    roles: ClassVar[frozenset[str]] = NO_ROLES
+    needs: ClassVar[tuple[frozenset[str], ...]] = NO_ROLES
     changes: ClassVar[frozenset[Change]] = BASE
     batchable: ClassVar[bool] = False
     mergeable: ClassVar[bool] = True
@@ -96,7 +96,7 @@ class Partial:
     version: ClassVar[int] = 1
     accepts: ClassVar[frozenset[Kind]] = EVERY_KIND
     seams: ClassVar[frozenset[Seam]] = frozenset({"stage"})
-    roles: ClassVar[frozenset[str]] = NO_ROLES
+    needs: ClassVar[tuple[frozenset[str], ...]] = NO_ROLES
     changes: ClassVar[frozenset[Change]] = BASE
     batchable: ClassVar[bool] = False
     mergeable: ClassVar[bool] = True
@@ -139,7 +139,7 @@ class Bitfit:
     version: ClassVar[int] = 1
     accepts: ClassVar[frozenset[Kind]] = EVERY_KIND
     seams: ClassVar[frozenset[Seam]] = NO_SEAMS
-    roles: ClassVar[frozenset[str]] = NO_ROLES
+    needs: ClassVar[tuple[frozenset[str], ...]] = NO_ROLES
     changes: ClassVar[frozenset[Change]] = BASE
     batchable: ClassVar[bool] = True
     mergeable: ClassVar[bool] = True
@@ -171,7 +171,7 @@ class Norm:
     version: ClassVar[int] = 1
     accepts: ClassVar[frozenset[Kind]] = EVERY_KIND
     seams: ClassVar[frozenset[Seam]] = NO_SEAMS
-    roles: ClassVar[frozenset[str]] = frozenset({"norm"})
+    needs: ClassVar[tuple[frozenset[str], ...]] = (frozenset({"norm"}),)
     changes: ClassVar[frozenset[Change]] = BASE
     batchable: ClassVar[bool] = True
     mergeable: ClassVar[bool] = True

@@ -116,7 +116,7 @@ class Trouble:
     version: ClassVar[int] = 1
     accepts: ClassVar[frozenset[Kind]] = EVERY_KIND
     seams: ClassVar[frozenset[Seam]] = frozenset()
-    roles: ClassVar[frozenset[str]] = frozenset()
+    needs: ClassVar[tuple[frozenset[str], ...]] = ()
     changes: ClassVar[frozenset[Change]] = frozenset({"base"})
     batchable: ClassVar[bool] = False
     mergeable: ClassVar[bool] = True
@@ -209,7 +209,7 @@ class NeedsAttention(Trouble):
 class NeedsQuery(Trouble):
     """Needs a query weight."""
 
-    roles: ClassVar[frozenset[str]] = frozenset({"attn.q"})
+    needs: ClassVar[tuple[frozenset[str], ...]] = (frozenset({"attn.q"}),)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,262 @@
+"""Changes at sites: what an adapter adds to a weight that plays a role, and the way to fold it into that weight.
+
+A change is a module of its own beside the frozen one, under which it is registered; what leaves the frozen module goes
+through it. Nothing is renamed: paths, keys and roles of the backbone stay what they were. Where a model reads a weight
+without calling the module that owns it, the change goes into the weight instead, by a parametrisation of torch's.
+Changes at one site act in the order in which they were attached, on outputs; changes of the input all act before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from zoo_core.contracts import ROLES, Backbone, Site, as_backbone
+from zoo_core.errors import RefusedError
+
+__all__ = [
+    "SiteChange",
+    "attach",
+    "changes_of",
+    "channels_first",
+    "fold_changes",
+    "read_bias",
+    "read_weight",
+    "sites_for",
+]
+
+
+class SiteChange(nn.Module):
+    """What an adapter adds at one site; a subclass owns its parameters, and its dropout.
+
+    Axes: I inputs and O outputs of the site (its rows and columns of a fused weight), R the kernel of a convolution.
+    site: where it is attached. weight_only: whether it is nothing but another weight, as low-rank updates are; only
+    such a change can be put where the weight is read without a call. mergeable: whether `fold` gives what it does.
+    """
+
+    weight_only: ClassVar[bool] = False
+    mergeable: ClassVar[bool] = True
+    changes_inputs: ClassVar[bool] = False
+    site: Site
+
+    def inputs(self, x: Tensor) -> Tensor:
+        """What the layer is given instead of x [..., I]; asked only of a change that sets `changes_inputs`."""
+        return x
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """What leaves the site instead of y [..., O] (or [B, O, H, W]). x: what its layer was given."""
+        raise NotImplementedError
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Weight [O, I], [O, I / groups, *R] or [D] and bias [O] that do the same without this module."""
+        raise NotImplementedError
+
+    # -- hooks of the module that owns the weight -------------------------------------------------------------------
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        x: Tensor = args[0]
+        if self.site.inputs is None:
+            return (self.inputs(x), *args[1:])
+        start, stop = self.site.inputs
+        return (torch.cat([x[..., :start], self.inputs(x[..., start:stop]), x[..., stop:]], dim=-1), *args[1:])
+
+    def leave(self, module: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor:
+        x: Tensor = args[0]
+        if self.site.inputs is not None:
+            x = x[..., slice(*self.site.inputs)]
+        if self.site.outputs is None:
+            changed: Tensor = self(x, y)
+            return changed
+        start, stop = self.site.outputs
+        return torch.cat([y[..., :start], self(x, y[..., start:stop]), y[..., stop:]], dim=-1)
+
+
+class _InWeight(nn.Module):
+    """A change as a parametrisation of the weight: torch calls it wherever the weight is read."""
+
+    def __init__(self, change: SiteChange) -> None:
+        super().__init__()
+        self.change = change
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return _with_rows(weight, self.change.site, self.change.fold(_rows(weight, self.change.site), None)[0])
+
+
+def attach(backbone: nn.Module, site: Site, change: SiteChange, name: str) -> None:
+    """Puts a change at a site. name: of the module under which it is registered there, with a number if it is taken.
+
+    Raises RefusedError where the weight is read without a call and the change is more than another weight.
+    """
+    owner = backbone.get_submodule(site.path)
+    change.site = site
+    change.to(device=read_weight(backbone, site).device)
+    if site.called:
+        owner.add_module(_free(owner, name), change)
+        if change.changes_inputs:
+            owner.register_forward_pre_hook(change.enter)
+        owner.register_forward_hook(change.leave)
+        return
+    if not change.weight_only:
+        raise RefusedError(
+            f"{name}: the backbone reads the weight of {site.path} without calling it, so only a change of the weight "
+            f"acts there; lora and dora make one"
+        )
+    parametrize.register_parametrization(owner, site.parameter, _InWeight(change))
+
+
+def sites_for(backbone: nn.Module, alternatives: Sequence[frozenset[str]]) -> list[Site]:
+    """The sites of the first alternative of which the backbone has all roles: role by role, in the order of ROLES.
+
+    Raises RefusedError naming the roles there are.
+    """
+    source: Backbone = as_backbone(backbone)
+    for roles in alternatives:
+        if all(source.sites(role) for role in roles):
+            return [site for role in ROLES if role in roles for site in source.sites(role)]
+    wanted = " or else ".join(" and ".join(sorted(roles)) for roles in alternatives)
+    present = ", ".join(role for role in ROLES if source.sites(role))
+    raise RefusedError(f"it works on {wanted}; the backbone has {present or 'no roles'}")
+
+
+def read_weight(backbone: nn.Module, site: Site) -> Tensor:
+    """The weight of a site as [O, I] (or [O, I / groups, *R], [D]), its rows of a fused one; a view where it can be."""
+    return _rows(getattr(backbone.get_submodule(site.path), site.parameter), site)
+
+
+def read_bias(backbone: nn.Module, site: Site) -> Tensor | None:
+    """The bias of a site [O], its rows of a fused one; None where the layer has none."""
+    bias = getattr(backbone.get_submodule(site.path), "bias", None)
+    if not isinstance(bias, Tensor):
+        return None
+    return bias if site.outputs is None else bias[slice(*site.outputs)]
+
+
+def channels_first(module: nn.Module) -> bool:
+    """Whether a layer's channels are axis 1 of what it gives, [B, O, H, W]; else they are the last axis."""
+    return isinstance(module, _CHANNELS_FIRST) or "2d" in type(module).__name__.lower()
+
+
+def changes_of(module: nn.Module) -> Iterator[tuple[str, nn.Module, list[SiteChange]]]:
+    """Path of each module that has changes attached, the module, and those in the order in which they act."""
+    for path, owner in module.named_modules():
+        if isinstance(owner, _InWeight):
+            continue
+        found = [child for child in owner.children() if isinstance(child, SiteChange)]
+        if parametrize.is_parametrized(owner):
+            for listed in owner.parametrizations.values():
+                found += [each.change for each in listed if isinstance(each, _InWeight)]
+        if found:
+            yield path, owner, found
+
+
+@torch.no_grad()
+def fold_changes(backbone: nn.Module) -> None:
+    """Folds every change into the weight of its site and removes it; the backbone has its own keys again.
+
+    Raises RefusedError, before anything is folded, for a change that cannot be; and for a layer that uses its weight in
+    a way of its own (weight standardisation), where the folded one would give other outputs.
+    """
+    changed = list(changes_of(backbone))
+    for path, _, found in changed:
+        for change in found:
+            if not change.mergeable:
+                raise RefusedError(f"{type(change).__name__.lower()} at {path} does not fold into plain weights")
+    for path, owner, found in changed:
+        if not found[0].site.called:
+            _fold_parametrised(owner, found[0].site.parameter)
+            continue
+        x = _example(owner, found[0].site)
+        before = owner(x)
+        for change in sorted(found, key=lambda change: change.changes_inputs):  # inputs change before all else
+            _fold(owner, change)
+        _detach(owner, found)
+        after = owner(x)
+        if not torch.allclose(before, after, rtol=1e-3, atol=1e-3 * float(before.abs().max())):
+            raise RefusedError(
+                f"{type(found[0]).__name__.lower()} at {path}: {type(owner).__name__} does not use its weight as it "
+                f"stands, so nothing can be folded into it; use the model unmerged"
+            )
+
+
+_CHANNELS_FIRST = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.GroupNorm),
+    *(nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm),
+)
+
+
+def _fold(owner: nn.Module, change: SiteChange) -> None:
+    site = change.site
+    parameter = getattr(owner, site.parameter)
+    bias = getattr(owner, "bias", None)
+    rows = bias if bias is None or site.outputs is None else bias[slice(*site.outputs)]
+    weight, shifted = change.fold(_rows(parameter, site), rows)
+    parameter.copy_(_with_rows(parameter, site, weight))
+    if shifted is not None:
+        assert rows is not None, "a change may not give a bias to a layer that has none"
+        rows.copy_(shifted)
+
+
+def _fold_parametrised(owner: nn.Module, name: str) -> None:
+    """As remove_parametrizations does it, which would take the weight from every deep copy of the module too."""
+    listed: Any = owner.parametrizations[name]  # type: ignore[index]
+    assert all(isinstance(each, _InWeight) for each in listed), "a weight that is computed otherwise is no site"
+    weight = listed.original
+    weight.copy_(getattr(owner, name))
+    del owner.parametrizations
+    owner.__class__ = type(owner).__bases__[0]
+    owner.register_parameter(name, weight)
+
+
+def _detach(owner: nn.Module, changes: Sequence[SiteChange]) -> None:
+    for name, child in list(owner.named_children()):
+        if any(child is change for change in changes):
+            delattr(owner, name)
+    for hooks in (owner._forward_hooks, owner._forward_pre_hooks):
+        for key, hook in list(hooks.items()):
+            if any(getattr(hook, "__self__", None) is change for change in changes):
+                hooks.pop(key)
+
+
+def _free(owner: nn.Module, name: str) -> str:
+    taken = dict(owner.named_children())
+    return next(each for each in (name, *(f"{name}_{n}" for n in range(2, 1000))) if each not in taken)
+
+
+def _rows(weight: Tensor, site: Site) -> Tensor:
+    """Outputs first, and the site's rows and columns alone."""
+    if site.out_axis == 1:
+        weight = weight.transpose(0, 1)
+    if site.outputs is not None:
+        weight = weight[slice(*site.outputs)]
+    return weight if site.inputs is None else weight[:, slice(*site.inputs)]
+
+
+def _with_rows(weight: Tensor, site: Site, rows: Tensor) -> Tensor:
+    """The whole weight as its module stores it, with other rows at the site."""
+    if site.inputs is not None or site.outputs is not None:
+        whole = weight.transpose(0, 1) if site.out_axis == 1 else weight
+        outputs = site.outputs or (0, whole.shape[0])
+        inside = whole[slice(*outputs)]
+        if site.inputs is not None:
+            start, stop = site.inputs
+            rows = torch.cat([inside[:, :start], rows, inside[:, stop:]], dim=1)
+        rows = torch.cat([whole[: outputs[0]], rows, whole[outputs[1] :]], dim=0)
+    return rows.transpose(0, 1) if site.out_axis == 1 else rows
+
+
+def _example(owner: nn.Module, site: Site) -> Tensor:
+    """Inputs that the layer takes, drawn from a generator of their own."""
+    weight: Tensor = getattr(owner, site.parameter)
+    generator = torch.Generator().manual_seed(0)
+    if isinstance(owner, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        sides = [3 + (size - 1) * dilation for size, dilation in zip(owner.kernel_size, owner.dilation, strict=True)]
+        shape = [2, owner.in_channels, *sides]
+    elif channels_first(owner):
+        shape = [2, weight.shape[0], 3, 3]
+    else:
+        shape = [2, 3, weight.shape[0 if weight.ndim == 1 or site.out_axis == 1 else 1]]
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(weight)
