@@ -77,8 +77,8 @@ class LowRank(SiteChange):
 
     def update(self) -> Tensor:
         """B A as [O, I] or [O, I / groups, *R]."""
-        a: Tensor = self.A.weight.flatten(1).unflatten(0, (self.groups, -1))
-        b: Tensor = self.B.weight.flatten(1).unflatten(0, (self.groups, -1))
+        a: Tensor = self.A.weight.flatten(1).unflatten(0, (self.groups, -1))  # type: ignore[operator]
+        b: Tensor = self.B.weight.flatten(1).unflatten(0, (self.groups, -1))  # type: ignore[operator]
         return (b @ a).flatten(0, 1)
 
 
