@@ -39,14 +39,14 @@ def main() -> int:
     if not SST2.is_dir():
         print(f"skipped: {SST2} is not there")
         return 0
-    sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "sst2")]
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "real")]
     from tests.hub_server import HubServer
 
     with tempfile.TemporaryDirectory() as folder, HubServer() as hub:
         here = Path(folder)
         hub.add(NAME, model_folder(here))
         environment = {**os.environ, **hub.environment(here / "huggingface"), "ZOO_CACHE": str(here / "zoo")}
-        environment["PYTHONPATH"] = str(ROOT / "tests" / "sst2")
+        environment["PYTHONPATH"] = str(ROOT / "tests" / "real")
         task = f'sst2(files="{SST2}",limit={chosen.limit})'
         grid = [
             *("--task", task, "--backbones", SPEC, "--adapters", chosen.adapters, "--seeds", str(chosen.seeds)),

@@ -264,7 +264,7 @@ def test_a_fitted_model_reads_text_files_line_by_line(
     words = ("fit", f'hf(files="{tiny("bert")}")', "--task", f'sst2(files="{tmp_path}")', "--out", str(run))
     subprocess.run(  # a process that has the task, a plugin of the tests, on its path
         [sys.executable, "-m", "zoo_core.cli", *words, "--epochs", "1", "--num-rates", "1", "--device", "cpu"],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3] / "tests" / "sst2")},
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3] / "tests" / "real")},
         check=True,
     )
     capfd.readouterr()

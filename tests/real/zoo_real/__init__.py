@@ -1,0 +1,1 @@
+"""A plugin for tests and benchmarks: sets of ../shared/data as tasks."""
