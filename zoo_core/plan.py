@@ -200,7 +200,7 @@ def _identity(plan: Plan, part: Bound) -> dict[str, object]:
     if source is not None and source.folder is not None:
         fields = identity["fields"]
         assert isinstance(fields, dict)
-        identity["fields"] = {name: value for name, value in fields.items() if name != "files"}
+        identity["fields"] = {name: value for name, value in fields.items() if value != source.folder}
     if pin is None:
         return identity
     weights = plan.weights if part is plan.backbone else "pretrained"
