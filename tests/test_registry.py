@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from zoo_core.catalog import Catalog
 from zoo_core.contracts import PART_KINDS
 from zoo_core.errors import AmbiguousError, NotFoundError, PluginError, UsageError, ZooError
 from zoo_core.index import KINDS, Index, load_index, read_folders
-from zoo_core.registry import Registry
+from zoo_core.registry import Registry, describe
 from zoo_core.spec import parse_part
 from zoo_core.testing.distributions import RECIPES, index_of, make_distribution
 from zoo_core.versions import in_range
@@ -401,6 +402,78 @@ def test_the_first_segment_owns_the_namespace(acme: Registry) -> None:
         bound.revision,
     ) == ("space/ORG/REPO", "ORG/REPO", 3, "v1")
     assert str(bound.canonical()) == "space/ORG/REPO@v1(depth=3)"
+
+
+SHELF = """
+    from dataclasses import dataclass, field, make_dataclass
+    from typing import ClassVar
+    from zoo_core.errors import NotFoundError
+
+    class Verbs:
+        version: ClassVar[int] = 1
+        def apply(self, learner, context): ...
+
+    @dataclass(frozen=True, kw_only=True)
+    class Shelf(Verbs):
+        name: str = ""
+        folder: str = "here"
+        @classmethod
+        def recipe_for(cls, name):
+            if name == "book":
+                fields = [("name", str), ("pages", int, field(default=100))]
+                return make_dataclass("Book", fields, bases=(Verbs,), frozen=True, kw_only=True)
+            if name == "lost":
+                return Verbs
+            if name == "nameless":
+                return make_dataclass("Nameless", [("x", int)], bases=(Verbs,), frozen=True, kw_only=True)
+            if name == "torn":
+                raise KeyError(name)
+            raise NotFoundError(f"the shelf has no {name!r}; it has book")
+"""
+
+
+@pytest.fixture
+def shelf(site: Path) -> Registry:
+    files = {"acme/__init__.py": "", "acme/recipes.py": SHELF}
+    make_distribution(site, "acme", entry_points="[zoo.adapters]\nshelf = acme.recipes:Shelf\n", files=files)
+    return Registry(index_of(site))
+
+
+def test_a_namespace_may_have_a_recipe_for_each_name(shelf: Registry) -> None:
+    bound = shelf.bind(parse_part("shelf/book(pages=3)"))
+    assert (bound.name, bound.recipe.name, bound.recipe.pages) == ("shelf/book", "book", 3)
+    assert str(bound.canonical()) == "shelf/book(pages=3)"
+    assert bound.identity()["fields"] == {"name": "book", "pages": 3}
+    assert type(bound.recipe) is type(shelf.bind(parse_part("shelf/book")).recipe)  # made once
+    assert shelf.bind(parse_part("shelf(folder=there)")).recipe.folder == "there"
+
+
+def test_the_arguments_of_a_name_are_its_own(shelf: Registry) -> None:
+    with pytest.raises(UsageError, match="shelf/book has no argument 'folder'; it takes pages"):
+        shelf.bind(parse_part("shelf/book(folder=there)"))
+    shown = describe("shelf/book", shelf, Catalog(shelf.index))
+    assert [(argument["name"], argument["default"]) for argument in shown["arguments"]] == [("pages", "100")]
+    assert shown["recipe"].endswith(":Book")
+
+
+def test_a_namespace_says_which_names_it_has(shelf: Registry) -> None:
+    with pytest.raises(NotFoundError, match="the shelf has no 'film'; it has book"):
+        shelf.bind(parse_part("shelf/film"))
+    with pytest.raises(NotFoundError, match="it has book"):
+        describe("shelf/film", shelf, Catalog(shelf.index))
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("lost", r"recipe_for\('lost'\) is not a dataclass"),
+        ("nameless", "has no field `name`"),
+        ("torn", r"recipe_for\('torn'\): KeyError: 'torn' at .*recipes.py:\d+"),
+    ],
+)
+def test_a_namespace_that_offers_no_recipe_is_told(shelf: Registry, name: str, told: str) -> None:
+    with pytest.raises(PluginError, match=f"adapter 'shelf' of acme 1.0 cannot be loaded: .*{told}"):
+        shelf.bind(parse_part(f"shelf/{name}"))
 
 
 def test_a_recipe_without_a_name_is_no_namespace(acme: Registry) -> None:

@@ -309,7 +309,10 @@ class Objective(Protocol):
 
 
 class BackboneRecipe(Protocol):
-    """Owns a namespace if it has a field `name`: the rest of the name. `version` is raised when its numbers change."""
+    """Owns a namespace if it has a field `name`: the rest of the name. `version` is raised when its numbers change.
+
+    A namespace of any kind may have a class method `recipe_for(name)`: the recipe of that name, with its own arguments.
+    """
 
     version: ClassVar[int]
 

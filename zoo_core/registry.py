@@ -23,7 +23,7 @@ from zoo_core.spec import Part, parse_part
 
 __all__ = ["Bound", "Provider", "Registry", "State", "list_names", "registry", "show"]
 
-PLANNED = frozenset({"zoo-distill", "zoo-peft"})  # names are kept for them, and there is nothing to install yet
+PLANNED = frozenset({"zoo-distill"})  # names are kept for them, and there is nothing to install yet
 VERBS: dict[PartKind, str] = {"backbone": "build", "head": "build", "adapter": "apply", "task": "open"}
 
 
@@ -33,6 +33,7 @@ class Registry:
     def __init__(self, index: Index) -> None:
         self.index = index
         self._recipes: dict[tuple[str, str, str], type] = {}
+        self._named: dict[tuple[tuple[str, str, str], str], type] = {}
         self._failures: dict[tuple[str, str, str], str] = {}
         self._by_name: dict[str, list[Provider]] = {}
         for provider in index.providers:
@@ -95,6 +96,23 @@ class Registry:
         self._recipes[key] = recipe
         return recipe
 
+    def recipe_of(self, name: str, provider: Provider) -> type:
+        """The dataclass of a name: that of its entry point, or the one that a namespace has for what follows the '/'.
+
+        A namespace whose names take arguments of their own says which in a class method `recipe_for(name)`; in any
+        other, all names have the recipe of the namespace. Raises what `recipe` raises, and NotFoundError.
+        """
+        root = self._root(name, provider)
+        recipe, rest = self.recipe(root), _rest(name, root)
+        if rest and not _has_name(recipe):
+            raise NotFoundError(f"{root.name} is no namespace, so there is no {name!r}; `zoo show {root.name}`")
+        if not rest or not callable(getattr(recipe, "recipe_for", None)):
+            return recipe
+        key = _key(root), rest
+        if key not in self._named:
+            self._named[key] = _offered(root, recipe, rest)
+        return self._named[key]
+
     def bind(self, part: Part, kind: PartKind | None = None) -> Bound:
         """The part with its recipe and every argument in its type. A record's name stands for what it describes.
 
@@ -109,13 +127,8 @@ class Registry:
         arguments = tuple((implied | dict(part.arguments)).items())
         full = replace(described, kind=provider.kind, revision=part.revision or described.revision, arguments=arguments)
         root = self._root(described.name, provider)
-        recipe = self.recipe(root)
-        rest = described.name.removeprefix(root.name).removeprefix("/")
-        if rest and not any(field.name == "name" for field in fields(recipe)):
-            raise NotFoundError(
-                f"{root.name} is no namespace, so there is no {described.name!r}; `zoo show {root.name}`"
-            )
-        instance, common = bind_recipe(root, recipe, full, rest, part.name)
+        recipe = self.recipe_of(described.name, root)
+        instance, common = bind_recipe(root, recipe, full, _rest(described.name, root), part.name)
         claimed = {provider.kind for provider in self._claimed(part.name, None)}
         return Bound(
             kind=root.kind,
@@ -217,7 +230,8 @@ def describe(name: str, registry: Registry, catalog: Catalog) -> dict[str, Any]:
     }
     try:
         shown["facts"] = facts(catalog.find(shown["name"], provider.kind))
-        recipe = registry.recipe(provider)
+        described = parse_part(provider.describes).name if provider.origin == "record" else shown["name"]
+        recipe = registry.recipe_of(described, provider)
         arguments = arguments_of(provider, recipe)
         if "/" in shown["name"] and not shown["facts"]:
             registry.bind(parse_part(shown["name"]), provider.kind)  # the namespace may know of no such name
@@ -257,6 +271,25 @@ def _load(provider: Provider) -> type:
     problem = _contract_problem(found, provider.kind)
     if problem:
         raise _unusable(provider, f"{provider.value} {problem}")
+    return cast(type, found)
+
+
+def _offered(root: Provider, namespace: Any, rest: str) -> type:
+    """The recipe that a namespace has for one of its names, checked like any other."""
+    label = f"{root.value}.recipe_for({rest!r})"
+    try:
+        with held_back():
+            found: object = namespace.recipe_for(rest)
+    except ZooError:
+        raise
+    except Exception as error:  # a plugin's own code ran; whatever it raises is its fault
+        raise_interrupt(error)
+        raise _unusable(root, f"{label}: {_told(error, root.value.partition(':')[0])}") from error
+    problem = _contract_problem(found, root.kind)
+    if not problem and not _has_name(cast(type, found)):
+        problem = "has no field `name`, which holds the name below the namespace"
+    if problem:
+        raise _unusable(root, f"{label} {problem}")
     return cast(type, found)
 
 
@@ -318,6 +351,16 @@ def _module_file(name: str) -> str:
             if file.is_file():
                 return str(file)
     return ""
+
+
+def _rest(name: str, root: Provider) -> str:
+    """What follows the namespace in a name, or nothing."""
+    return name.removeprefix(root.name).removeprefix("/")
+
+
+def _has_name(recipe: type) -> bool:
+    """Whether a recipe owns a namespace, or is of a name in one."""
+    return any(field.name == "name" for field in fields(recipe))
 
 
 def _key(provider: Provider) -> tuple[str, str, str]:
