@@ -43,7 +43,7 @@ LAYERS = (
     ("learner",),  # puts predictions of values back into their units, which the objective's scaled head defines
     ("build",),
     ("measure", "runs"),
-    ("card",),
+    ("card", "stored"),
     ("train",),  # reads the validation score that measure gives
     ("suites",),
     ("api", "cli", "testing"),

@@ -198,7 +198,7 @@ def _tensors(learner: Learner) -> Iterator[tuple[str, Tensor]]:
 def checksum(tensor: Tensor) -> int:
     """A sum over the bits of a tensor, each weighed by its place, modulo 2**64; equal tensors have equal sums."""
     flat = tensor.detach().contiguous().view(-1)
-    if not flat.numel():
+    if not flat.numel() or flat.is_meta:
         return 0
     total = torch.zeros((), dtype=torch.int64, device=flat.device)
     bits = flat.view(torch.uint8 if flat.element_size() < 4 else torch.int32)
