@@ -653,3 +653,70 @@ def test_the_unit_of_values_is_in_the_delta() -> None:
     twin = values_learner()
     twin.load_delta(learner.delta())
     assert torch.equal(predictions(twin), predictions(learner))
+
+
+# -- phases ---------------------------------------------------------------------------------------------------------
+
+
+class DelayNorm(ToyAdapter):
+    """Delays the norm after the stages by half of all steps; a second one has it join at a quarter."""
+
+    def apply(self, learner: Learner, context: Context) -> Learner:
+        norm = list(learner.backbone.get_submodule("norm").parameters())
+        learner.delay(norm, 0.25 if learner.start_of(norm[0]) else 0.5)
+        return learner
+
+
+def starts(learner: Learner) -> dict[str, float]:
+    names = {id(parameter): name for name, parameter in learner.named_parameters()}
+    groups = learner.parameter_groups(0.5)
+    return {names[id(parameter)]: group["start"] for group in groups for parameter in group["params"]}
+
+
+def test_a_later_adapters_start_replaces_an_earlier_ones() -> None:
+    for adapters, start in (((DelayNorm(),), 0.5), ((DelayNorm(), DelayNorm()), 0.25)):
+        found = starts(learner_of(ToyOpen(what="last"), *adapters))
+        assert {name for name, each in found.items() if each} == {"backbone.norm.weight", "backbone.norm.bias"}
+        assert found["backbone.norm.weight"] == start
+
+
+def test_a_delay_opens_nothing() -> None:
+    assert set(starts(learner_of(DelayNorm()))) == HEAD
+
+
+@pytest.mark.parametrize("wrap", [lambda learner: learner, deep_copied, pickled, lambda learner: learner.double()])
+def test_a_start_follows_its_parameter_through_copies(wrap: Callable[[Learner], Any]) -> None:
+    found = wrap(learner_of(ToyOpen(what="last"), DelayNorm()))
+    learner = found[1] if isinstance(found, tuple) else found
+    assert starts(learner)["backbone.norm.weight"] == 0.5
+
+
+@pytest.mark.parametrize("start", [-0.1, 1.0, float("nan"), float("inf")])
+def test_a_start_that_is_no_share_is_refused(start: float) -> None:
+    learner = learner_of()
+    with pytest.raises(UsageError, match="a phase starts at a share of the steps, 0 to below 1, found"):
+        learner.delay(learner.heads.parameters(), start)
+
+
+# -- what is the base's and what was added --------------------------------------------------------------------------
+
+
+class AddShift(ToyAdapter):
+    """Adds a parameter, which takes no part, and wraps a stage, which renames its parameters."""
+
+    def apply(self, learner: Learner, context: Context) -> Learner:
+        blocks = learner.backbone.get_submodule("blocks")
+        assert isinstance(blocks, nn.Sequential)
+        blocks[1] = Wrapped(blocks[1])
+        blocks[1].register_parameter("shift", nn.Parameter(torch.zeros(12)))
+        return learner
+
+
+@pytest.mark.parametrize("wrap", [lambda learner: learner, deep_copied, pickled, lambda learner: learner.double()])
+def test_base_and_added_make_up_the_backbone(wrap: Callable[[Learner], Any]) -> None:
+    found = wrap(learner_of(AddShift()))
+    learner = found[1] if isinstance(found, tuple) else found
+    assert set(learner.added()) == {"backbone.blocks.1.shift"}
+    assert "backbone.blocks.1.inner.conv.weight" in learner.base()
+    names = {f"backbone.{name}" for name, _ in learner.backbone.named_parameters()}
+    assert set(learner.base()) == names - set(learner.added())

@@ -504,6 +504,341 @@ def test_a_rate_that_diverges_loses_to_one_that_does_not() -> None:
     assert "\n" not in str(caught.value)
 
 
+# -- phases ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Later(ToyAdapter):
+    """Delays what stands below a path of the backbone."""
+
+    path: str
+    start: float
+
+    def apply(self, learner: Learner, context: Context) -> Learner:
+        learner.delay(learner.backbone.get_submodule(self.path).parameters(), self.start)
+        return learner
+
+
+BACKBONE_LATER = (ToyOpen(), Later(path="", start=0.5))
+IN_THREE = (ToyOpen(), Later(path="", start=0.5), Later(path="blocks.2", start=0.25), Later(path="norm", start=0.25))
+
+
+@contextmanager
+def looking(look: Callable[[torch.optim.Optimizer], None]) -> Iterator[None]:
+    """While open, `look` sees the optimiser before each of its steps, gradients in place."""
+    handle = register_optimizer_step_pre_hook(lambda optimiser, args, kwargs: look(optimiser))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def part_of(learner: Learner, path: str) -> dict[str, Tensor]:
+    return {name: x for name, x in state(learner).items() if name.startswith(path)}
+
+
+@pytest.mark.parametrize("backbone", [ToyBackbones(), MAP])
+def test_what_has_not_joined_stays_bit_identical_and_what_has_moves(backbone: ToyBackbones) -> None:
+    plan = toy_plan(*IN_THREE, backbone=backbone, budget=Budget(epochs=2, batch_size=16, weight_decay=0.5))
+    learner = build(plan)
+    seen: list[dict[str, Tensor]] = []
+    with looking(lambda _: seen.append(state(learner))):
+        fit(learner, loader_of(plan, learner), budget=plan.budget, learning_rate=1e-2, seed=0)
+    start, ends = seen[0], [*seen[1:], state(learner)]  # ends[i]: after step i of 8, the next pass not yet made
+    kept = [name for name, x in start.items() if x.is_floating_point()]
+    for name in kept:
+        first = 0 if name.startswith("heads") else 2 if name.startswith(("backbone.blocks.2", "backbone.norm")) else 4
+        moved = [not torch.equal(end[name], start[name]) for end in ends]
+        expected = [step >= first for step in range(8)]
+        if "running" in name:  # statistics move in the pass, and `seen` is later than the pass
+            expected = [*expected[1:], True]
+        assert moved == expected, name
+
+
+def test_a_part_that_has_not_joined_holds_no_gradient_and_no_state_of_the_optimiser() -> None:
+    plan = toy_plan(*BACKBONE_LATER, backbone=MAP, budget=SHORT)
+    learner = build(plan)
+    found: list[tuple[set[str], set[str]]] = []
+
+    def look(optimiser: torch.optim.Optimizer) -> None:
+        held = {name for name, x in learner.named_parameters() if x.grad is not None}
+        found.append((held, {name for name, x in learner.named_parameters() if x in optimiser.state}))
+
+    with looking(look):
+        fit(learner, loader_of(plan, learner), budget=plan.budget, learning_rate=1e-2, seed=0)
+    names = {name for name, _ in learner.named_parameters()}
+    head = {name for name in names if name.startswith("heads")}
+    assert found == [(head, set()), *[(head, head)] * 3, (names, head), *[(names, names)] * 3]
+
+
+def test_moments_of_what_trains_already_are_kept_when_others_join() -> None:
+    plan = toy_plan(*BACKBONE_LATER, budget=SHORT)
+    learner = build(plan)
+    weight = learner.heads.get_parameter("main.layers.0.weight")
+    late = learner.backbone.get_parameter("stem.weight")
+    mean = torch.zeros_like(weight)
+    steps: list[float] = []
+
+    def look(optimiser: torch.optim.Optimizer) -> None:
+        assert weight.grad is not None
+        if optimiser.state[weight]:
+            assert torch.equal(optimiser.state[weight]["exp_avg"], mean)
+        mean.lerp_(weight.grad, 0.1)  # what AdamW makes of it: beta1 is 0.9
+        steps.append(float(optimiser.state[late]["step"]) if late in optimiser.state else 0)
+
+    with looking(look):
+        fit(learner, loader_of(plan, learner), budget=plan.budget, learning_rate=1e-2, seed=0)
+    assert steps == [0, 0, 0, 0, 0, 1, 2, 3]  # its own bias correction begins when it joins
+
+
+def test_the_first_phase_is_the_fit_of_a_probe_bit_for_bit() -> None:
+    budget = Budget(epochs=4, batch_size=16)
+    found: list[list[dict[str, Tensor]]] = []
+    for adapters in ((), BACKBONE_LATER):
+        plan = toy_plan(*adapters, backbone=MAP, budget=budget)
+        learner = build(plan)
+        seen: list[dict[str, Tensor]] = []
+
+        def look(_: Any, learner: Learner = learner, seen: list[dict[str, Tensor]] = seen) -> None:
+            seen.append(part_of(learner, "heads"))
+
+        with looking(look):
+            fit(learner, loader_of(plan, learner), budget=budget, learning_rate=1e-2, seed=0)
+        found.append(seen)
+    assert [same(one, other) for one, other in zip(*found, strict=True)] == [True] * 9 + [False] * 7
+
+
+@pytest.mark.parametrize(("backbone", "what"), [(MAP, "blocks.0.bn"), (ToyBackbones(), "blocks.0.drop")])
+def test_a_part_is_in_training_mode_from_when_it_joins(backbone: ToyBackbones, what: str) -> None:
+    plan = toy_plan(*BACKBONE_LATER, backbone=backbone, budget=replace(SHORT, patience=9))
+    learner = build(plan)
+    modes: list[bool] = []
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        if torch.is_grad_enabled():
+            modes.append(module.training)
+
+    learner.backbone.get_submodule(what).register_forward_hook(note)
+    fit(learner, loader_of(plan, learner), budget=plan.budget, learning_rate=1e-2, seed=0, validate=lambda _: 0.0)
+    assert modes == [False] * 4 + [True] * 4
+
+
+def test_a_container_drops_layers_only_when_all_of_it_has_joined() -> None:
+    plan = toy_plan(ToyOpen(), Later(path="blocks.0", start=0.5), backbone=ToyBackbones(layer_drop=True), budget=SHORT)
+    learner = build(plan)
+    called: list[int] = []
+    learner.backbone.get_submodule("blocks.0").register_forward_hook(lambda *_: called.append(1))
+    fit(learner, loader_of(plan, learner), budget=plan.budget, learning_rate=1e-2, seed=0)
+    assert len(called) == 4  # the toy leaves out every stage when its container trains
+
+
+def test_what_joins_later_warms_up_below_the_same_cosine() -> None:
+    plan = toy_plan(*BACKBONE_LATER, budget=Budget(epochs=5, batch_size=15, warmup=0.2))
+    with watched_rates() as steps:
+        fitted(plan, 0.5)
+    cosine = [1.0] * 4 + [0.5 + 0.5 * math.cos(math.pi * (step - 4) / 16) for step in range(4, 20)]
+    assert steps[0.0] == pytest.approx([0.5 * min(1, (step + 1) / 4) * x for step, x in enumerate(cosine)], rel=1e-12)
+    late = [0.5 * min(1, max(0, step - 9) / 4) * x for step, x in enumerate(cosine)]
+    assert steps[0.5] == pytest.approx(late, rel=1e-12)  # rounding of float64
+
+
+@contextmanager
+def watched_rates() -> Iterator[dict[float, list[float]]]:
+    """While open, the rates of each phase's parameters at each step, by the phase's start."""
+    rates: dict[float, list[float]] = {}
+
+    def look(optimiser: torch.optim.Optimizer) -> None:
+        for start in {group["start"] for group in optimiser.param_groups}:
+            (rate,) = {float(group["lr"]) for group in optimiser.param_groups if group["start"] == start}
+            rates.setdefault(start, []).append(rate)
+
+    with looking(look):
+        yield rates
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3])
+def test_with_fewer_steps_than_phases_all_have_joined_by_the_last(num_steps: int) -> None:
+    phases = [Later(path=path, start=start) for path, start in (("norm", 0.4), ("blocks", 0.6), ("stem", 0.99))]
+    plan = toy_plan(ToyOpen(), *phases, budget=Budget(epochs=num_steps, batch_size=60, warmup=0.0))
+    learner = build(plan)
+    before = state(learner)
+    joined: list[int] = []
+    with looking(lambda _: joined.append(sum(x.grad is not None for x in learner.parameters()))):
+        fit(learner, loader_of(plan, learner), budget=plan.budget, learning_rate=1e-2, seed=0)
+    assert joined == sorted(joined)
+    assert joined[-1] == len(list(learner.parameters()))
+    assert not any(torch.equal(x, before[name]) for name, x in state(learner).items())
+
+
+def test_a_phase_that_is_replaced_by_a_start_at_once_changes_no_bit() -> None:
+    plain = toy_plan(ToyOpen(), backbone=MAP, budget=SHORT)
+    replaced = toy_plan(*BACKBONE_LATER, Later(path="", start=0.0), backbone=MAP, budget=SHORT)
+    assert same(state(fitted(plain)[0]), state(fitted(replaced)[0]))
+
+
+def test_after_a_fit_that_diverged_in_its_first_phase_all_is_trainable_again() -> None:
+    plan = toy_plan(*BACKBONE_LATER, Spoils(), budget=SHORT)
+    learner = build(plan)
+    names = {name for name, _ in learner.trainable()}
+    with pytest.raises(DivergedError, match="in epoch 1"):
+        fit(learner, loader_of(plan, learner), budget=plan.budget, learning_rate=1e-2, seed=0)
+    assert {name for name, _ in learner.trainable()} == names
+
+
+def test_each_candidate_goes_through_all_phases() -> None:
+    task = ToyTasks(kind="values", size=1)
+    plan = toy_plan(*IN_THREE, backbone=MAP, budget=SHORT, learning_rates=(1e-2, 3e-2), task=task)
+    data = task.open(None)
+
+    def scores(rates: tuple[float, ...]) -> list[Any]:
+        splits = data.splits["train"], data.splits["val"], data.target
+        return [
+            candidate["validation_score"]
+            for candidate in choose(replace(plan, learning_rates=rates), *splits, device=torch.device("cpu")).candidates
+        ]
+
+    assert scores((1e-2, 3e-2)) == [scores((rate,))[0] for rate in (1e-2, 3e-2)]
+
+
+def test_patience_begins_with_the_last_phase() -> None:
+    scores = iter([5.0, 4.0, 3.0, 3.5, 3.4])  # of epochs 3, 4 and so on: those before nobody asks for
+    plan = toy_plan(ToyOpen(), Later(path="", start=0.25), budget=Budget(epochs=8, batch_size=60, patience=2))
+    _, found = fitted(plan, validate=lambda _: next(scores))
+    assert len(found.losses) == 5
+    assert next(scores) == 3.5
+
+
+# -- what was added takes part --------------------------------------------------------------------------------------
+
+
+class Shifted(nn.Module):
+    """x plus a shift that starts at zero; `dead` is looked at by nobody."""
+
+    def __init__(self, inner: nn.Module, dim: int) -> None:
+        super().__init__()
+        self.inner = inner
+        self.shift = nn.Parameter(torch.zeros(dim))
+        self.dead = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.inner(x) + self.shift
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shift(ToyAdapter):
+    """Adds a shift to the second stage; a dead tensor beside it if asked, both from `start` on."""
+
+    dead: bool = False
+    start: float = 0.0
+
+    def apply(self, learner: Learner, context: Context) -> Learner:
+        blocks = learner.backbone.get_submodule("blocks")
+        assert isinstance(blocks, nn.Sequential)
+        blocks[1] = shifted = Shifted(blocks[1], 12)
+        if not self.dead:
+            del shifted.dead
+        learner.delay([x for name, x in shifted.named_parameters(recurse=False)], self.start)
+        return learner
+
+
+@pytest.mark.parametrize("start", [0.0, 0.5])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_an_added_tensor_that_nothing_looks_at_is_told(start: float, precision: Any) -> None:
+    epochs: list[int] = []
+    plan = toy_plan(Shift(dead=True, start=start), budget=Budget(epochs=4, batch_size=60, precision=precision))
+    with pytest.raises(LawError, match=r"^1 added tensors take no part in a forward pass, backbone.blocks.1.dead"):
+        fitted(plan, progress=lambda _: epochs.append(1))
+    assert len(epochs) == (1 if start == 0 else 3)  # after the first epoch in which it might have trained
+
+
+@pytest.mark.parametrize("start", [0.0, 0.5])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_an_added_tensor_that_takes_part_trains(start: float, precision: Any) -> None:
+    learner, _ = fitted(toy_plan(Shift(start=start), budget=replace(SHORT, precision=precision)))
+    assert learner.backbone.get_parameter("blocks.1.shift").abs().sum() > 0
+
+
+def test_an_added_tensor_whose_layer_was_left_out_so_far_is_not_blamed() -> None:
+    backbone = ToyBackbones(layer_drop=True)  # leaves out every stage when all of it trains
+    learner, _ = fitted(toy_plan(ToyOpen(), Shift(), backbone=backbone, budget=SHORT))
+    assert learner.backbone.get_submodule("blocks").training is False
+    with pytest.raises(LawError, match=r"blocks.1.dead first"):
+        fitted(toy_plan(ToyOpen(), Shift(dead=True), backbone=backbone, budget=SHORT))
+
+
+def test_looking_for_added_tensors_changes_no_bit_of_training() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Noisy(ToyAdapter):
+        def apply(self, learner: Learner, context: Context) -> Learner:
+            learner.heads["main"].register_forward_hook(lambda *call: call[2] + torch.randn_like(call[2]))
+            return learner
+
+    plan = toy_plan(ToyOpen(), Shift(), Noisy(), backbone=ToyBackbones(layer_drop=True), budget=SHORT)
+    looked, alone = build(plan), build(plan)
+    alone._added_names = frozenset()
+    for learner in (looked, alone):
+        fit(learner, loader_of(plan, learner), budget=plan.budget, learning_rate=1e-2, seed=0)
+    assert same(state(looked), state(alone))
+
+
+# -- when training is over ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finishes(ToyAdapter):
+    """Has something done to the learner when training is over."""
+
+    what: Callable[[Learner], None]
+
+    def apply(self, learner: Learner, context: Context) -> Learner:
+        learner.finishers.append(self.what)
+        return learner
+
+
+@torch.no_grad()
+def halve(learner: Learner) -> None:
+    assert all(x.requires_grad for x in learner.parameters()), "all phases are over"
+    for parameter in learner.heads.parameters():
+        parameter.mul_(0.5)
+
+
+@torch.no_grad()
+def shift(learner: Learner) -> None:
+    for parameter in learner.heads.parameters():
+        parameter.add_(1)
+
+
+def test_finishers_are_called_once_in_order_after_the_last_step() -> None:
+    plain, _ = fitted(toy_plan(*BACKBONE_LATER, budget=SHORT))
+    done, _ = fitted(toy_plan(*BACKBONE_LATER, Finishes(what=halve), Finishes(what=shift), budget=SHORT))
+    for name, x in part_of(plain, "heads").items():
+        assert torch.equal(done.state_dict()[name], x * 0.5 + 1)
+    assert same(part_of(plain, "backbone"), part_of(done, "backbone"))
+
+
+def test_candidates_are_scored_as_they_are_finished() -> None:
+    @torch.no_grad()
+    def spoil(learner: Learner) -> None:
+        for name, parameter in learner.heads.named_parameters():
+            parameter.fill_(-1 if name.endswith("bias") else 0)
+
+    task = ToyTasks(kind="values", size=1)
+    plan = toy_plan(Finishes(what=spoil), budget=SHORT, learning_rates=(1e-2, 1e-1), task=task)
+    splits = task.open(None).splits
+    chosen = choose(plan, splits["train"], splits["val"], task.target, device=torch.device("cpu"))
+    first, second = (candidate["validation_score"] for candidate in chosen.candidates)
+    assert first == second < 0  # a constant one deviation below the mean, whatever was learnt
+
+
+def test_a_finisher_that_moves_what_is_frozen_breaks_the_law() -> None:
+    def move(learner: Learner) -> None:
+        learner.backbone.get_parameter("stem.weight").data.mul_(1.001)
+
+    with pytest.raises(LawError, match=r"1 frozen tensors moved during training, backbone.stem.weight first"):
+        fitted(toy_plan(Finishes(what=move), budget=SHORT))
+
+
 # -- candidates -----------------------------------------------------------------------------------------------------
 
 

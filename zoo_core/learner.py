@@ -48,6 +48,7 @@ class Learner(nn.Module):
         self.finishers: list[Callable[[Learner], None]] = []  # called in order when training is over
         self._scales: dict[nn.Parameter, float] = {}  # by identity: an adapter that wraps a part renames parameters
         self._starts: dict[nn.Parameter, float] = {}
+        self._base = frozenset(backbone.parameters())
         self._added_names: frozenset[str] = frozenset()
         self._delta_names: frozenset[str] | None = None
         self._closed_names: frozenset[str] = frozenset()
@@ -134,16 +135,12 @@ class Learner(nn.Module):
         """These parameters stay as they are until `start`, a share of all steps, 0 to below 1; then they train.
 
         A phase only delays: what trains in the end was fixed before. A later adapter's word replaces an earlier's.
+        `zoo_core.fit` keeps to it; a loop of somebody's own asks `start_of`.
         """
         if not 0 <= start < 1:
             raise UsageError(f"a phase starts at a share of the steps, 0 to below 1, found {start:g}")
         for parameter in parameters:
             self._starts[parameter] = start
-
-    @property
-    def starts(self) -> tuple[float, ...]:
-        """The shares of all steps at which parameters begin to train, ascending; the first is 0."""
-        return tuple(sorted({0.0, *(self.start_of(parameter) for parameter in self._starts)}))
 
     def start_of(self, parameter: nn.Parameter) -> float:
         """The share of all steps at which a parameter begins to train."""
@@ -202,6 +199,10 @@ class Learner(nn.Module):
         return merged
 
     # -- the delta --------------------------------------------------------------------------------------------------
+
+    def base(self) -> dict[str, nn.Parameter]:
+        """The backbone's own parameters, without those that adapters added, by name."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter in self._base}
 
     def added(self) -> dict[str, nn.Parameter]:
         """The parameters that adapters added to the backbone, by name."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -61,7 +61,8 @@ def fit(
     """Trains a learner in place on the loader's device, and leaves it in evaluation mode.
 
     learning_rate: None for a head that is fitted in closed form. validate: a validation score, more is better, asked
-    for after each epoch when the budget has a patience; the last epoch's weights stay.
+    for after each epoch when the budget has a patience, once the last phase has begun; the last epoch's weights stay,
+    and what the learner's finishers make of them.
     Raises DivergedError when the loss or a weight is no longer finite, LawError when something frozen has moved or
     state has appeared that the delta does not know.
     """
@@ -70,7 +71,7 @@ def fit(
     started = time.perf_counter()
     if learner.target.kind == "values":
         learner.fit_scale(loader.targets.to(loader.device))
-    with _own_draws(loader.device, "train", seed):
+    with _own_draws(loader.device, "train", seed), _delayed_for_now(learner):
         if learning_rate is None:
             _fit_closed_form(learner, loader)
             fitted = Fitted(losses=(), num_steps=0, seconds=time.perf_counter() - started, training=None)
@@ -94,12 +95,12 @@ def _fit_by_gradient(
     num_steps = num_batches * budget.epochs
     precision = precision_of(budget.precision, device)
     parameters = [parameter for _, parameter in learner.trainable()]
+    firsts = {parameter: _first_step(learner.start_of(parameter), num_steps) for parameter in parameters}
     groups = learner.parameter_groups(learning_rate, budget.weight_decay)
-    shares = [_rate_at(num_steps, budget.warmup, group["start"]) for group in groups]
+    shares = [_rate_at(num_steps, budget.warmup, _first_step(group["start"], num_steps)) for group in groups]
     with held_back():  # the first optimiser of a process imports torch._dynamo
         optimiser = torch.optim.AdamW(groups, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, shares)
-    joins = {round(start * num_steps): start for start in learner.starts}
     unseen = learner.added()
     watch = Stopwatch(device)
     started = time.perf_counter()
@@ -109,8 +110,8 @@ def _fit_by_gradient(
         learner.train()
         total = torch.zeros((), device=device)
         for batch in loader.epoch(epoch):
-            if step in joins:
-                _join(learner, parameters, joins[step])
+            if step == 0 or step in firsts.values():
+                _join(learner, firsts, step)
             watch.start()
             loss = _step(learner, batch, parameters, optimiser, budget.clip, precision)
             schedule.step()
@@ -121,21 +122,16 @@ def _fit_by_gradient(
             if device.type == "cpu" or step % 10 == 0 or step == num_steps:
                 rate = step * loader.batch_size / (time.perf_counter() - started)
                 progress(Progress(step=step, num_steps=num_steps, loss=float(loss), examples_per_second=rate))
-        if unseen and len(learner.starts) == 1:
-            raise LawError(
-                f"{len(unseen)} added tensors never took part in a forward pass, {next(iter(unseen))} first; "
-                f"the adapter put them where the backbone does not look"
-            )
         losses.append(float(total) / num_batches)
         if not math.isfinite(losses[-1]):
             raise DivergedError(f"the loss is {losses[-1]} in epoch {epoch + 1} at learning rate {learning_rate:g}")
-        if validate is not None and budget.patience is not None:
+        unseen = _still_unseen(learner, batch, unseen, precision, seed)
+        if validate is not None and budget.patience is not None and step > max(firsts.values()):
             with _own_draws(device, "validate", seed, epoch):  # looking must not change what training draws
                 found = validate(learner)
             best, waited = (found, 0) if found > best else (best, waited + 1)
             if waited >= budget.patience:
                 break
-    _join(learner, parameters, 1.0)
     for finish in learner.finishers:
         finish(learner)
     if not all(bool(parameter.isfinite().all()) for parameter in parameters):
@@ -163,23 +159,63 @@ def _step(
     return loss.detach()
 
 
-def _join(learner: Learner, parameters: list[nn.Parameter], reached: float) -> None:
-    """Lets the parameters whose start has been reached train, and no others; the modes follow."""
-    for parameter in parameters:
-        parameter.requires_grad_(learner.start_of(parameter) <= reached)
-        if not parameter.requires_grad:
-            parameter.grad = None  # so that the optimiser passes over it
+def _join(learner: Learner, firsts: Mapping[nn.Parameter, int], step: int) -> None:
+    """Lets the parameters train whose first step has come, and no others; the modes follow.
+
+    One that has not joined has no gradient, so the optimiser passes over it.
+    """
+    for parameter, first in firsts.items():
+        parameter.requires_grad_(first <= step)
     learner.train()
 
 
-def _rate_at(num_steps: int, warmup: float, start: float) -> Callable[[int], float]:
+@contextmanager
+def _delayed_for_now(learner: Learner) -> Iterator[None]:
+    """However a fit ends, what was trainable before it is trainable after it."""
+    parameters = [parameter for _, parameter in learner.trainable()]
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
+def _first_step(start: float, num_steps: int) -> int:
+    """The step before which a phase begins; with fewer steps than phases some begin together, at the last one."""
+    return min(round(start * num_steps), num_steps - 1)
+
+
+def _still_unseen(
+    learner: Learner, batch: Batch, unseen: dict[str, nn.Parameter], precision: str, seed: int
+) -> dict[str, nn.Parameter]:
+    """Those added tensors that have not joined yet, of those that no step gave a gradient so far.
+
+    Layer-drop may have left the others out, so a pass in evaluation mode decides. Raises LawError for one that takes no
+    part there either.
+    """
+    joined_by_now = {name: parameter for name, parameter in unseen.items() if parameter.requires_grad}
+    if joined_by_now:
+        learner.eval()
+        with _own_draws(batch.target.device, "unseen", seed), autocast(batch.target.device, precision):
+            loss = learner.loss(learner(batch.inputs), batch)
+            gradients: list[Tensor | None]
+            gradients = [*torch.autograd.grad(loss, list(joined_by_now.values()), allow_unused=True)]
+        dead = [name for name, gradient in zip(joined_by_now, gradients, strict=True) if gradient is None]
+        if dead:
+            raise LawError(
+                f"{len(dead)} added tensors take no part in a forward pass, {dead[0]} first; "
+                f"the adapter put them where the backbone does not look"
+            )
+    return {name: parameter for name, parameter in unseen.items() if name not in joined_by_now}
+
+
+def _rate_at(num_steps: int, warmup: float, first: int) -> Callable[[int], float]:
     """Share of the learning rate at each step: linear up, then half a cosine down to 0.
 
-    What joins later, at a share `start` of the steps, has the same warm-up then, below the same cosine.
+    What joins later, at step `first`, has the same warm-up then, below the same cosine.
     Source: Loshchilov & Hutter 2017, equation 5, one period.
     """
     rising = max(1, round(num_steps * warmup))
-    first = round(start * num_steps)
 
     def share(step: int) -> float:
         above = min(1.0, max(0, step - first + 1) / rising)
