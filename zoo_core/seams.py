@@ -2,7 +2,8 @@
 
 The stage seam: what enters and leaves the modules that a forward pass calls in order. It captures hidden states,
 resumes a pass from the middle, and tells which parameters lie before, in and after the stages.
-The attention seam: the call of scaled_dot_product_attention inside a stage, to which keys and values are added.
+The attention seam: the call of scaled_dot_product_attention inside a stage, to which keys and values are added, among
+those of the tokens or beside them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
@@ -23,9 +24,22 @@ from torch.overrides import TorchFunctionMode
 from zoo_core.contracts import Features, as_backbone
 from zoo_core.errors import LawError
 
-__all__ = ["Boundary", "attend_to", "attention_calls", "boundary", "capture", "groups", "resume", "stage_modules"]
+__all__ = [
+    "AttentionCall",
+    "Boundary",
+    "attend_beside",
+    "attend_to",
+    "attention_calls",
+    "attention_shapes",
+    "boundary",
+    "capture",
+    "groups",
+    "resume",
+    "stage_modules",
+]
 
 KeysValues = Callable[[], tuple[Tensor, Tensor]]
+GatedKeysValues = Callable[[], tuple[Tensor, Tensor, Tensor]]
 
 _one_resumed_pass = threading.Lock()  # two threads on one patched model gave wrong outputs
 
@@ -286,24 +300,26 @@ def _like(x: Tensor, parameter: Tensor) -> Tensor:
 
 
 Arguments = dict[str, Any]  # of a call of scaled_dot_product_attention, by name
+Call = Callable[..., Tensor]  # that function itself
+Around = Callable[[Call, Arguments], Tensor]  # makes the call, and what it wants before and after
 
 
 class _Attention(TorchFunctionMode):
-    """Passes the arguments of each call of scaled_dot_product_attention through `change`.
+    """Lets `around` make each call of scaled_dot_product_attention.
 
     frame: of the stage's call, None while compiling. An interrupt (Ctrl-C) skips forward hooks, so a mode may stay
     entered; it does nothing once its call is over. Only a model compiled after that would still see it.
     """
 
-    def __init__(self, change: Callable[[Arguments], Arguments], frame: FrameType | None) -> None:
+    def __init__(self, around: Around, frame: FrameType | None) -> None:
         super().__init__()
-        self.change = change
+        self.around = around
         self.frame = frame
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is not nn.functional.scaled_dot_product_attention or not self.is_running():
             return func(*args, **(kwargs or {}))
-        return func(**self.change(dict(zip(_SDPA_ARGUMENTS, args, strict=False)) | dict(kwargs or {})))
+        return self.around(func, dict(zip(_SDPA_ARGUMENTS, args, strict=False)) | dict(kwargs or {}))
 
     def is_running(self) -> bool:
         """Whether the stage's call is under way in this thread."""
@@ -315,15 +331,24 @@ class _Attention(TorchFunctionMode):
         return frame is not None
 
 
+@dataclass(frozen=True)
+class AttentionCall:
+    """The shapes of what one call of scaled_dot_product_attention is given: [..., heads, T, head_dim]."""
+
+    query: tuple[int, ...]
+    key: tuple[int, ...]
+    value: tuple[int, ...]
+
+
 @dataclass
-class _Counted:
-    """Leaves every call as it is and counts them."""
+class _Seen:
+    """Leaves every call as it is and notes its shapes."""
 
-    calls: int = 0
+    calls: list[AttentionCall] = field(default_factory=list)
 
-    def __call__(self, call: Arguments) -> Arguments:
-        self.calls += 1
-        return call
+    def __call__(self, attention: Call, call: Arguments) -> Tensor:
+        self.calls.append(AttentionCall(*(tuple(call[name].shape) for name in ("query", "key", "value"))))
+        return attention(**call)
 
 
 @dataclass
@@ -332,8 +357,25 @@ class _Prefixed:
 
     keys_values: KeysValues
 
-    def __call__(self, call: Arguments) -> Arguments:
-        return _extended(call, *self.keys_values())
+    def __call__(self, attention: Call, call: Arguments) -> Tensor:
+        return attention(**_extended(call, *self.keys_values()))
+
+
+@dataclass
+class _Beside:
+    """Adds to what every call gives what its queries find among other keys, times a gate."""
+
+    gated: GatedKeysValues
+
+    def __call__(self, attention: Call, call: Arguments) -> Tensor:
+        key, value, gate = self.gated()
+        # written out: as a call of attention it would be seen, and lengthened, by a prefix that was there before
+        query: Tensor = call["query"]
+        key, value = (_for_heads(x.to(query.dtype), query.shape[-3]) for x in (key, value))
+        scale: float = call.get("scale") or query.shape[-1] ** -0.5
+        weights = (scale * query @ key.transpose(-2, -1)).softmax(dim=-1)
+        found = attention(**call)
+        return found + (gate * (weights @ value.to(weights.dtype))).to(found.dtype)
 
 
 _SDPA_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
@@ -352,10 +394,22 @@ def _extended(call: Arguments, prefix_key: Tensor, prefix_value: Tensor) -> Argu
         mask = mask.expand(*mask.shape[:-1], key.shape[-2])  # it may hold one value for all keys
         seen = mask.new_ones(()) if mask.dtype == torch.bool else mask.new_zeros(())
         mask = torch.cat([seen.expand(*mask.shape[:-1], length), mask], dim=-1)
-    batch = key.shape[:-3]
-    key = torch.cat([prefix_key.to(key.dtype).expand(*batch, *prefix_key.shape), key], dim=-2)
-    value = torch.cat([prefix_value.to(value.dtype).expand(*batch, *prefix_value.shape), value], dim=-2)
-    return call | {"key": key, "value": value, "attn_mask": mask, "is_causal": False}
+    return call | {
+        "key": _prepended(prefix_key, key),
+        "value": _prepended(prefix_value, value),
+        "attn_mask": mask,
+        "is_causal": False,
+    }
+
+
+def _prepended(prefix: Tensor, x: Tensor) -> Tensor:
+    prefix = _for_heads(prefix.to(x.dtype), x.shape[-3])
+    return torch.cat([prefix.expand(*x.shape[:-3], *prefix.shape), x], dim=-2)
+
+
+def _for_heads(x: Tensor, num_heads: int) -> Tensor:
+    """[heads, P, head_dim] for more heads: a model of grouped queries may have repeated its keys before the call."""
+    return x if x.shape[0] == num_heads else x.repeat_interleave(num_heads // x.shape[0], dim=0)
 
 
 def _call_of_module() -> FrameType | None:
@@ -372,8 +426,8 @@ class _AttentionHooks:
     Bound methods, so that a deep copy of the stage carries a copy of the keys and values and not the original's.
     """
 
-    def __init__(self, stage: nn.Module, change: Callable[[Arguments], Arguments]) -> None:
-        self.change = change
+    def __init__(self, stage: nn.Module, around: Around) -> None:
+        self.around = around
         self.entered: list[_Attention] = []
         self.handles = (
             stage.register_forward_pre_hook(self.enter),
@@ -381,7 +435,7 @@ class _AttentionHooks:
         )
 
     def enter(self, module: nn.Module, args: Any) -> None:
-        self.entered.append(_Attention(self.change, _call_of_module()))
+        self.entered.append(_Attention(self.around, _call_of_module()))
         self.entered[-1].__enter__()  # type: ignore[no-untyped-call]
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -399,16 +453,28 @@ class _AttentionHooks:
             handle.remove()
 
 
-def attention_calls(backbone: nn.Module) -> list[int]:
-    """How often each stage calls scaled_dot_product_attention in one dummy pass."""
-    counts = [_Counted() for _ in as_backbone(backbone).stages]
-    hooks = [_AttentionHooks(stage, count) for stage, count in zip(stage_modules(backbone), counts, strict=True)]
+def attention_shapes(backbone: nn.Module) -> list[list[AttentionCall]]:
+    """Of each stage, its calls of scaled_dot_product_attention in one dummy pass; without values where that will do."""
+    try:
+        return _attention_shapes(_shadow(backbone, {}, {}))
+    except Exception:  # noqa: BLE001, a model may do what needs values; a true mistake is raised again below
+        return _attention_shapes(backbone)
+
+
+def _attention_shapes(backbone: nn.Module) -> list[list[AttentionCall]]:
+    seen = [_Seen() for _ in as_backbone(backbone).stages]
+    hooks = [_AttentionHooks(stage, each) for stage, each in zip(stage_modules(backbone), seen, strict=True)]
     try:
         _dummy_pass(backbone)
     finally:
         for hook in hooks:
             hook.remove()
-    return [count.calls for count in counts]
+    return [each.calls for each in seen]
+
+
+def attention_calls(backbone: nn.Module) -> list[int]:
+    """How often each stage calls scaled_dot_product_attention in one dummy pass."""
+    return [len(calls) for calls in attention_shapes(backbone)]
 
 
 def attend_to(stage: nn.Module, keys_values: KeysValues) -> Callable[[], None]:
@@ -421,3 +487,15 @@ def attend_to(stage: nn.Module, keys_values: KeysValues) -> Callable[[], None]:
     Source: Li & Liang 2021, section 4 (prefix tuning as per-layer keys and values).
     """
     return _AttentionHooks(stage, _Prefixed(keys_values)).remove
+
+
+def attend_beside(stage: nn.Module, gated: GatedKeysValues) -> Callable[[], None]:
+    """From now on what attention gives in the stage has added to it what its queries find among P other keys.
+
+    y + gate * softmax(scale q K^T) V: a softmax of its own, so that a gate of zero leaves every bit as it was. No mask
+    and no dropout act on the P.
+    gated: gives float keys and values [heads of keys, P, head_dim] and the gate [heads of queries, 1, 1] at each pass;
+    a module or a bound method, as for `attend_to`. Returns what takes it back.
+    Source: Zhang et al. 2023, "LLaMA-Adapter", equations 6 to 8.
+    """
+    return _AttentionHooks(stage, _Beside(gated)).remove

@@ -24,6 +24,7 @@ __all__ = [
     "changes_of",
     "channels_first",
     "fold_changes",
+    "free_name",
     "read_bias",
     "read_weight",
     "sites_for",
@@ -95,7 +96,7 @@ def attach(backbone: nn.Module, site: Site, change: SiteChange, name: str) -> No
     change.site = site
     change.to(device=read_weight(backbone, site).device)
     if site.called:
-        owner.add_module(_free(owner, name), change)
+        owner.add_module(free_name(owner, name), change)
         if change.changes_inputs:
             owner.register_forward_pre_hook(change.enter)
         owner.register_forward_hook(change.leave)
@@ -221,7 +222,8 @@ def _detach(owner: nn.Module, changes: Sequence[SiteChange]) -> None:
                 hooks.pop(key)
 
 
-def _free(owner: nn.Module, name: str) -> str:
+def free_name(owner: nn.Module, name: str) -> str:
+    """A name that none of a module's children has: this one, else with a number."""
     taken = dict(owner.named_children())
     return next(each for each in (name, *(f"{name}_{n}" for n in range(2, 1000))) if each not in taken)
 
