@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from zoo_adapters.freezing import EVERY_KIND, NO_SEAMS
-from zoo_core.contracts import Change, Context, Kind, Seam, Site, Source
-from zoo_core.errors import UsageError
+from zoo_core.contracts import ROLES, Change, Context, Kind, Seam, Site, Source
+from zoo_core.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from zoo_core.learner import Learner
 
-__all__ = ["ADDED", "ATTENTION_ELSE_ALL", "Dora", "Lora", "alternatives"]
+__all__ = ["ADDED", "ATTENTION_ELSE_ALL", "Dora", "Lora", "alternatives", "check_roles"]
 
 ADDED: frozenset[Change] = frozenset({"added"})
 ATTENTION_ELSE_ALL: tuple[frozenset[str], ...] = (
@@ -21,6 +21,14 @@ ATTENTION_ELSE_ALL: tuple[frozenset[str], ...] = (
     frozenset({"mlp.in", "mlp.out"}),
     frozenset({"conv"}),
 )
+MATRICES = tuple(role for role in ROLES if role not in ("norm", "embed"))
+
+
+def check_roles(name: str, roles: tuple[str, ...], allowed: tuple[str, ...]) -> None:
+    """Raises UsageError for a role that is none of the allowed ones."""
+    for role in roles:
+        if role not in allowed:
+            raise UsageError(f"{name}(roles={role}): allowed: {', '.join(allowed)}{nearest(role, allowed)}")
 
 
 def alternatives(roles: tuple[str, ...], usual: tuple[frozenset[str], ...]) -> tuple[frozenset[str], ...]:
@@ -59,6 +67,7 @@ class Lora:
 
     def __post_init__(self) -> None:
         _check("lora", self.r, self.alpha, self.dropout)
+        check_roles("lora", self.roles, MATRICES)
         if self.init == "pissa" and not self.alpha:
             raise UsageError("lora(alpha=0, init=pissa): pissa starts within the update; allowed: alpha above 0")
 
@@ -122,6 +131,7 @@ class Dora:
 
     def __post_init__(self) -> None:
         _check("dora", self.r, self.alpha, self.dropout)
+        check_roles("dora", self.roles, MATRICES)
 
     @property
     def needs(self) -> tuple[frozenset[str], ...]:
