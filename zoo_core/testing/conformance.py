@@ -1,0 +1,124 @@
+"""The conformance kit: what every adapter promises, as checks that a plugin's own tests run on it.
+
+A plugin's test file is this, for each backbone that matters to it:
+
+    import pytest
+    from zoo_core.testing.conformance import CHECKS, Subject
+
+    @pytest.fixture(scope="module")
+    def subject():
+        return Subject("starter/vit-nano+surgical(n=2)")
+
+    @pytest.mark.parametrize("check", CHECKS, ids=str)
+    def test_surgical_conforms(check, subject):
+        check(subject)
+
+A check raises ConformanceError with one line when a promise is broken; otherwise it returns None, or why there was
+nothing to check. CHECKS holds all; those whose `slow` is set take seconds (a compiler, a new process, a training), and
+QUICK is the rest. A subject builds its learner once and hands out copies, so give it the scope of a module.
+
+Without pytest, `check_adapter("starter/vit-nano+surgical(n=2)")` gives one Report for each check. Where the adapter
+makes no sense on the backbone, so that building it raises RefusedError, there is a single report that says `refused`.
+
+An adapter whose outputs differ from the base's before the first step (prefix tuning: keys of zeros take a share of the
+attention) declares it, `exact_at_start: ClassVar[bool] = False`; where that depends on an argument, as a property.
+One that cannot be folded into weights has `mergeable = False`, and `learner.merge()` says so. Tensors that train and
+can get no gradient within two steps, or have none at all, are a mistake, also in an option that is rarely used.
+
+Give the subject backbones of your users' kinds: a transformer with fused and one with separate projections, a
+convolutional network with batch norms. Tiny ones do: `timm(files="DIR", weights=random)` reads a config.json with the
+sizes, and random weights are woken where they start with residual branches of zero. The kit checks what all adapters
+have in common; the formula, the count of parameters and the merged weights of yours deserve tests of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from zoo_core.errors import RefusedError
+from zoo_core.plan import Plan
+from zoo_core.testing import execution, laws, roundtrips
+from zoo_core.testing.comparing import ConformanceError
+from zoo_core.testing.subject import Subject
+
+__all__ = ["CHECKS", "QUICK", "Check", "ConformanceError", "Report", "Subject", "check_adapter"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One promise. str() is its name; the docstring of its function says what is promised."""
+
+    function: Callable[[Subject], str | None]
+    slow: bool = False
+
+    def __str__(self) -> str:
+        return self.function.__name__.replace("_", "-")
+
+    def __call__(self, subject: Subject) -> str | None:
+        """None, or why there was nothing to check. Raises ConformanceError, and what building the subject raises."""
+        return self.function(subject)
+
+
+CHECKS: tuple[Check, ...] = (
+    Check(laws.exact_at_start),
+    Check(laws.first_stage),
+    Check(laws.changes_what_it_says),
+    Check(laws.frozen_stays),
+    Check(laws.gradients_arrive),
+    Check(laws.trains_in_its_mode),
+    Check(laws.learns, slow=True),
+    Check(roundtrips.holds_its_delta),
+    Check(roundtrips.refuses_other_deltas),
+    Check(roundtrips.loads_in_a_new_process, slow=True),
+    Check(roundtrips.switches),
+    Check(roundtrips.copies),
+    Check(roundtrips.repeats),
+    Check(roundtrips.leaves_no_hooks),
+    Check(execution.merges),
+    Check(execution.compiles, slow=True),
+    Check(execution.runs_in_bfloat16),
+    Check(execution.checkpoints),
+)
+QUICK: tuple[Check, ...] = tuple(check for check in CHECKS if not check.slow)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a check found. reason: of a failure or a refusal, or why there was nothing to check; else empty."""
+
+    subject: str
+    check: str
+    outcome: Literal["passed", "failed", "refused", "nothing to check"]
+    reason: str = ""
+
+
+def check_adapter(spec: str | Plan | Subject, *, checks: Sequence[Check] = CHECKS) -> list[Report]:
+    """A report for each check, in their order; of a refused spec a single one.
+
+    spec: with one adapter or a chain of them, as text or a plan; or a subject with examples of its own.
+    Raises what a wrong spec raises: SpecError, NotFoundError, UsageError.
+    """
+    try:
+        subject = spec if isinstance(spec, Subject) else Subject(spec)
+        subject.built  # noqa: B018, what is refused is refused here
+    except RefusedError as error:
+        return [Report(subject=_text(spec), check="building", outcome="refused", reason=str(error))]
+    return [_report(check, subject) for check in checks]
+
+
+def _report(check: Check, subject: Subject) -> Report:
+    try:
+        reason = check(subject)
+    except RefusedError as error:
+        return Report(subject=str(subject), check=str(check), outcome="refused", reason=str(error))
+    except Exception as error:  # noqa: BLE001, whatever an adapter's own code raises is a failure of the adapter
+        told = str(error) if isinstance(error, ConformanceError) else f"{type(error).__name__}: {error}"
+        return Report(subject=str(subject), check=str(check), outcome="failed", reason=told.splitlines()[0])
+    outcome: Literal["passed", "nothing to check"] = "nothing to check" if reason else "passed"
+    return Report(subject=str(subject), check=str(check), outcome=outcome, reason=reason or "")
+
+
+def _text(spec: str | Plan | Subject) -> str:
+    return str(spec.spec) if isinstance(spec, Plan) else str(spec)

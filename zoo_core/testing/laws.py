@@ -1,0 +1,215 @@
+"""Checks of what an adapter changes, and of what training it moves.
+
+A check gives None, or why there was nothing to check; it raises ConformanceError when a promise is broken.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from zoo_core.contracts import Batch, Output
+from zoo_core.features import convert
+from zoo_core.learner import Learner
+from zoo_core.objective import default_objective
+from zoo_core.seams import boundary
+from zoo_core.testing.comparing import ConformanceError, changed, equal, expect_same, outputs_of, plain_name, train
+from zoo_core.testing.subject import Subject, own_draws, wake
+
+__all__ = [
+    "changes_what_it_says",
+    "exact_at_start",
+    "first_stage",
+    "frozen_stays",
+    "gradients_arrive",
+    "learns",
+    "trains_in_its_mode",
+]
+
+STEPS = 5
+RATES = (1e-3, 5e-3, 2e-2)  # one of them trains any small network
+ENOUGH = 0.9  # of the loss that the best head has; the biases of a small network get below it in 30 steps
+
+
+def exact_at_start(subject: Subject) -> str | None:
+    """Before the first step the outputs are the base's, bit for bit."""
+    inexact = [part.name for part in subject.plan.adapters if not getattr(part.recipe, "exact_at_start", True)]
+    if inexact:
+        return f"{', '.join(inexact)} declares that it changes the outputs from the start"
+    inputs = subject.batch().inputs
+    before, after = outputs_of(subject.plain, inputs), outputs_of(subject.built, inputs)
+    expect_same(before, after, "before the first step the outputs are not the base's")
+    return None
+
+
+def first_stage(subject: Subject) -> str | None:
+    """Whatever it has learned, what enters its first stage is what enters that stage of the base."""
+    num_stages = len(subject.built.source.stages)
+    first = min((part.recipe.first_stage(num_stages) for part in subject.plan.adapters), default=num_stages)
+    if first == 0:
+        return "it changes the network from its first stage on"
+    learner, inputs = changed(subject), subject.batch().inputs
+    if first >= num_stages:
+        before, after = (outputs_of(each, inputs)["features"] for each in (subject.plain, learner))
+    else:
+        with torch.no_grad():
+            before, after = (boundary(each.backbone, inputs, first).state for each in (subject.plain, learner))
+    if not equal(before, after):
+        raise ConformanceError(f"first_stage says {first} of {num_stages}, and what enters that stage changes")
+    return None
+
+
+def changes_what_it_says(subject: Subject) -> str | None:
+    """What trains is of the kinds that `changes` names; an optimiser's groups hold that and nothing frozen."""
+    learner = subject.built
+    added = learner.added()
+    trainable = dict(learner.trainable())
+    opened = [name for name in trainable if name.startswith("backbone.") and name not in added]
+    for what, found in (("base", opened), ("added", list(added))):
+        if found and what not in subject.changes:
+            raise ConformanceError(f"`changes` lacks {what!r}, and it has {len(found)} such tensors, {found[0]} first")
+        if not found and what in subject.changes:
+            raise ConformanceError(f"`changes` names {what!r}, and it has no such tensor")
+    grouped = [id(parameter) for group in learner.parameter_groups(1e-3) for parameter in group["params"]]
+    if sorted(grouped) != sorted(id(parameter) for parameter in trainable.values()):
+        raise ConformanceError(f"parameter_groups holds {len(grouped)} tensors, and {len(trainable)} train")
+    return None
+
+
+def frozen_stays(subject: Subject) -> str | None:
+    """What is frozen keeps every bit through steps with weight decay, momentum and clipping, statistics included."""
+    learner, batch = subject.learner(), subject.batch()
+    before = {name: tensor.clone() for name, tensor in _frozen(learner).items()}
+    parameters = [parameter for _, parameter in learner.trainable()]
+    for optimiser in (
+        torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.1),
+        torch.optim.SGD(parameters, lr=1e-4, momentum=0.9, weight_decay=0.1),
+    ):
+        train(learner, batch, optimiser, STEPS)
+    now = _frozen(learner)
+    moved = [name for name, tensor in before.items() if not equal(now[name], tensor)]
+    if moved:
+        raise ConformanceError(f"{len(moved)} frozen tensors moved during training, {moved[0]} first")
+    return None
+
+
+def _frozen(learner: Learner) -> dict[str, Tensor]:
+    """What must not move, the buffers that no state_dict holds among it."""
+    found = dict(learner.frozen())
+    for path, module in learner.backbone.named_modules():
+        if not _trains(module):
+            names = module._non_persistent_buffers_set
+            found |= {
+                f"backbone.{path}.{name}": buffer for name in names if (buffer := module._buffers[name]) is not None
+            }
+    return found
+
+
+def _trains(module: nn.Module) -> bool:
+    parameters = list(module.parameters())
+    return bool(parameters) and all(parameter.requires_grad for parameter in parameters)
+
+
+def gradients_arrive(subject: Subject) -> str | None:
+    """Within two steps a gradient that is not zero reaches every tensor that trains, if the backbone uses it at all."""
+    learner, batch = subject.learner(), subject.batch()
+    _wake_base(learner)
+    wanted = dict(learner.trainable())
+    missing = set(wanted)
+    optimiser = torch.optim.AdamW(wanted.values(), lr=1e-2)
+    for _ in range(2):
+        train(learner, batch, optimiser, 1)
+        missing = {name for name in missing if not _has_gradient(wanted[name])}
+    if missing - learner.added().keys():
+        unused = _unused(subject.base(), batch)
+        missing = {name for name in missing if plain_name(name) not in unused}
+    if missing:
+        raise ConformanceError(f"no gradient reaches {len(missing)} of {len(wanted)} tensors, {min(missing)} first")
+    return None
+
+
+def _wake_base(learner: Learner) -> None:
+    added = learner.added()
+    wake(parameter for name, parameter in learner.named_parameters() if name not in added)
+
+
+def _unused(base: Learner, batch: Batch) -> set[str]:
+    """Names of the tensors that no gradient reaches when all of the base trains."""
+    wake(base.parameters())
+    base.requires_grad_(True)
+    base.train()
+    with own_draws("training"):
+        base.loss(base(batch.inputs), batch).backward()
+    return {name for name, parameter in base.named_parameters() if not _has_gradient(parameter)}
+
+
+def _has_gradient(parameter: Tensor) -> bool:
+    return parameter.grad is not None and bool(parameter.grad.any())
+
+
+def trains_in_its_mode(subject: Subject) -> str | None:
+    """A module is in training mode if all beneath it trains, and in evaluation mode if not, also inside another one."""
+    learner = subject.learner()
+    inside = nn.ModuleDict({"learner": learner})
+    for mode, said in ((False, "building"), (True, "train()"), (False, "eval()")):
+        if said != "building":
+            inside.train(mode)
+        for name, module in learner.backbone.named_modules():
+            if next(module.parameters(), None) is not None and module.training != (mode and _trains(module)):
+                found = "training" if module.training else "evaluation"
+                raise ConformanceError(f"after {said} backbone.{name} is in {found} mode")
+    inputs = subject.batch().inputs
+    expect_same(outputs_of(learner, inputs), outputs_of(learner, inputs), "two passes in evaluation mode differ")
+    return None
+
+
+def learns(subject: Subject) -> str | None:
+    """From the best head on frozen features, which no head improves, training goes on to below 0.9 of its loss.
+
+    The task: more examples than a linear head can tell apart, with targets drawn at random.
+    """
+    if not subject.changes & {"base", "added"}:
+        return "it trains nothing beside the head"
+    width = subject.built.source.features.width(subject.built.consumes)
+    batch = subject.batch(max(48, 3 * width))
+    best = math.inf
+    for rate in RATES:
+        learner = subject.learner()
+        _wake_base(learner)
+        probe = _fit_head(learner, batch)
+        optimiser = torch.optim.AdamW(learner.parameter_groups(rate))
+        for _ in range(5):
+            train(learner, batch, optimiser, 10)
+            best = min(best, _loss(learner.eval(), batch) / probe)
+            if best < ENOUGH:
+                return None
+    raise ConformanceError(f"training gets to {best:.3f} of the least loss of a head alone; allowed: {ENOUGH}")
+
+
+def _fit_head(learner: Learner, batch: Batch) -> float:
+    """The least loss that the head has on frozen features; a linear head's loss has one minimum."""
+    with torch.no_grad():
+        features = convert(learner.backbone(batch.inputs), learner.consumes, learner.source.pool)
+    head = learner.heads["main"]
+    objective = default_objective(learner.target, head)
+    optimiser = torch.optim.LBFGS(head.parameters(), max_iter=300, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        loss = _total(objective, Output(predictions=head(features), features=features), batch)
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    return float(closure().detach())
+
+
+def _loss(learner: Learner, batch: Batch) -> float:
+    with torch.no_grad():
+        return float(_total(default_objective(learner.target, learner.heads["main"]), learner(batch.inputs), batch))
+
+
+def _total(objective: nn.Module, output: Output, batch: Batch) -> Tensor:
+    return torch.stack(list(objective(output, batch).values())).sum()

@@ -1,0 +1,142 @@
+"""What the conformance kit checks: the learner of a spec, built once and copied for each check, and data for it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from zoo_core.build import build, seeded
+from zoo_core.contracts import Batch, Change, Modality, Raw, Target
+from zoo_core.data import decode
+from zoo_core.hub import pin_plan
+from zoo_core.learner import Learner
+from zoo_core.plan import Plan
+from zoo_core.resolve import resolve
+
+__all__ = ["Subject", "examples_of", "own_draws", "perturb", "wake"]
+
+THREE = Target(kind="classes", names=("a", "b", "c"))
+WORDS = "the a no one cat dog moon film town mat warm long short sat looked heard ever whole from to new in it of and"
+
+
+class Subject:
+    """An adapter on a backbone, or a chain of them: what its spec or plan builds, and the same without adapters.
+
+    spec: as text, or a plan that is resolved and pinned. target: three classes unless one is given.
+    examples: raw ones for the backbone, where those that `examples_of` draws will not do.
+    Nothing is built before it is asked for; what is built is kept, and checks get copies.
+    Raises what resolving and building raise: RefusedError where the adapter makes no sense on the backbone.
+    """
+
+    def __init__(
+        self, spec: str | Plan, *, target: Target = THREE, seed: int = 0, examples: Sequence[Raw] | None = None
+    ) -> None:
+        self.plan = spec if isinstance(spec, Plan) else pin_plan(resolve(spec, target=target, seed=seed))
+        self.examples = examples
+
+    def __str__(self) -> str:
+        return str(self.plan.spec)
+
+    @cached_property
+    def built(self) -> Learner:
+        """The learner as it was built, in evaluation mode; not to be changed."""
+        learner = build(self.plan)
+        learner.plan = self.plan
+        return learner
+
+    @cached_property
+    def plain(self) -> Learner:
+        """The same backbone and head without any adapter; not to be changed."""
+        return build(replace(self.plan, adapters=()))
+
+    def learner(self) -> Learner:
+        """A copy of the learner, in evaluation mode."""
+        return copy.deepcopy(self.built)
+
+    def base(self) -> Learner:
+        """A copy of the learner without adapters, in evaluation mode."""
+        return copy.deepcopy(self.plain)
+
+    @property
+    def changes(self) -> frozenset[Change]:
+        """What the adapters say that they touch."""
+        return frozenset().union(*(part.recipe.changes for part in self.plan.adapters))
+
+    def batch(self, size: int = 4, *, seed: int = 0) -> Batch:
+        """Different examples, prepared and normalised as the backbone wants them, with targets drawn at random."""
+        source = self.built.source
+        given = self.examples or examples_of(source.modality, size, seed=seed, columns=_columns(self.built))
+        raw = [decode(source.modality, given[index % len(given)]) for index in range(size)]
+        preparation = source.preparation
+        inputs = preparation.normalise(preparation.collate(preparation.prepare(raw)))
+        return Batch(inputs=inputs, target=self._targets(size, inputs, seed), ids=tuple(map(str, range(size))))
+
+    def _targets(self, size: int, inputs: Any, seed: int) -> Tensor:
+        target, generator = self.built.target, torch.Generator().manual_seed(seed)
+        outputs = target.size or 1
+        if target.kind == "classes":
+            return torch.randperm(size, generator=generator) % outputs
+        if target.kind == "token_classes":
+            return torch.randint(outputs, inputs["input_ids"].shape, generator=generator)
+        drawn = torch.randn(size, outputs, generator=generator)
+        return (drawn > 0).float() if target.kind == "labels" else drawn
+
+
+def _columns(learner: Learner) -> int:
+    return int(next(iter(learner.source.preparation.dummy(1).values())).shape[-1])
+
+
+def examples_of(modality: Modality, size: int, *, seed: int = 0, columns: int = 5) -> list[Raw]:
+    """Raw examples of a modality, each another: coarse pictures, short texts of common words, noises, rows of numbers.
+
+    columns: of a table's rows.
+    """
+    rng = np.random.default_rng(seed)
+    if modality == "image":
+        coarse = rng.integers(0, 256, size=(size, 8, 8, 3)).astype(np.uint8)
+        return [np.kron(picture, np.ones((6, 6, 1), np.uint8)) for picture in coarse]
+    if modality == "text":
+        words = WORDS.split()
+        return [" ".join(rng.choice(words, size=rng.integers(3, 9))) for _ in range(size)]
+    if modality == "audio":
+        lengths = rng.integers(800, 1600, size=size)
+        return [{"array": rng.uniform(-1, 1, length).astype(np.float32), "sampling_rate": 16000} for length in lengths]
+    return [row.tolist() for row in rng.normal(size=(size, columns))]
+
+
+@torch.no_grad()
+def perturb(parameters: Iterable[nn.Parameter], *, seed: int = 1, size: float = 0.1) -> None:
+    """Moves parameters, each in proportion to how far its values spread; those that are all alike by `size` itself."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in parameters:
+        spread = float(parameter.std()) if parameter.numel() > 1 else 0.0
+        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter)
+        parameter.add_(noise, alpha=size * (spread or 1.0))
+
+
+@torch.no_grad()
+def wake(parameters: Iterable[nn.Parameter], *, seed: int = 1) -> None:
+    """Gives every norm, scale and bias among them, and every matrix of zeros, values that let gradients through.
+
+    Residual branches that start at zero, by a scale of 1e-6 or a norm's weight of 0, block them in a random backbone.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in parameters:
+        if parameter.ndim <= 1 or not parameter.any():
+            noise = torch.rand(parameter.shape, generator=generator, dtype=torch.float64).to(parameter)
+            parameter.add_(0.1 + 0.4 * noise)
+
+
+@contextmanager
+def own_draws(*parts: object) -> Iterator[None]:
+    """Dropout and whatever else draws from torch's global generator, seeded; the caller's state is put back."""
+    with seeded("conformance", *parts):
+        yield
