@@ -123,7 +123,7 @@ class Network(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         y = self.joint(torch.tanh(self.fused(x_BTD)))
-        y = self.transposed(y).tanh()[..., :D]
+        y = self.transposed(y).tanh()[..., D:]
         normed: Tensor = self.norm(F.linear(y, self.read.weight))
         return normed
 
