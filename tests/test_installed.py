@@ -29,6 +29,7 @@ REQUIRED = {  # data that an installation would miss without an error until some
     "zoo_adapters": ("py.typed", "catalogue.json"),
     "zoo_registry": ("py.typed", "models/*.toml", "tasks/*.toml"),
     "zoo_starter": ("py.typed", "catalogue.json", "weights/*.safetensors"),
+    "zoo_tasks": ("py.typed",),
     "zoo_timm": ("py.typed", "catalogue.json", "tags.json"),
     "zoo_transformers": ("py.typed", "catalogue.json"),
 }

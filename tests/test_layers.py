@@ -26,7 +26,7 @@ LAYERS = (
     ("errors", "interrupts"),
     ("contracts",),
     ("scan", "spec", "versions"),
-    ("settings",),
+    ("paths", "settings"),
     ("index",),
     ("bind",),
     ("catalog", "declarations", "lock", "verified"),
@@ -36,13 +36,14 @@ LAYERS = (
     ("ranking",),
     ("report",),
     # torch from here on
-    ("features", "pictures", "preparations", "remote", "seams", "sites", "weights", "words"),
+    ("features", "pictures", "preparations", "prompts", "remote", "seams", "sites", "sounds", "weights", "words"),
     ("downloads",),
     ("pins",),
     ("data", "hub", "objective"),
     ("learner",),  # puts predictions of values back into their units, which the objective's scaled head defines
-    ("build",),
+    ("build", "plain"),
     ("measure", "runs"),
+    ("inference",),  # batches of the size that measure times
     ("card", "stored"),
     ("train",),  # reads the validation score that measure gives
     ("suites",),
@@ -52,7 +53,7 @@ LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}
 HEAVY_LEVEL = LEVELS["features"]  # from here on torch may be imported
 FACADES = {CORE, f"{CORE}.__main__"}  # they name what lies below them, wherever it lies
 SAME_LEVEL = {("cli", "api")}  # the commands are thin calls of the public functions
-LIGHT_COMMANDS = ("cli", "cli.names", "cli.plan")  # of the heavy levels, these modules are light too
+LIGHT_COMMANDS = ("cli", "cli.data", "cli.names", "cli.plan")  # of the heavy levels, these modules are light too
 LIGHT_LIBRARIES = frozenset({"click", "rich"})
 FORBIDDEN = ("torch", "numpy", "pydantic", "huggingface_hub")  # named by the promise; the probes look for these
 

@@ -18,9 +18,10 @@ from zoo_core.errors import AccessError, IncompatibleError, IntegrityError, NotF
 if TYPE_CHECKING:
     from zoo_core.bind import Bound
 
-__all__ = ["Pinned", "check_lock", "lock_of", "part_key", "pins_of", "read_lock", "read_pins", "write_lock"]
+__all__ = ["PLACES", "Pinned", "check_lock", "lock_of", "part_key", "pins_of", "read_lock", "read_pins", "write_lock"]
 
 FORMAT = 1
+PLACES = ("files", "path")  # arguments that say where the files of a local folder lie
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +39,9 @@ class Pinned:
 
 
 def part_key(part: Bound) -> str:
-    """What a part is called in a lock: `backbone:timm/resnet18`, with `@revision` and `(files=folder)` if written."""
+    """What a part is called in a lock: `backbone:timm/resnet18`, with `@revision` and `(folder)` if written."""
     revision = f"@{part.revision}" if part.revision else ""
-    folder = getattr(part.recipe, "files", None)
+    folder = next((place for name in PLACES if (place := getattr(part.recipe, name, None))), None)
     return f"{part.kind}:{part.name}{revision}" + (f"({folder})" if folder else "")
 
 

@@ -104,7 +104,11 @@ def _pin_folder(source: Source, weights: Weights) -> Pinned:
     root = Path(source.folder).expanduser()
     if not root.is_dir():
         raise NotFoundError(f"no folder {source.folder}; files=DIR takes one that is laid out like a repository")
-    names = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()}
+    wanted = (*source.patterns, *source.weights)
+    if all((root / name).is_file() for name in wanted):  # a table names its file; what lies beside it is not walked
+        names = {name: root / name for name in wanted}
+    else:
+        names = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()}
     _check_weights(source, names, weights)
     return Pinned(
         folder=source.folder, files={name: hash_of(names[name]) for name in needed(source, "pretrained", names)}

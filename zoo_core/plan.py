@@ -18,7 +18,7 @@ from zoo_core.catalog import Entry
 from zoo_core.contracts import Source, Target, Weights
 from zoo_core.declarations import MAX_RATES
 from zoo_core.errors import UsageError, nearest
-from zoo_core.lock import Pinned, part_key
+from zoo_core.lock import PLACES, Pinned, part_key
 from zoo_core.spec import Part, Spec
 
 __all__ = ["Budget", "Plan", "Trial", "budget_from", "needed", "pinned", "reseeded"]
@@ -200,7 +200,8 @@ def _identity(plan: Plan, part: Bound) -> dict[str, object]:
     if source is not None and source.folder is not None:
         fields = identity["fields"]
         assert isinstance(fields, dict)
-        identity["fields"] = {name: value for name, value in fields.items() if value != source.folder}
+        kept = {name: value for name, value in fields.items() if name not in PLACES and value != source.folder}
+        identity["fields"] = kept
     if pin is None:
         return identity
     weights = plan.weights if part is plan.backbone else "pretrained"

@@ -18,10 +18,11 @@ from zoo_core.contracts import KINDS, FeatureSpec, Kind, Modality, Seam, Source,
 from zoo_core.declarations import TRAINING, broken, check_adapter, check_head, check_task
 from zoo_core.errors import IncompatibleError, RefusedError, UsageError, ZooError
 from zoo_core.lock import Pinned, part_key
+from zoo_core.paths import task_part
 from zoo_core.plan import Budget, Plan, pinned
 from zoo_core.registry import Registry
 from zoo_core.registry import registry as default_registry
-from zoo_core.spec import Part, Spec, parse, parse_part
+from zoo_core.spec import Part, Spec, parse
 
 __all__ = ["DEFAULT_HEAD", "check_built", "consumed", "resolve"]
 
@@ -49,7 +50,7 @@ def resolve(
     catalog = catalog or default_catalog()
     budget = budget or Budget()
     parts = (parse(spec) if isinstance(spec, str) else spec).parts
-    bound_task = registry.bind(parse_part(task) if isinstance(task, str) else task, "task") if task else None
+    bound_task = registry.bind(task_part(task) if isinstance(task, str) else task, "task") if task else None
     if bound_task is not None:
         check_task(bound_task)
     if target is None:

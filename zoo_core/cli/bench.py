@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from zoo_core.cli.data import told
 from zoo_core.cli.options import (
     budget_options,
     check_count,
@@ -36,7 +37,7 @@ FORMATS = ("table", "md", "csv", "json")
 @click.command()
 @click.argument("suite", required=False, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run; runs/NAME of the suite otherwise.")
-@click.option("--task", "tasks", multiple=True, help="A task, in place of a suite file; may be given again.")
+@click.option("--task", "tasks", multiple=True, help="A task or a path, in place of a suite file; may be given again.")
 @click.option("--backbones", help="Backbones with commas between: 'starter/vit-nano,starter/convnet-nano'.")
 @click.option("--adapters", help="Adapters or chains: 'probe,full,partial(n=2)+norm'.")
 @click.option("--heads", help="Heads: 'linear,ncm'; without it the target picks one.")
@@ -137,7 +138,7 @@ def _suite(
         return replace(suite, budget=replace(suite.budget, **budget), **changes)  # type: ignore[arg-type]
     if not tasks or grid["backbones"] is None:
         raise UsageError("a grid by flags needs --task and --backbones; `zoo list task` and `zoo list backbone` help")
-    table = {"tasks": list(tasks), "budget": budget, "seeds": seeds or 3}
+    table = {"tasks": [told(task) for task in tasks], "budget": budget, "seeds": seeds or 3}
     for name, text in grid.items():
         if text is not None:
             parts = parse_parts(text) if name == "heads" else parse_specs(text)

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from zoo_core.cli.data import told
 from zoo_core.cli.options import lock_file, lock_option
 from zoo_core.contracts import Source
 from zoo_core.errors import UsageError
@@ -42,7 +43,7 @@ def plan(what: str, task: str | None, seed: int | None, lock: Path | None, as_js
     else:
         if task is None:
             raise UsageError("zoo plan SPEC needs --task; `zoo list task` shows what there is")
-        found = resolve(what, task=task, seed=seed or 0, pins=pins)
+        found = resolve(what, task=told(task), seed=seed or 0, pins=pins)
         check_shots(found)
         plans, refusals = [_row(found)], []
     if as_json:

@@ -21,6 +21,7 @@ from zoo_core.errors import (
     nearest,
 )
 from zoo_core.lock import Pinned, part_key
+from zoo_core.paths import task_part
 from zoo_core.plan import Budget, Plan, Trial, budget_from, reseeded
 from zoo_core.registry import Registry
 from zoo_core.registry import registry as default_registry
@@ -114,7 +115,7 @@ def suite_from(table: Mapping[str, object], *, name: str) -> Suite:
     return Suite(
         name=_text(table, "name", name),
         description=_text(table, "description", ""),
-        tasks=tuple(parse_part(text) for text in _texts(table, "tasks")),
+        tasks=tuple(task_part(text) for text in _texts(table, "tasks")),
         backbones=tuple(parse(text) for text in _texts(table, "backbones")),
         adapters=tuple(parse(text) for text in _texts(table, "adapters", default=("probe",))),
         heads=tuple(parse_part(text) for text in _texts(table, "heads")) if "heads" in table else (None,),

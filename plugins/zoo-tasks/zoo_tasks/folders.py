@@ -1,0 +1,103 @@
+"""`image-folder(path="./flowers")`: a folder of pictures for each class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from zoo_core.contracts import Modality, Source, Target, TaskData
+from zoo_core.errors import UsageError
+from zoo_core.paths import PICTURES, Survey
+from zoo_tasks.found import Found, find
+
+if TYPE_CHECKING:
+    from zoo_tasks.media import Media
+
+__all__ = ["ImageFolder"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFolder:
+    """Pictures in a folder for each class; the names of the folders, sorted, are the classes.
+
+    path: the folder of the class folders, or of train, val and test with class folders in each. Without those, 60 % of
+    each class train, 20 % validate and 20 % test; with train and val alone, val is the test split and validation is
+    carved from train.
+    seed: of a drawn split; it is part of the task, so all trials of it see the same test split.
+    split: a CSV file of `item,split`, items relative to `path`, in place of both.
+    group: a pattern such as `{patient}_*` that names of files fit; pictures with the same text there stay together.
+    test, val: groups to hold out.
+    duplicates: copies are left out but for one, and all of those that lie in several classes; keep takes them all.
+    unreadable: stop names what cannot be read, skip leaves it out.
+    """
+
+    path: str
+    seed: int = 0
+    split: str | None = None
+    group: str | None = None
+    test: tuple[str, ...] = ()
+    val: tuple[str, ...] = ()
+    duplicates: Literal["leave-out", "keep"] = "leave-out"
+    unreadable: Literal["stop", "skip"] = "stop"
+
+    version: ClassVar[int] = 1
+    modality: ClassVar[Modality] = "image"
+    metric: ClassVar[str] = "accuracy"
+
+    @property
+    def target(self) -> Target:
+        return classes_of(self._found(), self.path)
+
+    def source(self) -> Source | None:
+        return Source(folder=self.path, patterns=(*globs(PICTURES), *((self.split,) if self.split else ())))
+
+    def open(self, files: Path | None) -> TaskData:
+        return self._media().open()
+
+    def inferred(self) -> tuple[str, ...]:
+        return told(self._found(), "pictures", self.split, self.test)
+
+    def survey(self, files: Path) -> Survey:
+        return self._media().survey(self.inferred())
+
+    def _found(self) -> Found:
+        return find(Path(self.path).expanduser(), PICTURES, what="pictures")
+
+    def _media(self) -> Media:
+        from zoo_tasks.media import Media  # numpy and pyarrow
+
+        return Media(recipe=self, found=self._found(), target=self.target, form="pictures")
+
+
+def classes_of(found: Found, path: str) -> Target:
+    """The classes that folders are named after. Raises UsageError where there is one."""
+    if len(found.classes) < 2:
+        raise UsageError(
+            f"{path} has one class, {found.classes[0]}; a classifier needs a folder for each of two or more "
+            f"(if its subfolders are the classes, give {path}/{found.classes[0]})"
+        )
+    return Target(kind="classes", names=found.classes)
+
+
+def told(found: Found, what: str, split: str | None, test: tuple[str, ...]) -> tuple[str, ...]:
+    """What folders were taken to say."""
+    classes = found.classes
+    shown = ", ".join(classes) if len(classes) <= 6 else f"{', '.join(classes[:3])}, ... {classes[-1]}"
+    lines = [f"{len(found.names)} {what} of {len(classes)} classes, named after their folders: {shown}"]
+    if split:
+        lines.append(f"split: as {split} says")
+    elif test:
+        lines.append(f"split: test holds {', '.join(test)}")
+    elif not found.splits or set(found.splits) == {"train"}:
+        lines.append("split: none is given, so 60/20/20 % of each class, drawn by content; seed=, split=FILE change it")
+    elif "test" not in found.splits:
+        lines.append("split: train and val folders; val is the test split, and validation is carved from train")
+    else:
+        lines.append(f"split: the folders {', '.join(sorted(set(found.splits)))}; split=FILE changes it")
+    return tuple(lines)
+
+
+def globs(suffixes: tuple[str, ...]) -> tuple[str, ...]:
+    """A pattern for each suffix, in small and capital letters."""
+    return tuple("*." + "".join(f"[{a}{a.upper()}]" if a.isalpha() else a for a in each[1:]) for each in suffixes)

@@ -1,0 +1,127 @@
+"""Media files looked at once: their content's sha256, whether they can be read whole, and how large they are.
+
+What was found is remembered below the cache folder, one file for each set, for as long as a file's size, times and
+inode are the same, so that 4,317 photographs take a moment the second time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+import time
+import wave
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from zoo_core.errors import ZooError
+from zoo_core.verified import RACY_NS, read_memory, write_memory
+from zoo_tasks.store import key_of
+
+__all__ = ["Look", "look_at", "pictures", "sizes", "sounds"]
+
+FORMAT = 1  # raised when a look would find something else in the same file
+THREADS = 4  # PIL and hashlib let others run while they work
+PIECE = 64  # files that a thread takes at once
+REDUCED = 32  # pixels; a JPEG is decoded to no less than this, which finds damage all the same
+DAMAGE = (OSError, ValueError, SyntaxError, EOFError, struct.error, wave.Error, ZooError)  # as PIL and wave tell of it
+
+Check = Callable[[bytes], tuple[int, int]]
+Row = list[int | str]  # size, times and inode of a file as os.stat tells them; then what a Look holds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """One file. size: (columns, rows) of a picture, (Hz, samples) of a sound. problem: why it cannot be read."""
+
+    sha256: str
+    num_bytes: int
+    size: tuple[int, int] = (0, 0)
+    problem: str = ""
+
+
+def look_at(root: Path, names: Sequence[str], check: Check, kind: str) -> list[Look]:
+    """A look at each file, in order. check: gives the size, or raises for content that cannot be read whole."""
+    place = ("looks", f"{kind}-{key_of(str(root.resolve()))}.json")
+    held = read_memory(*place)
+    known = held.get("files", {}) if isinstance(held, dict) and held.get("format") == FORMAT else {}
+
+    def some(piece: Sequence[str]) -> list[tuple[Look, Row | None]]:
+        return [_look(root / name, known.get(name), check) for name in piece]
+
+    pieces = [names[start : start + PIECE] for start in range(0, len(names), PIECE)]
+    with ThreadPoolExecutor(THREADS) as threads:
+        found = [one for piece in threads.map(some, pieces) for one in piece]
+    rows = {name: row for name, (_, row) in zip(names, found, strict=True) if row is not None}
+    if rows != known:
+        write_memory({"format": FORMAT, "files": rows}, *place)
+    return [look for look, _ in found]
+
+
+def _look(path: Path, known: object, check: Check) -> tuple[Look, Row | None]:
+    """A look at a file, and what to remember of it: nothing if it changed a moment ago, and may again unseen."""
+    try:
+        stat = path.stat()
+        stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+        if isinstance(known, list) and known[:4] == stamp and [type(x) for x in known[4:]] == [str, int, int, str]:
+            return Look(sha256=known[4], num_bytes=stat.st_size, size=(known[5], known[6]), problem=known[7]), known
+        content = path.read_bytes()
+    except OSError as error:
+        return Look(sha256="", num_bytes=0, problem=f"cannot be opened ({error.strerror})"), None
+    size, problem = (0, 0), "" if content else "has no bytes"
+    if content:
+        try:
+            size = check(content)
+        except DAMAGE as error:
+            problem = " ".join(str(error).split()) or type(error).__name__
+    sha256 = hashlib.sha256(content).hexdigest()
+    look = Look(sha256=sha256, num_bytes=len(content), size=size, problem=problem)
+    settled = time.time_ns() - stat.st_ctime_ns > RACY_NS and len(content) == stat.st_size
+    return look, [*stamp, sha256, *size, problem] if settled else None
+
+
+def pictures(content: bytes) -> tuple[int, int]:
+    """The columns and rows of a picture, which is decoded to its end. Raises what PIL raises for a damaged one."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            size = picture.size
+            if picture.mode in ("I", "F"):
+                raise ValueError("has pixels of 32 bits, whose range is unknown; save it with 8 or 16 bits")
+            picture.draft(None, (REDUCED, REDUCED))
+            picture.load()
+            return size
+    except Image.DecompressionBombError as error:
+        raise ValueError(str(error)) from error
+
+
+def sounds(content: bytes) -> tuple[int, int]:
+    """The rate in Hz and the number of samples of a wav file, which is all there."""
+    with wave.open(io.BytesIO(content), "rb") as sound:
+        num = sound.getnframes()
+        width = sound.getnchannels() * sound.getsampwidth()
+        if len(sound.readframes(num)) != num * width:
+            raise ValueError(f"ends before its {num} samples")
+        if not num:
+            raise ValueError("has no samples")
+        return sound.getframerate(), num
+
+
+def sizes(looks: Sequence[Look], *, unit: str) -> str:
+    """The sizes of items in words: the one they have, or the smallest, the middle and the largest."""
+    found = Counter(look.size for look in looks if not look.problem)
+    if not found:
+        return "none"
+    if len(found) == 1:
+        return f"all {_size(next(iter(found)), unit)}"
+    ordered = sorted(found.elements(), key=lambda size: size[0] * size[1])
+    small, middle, large = ordered[0], ordered[len(ordered) // 2], ordered[-1]
+    return f"{_size(small, unit)} to {_size(large, unit)}, median {_size(middle, unit)}"
+
+
+def _size(size: tuple[int, int], unit: str) -> str:
+    return f"{size[0]} x {size[1]} pixels" if unit == "pixels" else f"{size[1] / size[0]:.2f} s at {size[0]} Hz"

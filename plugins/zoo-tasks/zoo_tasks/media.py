@@ -1,0 +1,257 @@
+"""Folders of media files as a task: looked at, divided, opened, surveyed."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+
+from zoo_core.contracts import Modality, Target, TaskData
+from zoo_core.errors import NotFoundError, UsageError, nearest
+from zoo_core.paths import Survey
+from zoo_tasks.found import Found, is_split, some
+from zoo_tasks.looks import Look, look_at, pictures, sizes, sounds
+from zoo_tasks.splitting import NAMES, Division, Items, Rules, divide, save_split
+
+__all__ = ["Media", "groups_of", "read_split", "surveyed"]
+
+
+MANY = 5000  # names that a wrong one is compared with; more would take seconds
+
+
+class Recipe(Protocol):
+    """The arguments that image-folder and audio-folder share."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def split(self) -> str | None: ...
+    @property
+    def group(self) -> str | None: ...
+    @property
+    def test(self) -> tuple[str, ...]: ...
+    @property
+    def val(self) -> tuple[str, ...]: ...
+    @property
+    def duplicates(self) -> Literal["leave-out", "keep"]: ...
+    @property
+    def unreadable(self) -> Literal["stop", "skip"]: ...
+    @property
+    def modality(self) -> Modality: ...
+    @property
+    def metric(self) -> str: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Media:
+    """The files of a folder with their classes."""
+
+    recipe: Recipe
+    found: Found
+    target: Target
+    form: Literal["pictures", "sounds"]
+
+    @property
+    def root(self) -> Path:
+        return Path(self.recipe.path).expanduser()
+
+    @cached_property
+    def looks(self) -> list[Look]:
+        return look_at(self.root, self.found.names, pictures if self.form == "pictures" else sounds, self.form)
+
+    @cached_property
+    def readable(self) -> list[int]:
+        return [position for position, look in enumerate(self.looks) if not look.problem]
+
+    @property
+    def unreadable(self) -> dict[str, str]:
+        return {name: look.problem for name, look in zip(self.found.names, self.looks, strict=True) if look.problem}
+
+    @cached_property
+    def items(self) -> Items:
+        names = [self.found.names[i] for i in self.readable]
+        place = {name: label for label, name in enumerate(self.target.names)}
+        splits = [self.found.splits[i] for i in self.readable] if self.found.splits else None
+        if self.recipe.split:
+            splits = read_split(self.root / self.recipe.split, self.found.names, names)
+        groups = groups_of(self.recipe.group, names) if self.recipe.group else None
+        if (self.recipe.test or self.recipe.val) and groups is None:
+            raise UsageError("test= and val= name groups to hold out, and group= does not say what the groups are")
+        return Items(
+            ids=names,
+            contents=[self.looks[i].sha256 for i in self.readable],
+            targets=np.array([place[self.found.labels[i]] for i in self.readable], dtype=np.int64),
+            groups=groups,
+            splits=splits,
+        )
+
+    @cached_property
+    def division(self) -> Division:
+        recipe = self.recipe
+        rules = Rules(seed=recipe.seed, test=recipe.test, val=recipe.val, drop_copies=recipe.duplicates == "leave-out")
+        return divide(self.items, self.target, rules)
+
+    def problems(self) -> tuple[str, ...]:
+        """What stops a fit, the worst first."""
+        bad = self.unreadable
+        found = []
+        if bad and self.recipe.unreadable == "stop":
+            told = some([f"{name} ({problem})" for name, problem in bad.items()])
+            found.append(
+                f"{len(bad)} of {len(self.found.names)} {self.form} cannot be read: {told}; mend or remove "
+                f"them, or leave them out: unreadable=skip"
+            )
+        if not self.readable:
+            return tuple(found)
+        return (*found, *(f"{self.recipe.path}: {problem}" for problem in self.division.problems))
+
+    def open(self) -> TaskData:
+        """Raises UsageError for the first of the problems."""
+        from zoo_tasks.opened import pictures_store, sounds_store, split_data
+
+        for problem in self.problems():
+            raise UsageError(problem)
+        if not self.readable:
+            raise UsageError(f"{self.recipe.path}: none of its {len(self.looks)} {self.form} can be read")
+        make = pictures_store if self.form == "pictures" else sounds_store
+        store = make(self.root, self.items.ids, [self.looks[i] for i in self.readable])
+        save_split(self.division, self.items.ids)
+        return split_data(self.items, self.target, self.division, store)
+
+    def survey(self, inferred: tuple[str, ...]) -> Survey:
+        if not self.readable:
+            raise UsageError(
+                f"{self.recipe.path}: none of its {len(self.looks)} {self.form} can be read: "
+                f"{some([f'{name} ({problem})' for name, problem in self.unreadable.items()])}"
+            )
+        return surveyed(
+            self.recipe,
+            self.target,
+            self.items,
+            self.division,
+            num_bytes=sum(look.num_bytes for look in self.looks),
+            sizes=sizes(self.looks, unit="pixels" if self.form == "pictures" else "seconds"),
+            inferred=inferred,
+            unreadable=self.unreadable,
+            ignored=self.found.ignored,
+            problems=self.problems(),
+        )
+
+
+class Scored(Protocol):
+    """What a survey takes over from a recipe."""
+
+    @property
+    def modality(self) -> Modality: ...
+    @property
+    def metric(self) -> str: ...
+
+
+def surveyed(
+    recipe: Scored,
+    target: Target,
+    items: Items,
+    division: Division,
+    *,
+    num_bytes: int,
+    sizes: str,
+    inferred: tuple[str, ...],
+    unreadable: dict[str, str],
+    ignored: tuple[str, ...],
+    problems: tuple[str, ...],
+) -> Survey:
+    """A survey of examples that were divided."""
+    classes: dict[str, int] = {}
+    if target.kind == "classes":
+        counts = np.bincount(np.asarray(items.targets), minlength=len(target.names))
+        classes = {name: int(count) for name, count in zip(target.names, counts, strict=True)}
+    elif target.kind == "labels":
+        classes = {name: int(n) for name, n in zip(target.names, np.asarray(items.targets).sum(0), strict=True)}
+    elif target.kind == "token_classes":
+        tags = Counter(tag for row in items.targets for tag in row)
+        classes = {name: tags[place] for place, name in enumerate(target.names)}
+    digest, file = save_split(division, items.ids)
+    return Survey(
+        modality=recipe.modality,
+        target=target,
+        metric=recipe.metric,
+        num_items=len(items.ids) + len(unreadable),
+        num_bytes=num_bytes,
+        sizes=sizes,
+        classes=classes,
+        splits={name: len(index) for name, index in division.splits.items()},
+        given=division.given,
+        split_digest=digest,
+        split_file=file,
+        inferred=inferred,
+        copies=division.copies,
+        conflicting=division.conflicting,
+        leaking=division.leaking,
+        left_out=division.left_out,
+        unreadable=unreadable,
+        ignored=ignored,
+        problems=problems,
+    )
+
+
+def read_split(file: Path, known: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    """The split of each wanted item, as a CSV file of `item,split` says.
+
+    known: all items. Raises NotFoundError (no file), and UsageError for an item that is not there or not in the file.
+    """
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            rows = list(csv.reader(stream))
+    except FileNotFoundError:
+        raise NotFoundError(f"no split file {file}; it holds a line `item,split` for each item") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{file} cannot be read as a CSV file of `item,split`: {error}") from error
+    if rows and [cell.strip().lower() for cell in rows[0]] == ["item", "split"]:
+        rows = rows[1:]
+    found: dict[str, str] = {}
+    for number, row in enumerate(rows, 1):
+        if not row:
+            continue
+        split = is_split(row[1].strip()) if len(row) == 2 else None
+        if split is None:
+            raise UsageError(f"{file}, row {number}: wanted `item,split` with a split of {', '.join(NAMES)}, not {row}")
+        if found.setdefault(row[0], split) != split:
+            raise UsageError(f"{file}, row {number}: {row[0]} is in {found[row[0]]} and in {split}")
+    names = set(known)
+    missing = [name for name in found if name not in names]
+    if missing:
+        raise UsageError(
+            f"{file} names {len(missing)} items that are not there: {some(missing)}{nearest(missing[0], known[:MANY])}"
+        )
+    untold = [name for name in wanted if name not in found]
+    if untold:
+        raise UsageError(f"{file} does not say where {len(untold)} items belong: {some(untold)}")
+    return [found[name] for name in wanted]
+
+
+def groups_of(pattern: str, names: Sequence[str]) -> list[str]:
+    """The group of each file: the text at the one `{field}` of a pattern that its name, without folders, fits."""
+    fields = re.findall(r"\{(\w+)\}", pattern)
+    if len(fields) != 1:
+        raise UsageError(f'group="{pattern}" needs one {{field}}, as "{{patient}}_*"; * stands for any text')
+    text = "".join(
+        "(.+?)" if re.fullmatch(r"\{\w+\}", piece) else ".*" if piece == "*" else re.escape(piece)
+        for piece in re.split(r"(\{\w+\}|\*)", pattern)
+    )
+    compiled = re.compile(text)
+    groups = []
+    for name in names:
+        match = compiled.fullmatch(Path(name).stem)
+        if match is None:
+            raise UsageError(f'group="{pattern}" does not fit {name}; it is fitted to names without suffix')
+        groups.append(match.group(1))
+    return groups

@@ -1,0 +1,127 @@
+"""What a recipe's `open` gives: splits that read their examples from Arrow files or from the files themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from zoo_core.contracts import Split, Target
+from zoo_core.pictures import open_picture
+from zoo_tasks.looks import Look
+from zoo_tasks.splitting import Division, Items
+from zoo_tasks.store import key_of, opened, write
+
+__all__ = ["Data", "Examples", "Store", "pictures_store", "sounds_store", "split_data"]
+
+PIXELS = 1  # raised when zoo_core.pictures gives other pixels for the same file
+STORE_BYTES = 8 * 2**30  # of decoded pictures; a larger set is decoded anew each epoch
+PICTURES = pa.schema({"height": pa.int32(), "width": pa.int32(), "channels": pa.int32(), "pixels": pa.large_binary()})
+
+Form = Literal["file", "pixels", "sound", "text", "words", "row"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Store:
+    """Where examples are: an Arrow file, or the folder of media files. rows: of each example its row there."""
+
+    form: Form
+    file: str
+    rows: np.ndarray
+    names: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """A split: some of the examples of a store. index: int64 [num] into all of them; all_ids: of all of them."""
+
+    store: Store
+    index: np.ndarray
+    all_ids: Sequence[str]
+    targets: Any
+    groups: Any | None
+
+    @property
+    def num(self) -> int:
+        return len(self.index)
+
+    @property
+    def ids(self) -> Sequence[str]:
+        return [self.all_ids[int(i)] for i in self.index]
+
+    def raw(self, index: int) -> Any:
+        return READ[self.store.form](self.store, int(self.index[index]))
+
+
+@dataclass(frozen=True)
+class Data:
+    """A task that was opened."""
+
+    target: Target
+    splits: Mapping[str, Split]
+
+
+def split_data(items: Items, target: Target, division: Division, store: Store) -> Data:
+    """The task's data: each split with its targets and groups."""
+    groups = None if items.groups is None else np.asarray(items.groups)
+    splits: dict[str, Split] = {}
+    for name, index in division.splits.items():
+        targets = items.targets
+        own = [targets[int(i)] for i in index] if isinstance(targets, list) else targets[index]
+        splits[name] = Examples(
+            store=_part(store, index),
+            index=np.arange(len(index)),
+            all_ids=[items.ids[int(i)] for i in index],
+            targets=own,
+            groups=None if groups is None else groups[index],
+        )
+    return Data(target, splits)
+
+
+def _part(store: Store, index: np.ndarray) -> Store:
+    names = [store.names[int(i)] for i in index] if store.names else ()
+    return Store(form=store.form, file=store.file, rows=store.rows[index], names=names)
+
+
+def pictures_store(root: Path, names: Sequence[str], looks: Sequence[Look]) -> Store:
+    """The decoded pictures in an Arrow file, each content once; the files themselves where that would be too large."""
+    first = {look.sha256: position for position, look in reversed(list(enumerate(looks)))}
+    if sum(3 * looks[i].size[0] * looks[i].size[1] for i in first.values()) > STORE_BYTES:
+        return Store(form="file", file=str(root), rows=np.arange(len(names)), names=names)
+    order = sorted(first)
+    row_of = {sha256: row for row, sha256 in enumerate(order)}
+    key = key_of("pixels", PIXELS, order)
+    file = write(key, _decoded(root, [names[first[sha256]] for sha256 in order]), PICTURES, batch=64)
+    return Store(form="pixels", file=str(file), rows=np.array([row_of[look.sha256] for look in looks]))
+
+
+def _decoded(root: Path, names: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+    for name in names:
+        pixels = open_picture(root / name)
+        height, width = pixels.shape[:2]
+        channels = pixels.shape[2] if pixels.ndim == 3 else 1
+        yield {"height": height, "width": width, "channels": channels, "pixels": pixels.tobytes()}
+
+
+def _file(store: Store, index: int) -> Any:
+    return str(Path(store.file, store.names[index]))
+
+
+def _pixels(store: Store, index: int) -> Any:
+    """uint8 [H, W] or [H, W, 3], a view of the mapped file."""
+    table, row = opened(store.file), int(store.rows[index])
+    height, width, channels = (table.column(name)[row].as_py() for name in ("height", "width", "channels"))
+    flat = np.frombuffer(table.column("pixels")[row].as_buffer(), dtype=np.uint8)
+    return flat.reshape((height, width) if channels == 1 else (height, width, channels))
+
+
+READ = {"file": _file, "pixels": _pixels}
+
+
+def sounds_store(root: Path, names: Sequence[str], looks: Sequence[Look]) -> Store:
+    """Sounds are read from their files: the samples lie there plainly."""
+    return Store(form="sound", file=str(root), rows=np.arange(len(names)), names=names)

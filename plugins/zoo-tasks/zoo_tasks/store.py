@@ -1,0 +1,104 @@
+"""Arrow files below the cache folder, written by `datasets` and mapped into memory: nothing is read twice.
+
+A file is called by the digest of all that decides its content, so a moved folder finds it again, and any change makes
+another one. `datasets.Dataset.from_file` opens them too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from zoo_core.errors import AccessError
+from zoo_core.settings import cache_folder
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["Column", "key_of", "opened", "place", "write"]
+
+BATCH = 1000  # rows that are in memory while a file is written
+
+
+def key_of(*parts: object) -> str:
+    """128 bits, in hex, that depend on every part."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def place(room: str, name: str) -> Path:
+    """A path below the cache folder; its folder is made."""
+    path = Path(cache_folder(), room, name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AccessError(
+            f"{path.parent} cannot be made ({error.strerror}); set ZOO_CACHE to another folder"
+        ) from error
+    return path
+
+
+def write(key: str, rows: Iterable[Mapping[str, Any]], schema: pa.Schema, *, batch: int = BATCH) -> Path:
+    """The Arrow file of a key, written whole from its rows unless it is there already."""
+    path = place("datasets", f"{key}.arrow")
+    if path.exists():
+        return path
+    import datasets  # two seconds, which only the first look at a set of files need cost
+    import pyarrow as pa
+    from datasets.arrow_writer import ArrowWriter
+
+    fresh = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with ArrowWriter(path=str(fresh), features=datasets.Features.from_arrow_schema(schema)) as writer:
+            held: list[Mapping[str, Any]] = []
+            for row in rows:
+                held.append(row)
+                if len(held) == batch:
+                    writer.write_table(pa.Table.from_pylist(held, schema=schema))
+                    held = []
+            writer.write_table(pa.Table.from_pylist(held, schema=schema))
+            writer.finalize()
+        fresh.replace(path)
+    except OSError as error:
+        raise AccessError(f"{path} cannot be written ({error.strerror}); set ZOO_CACHE to another folder") from error
+    finally:
+        fresh.unlink(missing_ok=True)
+    return path
+
+
+@cache
+def _mapped(file: str, pid: int) -> pa.Table:
+    """The table of a file; pid: a forked process maps it anew."""
+    import pyarrow as pa
+
+    with pa.memory_map(file) as source:
+        return pa.ipc.open_stream(source).read_all()
+
+
+def opened(file: str) -> pa.Table:
+    """The table of an Arrow file, mapped into memory once for each process."""
+    return _mapped(file, os.getpid())
+
+
+class Column(Sequence[str]):
+    """Some rows of a column of texts, read when they are asked for; it pickles as its place."""
+
+    def __init__(self, file: str, name: str, index: Any) -> None:
+        self._file, self._name, self._index = file, name, index
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    @overload
+    def __getitem__(self, position: int) -> str: ...
+    @overload
+    def __getitem__(self, position: slice) -> list[str]: ...
+    def __getitem__(self, position: int | slice) -> str | list[str]:
+        if isinstance(position, slice):
+            return [self[each] for each in range(*position.indices(len(self)))]
+        return str(opened(self._file).column(self._name)[int(self._index[position])].as_py())

@@ -1,0 +1,115 @@
+"""`zoo data`: what a folder or a table is, as a task."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from zoo_core.errors import UsageError
+from zoo_core.paths import Surveyed, is_path, task_part
+from zoo_core.registry import registry
+from zoo_core.spec import Part
+
+if TYPE_CHECKING:
+    from zoo_core.paths import Survey
+
+__all__ = ["data", "told"]
+
+SHOWN = 5  # items or groups of a kind that people are shown; JSON has them all
+MANY = 30  # classes
+
+
+@click.command()
+@click.argument("path")
+@click.option("--json", "as_json", is_flag=True, help="A stable schema for programs.")
+def data(path: str, as_json: bool) -> int:
+    """Show what a folder or a table is, as a task: kind, classes, sizes, copies, the split and its digest.
+
+    PATH may also be a recipe, so that what was inferred can be corrected. The exit code is 2 if a fit would stop.
+
+    \b
+    zoo data ./flowers
+    zoo data 'csv(path="reviews.csv",text="body",target="stars")'
+    """  # noqa: D301 - click reads the character \b as: keep these lines
+    part = _part(path)
+    recipe = registry().bind(part, "task").recipe
+    if not isinstance(recipe, Surveyed):
+        raise UsageError(f"{part} does not read files of yours; `zoo show {part.name}` tells of it")
+    source = recipe.source()
+    found = recipe.survey(Path(source.folder if source is not None and source.folder else "."))
+    click.echo(json.dumps({"task": str(part), **asdict(found)}, indent=2) if as_json else _text(part, found))
+    return UsageError.exit_code if found.problems else 0
+
+
+def told(task: str) -> str:
+    """The text of a task that was given on a command line; of a path, what was inferred is told on standard error."""
+    if not is_path(task):
+        return task
+    part = task_part(task)
+    recipe = registry().bind(part, "task").recipe
+    target = recipe.target
+    size = "" if target.size is None else f"{target.size} "
+    click.echo(f"{task} is read as '{part}': {recipe.modality}, {size}{target.kind}, {recipe.metric}", err=True)
+    if isinstance(recipe, Surveyed):
+        for line in recipe.inferred():
+            click.echo(f"  {line}", err=True)
+    return str(part)
+
+
+def _part(text: str) -> Part:
+    """The task of a path, also of a bare name of a file or folder that is no task's."""
+    if is_path(text) or not Path(text).exists():
+        return task_part(text)
+    return task_part(f"./{text}")
+
+
+def _text(part: Part, found: Survey) -> str:
+    lines = [str(part)]
+    kind = f"{found.target.kind}, {found.target.size} outputs"
+    rows: list[tuple[str, str]] = [
+        ("modality", found.modality),
+        ("target", kind),
+        ("metric", found.metric),
+        ("items", f"{found.num_items:,}, {_bytes(found.num_bytes)}"),
+        ("sizes", found.sizes),
+        ("split", "given" if found.given else "proposed"),
+        ("digest", found.split_digest),
+        ("split file", found.split_file),
+    ]
+    rows[5] = ("split", f"{rows[5][1]}: {', '.join(f'{name} {num:,}' for name, num in found.splits.items())}")
+    lines += [f"  {name:<11}{text}" for name, text in rows]
+    if found.classes:
+        width = max(map(len, found.classes))
+        lines.append("classes")
+        lines += [f"  {name:<{width}}  {num:,}" for name, num in list(found.classes.items())[:MANY]]
+        if len(found.classes) > MANY:
+            lines.append(f"  and {len(found.classes) - MANY} more")
+    lines += _block("inferred", found.inferred)
+    copies = f"copies: {sum(len(group) - 1 for group in found.copies)} items hold what another one holds"
+    lines += _block(copies if found.copies else "copies: none", [", ".join(group) for group in found.copies])
+    lines += _block("copies with several targets", [", ".join(group) for group in found.conflicting], found.conflicting)
+    lines += _block("leakage: copies in several splits", [", ".join(group) for group in found.leaking], found.leaking)
+    lines += _block("left out", [f"{item}: {why}" for item, why in found.left_out.items()], found.left_out)
+    lines += _block("unreadable", [f"{item}: {why}" for item, why in found.unreadable.items()], found.unreadable)
+    lines += _block("ignored files", found.ignored, found.ignored)
+    lines += _block("a fit would stop", found.problems, found.problems)
+    return "\n".join(lines)
+
+
+def _block(title: str, rows: Any, shown: Any = True) -> list[str]:
+    """A title, and below it the first rows."""
+    if not shown:
+        return []
+    rows = list(rows)
+    counted = f"{title} ({len(rows)})" if len(rows) > SHOWN and title != "inferred" else title
+    kept = rows if title == "inferred" else rows[:SHOWN]
+    more = [f"  and {len(rows) - len(kept)} more; --json has them all"] if len(rows) > len(kept) else []
+    return [counted, *(f"  {row}" for row in kept), *more]
+
+
+def _bytes(num: int) -> str:
+    return f"{num / 1e6:,.1f} MB" if num >= 1e5 else f"{num:,} bytes"
