@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from zoo_core.contracts import Batch, Output
+from zoo_core.contracts import Batch, Change, Output
 from zoo_core.features import convert
 from zoo_core.learner import Learner
 from zoo_core.objective import default_objective
@@ -67,11 +67,13 @@ def changes_what_it_says(subject: Subject) -> str | None:
     added = learner.added()
     trainable = dict(learner.trainable())
     opened = [name for name in trainable if name.startswith("backbone.") and name not in added]
-    for what, found in (("base", opened), ("added", list(added))):
-        if found and what not in subject.changes:
-            raise ConformanceError(f"`changes` lacks {what!r}, and it has {len(found)} such tensors, {found[0]} first")
-        if not found and what in subject.changes:
-            raise ConformanceError(f"`changes` names {what!r}, and it has no such tensor")
+    kinds: dict[Change, list[str]] = {"base": opened, "added": list(added)}
+    for kind, found in kinds.items():
+        if found and kind not in subject.changes:
+            raise ConformanceError(f"`changes` lacks {kind!r}, and it has {len(found)} such tensors, {found[0]} first")
+    for kind, found in kinds.items():
+        if kind in subject.changes and not found:
+            raise ConformanceError(f"`changes` names {kind!r}, and it has no such tensor")
     grouped = [id(parameter) for group in learner.parameter_groups(1e-3) for parameter in group["params"]]
     if sorted(grouped) != sorted(id(parameter) for parameter in trainable.values()):
         raise ConformanceError(f"parameter_groups holds {len(grouped)} tensors, and {len(trainable)} train")
@@ -156,10 +158,12 @@ def trains_in_its_mode(subject: Subject) -> str | None:
     for mode, said in ((False, "building"), (True, "train()"), (False, "eval()")):
         if said != "building":
             inside.train(mode)
-        for name, module in learner.backbone.named_modules():
+        for name, module in learner.named_modules():
+            if not name.startswith("backbone"):
+                continue
             if next(module.parameters(), None) is not None and module.training != (mode and _trains(module)):
                 found = "training" if module.training else "evaluation"
-                raise ConformanceError(f"after {said} backbone.{name} is in {found} mode")
+                raise ConformanceError(f"after {said} {name} is in {found} mode")
     inputs = subject.batch().inputs
     expect_same(outputs_of(learner, inputs), outputs_of(learner, inputs), "two passes in evaluation mode differ")
     return None
