@@ -29,12 +29,14 @@ __all__ = [
     "Batch",
     "Change",
     "Context",
+    "Exportable",
     "Extendable",
     "FeatureSpec",
     "Features",
     "FileHash",
     "HeadRecipe",
     "Kind",
+    "LinearMap",
     "Metric",
     "Modality",
     "Objective",
@@ -292,6 +294,26 @@ class Extendable(Protocol):
         ...
 
 
+@runtime_checkable
+class Exportable(Protocol):
+    """A backbone of a library with a format of its own; one without this is only zoo's to load."""
+
+    def export(self, folder: Path, head: nn.Linear | None, target: Target) -> str:
+        """Writes what it holds, which is plain weights, into an empty folder that its library loads by itself.
+
+        head: pooled features to predictions, None where the head is no linear layer on them; it is left out where the
+        library has no place for it. Returns one line: what loads the folder, and what became of the head.
+        """
+        ...
+
+
+@runtime_checkable
+class LinearMap(Protocol):
+    """A head that does no more than one linear layer once nothing is dropped."""
+
+    def as_linear(self) -> nn.Linear: ...
+
+
 def as_backbone(module: nn.Module) -> Backbone:
     """A module under its contract's type, for type checkers; build has checked that it keeps the contract."""
     return cast("Backbone", module)
@@ -357,6 +379,8 @@ class AdapterRecipe(Protocol):
     needs: alternatives, best first, each a set of roles; it works on the first of which the backbone has all. Empty:
     it needs none. mergeable: one that changes more than sites (see zoo_core.sites) also has `merge(learner)`, which
     folds what it added into plain weights.
+    One whose outputs differ from the base's before the first step also has `exact_at_start`, False; see
+    zoo_core.testing.conformance, which checks all that is promised here.
     """
 
     version: ClassVar[int]

@@ -34,6 +34,10 @@ class LinearHead(nn.Module):
         predictions: Tensor = self.out(self.dropout(features.x))
         return predictions
 
+    def as_linear(self) -> nn.Linear:
+        """The layer that it is once nothing is dropped."""
+        return self.out
+
 
 class MlpHead(nn.Module):
     """pooled [B, D] -> [B, C] through one hidden layer."""

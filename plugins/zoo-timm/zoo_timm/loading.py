@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def from_description(
     wanted: torch.dtype = getattr(torch, dtype)
     if weights == "random":
         network, _ = _create(config, pretrained=False)
-        return TimmBackbone(network.to(wanted), config.architecture, preparation)
+        return TimmBackbone(network.to(wanted), config.architecture, preparation, partial(_whole, config))
     assert files is not None, "pre-trained weights are read from files"
     paths = _weights_among(files, patterns)
     with blank():
@@ -76,7 +77,14 @@ def from_description(
     assign(network, named, source=source, unused=unused, dtype=wanted, paths=paths)
     if wanted != torch.float32:
         network.to(wanted)  # buffers that no file holds
-    return TimmBackbone(network, config.architecture, preparation)
+    return TimmBackbone(network, config.architecture, preparation, partial(_whole, config))
+
+
+def _whole(config: Config, num_classes: int) -> nn.Module:
+    """The model with so many classes, its parameters on the meta device."""
+    with blank():
+        network, _ = _create(config, pretrained=False, num_classes=num_classes)
+    return network
 
 
 def _unused(config: Config, network: nn.Module, named: Mapping[str, Tensor], loader: _Loader) -> tuple[str, ...]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from zoo_core.contracts import Features, FeatureSpec, Kind, Modality, Site
+from zoo_core.contracts import Features, FeatureSpec, Kind, Modality, Site, Target
 from zoo_core.features import masked_mean
 from zoo_core.preparations import ImagePreparation
+from zoo_timm.export import Build, write
 from zoo_timm.families import Layout, family_of, stages_of
 from zoo_timm.sites import sites_of
 
@@ -37,14 +39,18 @@ class TimmBackbone(nn.Module):
 
     Features are what its forward_features gives, a map always [B, D, H, W]; pooled is its own forward_head before the
     classifier. A family that families.py does not take apart has one stage, the whole model.
+    build_whole: gives the same model with so many classes, for `export`.
     """
 
     modality: Modality = "image"
 
-    def __init__(self, network: nn.Module, architecture: str, preparation: ImagePreparation) -> None:
+    def __init__(
+        self, network: nn.Module, architecture: str, preparation: ImagePreparation, build_whole: Build
+    ) -> None:
         super().__init__()
         family = family_of(network, architecture)
         self.preparation = preparation
+        self.build_whole = build_whole
         self.layout = family.layout
         self.has_head = family.has_head
         stages = stages_of(network, family)
@@ -86,6 +92,10 @@ class TimmBackbone(nn.Module):
         x = features.x.permute(0, 2, 3, 1) if self.layout == "map, channels last" else features.x
         pooled: Tensor = self.network.forward_head(x.to(self._dtype()), pre_logits=True)  # type: ignore[operator]
         return pooled.float() if pooled.dtype in HALVES else pooled
+
+    def export(self, folder: Path, head: nn.Linear | None, target: Target) -> str:
+        """Writes a folder that timm loads by itself, with a linear head as the classifier where timm has such a one."""
+        return write(self, self.network, self.build_whole if self.has_head else None, folder, head, target)
 
     def _dtype(self) -> torch.dtype:
         return next(self.model.parameters()).dtype

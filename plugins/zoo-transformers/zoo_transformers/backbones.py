@@ -9,34 +9,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from zoo_core.contracts import Source, Weights
 from zoo_core.errors import UsageError
-from zoo_transformers.families import SHORTEST
+from zoo_transformers.families import INPUT_FILES, SHORTEST
 
 if TYPE_CHECKING:
     from torch import nn
 
 __all__ = ["Transformers"]
 
-PATTERNS = (
-    "config.json",
-    "model.safetensors.index.json",
-    "preprocessor_config.json",
-    # tokenisers, new and old: the first alone is enough where it is there
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
-    "spm.model",
-    "sentencepiece.bpe.model",
-    "tokenizer.model",
-    # sentence-transformers: how its tokens become one vector
-    "modules.json",
-    "sentence_bert_config.json",
-    "*_Pooling/config.json",
-)
+PATTERNS = ("config.json", "model.safetensors.index.json", *INPUT_FILES)
 SAFE_WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")
 PICKLES = ("pytorch_model.bin", "pytorch_model-*-of-*.bin")
 REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")

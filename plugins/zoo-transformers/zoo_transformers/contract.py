@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from zoo_core.contracts import Features, FeatureSpec, Modality, Preparation, Site
+from zoo_core.contracts import Features, FeatureSpec, Modality, Preparation, Site, Target
 from zoo_core.errors import IntegrityError, UsageError
 from zoo_core.weights import assign, blank, open_pickle, open_tensors
 from zoo_transformers.audio import audio_preparation
 from zoo_transformers.checkpoint import converted, weight_files
 from zoo_transformers.configuration import Described, describe
+from zoo_transformers.export import write
 from zoo_transformers.families import Family, Pool
 from zoo_transformers.images import image_preparation
 from zoo_transformers.masks import feature_mask
@@ -32,15 +33,23 @@ HALVES = (torch.bfloat16, torch.float16)
 class TransformersBackbone(nn.Module):
     """A model of transformers without its head, as a backbone; its last hidden state is the features.
 
-    attends: whether the model is told which inputs are padding; if not, only pooling is.
+    attends: whether the model is told which inputs are padding; if not, only pooling is. files: of the repository.
     """
 
     def __init__(
-        self, model: PreTrainedModel, family: Family, preparation: Preparation, *, pooling: Pool, attends: bool
+        self,
+        model: PreTrainedModel,
+        family: Family,
+        preparation: Preparation,
+        *,
+        pooling: Pool,
+        attends: bool,
+        files: Path,
     ) -> None:
         super().__init__()
         self.model = model
         self.family = family
+        self.files = files
         self.preparation = preparation
         self.pooling: Pool = pooling
         self.attends = attends
@@ -89,6 +98,10 @@ class TransformersBackbone(nn.Module):
     def sites(self, role: str) -> tuple[Site, ...]:
         return self._sites.get(role, ())
 
+    def export(self, folder: Path, head: nn.Linear | None, target: Target) -> str:
+        """Writes a folder that transformers loads by itself, with what prepares inputs, and without the head."""
+        return write(self.model, self.files, folder)
+
 
 def backbone(files: Path, *, globs: Sequence[str], dtype: str, max_length: int | None) -> nn.Module:
     """The backbone that a folder describes.
@@ -100,7 +113,8 @@ def backbone(files: Path, *, globs: Sequence[str], dtype: str, max_length: int |
     preparation, attends = _preparation(described, max_length, loads=bool(globs))
     model = _model(described, weight_files(files, globs) if globs else [], getattr(torch, dtype))
     pooling = stated_pool(files) or described.family.pool
-    return TransformersBackbone(model, described.family, preparation, pooling=pooling, attends=attends).eval()
+    found = TransformersBackbone(model, described.family, preparation, pooling=pooling, attends=attends, files=files)
+    return found.eval()
 
 
 def _preparation(described: Described, max_length: int | None, *, loads: bool) -> tuple[Preparation, bool]:

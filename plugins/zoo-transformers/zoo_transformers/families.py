@@ -12,9 +12,19 @@ from typing import Any, Literal
 
 from zoo_core.contracts import Kind, Modality
 
-__all__ = ["FAMILIES", "SHORTEST", "Family", "Part", "Pool"]
+__all__ = ["FAMILIES", "INPUT_FILES", "SHORTEST", "Family", "Part", "Pool"]
 
 SHORTEST = 8  # tokens that a text may be cut to; a tokeniser's own special tokens need up to 4
+
+INPUT_FILES = (  # of a repository, what prepares inputs and pools; globs
+    "preprocessor_config.json",
+    # tokenisers, new and old: the first alone is enough where it is there
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.txt", "vocab.json", "merges.txt"),
+    *("spiece.model", "spm.model", "sentencepiece.bpe.model", "tokenizer.model"),
+    # sentence-transformers: how its tokens become one vector
+    *("modules.json", "sentence_bert_config.json", "*_Pooling/config.json"),
+)
 
 Pool = Literal[
     "cls", "mean", "max", "last", "mean_sqrt_len", "weighted_mean", "cls_and_distillation", "normed_cls", "head"
