@@ -1,4 +1,7 @@
-"""The Python calls, also behind the commands: load, load_backbone, load_run, save, fit, evaluate, predict, bench."""
+"""The Python calls, also behind the commands.
+
+load, load_backbone, load_run, save, fetch, fit, evaluate, predict, embed, bench.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +9,22 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from zoo_core.build import build, build_backbone, check_outline
-from zoo_core.contracts import Modality, Split, Target
-from zoo_core.data import Loader, Splits, carve, decode
+from zoo_core.contracts import Modality, Split, Target, as_backbone
+from zoo_core.data import Loader, Splits, carve
 from zoo_core.errors import UsageError
 from zoo_core.hub import Progress as Download
 from zoo_core.hub import fetch_run, files_of, pin_plan
+from zoo_core.inference import Failure, Item, Pool, Prediction, embedded, predicted
 from zoo_core.learner import Learner
 from zoo_core.lock import lock_of, part_key, read_pins, write_lock
 from zoo_core.measure import INFERENCE_BATCH, confusion, per_class, precision_of
-from zoo_core.plain import write_plain
 from zoo_core.plan import Budget, Plan
 from zoo_core.resolve import resolve
 from zoo_core.runs import load_stored, read_run, save_run
@@ -30,14 +33,13 @@ from zoo_core.store import Result, RunLock, append
 from zoo_core.suites.grid import Suite, load_suite, starter_suite
 from zoo_core.suites.runner import News, open_grid, prepare_folder, run_grid
 from zoo_core.suites.trial import Report, open_task, run_trial, score_split
-from zoo_core.words import by_word
 
 __all__ = [
     "Evaluation",
     "Prediction",
     "bench",
+    "embed",
     "evaluate",
-    "export",
     "fetch",
     "fit",
     "load",
@@ -46,6 +48,8 @@ __all__ = [
     "predict",
     "save",
 ]
+
+Found = TypeVar("Found")
 
 PUBLISHED = "hub/"  # before the names of fitted models on the Hub
 
@@ -179,17 +183,6 @@ def save(learner: Learner, path: str | Path) -> None:
         _write_lock(plan, folder)
 
 
-def export(model: Learner | str | Path, folder: str | Path) -> str:
-    """Writes a fitted model as a plain checkpoint, which its backbone's own library, timm or transformers, loads.
-
-    model: a learner, or what `load_run` takes. folder: a new one. A `linear` head on pooled features becomes the
-    classifier of a timm model; any other head is left out. Returns one line: what loads it, and what became of the head.
-    Raises RefusedError where an adapter does not fold into plain weights, and for a backbone of no such library.
-    """
-    learner = model if isinstance(model, Learner) else load_run(model)
-    return write_plain(learner, Path(folder))
-
-
 def fit(
     spec: str | Spec,
     *,
@@ -291,61 +284,68 @@ def _split(splits: Splits, name: str) -> Split:
     return named[name]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """One item's prediction: of classes the likeliest, of labels those above one half, of values all their names."""
-
-    item: str
-    labels: tuple[str, ...]
-    scores: tuple[float, ...]
-
-
 def predict(
     learner: Learner, items: Sequence[Any], *, names: Sequence[str] | None = None, device: str = "cpu"
 ) -> list[Prediction]:
     """Predictions for raw items, in their order.
 
-    learner: from `fit` or `load_run`. items: a list of pictures (paths, PIL pictures, uint8 arrays), or of rows of
-    numbers. names: what to call each item; otherwise its path, or its position.
+    learner: from `fit` or `load_run`. items: a list of pictures (paths, PIL pictures, uint8 arrays), of texts, of
+    sounds (paths of WAV files, or {"array": float [N], "sampling_rate": Hz}), or of rows of numbers. names: what to
+    call each item; otherwise its path, or its position.
     A prediction's scores are one for each output, in the order of the target; of token classes, labels and scores are
     one for each word, its likeliest class and that one's probability.
     Example: `zoo_core.predict(zoo_core.load_run("runs/my-digits"), ["scan1.png", "scan2.png"])`.
     Raises UsageError for items that are none, NotFoundError for a path that is not there.
     """
-    if isinstance(learner, str | Path):
-        raise UsageError(f"predict takes a learner, found a path; write zoo_core.load_run({str(learner)!r})")
-    target, preparation, modality = learner.target, learner.source.preparation, learner.source.modality
-    _check_items(items, modality)
+    _check_model("predict", learner, "zoo_core.load_run")
+    found = predicted(learner, _items("predict", items, learner.source.modality, names), device=device)
+    return [_raised(one) for one in found]
+
+
+def embed(
+    model: Learner | nn.Module,
+    items: Sequence[Any],
+    *,
+    pool: Pool = "own",
+    stage: int | None = None,
+    device: str = "cpu",
+) -> Tensor:
+    """The pooled features of raw items, float32 [N, D] on the CPU, in their order.
+
+    model: from `load_backbone`, or a learner, whose backbone is as its adapters made it. items: as for `predict`.
+    pool: the backbone's own way, or the mean over real tokens or positions. stage: the mean of what leaves this stage,
+    counted from 1, instead of the backbone's features.
+    Example: `zoo_core.embed(zoo_core.load_backbone("starter/vit-nano"), ["scan1.png", "scan2.png"])`.
+    Raises UsageError for items or a stage that are none, NotFoundError for a path that is not there.
+    """
+    _check_model("embed", model, "zoo_core.load_backbone")
+    backbone = as_backbone(model.backbone if isinstance(model, Learner) else model)
+    given = _items("embed", items, backbone.modality, None)
+    rows = [_raised(one).features for one in embedded(model, given, pool=pool, stage=stage, device=device)]
+    return torch.stack(rows) if rows else torch.empty(0, backbone.features.width("pooled"))
+
+
+def _check_model(call: str, model: object, loader: str) -> None:
+    if isinstance(model, str | Path):
+        wanted = "a learner" if call == "predict" else "a learner or a backbone"
+        raise UsageError(f"{call} takes {wanted}, found a path; write {loader}({str(model)!r})")
+
+
+def _items(call: str, items: Sequence[Any], modality: Modality, names: Sequence[str] | None) -> list[Item]:
+    _check_items(call, items, modality)
     called = list(names) if names is not None else [_called(item, position) for position, item in enumerate(items)]
     if len(called) != len(items):
         raise UsageError(f"{len(called)} names for {len(items)} items; each item has one")
-    learner.to(device).eval()
-    outputs = target.names or tuple(str(index) for index in range(target.size or 0))
-    found: list[Prediction] = []
-    for start in range(0, len(items), INFERENCE_BATCH):
-        decoded = [decode(modality, item) for item in items[start : start + INFERENCE_BATCH]]
-        if target.kind == "token_classes" and not all(isinstance(words, list) for words in decoded):
-            raise UsageError('token classes are predicted for lists of words, as [["Anna", "sleeps"]]; split the texts')
-        collated = preparation.collate(preparation.prepare(decoded))
-        inputs = preparation.normalise({name: x.to(device) for name, x in collated.items()})
-        with torch.inference_mode():
-            scores = _scores(target, learner(inputs).predictions)
-        if target.kind == "token_classes":
-            scores = by_word(scores, inputs["word_ids"], max(map(len, decoded)), target)
-            for item, words, rows in zip(called[start:], decoded, scores, strict=False):
-                found.append(_of_words(item, outputs, rows[: len(words)]))
-            continue
-        for item, row in zip(called[start : start + INFERENCE_BATCH], scores.tolist(), strict=True):
-            found.append(Prediction(item=item, labels=_labels(target, outputs, row), scores=tuple(row)))
+    return [Item(name=name, raw=item) for name, item in zip(called, items, strict=True)]
+
+
+def _raised(found: Found | Failure) -> Found:
+    if isinstance(found, Failure):
+        raise found.error
     return found
 
 
-def _of_words(item: str, names: Sequence[str], rows_WC: Tensor) -> Prediction:
-    best, chosen = rows_WC.softmax(-1).max(-1)
-    return Prediction(item=item, labels=tuple(names[tag] for tag in chosen.tolist()), scores=tuple(best.tolist()))
-
-
-def _check_items(items: object, modality: Modality) -> None:
+def _check_items(call: str, items: object, modality: Modality) -> None:
     """Raises UsageError for one item where a list of them is wanted; arrays may be a list along their first axis."""
     num_axes = {"image": 4, "table": 2}.get(modality, 1)
     if isinstance(items, np.ndarray | Tensor):
@@ -353,23 +353,11 @@ def _check_items(items: object, modality: Modality) -> None:
     else:
         alone = isinstance(items, str) or not isinstance(items, Sequence)
     if alone:
-        raise UsageError(f"predict takes a list of items, found one {type(items).__name__}; write [item]")
+        raise UsageError(f"{call} takes a list of items, found one {type(items).__name__}; write [item]")
 
 
 def _called(item: object, position: int) -> str:
     return str(item) if isinstance(item, str | Path) else str(position)
-
-
-def _scores(target: Target, predictions: Tensor) -> Tensor:
-    if target.kind == "classes":
-        return predictions.softmax(-1)
-    return predictions.sigmoid() if target.kind == "labels" else predictions
-
-
-def _labels(target: Target, names: Sequence[str], row: Sequence[float]) -> tuple[str, ...]:
-    if target.kind == "classes":
-        return (names[max(range(len(row)), key=row.__getitem__)],)
-    return tuple(name for name, score in zip(names, row, strict=True) if target.kind == "values" or score > 0.5)
 
 
 def bench(

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from zoo_core.contracts import Batch, Modality, Preparation, Raw, Split, Target, TaskData
 from zoo_core.errors import RefusedError, UsageError, ZooError
 from zoo_core.pictures import open_picture, pixels
+from zoo_core.sounds import open_sound
 from zoo_core.words import IGNORED, on_tokens, word_targets
 
 __all__ = ["AUGMENTATIONS", "Loader", "Splits", "Subset", "carve", "decode", "draw_seed"]
@@ -148,7 +149,8 @@ def _shots(train: Split, target: Target, shots: int, rng: np.random.Generator) -
 def decode(modality: Modality, raw: Raw) -> Any:
     """A raw example in its modality's own form: an image as uint8 [C, H, W] with C 1 or 3; a table's row as it is.
 
-    A text is a str, or a list of its words; a sound is {"array": float32 [N], "sampling_rate": Hz}, one channel.
+    A text is a str, or a list of its words; a sound is {"array": float32 [N], "sampling_rate": Hz}, one channel, and
+    may come as the path of a WAV file.
     An image may come as the path of a file, a PIL picture, or a uint8 array or tensor [H, W], [H, W, C]; alpha is
     dropped. The result is a copy: what is done to it leaves the task's own bytes alone.
     """
@@ -179,6 +181,8 @@ def _text(raw: Raw) -> str | list[str]:
 
 
 def _sound(raw: Raw) -> dict[str, Any]:
+    if isinstance(raw, str | Path):
+        return open_sound(raw)
     if not isinstance(raw, Mapping) or not {"array", "sampling_rate"} <= raw.keys():
         raise UsageError(f'a sound is {{"array": float32 [N], "sampling_rate": Hz}}, found {type(raw).__name__}')
     array, rate = np.asarray(raw["array"]), raw["sampling_rate"]

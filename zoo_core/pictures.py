@@ -12,6 +12,8 @@ from zoo_core.errors import AccessError, NotFoundError, UsageError
 
 __all__ = ["open_picture", "pixels"]
 
+ORIENTATION = 0x0112  # the EXIF tag; PIL's own exif_transpose also writes the data anew, and fails where they are odd
+
 
 def open_picture(file: str | Path) -> Any:
     """The pixels of a file, as `pixels` gives them.
@@ -33,12 +35,34 @@ def open_picture(file: str | Path) -> Any:
 
 
 def pixels(picture: Any, *, label: str = "a picture") -> np.ndarray[Any, Any]:
-    """uint8 [H, W] or [H, W, 3] of a PIL picture; 16 bits of grey are scaled to 8, where PIL would clip them.
+    """uint8 [H, W] or [H, W, 3] of a PIL picture, the way up that its EXIF data say.
 
+    16 bits of grey are scaled to 8, where PIL would clip them.
     label: what errors call it. Raises UsageError for pixels of 32 bits, and what PIL raises for a damaged file.
     """
+    picture = _upright(picture)
     if picture.mode.startswith("I;16"):
         return ((np.asarray(picture).astype(np.uint32) + 128) // 257).astype(np.uint8)
     if picture.mode in ("I", "F"):
         raise UsageError(f"{label} has pixels of 32 bits, whose range is unknown; save it with 8 or 16 bits")
     return np.asarray(picture.convert("L" if picture.mode in ("1", "L") else "RGB"))
+
+
+def _upright(picture: Any) -> Any:
+    """The picture turned as its EXIF orientation says; EXIF data that cannot be read turn nothing."""
+    from PIL import Image
+
+    try:
+        orientation = picture.getexif().get(ORIENTATION, 1)
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error):
+        return picture
+    turns = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }
+    return picture.transpose(turns[orientation]) if orientation in turns else picture

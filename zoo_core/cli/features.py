@@ -1,0 +1,155 @@
+"""Files of features, written as they come: a matrix for numpy with its ids beside it, or a Parquet table with both.
+
+Each is written under another name and renamed at its end, so that a file that is there is whole. Memory does not grow
+with the number of rows.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from zoo_core.errors import AccessError, UsageError, ZooError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["FeatureFile", "check_out", "open_features"]
+
+GROUP_BYTES = 2**24  # of features in one row group of a Parquet file
+FORMATS = (".npy", ".parquet")
+
+
+class FeatureFile(Protocol):
+    """A file that takes one row after the other. Without a single row nothing is written."""
+
+    def __enter__(self) -> FeatureFile: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+    def add(self, item: str, features_D: Tensor) -> None:
+        """features_D: float32 on the CPU, of one width for all rows."""
+        ...
+
+
+def check_out(out: Path) -> None:
+    """Raises UsageError and AccessError for a file that cannot be written, before anything is computed."""
+    if out.suffix not in FORMATS:
+        raise UsageError(f"--out {out}: a file of features ends in {' or '.join(FORMATS)}")
+    if out.is_dir():
+        raise UsageError(f"--out {out} is a folder; name a file in it, {out / 'features'}{out.suffix}")
+    if out.suffix == ".parquet":
+        _pyarrow("pyarrow")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AccessError(f"{out.parent} cannot be made ({error.strerror}); give --out another folder") from error
+
+
+def open_features(out: Path) -> FeatureFile:
+    """The writer for a file that `check_out` has passed."""
+    return _Parquet(out) if out.suffix == ".parquet" else _Npy(out)
+
+
+class _Npy:
+    """A matrix float32 [N, D] in FILE.npy, and FILE.ids.txt with the id of each row on a line of its own.
+
+    numpy leaves room in its header for any number of rows (numpy/lib/_format_impl.py, GROWTH_AXIS_MAX_DIGITS), so the
+    number is put there at the end.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.ids = out, out.with_suffix(".ids.txt")
+        self.num = self.dim = 0
+
+    def __enter__(self) -> _Npy:
+        self._rows = _fresh(self.out).open("wb")
+        self._names = _fresh(self.ids).open("w", encoding="utf-8", errors="backslashreplace", newline="\n")
+        return self
+
+    def add(self, item: str, features_D: Tensor) -> None:
+        if not self.num:
+            self.dim = len(features_D)
+            self._header()
+        self._rows.write(features_D.numpy().astype("<f4", copy=False).tobytes())
+        self._names.write(item.replace("\r", "\\r").replace("\n", "\\n") + "\n")
+        self.num += 1
+
+    def _header(self) -> None:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (self.num, self.dim)}
+        np.lib.format.write_array_header_1_0(self._rows, header)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._rows, self._names:
+            if self.num:
+                self._rows.seek(0)
+                self._header()
+        for path in (self.ids, self.out):
+            _settle(path, whole=kind is None and self.num > 0)
+
+
+class _Parquet:
+    """Columns `item`, text, and `features`, a list of D float32."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self._arrow, self._parquet = _pyarrow("pyarrow"), _pyarrow("pyarrow.parquet")
+        self._writer: Any = None
+        self._items: list[str] = []
+        self._rows: list[Any] = []
+
+    def __enter__(self) -> _Parquet:
+        return self
+
+    def add(self, item: str, features_D: Tensor) -> None:
+        self._items.append(item.encode("utf-8", "backslashreplace").decode())
+        self._rows.append(features_D.numpy())
+        if len(self._rows) * self._rows[0].nbytes >= GROUP_BYTES:
+            self._write()
+
+    def _write(self) -> None:
+        arrow = self._arrow
+        matrix = np.stack(self._rows).astype(np.float32, copy=False)
+        kind = arrow.list_(arrow.float32(), matrix.shape[1])
+        schema = arrow.schema([("item", arrow.string()), ("features", kind)])
+        if self._writer is None:
+            self._writer = self._parquet.ParquetWriter(_fresh(self.out), schema)
+        features = arrow.FixedSizeListArray.from_arrays(arrow.array(matrix.reshape(-1)), matrix.shape[1])
+        self._writer.write_table(arrow.table([arrow.array(self._items, arrow.string()), features], schema=schema))
+        self._items, self._rows = [], []
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None and self._rows:
+            self._write()
+        if self._writer is not None:
+            self._writer.close()
+            _settle(self.out, whole=kind is None)
+
+
+def _fresh(path: Path) -> Path:
+    return path.with_name(f"{path.name}.new")
+
+
+def _settle(path: Path, *, whole: bool) -> None:
+    """Puts what was written in its place, or away."""
+    if whole:
+        _fresh(path).replace(path)
+    else:
+        _fresh(path).unlink(missing_ok=True)
+
+
+def _pyarrow(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ZooError(
+            f"a Parquet file needs pyarrow, which is not installed ({error}); `pip install pyarrow`, or write .npy"
+        ) from error

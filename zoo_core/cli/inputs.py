@@ -1,0 +1,261 @@
+"""What `zoo predict` and `zoo embed` are given, as items one after the other: files, folders, standard input.
+
+Nothing is read ahead: a picture is a path until it is prepared, a text or a row is read when its turn comes. What
+cannot be used is a Failure at its place. An item is named by its path, or by file and line.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TextIO
+
+from zoo_core.contracts import Modality
+from zoo_core.errors import AccessError, NotFoundError, UsageError, ZooError
+from zoo_core.inference import Failure, Item, split_words
+
+__all__ = ["STDIN", "Inputs", "check_given"]
+
+STDIN = "-"
+SUFFIXES: dict[Modality, tuple[str, ...]] = {  # of the files that a folder is searched for
+    "image": (
+        *(".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm"),
+        *(".tif", ".tiff", ".webp"),
+    ),
+    "text": (".txt",),
+    "audio": (".aac", ".aif", ".aiff", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wav"),
+    "table": (".csv", ".tab", ".tsv"),
+}
+NOUNS: dict[Modality, str] = {"image": "pictures", "text": "texts", "audio": "sounds", "table": "tables"}
+
+
+def check_given(given: Sequence[str]) -> None:
+    """Raises NotFoundError and UsageError for what is no input at all, before anything is read or built."""
+    for name in given:
+        if name != STDIN and not os.path.lexists(name):
+            hint = "; nothing fits that pattern" if any(letter in name for letter in "*?[") else ""
+            raise NotFoundError(f"no file {name}{hint}")
+    if list(given).count(STDIN) > 1:
+        raise UsageError("- is standard input, which can be read once; it was given twice")
+
+
+@dataclass
+class Inputs:
+    """Files, folders and `-` in the order given, for a model that reads this modality.
+
+    num_columns: of the rows that a table's model was fitted on; None: unknown. needs_words: whether texts are parted
+    into words. num_passed: files of folders that were passed over because of their names; passed: the first of them.
+    """
+
+    given: Sequence[str]
+    modality: Modality
+    num_columns: int | None = None
+    needs_words: bool = False
+    num_passed: int = 0
+    passed: list[str] = field(default_factory=list)
+
+    @property
+    def num(self) -> int | None:
+        """How many items there are, where that is known beforehand."""
+        if self.modality in ("text", "table") or any(name == STDIN or Path(name).is_dir() for name in self.given):
+            return None
+        return len(self.given)
+
+    def items(self) -> Iterator[Item | Failure]:
+        """The items, each read when it is asked for."""
+        for name in self.given:
+            if name != STDIN and Path(name).is_dir():
+                yield from self._folder(Path(name))
+            else:
+                yield from self._file(name)
+
+    def told(self) -> str | None:
+        """A line about the files that were passed over; None where there were none."""
+        if not self.num_passed:
+            return None
+        files = f"{self.num_passed} file{'' if self.num_passed == 1 else 's'}"
+        more = ", ..." if self.num_passed > len(self.passed) else ""
+        return f"{files} passed over, by name no {NOUNS[self.modality]}: {', '.join(self.passed)}{more}"
+
+    # -- folders ----------------------------------------------------------------------------------------------------
+
+    def _folder(self, folder: Path) -> Iterator[Item | Failure]:
+        found = False
+        for one in self._walk(folder, ()):
+            found = True
+            if isinstance(one, Failure):
+                yield one
+            else:
+                yield from self._file(str(one))
+        if not found:
+            suffixes = ", ".join(SUFFIXES[self.modality])
+            yield _failure(folder, NotFoundError(f"{folder} holds no {NOUNS[self.modality]} ({suffixes})"))
+
+    def _walk(self, folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path | Failure]:
+        """The files below a folder, sorted; hidden ones are left out. above: device and inode of those around it."""
+        try:
+            status = folder.stat()
+            paths = sorted(folder.iterdir(), key=lambda path: path.name)
+        except OSError as error:
+            yield _failure(folder, AccessError(f"{folder} cannot be read ({error.strerror})"))
+            return
+        here = (status.st_dev, status.st_ino)
+        if here in above:
+            yield _failure(folder, UsageError(f"{folder} is a link to a folder that holds it, and is not followed"))
+            return
+        for path in paths:
+            if path.name.startswith("."):
+                continue
+            if path.is_dir():
+                yield from self._walk(path, (*above, here))
+            elif path.suffix.lower() in SUFFIXES[self.modality]:
+                yield path
+            else:
+                self.num_passed += 1
+                self.passed += [str(path)] if len(self.passed) < 3 else []
+
+    # -- files ------------------------------------------------------------------------------------------------------
+
+    def _file(self, name: str) -> Iterator[Item | Failure]:
+        if self.modality == "text":
+            return self._texts(name)
+        if self.modality == "table":
+            return self._rows(name)
+        return self._paths() if name == STDIN else iter([Item(name=name, raw=name)])
+
+    def _paths(self) -> Iterator[Item | Failure]:
+        """Standard input, a path a line; a path's bytes need not be UTF-8."""
+        with _opened(STDIN) as stream:
+            for line in stream:
+                path = line.removesuffix("\n")
+                if path.strip():
+                    yield Item(name=path, raw=path)
+
+    def _texts(self, name: str) -> Iterator[Item | Failure]:
+        """Every line that is not empty. A file with a zero byte is no text, and the rest of it is left out."""
+        found = False
+        try:
+            with _opened(name) as stream:
+                for number, line in enumerate(stream, 1):
+                    if "\0" in line:
+                        raise UsageError(f"{name} is not a text, line {number} has a zero byte")
+                    if line.strip():
+                        found = True
+                        yield self._text(f"{name}:{number}", line.removesuffix("\n"))
+        except (OSError, ZooError) as error:
+            yield _failure(name, error)
+            return
+        if not found and name != STDIN:
+            yield _failure(name, UsageError(f"{name} holds no text; one example a line"))
+
+    def _text(self, name: str, line: str) -> Item | Failure:
+        try:
+            line.encode()
+        except UnicodeEncodeError:
+            return _failure(name, UsageError(f"{name} is not UTF-8; `iconv -f latin1 -t utf-8` makes it so, if it is"))
+        if not self.needs_words:
+            return Item(name=name, raw=line)
+        words = split_words(line)
+        return Item(name=name, raw=[word.text for word in words], words=words)
+
+    def _rows(self, name: str) -> Iterator[Item | Failure]:
+        """The rows of a table that are not empty; a first one without any number is its header."""
+        found, num_columns, reader_line = False, self.num_columns, 0
+        try:
+            with _opened(name, errors="strict", newline="") as stream:
+                delimiter = "\t" if Path(name).suffix.lower() in (".tab", ".tsv") else ","
+                for reader_line, cells in enumerate(csv.reader(stream, delimiter=delimiter), 1):
+                    if not cells:
+                        continue
+                    row = _Row(f"{name}:{reader_line}", f"{name}, line {reader_line}", cells)
+                    if not found and row.is_header:
+                        row.check_width(num_columns)
+                    else:
+                        item = row.item(num_columns)
+                        num_columns = num_columns or (len(cells) if isinstance(item, Item) else None)
+                        yield item
+                    found = True
+        except csv.Error as error:
+            yield _failure(name, UsageError(f"{name}, line {reader_line + 1}: {error}; the rest of it was not read"))
+            return
+        except (OSError, UnicodeDecodeError, ZooError) as error:
+            yield _failure(name, error)
+            return
+        if not found and name != STDIN:
+            yield _failure(name, UsageError(f"{name} holds no rows; a table has one row of numbers for each example"))
+
+
+@dataclass(frozen=True)
+class _Row:
+    """The cells of a row, what its item is called, and how a message calls its place."""
+
+    name: str
+    place: str
+    cells: Sequence[str]
+
+    @property
+    def is_header(self) -> bool:
+        return not any(_is_number(cell) or not cell.strip() for cell in self.cells)
+
+    def check_width(self, num_columns: int | None) -> None:
+        """Raises UsageError for a row of another width than the model was fitted on."""
+        if len(self.cells) != (num_columns or len(self.cells)):
+            raise UsageError(
+                f"{self.place} has {len(self.cells)} columns; the model was fitted on {num_columns}, "
+                "and takes them in that order"
+            )
+
+    def item(self, num_columns: int | None) -> Item | Failure:
+        try:
+            values = [float(cell) for cell in self.cells]
+            if not all(map(math.isfinite, values)):
+                raise ValueError("a number that is not finite")
+            self.check_width(num_columns)
+        except ValueError as error:
+            return _failure(self.name, UsageError(f"{self.place}: {error}; a row holds numbers"))
+        except UsageError as error:
+            return _failure(self.name, error)
+        return Item(name=self.name, raw=values)
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+@contextmanager
+def _opened(name: str, *, errors: str = "surrogateescape", newline: str | None = None) -> Iterator[TextIO]:
+    """A file or standard input as UTF-8; bytes that are not become surrogates, which no text has."""
+    if name == STDIN:
+        stream = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", errors=errors, newline=newline)
+        try:
+            yield stream
+        finally:
+            stream.detach()  # else standard input is closed with it
+        return
+    with Path(name).open(encoding="utf-8-sig", errors=errors, newline=newline) as stream:
+        yield stream
+
+
+def _failure(name: str | Path, error: Exception) -> Failure:
+    """An item's failure; what the system or a codec raised becomes a line about the file."""
+    if isinstance(error, FileNotFoundError):
+        error = NotFoundError(f"no file {name}")
+    elif isinstance(error, PermissionError):
+        error = AccessError(f"{name} may not be read; change its rights")
+    elif isinstance(error, UnicodeDecodeError):
+        error = UsageError(f"{name} is not a table of text in UTF-8: {error}")
+    elif isinstance(error, OSError):
+        error = UsageError(f"{name} cannot be read ({error.strerror})")
+    assert isinstance(error, ZooError), "what is no ZooError was told apart above"
+    return Failure(item=str(name), error=error)

@@ -1,0 +1,317 @@
+"""`zoo predict` and `zoo embed`: a model over files, folders or standard input, each result written as it comes."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from zoo_core.cli.downloads import count_text
+from zoo_core.cli.lines import Lines, tell
+from zoo_core.cli.options import (
+    check_count,
+    check_device,
+    device_option,
+    lock_file,
+    lock_options,
+    threads_option,
+    use_threads,
+)
+from zoo_core.errors import IntegrityError, NotFoundError, SpecError, UsageError
+from zoo_core.interrupts import held_back
+from zoo_core.spec import parse, parse_part
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from zoo_core.contracts import Modality, Target
+    from zoo_core.inference import Pool
+    from zoo_core.runs import StoredRun
+
+__all__ = ["embed", "predict"]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+PUBLISHED = "hub/"  # before the names of fitted models on the Hub
+BATCH_SIZE = 64
+LINE_SECONDS = 10.0
+
+
+def _input_options(command: Command) -> Command:
+    """The inputs, and how they are prepared."""
+    for option in (
+        device_option,
+        threads_option,
+        click.option(
+            "--num-workers", type=int, default=0, show_default=True, help="Processes that read and prepare ahead."
+        ),
+        click.option(
+            "--batch-size",
+            type=int,
+            default=BATCH_SIZE,
+            show_default=True,
+            help="Items in a pass; with 1 each line of standard input is answered at once.",
+        ),
+        click.argument("files", nargs=-1, required=True),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("run")
+@_input_options
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "csv", "jsonl"]),
+    default="table",
+    show_default=True,
+    help="jsonl has every score in full, and what is wrong with an item as its `error`.",
+)
+@click.option("--top-k", type=int, help="The K likeliest classes or labels, each with its probability.")
+@click.option("--all-scores", is_flag=True, help="The probability of every class, by name.")
+def predict(
+    run: str,
+    files: tuple[str, ...],
+    form: str,
+    top_k: int | None,
+    all_scores: bool,
+    batch_size: int,
+    num_workers: int,
+    threads: int | None,
+    device: str,
+) -> None:
+    """Predict with a fitted model: a line for each item, in the order given, written as soon as it is known.
+
+    RUN is a folder that `zoo fit` made, or hub/ORG/NAME. FILES are pictures, sounds (WAV), text files (a line an
+    example), CSV or TSV files of numbers (a row an example, with a header or without), folders of them, searched in
+    order with all folders below, or `-`: standard input, a path, a text or a row on each line.
+
+    A line has the likeliest class and its probability, the probability of each label, or each value; of token classes
+    there is one for each word, with the characters from where to where it stands. An item that cannot be used is a line
+    with its error, the others are done, and the exit code is 5 (in csv its cells are empty, and the error is on
+    standard error).
+
+    \b
+    zoo predict runs/my-digits scan1.png scan2.png --format csv
+    """  # noqa: D301 - click reads the character \b as: keep these lines
+    _check_counts(batch_size, num_workers)
+    with held_back():
+        from zoo_core.cli.inputs import Inputs, check_given
+        from zoo_core.inference import Failure, predicted
+        from zoo_core.runs import load_stored
+
+    device = check_device(device)
+    use_threads(threads)
+    stored = _stored(run)
+    target = stored.target
+    _check_scores(target, top_k, all_scores)
+    check_given(files)
+    learner = load_stored(stored)
+    inputs = Inputs(
+        files,
+        learner.source.modality,
+        num_columns=stored.num_columns,
+        needs_words=target.kind == "token_classes",
+    )
+    found = predicted(learner, inputs.items(), device=device, batch_size=batch_size, num_workers=num_workers)
+    lines = Lines(form, target, top_k=top_k, all_scores=all_scores)
+    num = num_failed = 0
+    with _counting(run, inputs.num, shown=not sys.stdout.isatty()) as count, closing(found):
+        for one in found:
+            num += 1
+            if isinstance(one, Failure):
+                num_failed += 1
+                lines.fail(one.item, str(one.error))
+            else:
+                lines.add(one)
+            count(num)
+    _finish(inputs.told(), num, num_failed)
+
+
+@click.command()
+@click.argument("model")
+@_input_options
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="FILE.npy or FILE.parquet.")
+@click.option(
+    "--pool",
+    type=click.Choice(["own", "mean"]),
+    default="own",
+    show_default=True,
+    help="own: as the backbone does it; mean: over real tokens or positions.",
+)
+@click.option("--stage", type=int, help="The mean of what leaves this stage, counted from 1, instead.")
+@lock_options
+def embed(
+    model: str,
+    files: tuple[str, ...],
+    out: Path,
+    pool: Pool,
+    stage: int | None,
+    lock: Path | None,
+    frozen: bool,
+    batch_size: int,
+    num_workers: int,
+    threads: int | None,
+    device: str,
+) -> None:
+    """Store the pooled features of each item, in the order given.
+
+    MODEL is a folder that `zoo fit` made, hub/ORG/NAME, or the name of a backbone; FILES are as for `zoo predict`.
+    FILE.npy is a matrix float32, and FILE.ids.txt has the id of each row; FILE.parquet has columns item and features.
+    An item that cannot be used has no row, its error is on standard error, and the exit code is 5.
+
+    \b
+    zoo embed starter/vit-nano scan1.png scan2.png --out features.npy
+    """  # noqa: D301 - click reads the character \b as: keep these lines
+    _check_counts(batch_size, num_workers)
+    with held_back():
+        from zoo_core.cli.features import check_out, open_features
+        from zoo_core.cli.inputs import Inputs, check_given
+        from zoo_core.inference import Failure, embedded
+
+    device = check_device(device)
+    use_threads(threads)
+    check_given(files)
+    check_out(out)
+    network, modality, num_columns = _network(model, lock_file(lock), frozen)
+    if pool != "own" and stage is not None:
+        raise UsageError("--pool is of the backbone's features; of a stage it is always the mean, so leave it out")
+    inputs = Inputs(files, modality, num_columns=num_columns)
+    found = embedded(
+        network,
+        inputs.items(),
+        pool=pool,
+        stage=stage,
+        device=device,
+        batch_size=batch_size,
+        num_workers=num_workers,
+    )
+    num = num_failed = width = 0
+    with open_features(out) as rows, _counting(model, inputs.num, shown=True) as count, closing(found):
+        for one in found:
+            num += 1
+            if isinstance(one, Failure):
+                num_failed += 1
+                tell(one.item, str(one.error))
+            else:
+                width = len(one.features)
+                rows.add(one.item, one.features)
+            count(num)
+    if num > num_failed:
+        click.echo(f"{count_text(num - num_failed, 'item')}, {width} features each, in {out}")
+    else:
+        click.echo(f"no item, so {out} was not written", err=True)
+    _finish(inputs.told(), num, num_failed)
+
+
+# -- models ---------------------------------------------------------------------------------------------------------
+
+
+def _stored(run: str) -> StoredRun:
+    """A stored run by its folder, or by its name on the Hub."""
+    from zoo_core.runs import read_run
+
+    if run.startswith(PUBLISHED):
+        from zoo_core.hub import fetch_run
+
+        part = parse_part(run)
+        return read_run(fetch_run(part.name.removeprefix(PUBLISHED), part.revision), needs_task=False)
+    return read_run(Path(run), needs_task=False)
+
+
+def _network(model: str, lock: Path | None, frozen: bool) -> tuple[nn.Module, Modality, int | None]:
+    """A fitted model, or a backbone by name; what it reads, and the number of columns that it was fitted on."""
+    from zoo_core.api import load_backbone
+    from zoo_core.contracts import as_backbone
+    from zoo_core.runs import load_stored
+
+    if model.startswith(PUBLISHED) or (Path(model) / "run.json").is_file():
+        stored = _stored(model)
+        learner = load_stored(stored)
+        return learner, learner.source.modality, stored.num_columns
+    try:
+        if len(parse(model).parts) > 1:
+            raise UsageError(f"{model} has parts that nothing has fitted; name the backbone alone, or a run's folder")
+        backbone = load_backbone(model, lock=lock, frozen=frozen)
+    except (NotFoundError, SpecError):
+        if Path(model).exists() or model.startswith(("/", "./", "../")):
+            _stored(model)  # which says what is wrong with that folder
+        raise
+    return backbone, as_backbone(backbone).modality, None
+
+
+# -- checks and progress --------------------------------------------------------------------------------------------
+
+
+def _check_counts(batch_size: int, num_workers: int) -> None:
+    if batch_size < 1:
+        raise UsageError(f"--batch-size {batch_size}: allowed: 1 or more")
+    check_count("num-workers", num_workers or None)
+
+
+def _check_scores(target: Target, top_k: int | None, all_scores: bool) -> None:
+    """Raises UsageError for scores that this target does not have."""
+    if top_k is None and not all_scores:
+        return
+    flag = "--all-scores" if top_k is None else "--top-k"
+    if top_k is not None and all_scores:
+        raise UsageError("--top-k and --all-scores: give one of them")
+    if target.kind not in ("classes", "labels"):
+        raise UsageError(f"{flag} is for classes and labels, and this model predicts {target.kind}")
+    if top_k is not None and not 1 <= top_k <= (target.size or 0):
+        raise UsageError(f"--top-k {top_k}: allowed: 1 to {target.size}, the number of {target.kind}")
+
+
+def _finish(passed: str | None, num: int, num_failed: int) -> None:
+    """Tells what was passed over. Raises IntegrityError where items failed: bytes that are not what they should be,
+    where a mistake of usage would mean that nothing was done.
+    """
+    if passed is not None:
+        click.echo(passed, err=True)
+    if num_failed:
+        raise IntegrityError(f"{num_failed} of {count_text(num, 'item')} could not be used, each is told above")
+
+
+@contextmanager
+def _counting(title: str, total: int | None, *, shown: bool) -> Iterator[Callable[[int], None]]:
+    """A progress bar where standard error is a terminal, a line every few seconds elsewhere. Yields what is told how
+    many items are done. shown: False where the results themselves go to the terminal.
+    """
+    if not shown:
+        yield lambda num: None
+        return
+    if not sys.stderr.isatty():
+        yield _count_lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f} items, {task.speed:,.0f}/s, left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task(title, total=total)
+        yield lambda num: progress.update(bar, completed=num)
+
+
+def _count_lines() -> Callable[[int], None]:
+    start = last = time.monotonic()
+
+    def count(num: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= LINE_SECONDS:
+            last = now
+            click.echo(f"{num:,} items, {num / (now - start):,.0f}/s", err=True)
+
+    return count
