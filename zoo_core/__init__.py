@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zoo_core.api import bench, embed, evaluate, fetch, fit, load, load_backbone, load_run, predict, save
+    from zoo_core.api import bench, embed, evaluate, export, fetch, fit, load, load_backbone, load_run, predict, save
     from zoo_core.contracts import Batch, Target
     from zoo_core.errors import ZooError
     from zoo_core.plan import Budget, Plan, Trial
@@ -32,6 +32,7 @@ __all__ = [
     "bench",
     "embed",
     "evaluate",
+    "export",
     "fetch",
     "fit",
     "list_names",
@@ -48,7 +49,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _MODULES = {
-    **dict.fromkeys(("bench", "embed", "evaluate", "fetch", "fit"), "api"),
+    **dict.fromkeys(("bench", "embed", "evaluate", "export", "fetch", "fit"), "api"),
     **dict.fromkeys(("load", "load_backbone", "load_run", "predict", "save"), "api"),
     **dict.fromkeys(("Batch", "Target"), "contracts"),
     "ZooError": "errors",

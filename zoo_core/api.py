@@ -25,6 +25,7 @@ from zoo_core.inference import Failure, Item, Pool, Prediction, embedded, predic
 from zoo_core.learner import Learner
 from zoo_core.lock import lock_of, part_key, read_pins, write_lock
 from zoo_core.measure import INFERENCE_BATCH, confusion, per_class, precision_of
+from zoo_core.plain import write_plain
 from zoo_core.plan import Budget, Plan
 from zoo_core.resolve import resolve
 from zoo_core.runs import load_stored, read_run, save_run
@@ -40,6 +41,7 @@ __all__ = [
     "bench",
     "embed",
     "evaluate",
+    "export",
     "fetch",
     "fit",
     "load",
@@ -181,6 +183,17 @@ def save(learner: Learner, path: str | Path) -> None:
         _refuse_a_run(folder)
         save_run(learner, plan, folder)
         _write_lock(plan, folder)
+
+
+def export(model: Learner | str | Path, folder: str | Path) -> str:
+    """Writes a fitted model as a plain checkpoint, which its backbone's own library, timm or transformers, loads.
+
+    model: a learner, or what `load_run` takes. folder: a new one. A `linear` head on pooled features becomes the
+    classifier of a timm model; any other head is left out. Returns one line: what loads it, and what became of the head.
+    Raises RefusedError where an adapter does not fold into plain weights, and for a backbone of no such library.
+    """
+    learner = model if isinstance(model, Learner) else load_run(model)
+    return write_plain(learner, Path(folder))
 
 
 def fit(
