@@ -303,6 +303,8 @@ def _fold_parametrised(owner: nn.Module, name: str) -> None:
     del owner.parametrizations
     owner.__class__ = type(owner).__bases__[0]
     owner.register_parameter(name, weight)
+    for other in [each for each in owner._parameters if each != name]:  # keys in the base's order
+        owner._parameters[other] = owner._parameters.pop(other)
 
 
 def _detach(owner: nn.Module, changes: Sequence[SiteChange]) -> None:
