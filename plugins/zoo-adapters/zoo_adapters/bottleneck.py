@@ -76,7 +76,7 @@ class Bottleneck:
     changes: ClassVar[frozenset[Change]] = ADDED
     batchable: ClassVar[bool] = True
     mergeable: ClassVar[bool] = False
-    learning_rates: ClassVar[tuple[float, ...]] = (4e-5, 2e-4, 1e-3, 5e-3, 2.5e-2)  # Steitz & Roth: 1e-3 with AdamW
+    learning_rates: ClassVar[tuple[float, ...]] = (2e-4, 1e-3, 5e-3, 2.5e-2, 1.25e-1)
 
     def __post_init__(self) -> None:
         if self.r is not None and self.r < 1:
@@ -90,6 +90,10 @@ class Bottleneck:
     @property
     def needs(self) -> tuple[frozenset[str], ...]:
         return PRESETS[self.preset].needs
+
+    @property
+    def exact_at_start(self) -> bool:
+        return self.init == "zero"
 
     def first_stage(self, num_stages: int) -> int:
         return 0
