@@ -51,6 +51,10 @@ class Prefix:
         if self.length < 1:
             raise UsageError(f"prefix(length={self.length}): allowed: 1 or more; probe trains the head alone")
 
+    @property
+    def exact_at_start(self) -> bool:
+        return self.form == "gated"
+
     def first_stage(self, num_stages: int) -> int:
         return 0
 
