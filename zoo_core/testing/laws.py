@@ -28,7 +28,6 @@ __all__ = [
     "trains_in_its_mode",
 ]
 
-STEPS = 5
 RATES = (1e-3, 5e-3, 2e-2)  # one of them trains any small network
 ENOUGH = 0.9  # of the loss that the best head has; the biases of a small network get below it in 30 steps
 
@@ -85,11 +84,8 @@ def frozen_stays(subject: Subject) -> str | None:
     learner, batch = subject.learner(), subject.batch()
     before = {name: tensor.clone() for name, tensor in _frozen(learner).items()}
     parameters = [parameter for _, parameter in learner.trainable()]
-    for optimiser in (
-        torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.1),
-        torch.optim.SGD(parameters, lr=1e-4, momentum=0.9, weight_decay=0.1),
-    ):
-        train(learner, batch, optimiser, STEPS)
+    train(learner, batch, torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.1), 5)
+    train(learner, batch, torch.optim.SGD(parameters, lr=1e-4, momentum=0.9, weight_decay=0.1), 2)
     now = _frozen(learner)
     moved = [name for name, tensor in before.items() if not equal(now[name], tensor)]
     if moved:

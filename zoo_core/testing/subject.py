@@ -59,7 +59,7 @@ class Subject:
 
     def learner(self) -> Learner:
         """A copy of the learner, in evaluation mode."""
-        return copy.deepcopy(self.built)
+        return copy.deepcopy(self.built, {id(self.plan): self.plan})
 
     def base(self) -> Learner:
         """A copy of the learner without adapters, in evaluation mode."""
