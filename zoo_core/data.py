@@ -182,7 +182,7 @@ def _text(raw: Raw) -> str | list[str]:
 
 def _sound(raw: Raw) -> dict[str, Any]:
     if isinstance(raw, str | Path):
-        return open_sound(raw)
+        raw = open_sound(raw)
     if not isinstance(raw, Mapping) or not {"array", "sampling_rate"} <= raw.keys():
         raise UsageError(f'a sound is {{"array": float32 [N], "sampling_rate": Hz}}, found {type(raw).__name__}')
     array, rate = np.asarray(raw["array"]), raw["sampling_rate"]

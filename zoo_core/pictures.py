@@ -40,11 +40,14 @@ def pixels(picture: Any, *, label: str = "a picture") -> np.ndarray[Any, Any]:
     16 bits of grey are scaled to 8, where PIL would clip them.
     label: what errors call it. Raises UsageError for pixels of 32 bits, and what PIL raises for a damaged file.
     """
+    picture.load()  # so that what is damaged is found here: PIL looks for EXIF data by loading, and only once
     picture = _upright(picture)
     if picture.mode.startswith("I;16"):
         return ((np.asarray(picture).astype(np.uint32) + 128) // 257).astype(np.uint8)
     if picture.mode in ("I", "F"):
         raise UsageError(f"{label} has pixels of 32 bits, whose range is unknown; save it with 8 or 16 bits")
+    if isinstance(picture.info.get("transparency"), bytes):  # of a palette; PIL warns of what convert would do to it
+        picture = picture.convert("RGBA")
     return np.asarray(picture.convert("L" if picture.mode in ("1", "L") else "RGB"))
 
 
