@@ -20,9 +20,14 @@ __all__ = ["COMMON", "Argument", "Bound", "arguments_of", "bind_recipe", "coerce
 
 @dataclass(frozen=True, kw_only=True)
 class Argument:
-    """What may be written as `name=value`. default: MISSING if it must be given. common: the core's, not a field."""
+    """What may be written as `name=value`. default: MISSING if it must be given. common: the core's, not a field.
+
+    attribute: the field that holds the value; another one than `name` where a recipe's field says in its metadata
+    `{"argument": name}`, because its class means something else by that name.
+    """
 
     name: str
+    attribute: str = ""
     type: Any
     default: Any = MISSING
     minimum: int | None = None
@@ -95,8 +100,10 @@ class Bound:
 
     def _values(self) -> dict[str, Any]:
         """Every argument with its value, common ones included."""
-        names = (argument.name for argument in arguments_of(self.provider, type(self.recipe)))
-        return {name: self.common[name] if name in self.common else getattr(self.recipe, name) for name in names}
+        return {
+            argument.name: self.common[argument.name] if argument.common else getattr(self.recipe, argument.attribute)
+            for argument in arguments_of(self.provider, type(self.recipe))
+        }
 
 
 def arguments_of(provider: Provider, recipe: type) -> tuple[Argument, ...]:
@@ -122,7 +129,8 @@ def _arguments(provider: Provider, recipe: type) -> tuple[Argument, ...]:
             default = declared.default
             if declared.default_factory is not MISSING:
                 default = declared.default_factory()
-            own.append(Argument(name=declared.name, type=hints[declared.name], default=default))
+            name = declared.metadata.get("argument", declared.name)
+            own.append(Argument(name=name, attribute=declared.name, type=hints[declared.name], default=default))
     return (*own, *common)
 
 
@@ -147,6 +155,7 @@ def bind_recipe(provider: Provider, recipe: type, part: Part, rest: str, label: 
         example = f"{label}({', '.join(f'{name}=...' for name in missing)})"
         raise UsageError(f"{label} needs {', '.join(missing)}: write '{example}'; `zoo show {label}` tells more")
     common = {argument.name: given.pop(argument.name, argument.default) for argument in COMMON[provider.kind]}
+    given = {allowed[key].attribute if key in allowed else key: value for key, value in given.items()}
     try:
         return recipe(**given), common
     except ZooError:

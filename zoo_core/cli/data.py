@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,9 +91,9 @@ def _text(part: Part, found: Survey) -> str:
             lines.append(f"  and {len(found.classes) - MANY} more")
     lines += _block("inferred", found.inferred)
     copies = f"copies: {sum(len(group) - 1 for group in found.copies)} items hold what another one holds"
-    lines += _block(copies if found.copies else "copies: none", [", ".join(group) for group in found.copies])
-    lines += _block("copies with several targets", [", ".join(group) for group in found.conflicting], found.conflicting)
-    lines += _block("leakage: copies in several splits", [", ".join(group) for group in found.leaking], found.leaking)
+    lines += _block(copies if found.copies else "copies: none", map(_group, found.copies))
+    lines += _block("copies with several targets", map(_group, found.conflicting), found.conflicting)
+    lines += _block("leakage: copies in several splits", map(_group, found.leaking), found.leaking)
     lines += _block("left out", [f"{item}: {why}" for item, why in found.left_out.items()], found.left_out)
     lines += _block("unreadable", [f"{item}: {why}" for item, why in found.unreadable.items()], found.unreadable)
     lines += _block("ignored files", found.ignored, found.ignored)
@@ -109,6 +110,11 @@ def _block(title: str, rows: Any, shown: Any = True) -> list[str]:
     kept = rows if title == "inferred" else rows[:SHOWN]
     more = [f"  and {len(rows) - len(kept)} more; --json has them all"] if len(rows) > len(kept) else []
     return [counted, *(f"  {row}" for row in kept), *more]
+
+
+def _group(items: Sequence[str]) -> str:
+    more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
+    return ", ".join(items[:SHOWN]) + more
 
 
 def _bytes(num: int) -> str:

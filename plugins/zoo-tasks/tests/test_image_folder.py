@@ -157,7 +157,7 @@ def test_the_stored_split_gives_the_same_division_again(two_classes: Path) -> No
 
 def test_a_group_is_never_on_two_sides(draw: Draw) -> None:
     folder = draw(*(f"{c}/p{p}_{n}.png" for c in "ab" for p in range(10) for n in range(4)))
-    found = ids(ImageFolder(path=str(folder), group="{patient}_*"))
+    found = ids(ImageFolder(path=str(folder), pattern="{patient}_*", group="patient"))
     sides: dict[str, set[str]] = {}
     for split, names in found.items():
         for name in names:
@@ -169,7 +169,7 @@ def test_a_group_is_never_on_two_sides(draw: Draw) -> None:
 
 def test_groups_can_be_held_out_by_name(draw: Draw) -> None:
     folder = draw(*(f"{c}/p{p}_{n}.png" for c in "ab" for p in range(4) for n in range(3)))
-    found = ids(ImageFolder(path=str(folder), group="{p}_*", test=("p1",), val=("p3",)))
+    found = ids(ImageFolder(path=str(folder), pattern="{p}_*", group="p", test=("p1",), val=("p3",)))
     assert {name: len(each) for name, each in found.items()} == {"train": 12, "val": 6, "test": 6}
     assert all("/p1_" in name for name in found["test"])
 
@@ -318,13 +318,15 @@ def test_a_split_file_that_is_not_there(two_classes: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ({"group": "patient"}, "needs one {field}"),
-        ({"group": "{p}_{q}"}, "needs one {field}"),
-        ({"group": "{p}_*"}, "does not fit daisy/0.png"),
+        ({"pattern": "patient"}, "needs {fields}, each once"),
+        ({"pattern": "{p}_{p}"}, "needs {fields}, each once"),
+        ({"pattern": "{p}_*"}, "does not fit daisy/0.png"),
+        ({"group": "p"}, "group=p names a field of pattern=, and there is no pattern"),
+        ({"pattern": "{q}*", "group": "p"}, "group=p names a field of pattern=, and there is q"),
         ({"test": ("a",)}, "group= does not say what the groups are"),
-        ({"group": "{p}*", "test": ("z",)}, "no group 'z' to hold out"),
-        ({"group": "{p}*", "val": ("1",)}, "val= names groups and test= does not"),
-        ({"group": "{p}*", "test": ("1",), "val": ("1",)}, "group '1' is in test= and in val="),
+        ({"pattern": "{p}*", "group": "p", "test": ("z",)}, "no group 'z' to hold out"),
+        ({"pattern": "{p}*", "group": "p", "val": ("1",)}, "val= names groups and test= does not"),
+        ({"pattern": "{p}*", "group": "p", "test": ("1",), "val": ("1",)}, "group '1' is in test= and in val="),
     ],
 )
 def test_groups_that_cannot_be_used(two_classes: Path, arguments: dict[str, object], line: str) -> None:

@@ -1,4 +1,4 @@
-"""`image-folder(path="./flowers")`: a folder of pictures for each class."""
+"""`image-folder(path="./flowers")` and `audio-folder`: a folder for each class, or the class in names of files."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from zoo_core.contracts import Modality, Source, Target, TaskData
 from zoo_core.errors import UsageError
-from zoo_core.paths import PICTURES, Survey
+from zoo_core.paths import AUDIO, PICTURES, Survey
 from zoo_tasks.found import Found, find
 
 if TYPE_CHECKING:
     from zoo_tasks.media import Media
 
-__all__ = ["ImageFolder"]
+__all__ = ["AudioFolder", "ImageFolder", "globs"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,20 +24,21 @@ class ImageFolder:
     path: the folder of the class folders, or of train, val and test with class folders in each. Without those, 60 % of
     each class train, 20 % validate and 20 % test; with train and val alone, val is the test split and validation is
     carved from train.
+    pattern: where names of files tell something: "{patient}_*", or "{label}_{patient}_*" in place of class folders.
+    group: a field of it; pictures with the same text there stay together. test, val: such texts to hold out.
+    split: a CSV file of `item,split` in the folder, in place of drawing; `zoo data` tells where it stores one.
     seed: of a drawn split; it is part of the task, so all trials of it see the same test split.
-    split: a CSV file of `item,split`, items relative to `path`, in place of both.
-    group: a pattern such as `{patient}_*` that names of files fit; pictures with the same text there stay together.
-    test, val: groups to hold out.
     duplicates: copies are left out but for one, and all of those that lie in several classes; keep takes them all.
     unreadable: stop names what cannot be read, skip leaves it out.
     """
 
     path: str
-    seed: int = 0
-    split: str | None = None
+    pattern: str | None = None
     group: str | None = None
     test: tuple[str, ...] = ()
     val: tuple[str, ...] = ()
+    split: str | None = None
+    seed: int = 0
     duplicates: Literal["leave-out", "keep"] = "leave-out"
     unreadable: Literal["stop", "skip"] = "stop"
 
@@ -56,18 +57,67 @@ class ImageFolder:
         return self._media().open()
 
     def inferred(self) -> tuple[str, ...]:
-        return told(self._found(), "pictures", self.split, self.test)
+        return told(self._found(), "pictures", self)
 
     def survey(self, files: Path) -> Survey:
         return self._media().survey(self.inferred())
 
     def _found(self) -> Found:
-        return find(Path(self.path).expanduser(), PICTURES, what="pictures")
+        return find(Path(self.path).expanduser(), PICTURES, what="pictures", pattern=self.pattern)
 
     def _media(self) -> Media:
         from zoo_tasks.media import Media  # numpy and pyarrow
 
         return Media(recipe=self, found=self._found(), target=self.target, form="pictures")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioFolder:
+    """Sounds (WAV) in a folder for each class, or with the class in their names; arguments as those of `image-folder`.
+
+    Spoken digits with one speaker left out:
+    audio-folder(path="recordings",pattern="{label}_{speaker}_*",group=speaker,test=[theo])
+    rates: one, all sounds have one sampling rate; mixed, each backbone resamples what it is given.
+    """
+
+    path: str
+    pattern: str | None = None
+    group: str | None = None
+    test: tuple[str, ...] = ()
+    val: tuple[str, ...] = ()
+    split: str | None = None
+    seed: int = 0
+    rates: Literal["one", "mixed"] = "one"
+    duplicates: Literal["leave-out", "keep"] = "leave-out"
+    unreadable: Literal["stop", "skip"] = "stop"
+
+    version: ClassVar[int] = 1
+    modality: ClassVar[Modality] = "audio"
+    metric: ClassVar[str] = "accuracy"
+
+    @property
+    def target(self) -> Target:
+        return classes_of(self._found(), self.path)
+
+    def source(self) -> Source | None:
+        return Source(folder=self.path, patterns=(*globs(AUDIO), *((self.split,) if self.split else ())))
+
+    def open(self, files: Path | None) -> TaskData:
+        return self._media().open()
+
+    def inferred(self) -> tuple[str, ...]:
+        return told(self._found(), "sounds", self)
+
+    def survey(self, files: Path) -> Survey:
+        return self._media().survey(self.inferred())
+
+    def _found(self) -> Found:
+        return find(Path(self.path).expanduser(), AUDIO, what="sounds", pattern=self.pattern)
+
+    def _media(self) -> Media:
+        from zoo_tasks.media import Media  # numpy and pyarrow
+
+        return Media(recipe=self, found=self._found(), target=self.target, form="sounds", one_rate=self.rates == "one")
 
 
 def classes_of(found: Found, path: str) -> Target:
@@ -80,15 +130,19 @@ def classes_of(found: Found, path: str) -> Target:
     return Target(kind="classes", names=found.classes)
 
 
-def told(found: Found, what: str, split: str | None, test: tuple[str, ...]) -> tuple[str, ...]:
-    """What folders were taken to say."""
+def told(found: Found, what: str, recipe: ImageFolder | AudioFolder) -> tuple[str, ...]:
+    """What folders and names were taken to say."""
     classes = found.classes
     shown = ", ".join(classes) if len(classes) <= 6 else f"{', '.join(classes[:3])}, ... {classes[-1]}"
-    lines = [f"{len(found.names)} {what} of {len(classes)} classes, named after their folders: {shown}"]
-    if split:
-        lines.append(f"split: as {split} says")
-    elif test:
-        lines.append(f"split: test holds {', '.join(test)}")
+    where = "in their names" if "label" in found.fields else "named after their folders"
+    lines = [f"{len(found.names)} {what} of {len(classes)} classes, {where}: {shown}"]
+    if recipe.group in found.fields:
+        groups = sorted(set(found.fields[recipe.group or ""]))
+        lines.append(f"group: {recipe.group}, {len(groups)} of them, never divided")
+    if recipe.split:
+        lines.append(f"split: as {recipe.split} says")
+    elif recipe.test:
+        lines.append(f"split: test holds {', '.join(recipe.test)}")
     elif not found.splits or set(found.splits) == {"train"}:
         lines.append("split: none is given, so 60/20/20 % of each class, drawn by content; seed=, split=FILE change it")
     elif "test" not in found.splits:

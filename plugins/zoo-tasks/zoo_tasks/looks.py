@@ -10,7 +10,6 @@ import hashlib
 import io
 import struct
 import time
-import wave
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zoo_core.errors import ZooError
+from zoo_core.sounds import open_sound
 from zoo_core.verified import RACY_NS, read_memory, write_memory
 from zoo_tasks.store import key_of
 
@@ -27,9 +27,9 @@ FORMAT = 1  # raised when a look would find something else in the same file
 THREADS = 4  # PIL and hashlib let others run while they work
 PIECE = 64  # files that a thread takes at once
 REDUCED = 32  # pixels; a JPEG is decoded to no less than this, which finds damage all the same
-DAMAGE = (OSError, ValueError, SyntaxError, EOFError, struct.error, wave.Error, ZooError)  # as PIL and wave tell of it
+DAMAGE = (OSError, ValueError, SyntaxError, EOFError, struct.error, ZooError)  # as PIL and open_sound tell of it
 
-Check = Callable[[bytes], tuple[int, int]]
+Check = Callable[[Path, bytes], tuple[int, int]]
 Row = list[int | str]  # size, times and inode of a file as os.stat tells them; then what a Look holds
 
 
@@ -74,16 +74,16 @@ def _look(path: Path, known: object, check: Check) -> tuple[Look, Row | None]:
     size, problem = (0, 0), "" if content else "has no bytes"
     if content:
         try:
-            size = check(content)
+            size = check(path, content)
         except DAMAGE as error:
-            problem = " ".join(str(error).split()) or type(error).__name__
+            problem = " ".join(str(error).removeprefix(f"{path} ").split()) or type(error).__name__
     sha256 = hashlib.sha256(content).hexdigest()
     look = Look(sha256=sha256, num_bytes=len(content), size=size, problem=problem)
     settled = time.time_ns() - stat.st_ctime_ns > RACY_NS and len(content) == stat.st_size
     return look, [*stamp, sha256, *size, problem] if settled else None
 
 
-def pictures(content: bytes) -> tuple[int, int]:
+def pictures(path: Path, content: bytes) -> tuple[int, int]:
     """The columns and rows of a picture, which is decoded to its end. Raises what PIL raises for a damaged one."""
     from PIL import Image
 
@@ -99,16 +99,10 @@ def pictures(content: bytes) -> tuple[int, int]:
         raise ValueError(str(error)) from error
 
 
-def sounds(content: bytes) -> tuple[int, int]:
-    """The rate in Hz and the number of samples of a wav file, which is all there."""
-    with wave.open(io.BytesIO(content), "rb") as sound:
-        num = sound.getnframes()
-        width = sound.getnchannels() * sound.getsampwidth()
-        if len(sound.readframes(num)) != num * width:
-            raise ValueError(f"ends before its {num} samples")
-        if not num:
-            raise ValueError("has no samples")
-        return sound.getframerate(), num
+def sounds(path: Path, content: bytes) -> tuple[int, int]:
+    """The rate in Hz and the number of samples of a WAV file, which is all there. Raises what open_sound raises."""
+    sound = open_sound(path)
+    return sound["sampling_rate"], len(sound["array"])
 
 
 def sizes(looks: Sequence[Look], *, unit: str) -> str:

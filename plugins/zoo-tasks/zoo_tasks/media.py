@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from zoo_tasks.found import Found, is_split, some
 from zoo_tasks.looks import Look, look_at, pictures, sizes, sounds
 from zoo_tasks.splitting import NAMES, Division, Items, Rules, divide, save_split
 
-__all__ = ["Media", "groups_of", "read_split", "surveyed"]
+__all__ = ["Media", "rate_problems", "read_split", "surveyed"]
 
 
 MANY = 5000  # names that a wrong one is compared with; more would take seconds
@@ -59,6 +58,7 @@ class Media:
     found: Found
     target: Target
     form: Literal["pictures", "sounds"]
+    one_rate: bool = True
 
     @property
     def root(self) -> Path:
@@ -83,7 +83,7 @@ class Media:
         splits = [self.found.splits[i] for i in self.readable] if self.found.splits else None
         if self.recipe.split:
             splits = read_split(self.root / self.recipe.split, self.found.names, names)
-        groups = groups_of(self.recipe.group, names) if self.recipe.group else None
+        groups = self._groups()
         if (self.recipe.test or self.recipe.val) and groups is None:
             raise UsageError("test= and val= name groups to hold out, and group= does not say what the groups are")
         return Items(
@@ -93,6 +93,15 @@ class Media:
             groups=groups,
             splits=splits,
         )
+
+    def _groups(self) -> list[str] | None:
+        group, fields = self.recipe.group, self.found.fields
+        if group is None:
+            return None
+        if group not in fields:
+            known = ", ".join(fields) or 'no pattern, as in pattern="{patient}_*"'
+            raise UsageError(f"group={group} names a field of pattern=, and there is {known}")
+        return [fields[group][i] for i in self.readable]
 
     @cached_property
     def division(self) -> Division:
@@ -112,6 +121,7 @@ class Media:
             )
         if not self.readable:
             return tuple(found)
+        found += rate_problems(self.looks, self.recipe.path) if self.form == "sounds" and self.one_rate else []
         return (*found, *(f"{self.recipe.path}: {problem}" for problem in self.division.problems))
 
     def open(self) -> TaskData:
@@ -145,6 +155,17 @@ class Media:
             ignored=self.found.ignored,
             problems=self.problems(),
         )
+
+
+def rate_problems(looks: Sequence[Look], where: str) -> list[str]:
+    """What is said of sounds with several sampling rates."""
+    rates = Counter(look.size[0] for look in looks if not look.problem)
+    if len(rates) < 2:
+        return []
+    shown = ", ".join(f"{num} at {rate} Hz" for rate, num in rates.most_common())
+    return [
+        f"{where} has mixed sampling rates ({shown}); convert them to one, or leave it to each backbone: rates=mixed"
+    ]
 
 
 class Scored(Protocol):
@@ -236,22 +257,3 @@ def read_split(file: Path, known: Sequence[str], wanted: Sequence[str]) -> list[
     if untold:
         raise UsageError(f"{file} does not say where {len(untold)} items belong: {some(untold)}")
     return [found[name] for name in wanted]
-
-
-def groups_of(pattern: str, names: Sequence[str]) -> list[str]:
-    """The group of each file: the text at the one `{field}` of a pattern that its name, without folders, fits."""
-    fields = re.findall(r"\{(\w+)\}", pattern)
-    if len(fields) != 1:
-        raise UsageError(f'group="{pattern}" needs one {{field}}, as "{{patient}}_*"; * stands for any text')
-    text = "".join(
-        "(.+?)" if re.fullmatch(r"\{\w+\}", piece) else ".*" if piece == "*" else re.escape(piece)
-        for piece in re.split(r"(\{\w+\}|\*)", pattern)
-    )
-    compiled = re.compile(text)
-    groups = []
-    for name in names:
-        match = compiled.fullmatch(Path(name).stem)
-        if match is None:
-            raise UsageError(f'group="{pattern}" does not fit {name}; it is fitted to names without suffix')
-        groups.append(match.group(1))
-    return groups

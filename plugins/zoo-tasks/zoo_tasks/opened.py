@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ import pyarrow as pa
 
 from zoo_core.contracts import Split, Target
 from zoo_core.pictures import open_picture
+from zoo_core.sounds import open_sound
 from zoo_tasks.looks import Look
 from zoo_tasks.splitting import Division, Items
 from zoo_tasks.store import key_of, opened, write
@@ -99,6 +101,11 @@ def pictures_store(root: Path, names: Sequence[str], looks: Sequence[Look]) -> S
     return Store(form="pixels", file=str(file), rows=np.array([row_of[look.sha256] for look in looks]))
 
 
+def sounds_store(root: Path, names: Sequence[str], looks: Sequence[Look]) -> Store:
+    """Sounds are read from their files: the samples lie there plainly."""
+    return Store(form="sound", file=str(root), rows=np.arange(len(names)), names=names)
+
+
 def _decoded(root: Path, names: Sequence[str]) -> Iterator[Mapping[str, Any]]:
     for name in names:
         pixels = open_picture(root / name)
@@ -119,9 +126,32 @@ def _pixels(store: Store, index: int) -> Any:
     return flat.reshape((height, width) if channels == 1 else (height, width, channels))
 
 
-READ = {"file": _file, "pixels": _pixels}
+def _value(store: Store, index: int) -> Any:
+    """A text, or a list of words."""
+    return opened(store.file).column("x")[int(store.rows[index])].as_py()
 
 
-def sounds_store(root: Path, names: Sequence[str], looks: Sequence[Look]) -> Store:
-    """Sounds are read from their files: the samples lie there plainly."""
-    return Store(form="sound", file=str(root), rows=np.arange(len(names)), names=names)
+def _row(store: Store, index: int) -> Any:
+    """float32 [N]."""
+    return np.array(_matrix(store.file)[int(store.rows[index])])
+
+
+@cache
+def _matrix(file: str) -> np.ndarray:
+    found: np.ndarray = np.load(file, mmap_mode="r")
+    return found
+
+
+def _sound(store: Store, index: int) -> Any:
+    """{"array": float32 [N], "sampling_rate": Hz}."""
+    return open_sound(Path(store.file, store.names[index]))
+
+
+READ: Mapping[Form, Callable[[Store, int], Any]] = {
+    "file": _file,
+    "pixels": _pixels,
+    "row": _row,
+    "sound": _sound,
+    "text": _value,
+    "words": _value,
+}

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from zoo_core.contracts import Target
-from zoo_core.errors import UsageError
+from zoo_core.errors import UsageError, nearest
 from zoo_tasks.found import some
 from zoo_tasks.store import place
 
@@ -78,9 +78,10 @@ class Division:
 def divide(items: Items, target: Target, rules: Rules) -> Division:
     """The splits of some examples, and their copies.
 
-    drop_copies: of examples with the same content and several targets none is kept, since nobody knows which is right;
-    of those with one target, one is: where splits are given, one of test before val before train, so that a published
-    test split stays whole. False: all are kept, and in a drawn split copies go together.
+    drop_copies: of examples with the same content and several targets none is kept, since nobody knows which is right,
+    and of those with one target, one is. Where splits are given, what is in test stays, so that scores are of the
+    published test split; val leaves out what is in test, and train what is in either. False: all are kept, and in a
+    drawn split copies go together.
     """
     num = len(items.ids)
     same: dict[str, list[int]] = defaultdict(list)
@@ -94,11 +95,12 @@ def divide(items: Items, target: Target, rules: Rules) -> Division:
     left_out: dict[int, str] = {}
     if rules.drop_copies:
         for rows in conflicting:
-            left_out |= dict.fromkeys(rows, "the same content has several targets")
+            inside = [row for row in rows if given is None or given[row] == "train"]
+            left_out |= dict.fromkeys(inside, "the same content has several targets")
         for rows in multiple:
-            if rows[0] not in left_out:
-                first = min(rows, key=lambda row: (KEEPERS[given[row]] if given else 0, row))
-                left_out |= {row: f"a copy of {items.ids[first]}" for row in rows if row != first}
+            first = min(rows, key=lambda row: (KEEPERS[given[row]] if given else 0, row))
+            copies = [row for row in rows if row != first and (given is None or given[row] != given[first])]
+            left_out |= {row: f"a copy of {items.ids[first]}" for row in copies if row not in left_out}
     kept = np.array([row for row in range(num) if row not in left_out], dtype=np.int64)
     if not len(kept):
         raise UsageError("every example is left out, since the same contents have several targets; duplicates=keep")
@@ -246,7 +248,9 @@ def _problems(items: Items, target: Target, splits: Mapping[str, np.ndarray], gi
         lacking = [name for name in splits if not counts[name][label]]
         if given and not counts["train"][label] and num:
             where = next(name for name in splits if counts[name][label])
-            return [f"class {called} is in {where} and not in train, so it cannot be learnt; move it or leave it out"]
+            others = [name for place, name in enumerate(target.names) if counts["train"][place]]
+            mend = f"move it or leave it out{nearest(called, others)}"
+            return [f"class {called} is in {where} and not in train, so it cannot be learnt; {mend}"]
         if not given and lacking:
             held = f"{num} example" + ("s" if num != 1 else "")
             needed = "three or more are needed, in groups of their own if there are groups"
