@@ -453,17 +453,21 @@ class _AttentionHooks:
             handle.remove()
 
 
-def attention_shapes(backbone: nn.Module) -> list[list[AttentionCall]]:
-    """Of each stage, its calls of scaled_dot_product_attention in one dummy pass; without values where that will do."""
+def attention_shapes(backbone: nn.Module, paths: Sequence[str] | None = None) -> list[list[AttentionCall]]:
+    """Of each stage, its calls of scaled_dot_product_attention in one dummy pass; without values where that will do.
+
+    paths: other modules to look at than the stages.
+    """
+    paths = as_backbone(backbone).stages if paths is None else paths
     try:
-        return _attention_shapes(_shadow(backbone, {}, {}))
+        return _attention_shapes(_shadow(backbone, {}, {}), paths)
     except Exception:  # noqa: BLE001, a model may do what needs values; a true mistake is raised again below
-        return _attention_shapes(backbone)
+        return _attention_shapes(backbone, paths)
 
 
-def _attention_shapes(backbone: nn.Module) -> list[list[AttentionCall]]:
-    seen = [_Seen() for _ in as_backbone(backbone).stages]
-    hooks = [_AttentionHooks(stage, each) for stage, each in zip(stage_modules(backbone), seen, strict=True)]
+def _attention_shapes(backbone: nn.Module, paths: Sequence[str]) -> list[list[AttentionCall]]:
+    seen = [_Seen() for _ in paths]
+    hooks = [_AttentionHooks(backbone.get_submodule(path), each) for path, each in zip(paths, seen, strict=True)]
     try:
         _dummy_pass(backbone)
     finally:
@@ -480,8 +484,10 @@ def attention_calls(backbone: nn.Module) -> list[int]:
 def attend_to(stage: nn.Module, keys_values: KeysValues) -> Callable[[], None]:
     """From now on every query in the stage also attends to P more keys and values, put before the real ones.
 
-    keys_values: gives two tensors float [heads, P, head_dim] at each pass; with P = 0 the call is left as it was. A
-    module or a bound method, so that a deep copy of the stage gets its own; a closure would keep the original's.
+    stage: or the module of attention in it: when a checkpointed stage is computed again for its backward pass, what is
+    inside of it is called again, and perhaps not its own hooks. keys_values: gives two tensors float
+    [heads, P, head_dim] at each pass; with P = 0 the call is left as it was. A module or a bound method, so that a deep
+    copy of the stage gets its own; a closure would keep the original's.
     A mask is padded so that all see the added ones; a causal call gets its mask written out.
     Returns what takes it back. Silent where a stage does not call that function: see `attention_calls`.
     Source: Li & Liang 2021, section 4 (prefix tuning as per-layer keys and values).

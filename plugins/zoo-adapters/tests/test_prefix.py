@@ -132,11 +132,12 @@ def by_hand(block: Any, *, flat: Any = None, gated: Any = None) -> Tensor:
 def test_it_equals_prepending_tokens_whose_keys_and_values_are_known() -> None:
     learner = load("prefix(length=5)")
     block: Any = learner.backbone.get_submodule(learner.source.stages[1])
-    tokens, key, value = real_tokens(block, 5)
+    plain: Any = load("probe").backbone.get_submodule(learner.source.stages[1])
+    tokens, key, value = real_tokens(plain, 5)
     with torch.no_grad():
-        longer = torch.cat([tokens.expand(2, -1, -1), block.norm1(X_BTD)], dim=1)
-        attended = X_BTD + block.attn(longer)[:, 5:]  # outside of the stage, attention is as it was
-        wanted = attended + block.mlp(block.norm2(attended))
+        longer = torch.cat([tokens.expand(2, -1, -1), plain.norm1(X_BTD)], dim=1)
+        attended = X_BTD + plain.attn(longer)[:, 5:]
+        wanted = attended + plain.mlp(plain.norm2(attended))
         prefixes(learner)[1].keys.copy_(key)
         prefixes(learner)[1].values.copy_(value)
         torch.testing.assert_close(block(X_BTD), wanted, rtol=1e-5, atol=1e-5)  # float32, longer sums

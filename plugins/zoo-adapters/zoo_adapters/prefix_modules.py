@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from zoo_core.contracts import Site, as_backbone
 from zoo_core.errors import RefusedError
-from zoo_core.seams import attend_beside, attend_to, attention_shapes, stage_modules
+from zoo_core.seams import attend_beside, attend_to, attention_shapes
 from zoo_core.sites import free_name, read_weight, sites_for
 
 __all__ = ["FlatPrefix", "GatedPrefix", "MadePrefix", "Trunk", "add_prefixes"]
@@ -82,7 +82,7 @@ def add_prefixes(backbone: nn.Module, length: int, form: Literal["flat", "mlp", 
     says, naming the stage and what it does.
     """
     trunk: Trunk | None = None
-    for stage, (key, value, query_heads) in zip(stage_modules(backbone), _widths(backbone), strict=True):
+    for key, value, query_heads, attention in _places(backbone):
         heads, key_dim, value_dim = key.num_heads or 0, key.head_dim or 0, value.head_dim or 0
         prefix: nn.Module
         if form == "mlp":
@@ -96,38 +96,47 @@ def add_prefixes(backbone: nn.Module, length: int, form: Literal["flat", "mlp", 
         owner = backbone.get_submodule(key.path)  # not the stage: it may be a sequence that calls what is in it
         owner.add_module(free_name(owner, "prefix"), prefix.to(read_weight(backbone, key)))
         if isinstance(prefix, GatedPrefix):
-            attend_beside(stage, prefix.gated)
+            attend_beside(attention, prefix.gated)
         else:
-            attend_to(stage, prefix)
+            attend_to(attention, prefix)
 
 
-def _widths(backbone: nn.Module) -> list[tuple[Site, Site, int]]:
-    """Of each stage the sites of its keys and values, and its number of heads of queries.
+def _places(backbone: nn.Module) -> list[tuple[Site, Site, int, nn.Module]]:
+    """Of each stage the sites of its keys and values, its number of heads of queries, and the module that attends.
 
     Raises RefusedError where the stage's own call of attention is not of that kind.
     """
     stages = as_backbone(backbone).stages
     sites = sites_for(backbone, (frozenset({"attn.k", "attn.v"}),))
-    found = []
-    for stage, calls in zip(stages, attention_shapes(backbone), strict=True):
-        inside = [site for site in sites if site.path.startswith(f"{stage}.")]
+    inside = [[site for site in sites if site.path.startswith(f"{stage}.")] for stage in stages]
+    parents = [
+        found[0].path.rpartition(".")[0] if found else stage for stage, found in zip(stages, inside, strict=True)
+    ]
+    shapes = attention_shapes(backbone, (*stages, *parents))
+    places = []
+    for index, (stage, found, parent) in enumerate(zip(stages, inside, parents, strict=True)):
+        calls, of_parent = shapes[index], shapes[len(stages) + index]
         if len(calls) != 1:
             raise RefusedError(
                 f"prefix: stage {stage} calls fused attention (scaled_dot_product_attention) {len(calls)} times in a "
                 f"pass, and a prefix acts where each stage calls it once; attention in windows or with a kernel of its "
                 f"own, or switched off, is not reached: lora and bottleneck are"
             )
-        if len(inside) != 2:
-            raise RefusedError(f"prefix: stage {stage} has {len(inside)} sites of attn.k and attn.v, not one of each")
-        key, value = inside
-        call = calls[0]
-        query_heads = call.query[-3]
-        for site, shape in ((key, call.key), (value, call.value)):
-            repeated = shape[-3] in (site.num_heads, query_heads)  # grouped queries may have theirs repeated
-            if not repeated or shape[-1] != site.head_dim or query_heads % (site.num_heads or query_heads + 1):
-                raise RefusedError(
-                    f"prefix: attention in {stage} gets {shape[-3]} heads of width {shape[-1]}, and {site.path} makes "
-                    f"{site.num_heads} of width {site.head_dim}; keys that are changed on their way take no prefix"
-                )
-        found.append((key, value, query_heads))
-    return found
+        if len(found) != 2:
+            raise RefusedError(f"prefix: stage {stage} has {len(found)} sites of attn.k and attn.v, not one of each")
+        for site, shape in zip(found, (calls[0].key, calls[0].value), strict=True):
+            _check_width(stage, site, shape, calls[0].query[-3])
+        attention = parent if len(of_parent) == 1 else stage
+        places.append((found[0], found[1], calls[0].query[-3], backbone.get_submodule(attention)))
+    return places
+
+
+def _check_width(stage: str, site: Site, shape: tuple[int, ...], query_heads: int) -> None:
+    """Raises RefusedError where attention is given other heads than the site makes; grouped ones may be repeated."""
+    heads = site.num_heads or 0
+    if shape[-1] == site.head_dim and heads and shape[-3] in (heads, query_heads) and query_heads % heads == 0:
+        return
+    raise RefusedError(
+        f"prefix: attention in {stage} gets {shape[-3]} heads of width {shape[-1]}, and {site.path} makes "
+        f"{site.num_heads} of width {site.head_dim}; keys that are changed on their way take no prefix"
+    )
