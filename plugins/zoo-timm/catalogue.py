@@ -90,7 +90,11 @@ def facts(name: str) -> dict[str, Any]:
         "features": features,
         "num_stages": len(backbone.stages),
         "roles": sorted(role for role in ROLES if backbone.sites(role)),
-        "seams": ["attention", "stage"] if takes_prefixes(backbone) else ["stage"],
+        "seams": [
+            *(["attention"] if takes_prefixes(backbone) else []),
+            *(["prompt"] if backbone.takes_prompts else []),
+            "stage",
+        ],
         "num_parameters": sum(parameter.numel() for parameter in backbone.parameters()),
         "taken_apart": backbone.stages != ("model",),
     }

@@ -199,7 +199,7 @@ def test_the_catalogue_tells_what_is_built(name: str) -> None:
     assert facts["num_parameters"] == sum(parameter.numel() for parameter in backbone.parameters())
     assert facts["roles"] == sorted(role for role in ROLES if source.sites(role))
     once = attention_calls(backbone) == [1] * len(source.stages)
-    assert facts["seams"] == (["attention", "stage"] if once else ["stage"])
+    assert facts["seams"] == (["attention", "prompt", "stage"] if once else ["stage"])
     assert facts["weights"] == (["random"] if name == "mlp-nano" else ["pretrained", "random"])
 
 

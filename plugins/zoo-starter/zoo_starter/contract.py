@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from zoo_core.contracts import Features, FeatureSpec, FileHash, Modality, Preparation, Site, Weights
+from zoo_core.errors import RefusedError
 from zoo_core.features import masked_mean
 from zoo_core.preparations import ImagePreparation, TablePreparation
+from zoo_core.prompts import PromptTokens
 from zoo_core.weights import load_verified
 from zoo_starter.networks import ConvNetNano, VitNano
 from zoo_starter.table import MlpNano
@@ -43,9 +45,17 @@ class StarterBackbone(nn.Module):
         self.stages = tuple(f"network.blocks.{index}" for index in range(len(network.blocks)))  # type: ignore[arg-type]
         self._input_name = input_name
         self._sites = dict(sites)
+        self._prompts = PromptTokens()
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Features:
-        return Features(kind=self.features.kind, x=self.network(inputs[self._input_name]))
+        x = self.network(inputs[self._input_name])
+        return Features(kind=self.features.kind, x=self._prompts.without(x) if self._prompts.length else x)
+
+    def extend(self, prompt: nn.Module, length: int) -> int:
+        """Learned tokens before the 16 of a picture: see zoo_core.contracts.Extendable."""
+        if not isinstance(self.network, VitNano):
+            raise RefusedError(f"its stages work on {self.features.kind} features; learned tokens join other tokens")
+        return self._prompts.add(self.get_submodule(self.stages[0]), prompt, length)
 
     def pool(self, features: Features) -> Tensor:
         """Mean over tokens or positions: float [B, D]."""

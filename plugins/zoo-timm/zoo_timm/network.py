@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from zoo_core.contracts import Features, FeatureSpec, Kind, Modality, Site, Target
+from zoo_core.errors import RefusedError
 from zoo_core.features import masked_mean
 from zoo_core.preparations import ImagePreparation
+from zoo_core.prompts import PromptTokens
 from zoo_timm.export import Build, write
 from zoo_timm.families import Layout, family_of, stages_of
 from zoo_timm.sites import sites_of
@@ -64,6 +67,7 @@ class TimmBackbone(nn.Module):
         )
         prefix = "model." if stages else "model.network."
         self._sites = {role: tuple(found) for role, found in sites_of(network, prefix).items()}
+        self._prompts = PromptTokens(network.num_prefix_tokens if isinstance(network, VisionTransformer) else 0)
 
     @property
     def network(self) -> nn.Module:
@@ -81,6 +85,8 @@ class TimmBackbone(nn.Module):
             x = x.permute(0, 3, 1, 2)
         elif self.layout == "pooled":
             x = self.network.forward_head(x, pre_logits=True)  # type: ignore[operator]
+        if self._prompts.length:
+            x = self._prompts.without(x)
         return Features(kind=self.features.kind, x=x.float() if x.dtype in HALVES else x)
 
     def pool(self, features: Features) -> Tensor:
@@ -92,6 +98,23 @@ class TimmBackbone(nn.Module):
         x = features.x.permute(0, 2, 3, 1) if self.layout == "map, channels last" else features.x
         pooled: Tensor = self.network.forward_head(x.to(self._dtype()), pre_logits=True)  # type: ignore[operator]
         return pooled.float() if pooled.dtype in HALVES else pooled
+
+    @property
+    def takes_prompts(self) -> bool:
+        """Whether learned tokens may stand among its own: timm's VisionTransformer, to which positions come once."""
+        return isinstance(self.network, VisionTransformer)
+
+    def extend(self, prompt: nn.Module, length: int) -> int:
+        """Learned tokens behind class token and registers, without a position: see zoo_core.contracts.Extendable.
+
+        timm's pooling never sees them. Raises RefusedError for networks that are not a plain vision transformer.
+        """
+        if not self.takes_prompts:
+            raise RefusedError(
+                f"{type(self.network).__name__} of timm works on a map or in windows, or gives attention a bias or a "
+                f"rotation for each place, and a learned token has no place; it works on VisionTransformer"
+            )
+        return self._prompts.add(self.get_submodule(self.stages[0]), prompt, length)
 
     def export(self, folder: Path, head: nn.Linear | None, target: Target) -> str:
         """Writes a folder that timm loads by itself, with a linear head as the classifier where timm has such a one."""

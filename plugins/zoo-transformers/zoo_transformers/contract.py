@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from zoo_core.contracts import Features, FeatureSpec, Modality, Preparation, Site, Target
-from zoo_core.errors import IntegrityError, UsageError
+from zoo_core.errors import IntegrityError, RefusedError, UsageError
+from zoo_core.prompts import PromptTokens
 from zoo_core.weights import assign, blank, open_pickle, open_tensors
 from zoo_transformers.audio import audio_preparation
 from zoo_transformers.checkpoint import converted, weight_files
@@ -20,7 +21,7 @@ from zoo_transformers.configuration import Described, describe
 from zoo_transformers.export import write
 from zoo_transformers.families import Family, Pool
 from zoo_transformers.images import image_preparation
-from zoo_transformers.masks import feature_mask
+from zoo_transformers.masks import feature_mask, word_positions
 from zoo_transformers.pooling import pooled, stated_pool
 from zoo_transformers.sites import find_sites, stage_paths, width
 from zoo_transformers.text import text_preparation
@@ -57,6 +58,8 @@ class TransformersBackbone(nn.Module):
         self.features = FeatureSpec(kind=family.kind, dim=width(model.config))
         self.stages = tuple(f"model.{path}" for path in stage_paths(model, family))
         self._sites = find_sites(model, family, prefix="model.")
+        how = family.prompts
+        self._prompts = PromptTokens(how.start if how else 0, reserved=how is not None and how.at == "words")
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Features:
         """inputs: as the preparation gives them. Features are float32 where the weights have half precision."""
@@ -66,8 +69,10 @@ class TransformersBackbone(nn.Module):
         given = {name: x.to(own) if x.is_floating_point() else x for name, x in given.items()}
         if self.attends and mask is not None:
             given |= self._attention_mask(mask)
+        if self._prompts.length and self._prompts.reserved:
+            given = self._with_places(given)
         x: Tensor = self.model(**given).last_hidden_state
-        x = x.float() if own in HALVES else x
+        x = self._prompts.without(x.float() if own in HALVES else x)
         if self.family.kind == "map":
             return Features(kind="map", x=self._as_map(x, given["pixel_values"]))
         return Features(kind="tokens", x=x, mask=feature_mask(self.family.mask, mask, x.shape[1], self.model.config))
@@ -79,6 +84,38 @@ class TransformersBackbone(nn.Module):
         if self.family.mask != "tokens":
             return {}
         return {"attention_mask": mask.bool()[:, None, None]}  # with four axes it is taken as it is
+
+    def _with_places(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The same texts as embedded words, with a place for each learned token before them, all of them to be seen.
+
+        The words keep the positions they have without.
+        """
+        how, embedding = self.family.prompts, self.model.get_input_embeddings()
+        assert how is not None
+        assert isinstance(embedding, nn.Embedding)
+        ids, length = given["input_ids"], self._prompts.length
+        words: Tensor = embedding(ids)
+        found = {"inputs_embeds": torch.cat([words.new_zeros(len(ids), length, words.shape[-1]), words], dim=1)}
+        if "attention_mask" in given:
+            mask = given["attention_mask"]
+            found["attention_mask"] = torch.cat([mask.new_ones(*mask.shape[:-1], length), mask], dim=-1)
+        if how.positions != "own":
+            positions = word_positions(ids, how, embedding.padding_idx)
+            found["position_ids"] = torch.cat([positions.new_zeros(len(positions), length), positions], dim=1)
+        return found
+
+    def extend(self, prompt: nn.Module, length: int) -> int:
+        """Learned tokens before the words, or behind the class token: see zoo_core.contracts.Extendable.
+
+        Raises RefusedError for families whose masks, windows or local attention leave no place for them.
+        """
+        kinds = set(getattr(self.model.config, "layer_types", None) or ()) - {"full_attention"}
+        if self.family.prompts is None or kinds:
+            raise RefusedError(
+                f"{self.model.config.model_type} attends within windows or near each token, or makes its masks inside, "
+                f"so not every token would see the learned ones; prefix, lora and bottleneck work on most of these"
+            )
+        return self._prompts.add(self.get_submodule(self.stages[0]), prompt, length)
 
     def _as_map(self, x: Tensor, pixels_BCHW: Tensor) -> Tensor:
         """Swin's rows of tokens [B, H * W, D] as [B, D, H, W]; what is a map already as it is."""

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from zoo_core.contracts import Kind, Modality
 
-__all__ = ["FAMILIES", "INPUT_FILES", "SHORTEST", "Family", "Part", "Pool"]
+__all__ = ["FAMILIES", "INPUT_FILES", "SHORTEST", "Family", "Part", "Pool", "Prompts"]
 
 SHORTEST = 8  # tokens that a text may be cut to; a tokeniser's own special tokens need up to 4
 
@@ -49,6 +49,22 @@ Roles = dict[str, tuple[Part, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """How learned tokens come among those that enter the first stage.
+
+    at: `words` keeps places for them before the words that are embedded, so that the model makes masks and biases for
+    all; `tokens` puts them among what enters the first stage, where nothing is made for each place. start: tokens of
+    the model's own that stand before them.
+    positions: of the words, whose numbers must not change where there is an embedding of each: `counted` from 0,
+    `unpadded` from behind the padding's number as in RoBERTa; `own` where only distances between tokens matter.
+    """
+
+    at: Literal["words", "tokens"]
+    start: int = 0
+    positions: Literal["own", "counted", "unpadded"] = "own"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """One model type of transformers.
 
@@ -60,6 +76,7 @@ class Family:
     mask: how the mask of the inputs becomes one of the features. prefixes: of keys of the file that are left out.
     renames: whole keys. unused: globs of keys of the file, after that, that no part built here wants.
     fused: whether each stage calls scaled_dot_product_attention once; else the attention seam does not see it.
+    prompts: how learned tokens come among its own; None where attention is local or made for what it was given.
     """
 
     model: str
@@ -78,6 +95,7 @@ class Family:
     renames: Mapping[str, str] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
     fused: bool = True
+    prompts: Prompts | None = None
 
 
 def _roles(**paths: str) -> Roles:
@@ -107,8 +125,10 @@ BERT = Family(
     mask="tokens",
     prefixes=("bert.",),
     unused=HEADS,
+    prompts=Prompts(at="words", positions="counted"),
 )
-ROBERTA = replace(BERT, model="roberta.modeling_roberta:RobertaModel", prefixes=("roberta.",))
+UNPADDED = Prompts(at="words", positions="unpadded")
+ROBERTA = replace(BERT, model="roberta.modeling_roberta:RobertaModel", prefixes=("roberta.",), prompts=UNPADDED)
 
 VIT = Family(
     model="vit.modeling_vit:ViTModel",
@@ -127,6 +147,7 @@ VIT = Family(
     inputs=("pixel_values",),
     prefixes=("vit.",),
     unused=("classifier.*", "pooler.*", "decoder.*", "embeddings.mask_token"),
+    prompts=Prompts(at="tokens", start=1),
 )
 
 WAV2VEC2 = Family(
@@ -169,8 +190,9 @@ CLIP = Family(
     inputs=("pixel_values",),
     prefixes=("vision_model.",),
     unused=("text_model.*", "text_projection.*", "visual_projection.*", "logit_scale", "logit_bias", "*.position_ids"),
+    prompts=Prompts(at="tokens", start=1),
 )
-SIGLIP = replace(CLIP, model="siglip.modeling_siglip:SiglipVisionModel", pool="head")
+SIGLIP = replace(CLIP, model="siglip.modeling_siglip:SiglipVisionModel", pool="head", prompts=Prompts(at="tokens"))
 
 LLAMA = Family(
     model="llama.modeling_llama:LlamaModel",
@@ -192,6 +214,7 @@ LLAMA = Family(
     mask="tokens",
     prefixes=("model.",),
     unused=("lm_head.*", "score.*", "classifier.*", "qa_outputs.*", "*rotary_emb.inv_freq"),
+    prompts=Prompts(at="words"),
 )
 
 FAMILIES: Mapping[str, Family] = {  # by the `model_type` of config.json
@@ -204,6 +227,7 @@ FAMILIES: Mapping[str, Family] = {  # by the `model_type` of config.json
         inputs=("input_values",),
         prefixes=("audio_spectrogram_transformer.",),
         unused=("classifier.*",),
+        prompts=Prompts(at="tokens", start=2),
     ),
     "bert": BERT,
     "camembert": replace(ROBERTA, model="camembert.modeling_camembert:CamembertModel"),
@@ -282,6 +306,7 @@ FAMILIES: Mapping[str, Family] = {  # by the `model_type` of config.json
         legacy=frozenset(),
         prefixes=("transformer.",),
         unused=("lm_head.*", "score.*", "classifier.*", "multiple_choice_head.*", "*.attn.bias", "*.attn.masked_bias"),
+        prompts=BERT.prompts,
     ),
     "hubert": replace(WAV2VEC2, model="hubert.modeling_hubert:HubertModel", prefixes=("hubert.",)),
     "llama": LLAMA,
@@ -315,6 +340,7 @@ FAMILIES: Mapping[str, Family] = {  # by the `model_type` of config.json
         legacy=frozenset({"global_attn_every_n_layers", "global_rope_theta", "local_rope_theta", "rope_scaling"}),
         prefixes=("model.",),
         unused=("head.*", "decoder.*", "classifier.*", "qa_outputs.*"),
+        prompts=None,  # most of its layers see 128 tokens around each
     ),
     "mpnet": replace(
         BERT,
@@ -330,6 +356,7 @@ FAMILIES: Mapping[str, Family] = {  # by the `model_type` of config.json
         settings={},
         prefixes=("mpnet.",),
         fused=False,
+        prompts=UNPADDED,
     ),
     "qwen2": replace(LLAMA, model="qwen2.modeling_qwen2:Qwen2Model"),
     "qwen3": replace(LLAMA, model="qwen3.modeling_qwen3:Qwen3Model"),
@@ -344,6 +371,7 @@ FAMILIES: Mapping[str, Family] = {  # by the `model_type` of config.json
         pool="mean",
         prefixes=("swin.",),
         unused=(*VIT.unused, "*.relative_position_index"),
+        prompts=None,
     ),
     "t5": replace(
         BERT,
@@ -363,6 +391,7 @@ FAMILIES: Mapping[str, Family] = {  # by the `model_type` of config.json
         prefixes=("encoder.", "transformer.encoder."),
         renames={"shared.weight": "embed_tokens.weight"},
         unused=("decoder.*", "lm_head.*", "classification_head.*"),
+        prompts=LLAMA.prompts,
     ),
     "vit": VIT,
     "wav2vec2": WAV2VEC2,
@@ -376,6 +405,7 @@ FAMILIES: Mapping[str, Family] = {  # by the `model_type` of config.json
         mask="halved",
         prefixes=("model.encoder.", "encoder."),
         unused=("model.decoder.*", "decoder.*", "proj_out.*", "projector.*", "classifier.*", "layer_weights"),
+        prompts=Prompts(at="tokens"),
     ),
     "xlm-roberta": replace(ROBERTA, model="xlm_roberta.modeling_xlm_roberta:XLMRobertaModel"),
 }
