@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,14 @@ class Pinned:
 
 
 def part_key(part: Bound) -> str:
-    """What a part is called in a lock: `backbone:timm/resnet18`, with `@revision` and `(folder)` if written."""
+    """What a part is called in a lock: `backbone:timm/resnet18`, with `@revision` and `(folder)` if written.
+
+    A task that reads a user's files stands with all its arguments, since those decide which files it reads.
+    """
+    if part.kind == "task" and getattr(part.recipe, "path", None):
+        written = part.canonical()
+        arguments = tuple(argument for argument in written.arguments if argument[0] not in part.common)
+        return f"task:{replace(written, kind=None, arguments=arguments)}"
     revision = f"@{part.revision}" if part.revision else ""
     folder = next((place for name in PLACES if (place := getattr(part.recipe, name, None))), None)
     return f"{part.kind}:{part.name}{revision}" + (f"({folder})" if folder else "")

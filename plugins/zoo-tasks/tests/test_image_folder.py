@@ -13,10 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from zoo_core.api import evaluate, fit
 from zoo_core.data import carve, decode
 from zoo_core.errors import NotFoundError, ZooError
+from zoo_core.hub import pin_plan
+from zoo_core.lock import part_key
 from zoo_core.pictures import open_picture
 from zoo_core.pins import pin
+from zoo_core.plan import Budget
+from zoo_core.suites.grid import expand, suite_from
 from zoo_tasks.folders import ImageFolder
 
 Draw = Callable[..., Path]
@@ -356,3 +361,42 @@ def test_flowers(shared: Callable[[str], Path]) -> None:
     assert found.splits == {"train": 2585, "val": 861, "test": 861}
     assert found.sizes == "all 128 x 128 pixels"
     assert not found.problems
+
+
+def test_another_split_file_is_another_task_in_one_bench(two_classes: Path) -> None:
+    names = sorted(path.relative_to(two_classes).as_posix() for path in two_classes.glob("*/*.png"))
+    for file, last in (("a.csv", "01"), ("b.csv", "23")):
+        text = "".join(f"{name},{'test' if Path(name).stem in last else 'train'}\n" for name in names)
+        (two_classes / file).write_text(text)
+    tasks = tuple(f'image-folder(path="{two_classes}"{split})' for split in ("", ",split=a.csv", ",split=b.csv"))
+    suite = suite_from({"tasks": tasks, "backbones": ["starter/convnet-nano"], "seeds": 1}, name="splits")
+    plans = expand(suite, pin=pin_plan).plans
+    assert len({plan.digest for plan in plans}) == len(plans) == 3
+    for plan, file in zip(plans[1:], ("a.csv", "b.csv"), strict=True):
+        assert plan.task is not None
+        assert file in plan.pins[part_key(plan.task)].files
+
+
+# -- from a folder to a model -----------------------------------------------------------------------------------------
+
+
+def test_a_model_is_fitted_stored_and_scored_again_from_a_path(
+    draw: Draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw(*(f"noise/{number}.png" for number in range(30)))
+    for number in range(30):
+        path = tmp_path / "pictures" / "plain" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (12, 12), (8 * number, 0, 255 - 8 * number)).save(path)
+    monkeypatch.chdir(tmp_path)
+    learner, result = fit(
+        "starter/convnet-nano+probe", task="./pictures", out="run", budget=Budget(epochs=5, num_rates=1)
+    )
+    assert learner.target.names == ("noise", "plain")
+    assert result.status == "ok"
+    assert result.score is not None
+    assert result.score > 0.9
+    assert evaluate("run").score == result.score
+    (tmp_path / "pictures" / "plain" / "3.png").write_bytes(b"other")
+    with pytest.raises(ZooError, match=r"plain/3\.png has 5 bytes, expected"):
+        evaluate("run")

@@ -317,7 +317,7 @@ def test_equal_rows_of_a_table_are_kept_on_one_side(write: Write) -> None:
         (reviews() + ",1\n", {}, "row 22 (has no review)"),
         (reviews(), {"encoding": "latin-9000"}, "encoding='latin-9000' is not one that Python knows"),
         (reviews(), {"separator": "||"}, "separator='||' is one character"),
-        (reviews(), {"split": "stars", "text": "review", "target_column": "review"}, "(stars is '0', not train, val or te"),
+        (reviews(), {"split": "stars", "text": "review", "target_column": "review"}, "(stars is '0', not train, val"),
         (reviews(), {"test": ("a",)}, "group= does not say which column holds them"),
         ("label\n1\n0\n", {"header": "yes"}, "t.csv has no columns besides label; nothing to predict it from"),
     ],

@@ -27,6 +27,8 @@ AUDIOS = ("audio", "audio_path", "file", "file_name", "filename", "path")
 SPLIT = "split"
 LONG = 20  # characters on average, from which on a column of texts is read as text and not as categories
 MISSING = frozenset({"", "na", "n/a", "nan", "none", "null"})
+SHORT = 8  # characters, from which on a cell is no word for nothing
+SAMPLE = 5000  # rows that tell a text from a category
 SEPARATORS = ("|", ";", ",")  # of several labels in one cell
 
 
@@ -84,7 +86,7 @@ def infer(rows: Sequence[Row], given: Given, *, where: str, complete: bool) -> C
         _check(name, names, "features", where)
     split = given.split or (SPLIT if SPLIT in names and SPLIT not in given.target else None)
     free = [name for name in names if name not in {split, given.group, *given.target}]
-    form, inputs, why = _inputs(rows, given, free)
+    form, inputs, why = _inputs(rows[:SAMPLE], given, free)
     target = given.target or (
         _target(rows, names, {*inputs, split, given.group} if form != "row" else {split, given.group}, where),
     )
@@ -111,9 +113,9 @@ def infer(rows: Sequence[Row], given: Given, *, where: str, complete: bool) -> C
 
 def is_missing(value: Any) -> bool:
     """Whether a cell holds nothing: empty, NA, NaN, none, null in any case, or a number that is not finite."""
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return True
-    return isinstance(value, str) and value.strip().lower() in MISSING
+    if isinstance(value, str):  # millions of cells pass here, and few are so short
+        return (len(value) < SHORT and value.strip().lower() in MISSING) or value.isspace()
+    return value is None or (isinstance(value, float) and not math.isfinite(value))
 
 
 def number(value: Any) -> float | None:
@@ -254,8 +256,14 @@ def _first(rows: Sequence[Row], name: str) -> Any:
 
 
 def _all(rows: Sequence[Row], name: str, holds: Any) -> bool:
-    held = [row[name] for row in rows if not is_missing(row.get(name))]
-    return bool(held) and all(holds(value) for value in held)
+    num = 0
+    for row in rows:
+        value = row.get(name)
+        if not is_missing(value):
+            num += 1
+            if not holds(value):
+                return False
+    return num > 0
 
 
 def _is_numeric(rows: Sequence[Row], name: str) -> bool:

@@ -16,7 +16,7 @@ from zoo_core.pictures import open_picture
 from zoo_core.sounds import open_sound
 from zoo_tasks.looks import Look
 from zoo_tasks.splitting import Division, Items
-from zoo_tasks.store import key_of, opened, write
+from zoo_tasks.store import Names, key_of, opened, write
 
 __all__ = ["Data", "Examples", "Store", "pictures_store", "sounds_store", "split_data"]
 
@@ -39,24 +39,19 @@ class Store:
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
-    """A split: some of the examples of a store. index: int64 [num] into all of them; all_ids: of all of them."""
+    """A split: the examples of a store, in its order."""
 
     store: Store
-    index: np.ndarray
-    all_ids: Sequence[str]
+    ids: Sequence[str]
     targets: Any
     groups: Any | None
 
     @property
     def num(self) -> int:
-        return len(self.index)
-
-    @property
-    def ids(self) -> Sequence[str]:
-        return [self.all_ids[int(i)] for i in self.index]
+        return len(self.ids)
 
     def raw(self, index: int) -> Any:
-        return READ[self.store.form](self.store, int(self.index[index]))
+        return READ[self.store.form](self.store, int(index))
 
 
 @dataclass(frozen=True)
@@ -76,8 +71,7 @@ def split_data(items: Items, target: Target, division: Division, store: Store) -
         own = [targets[int(i)] for i in index] if isinstance(targets, list) else targets[index]
         splits[name] = Examples(
             store=_part(store, index),
-            index=np.arange(len(index)),
-            all_ids=[items.ids[int(i)] for i in index],
+            ids=Names([items.ids[int(i)] for i in index]),
             targets=own,
             groups=None if groups is None else groups[index],
         )
@@ -85,7 +79,7 @@ def split_data(items: Items, target: Target, division: Division, store: Store) -
 
 
 def _part(store: Store, index: np.ndarray) -> Store:
-    names = [store.names[int(i)] for i in index] if store.names else ()
+    names = Names([store.names[int(i)] for i in index]) if store.names else ()
     return Store(form=store.form, file=store.file, rows=store.rows[index], names=names)
 
 

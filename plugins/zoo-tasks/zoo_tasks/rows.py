@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -147,8 +147,7 @@ class Rows:
     # --- what was read ------------------------------------------------------------------------------------------------
 
     def _column(self, name: str) -> list[Any]:
-        found: list[Any] = opened(self.file).column(name).to_pylist()
-        return found
+        return _column(self.file, name)
 
     @cached_property
     def looks(self) -> list[Look]:
@@ -305,6 +304,12 @@ class Rows:
         unit = "words" if self.columns.form == "words" else "characters"
         lengths = np.array([len(x) for x in self._kept("x")])
         return f"{lengths.min()} to {lengths.max()} {unit}, median {int(np.median(lengths))}"
+
+
+@lru_cache(maxsize=8)
+def _column(file: str, name: str) -> list[Any]:
+    found: list[Any] = opened(file).column(name).to_pylist()
+    return found
 
 
 def opened_width(file: str) -> int:

@@ -21,7 +21,7 @@ from zoo_core.settings import cache_folder
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Column", "key_of", "opened", "place", "write"]
+__all__ = ["Names", "key_of", "opened", "place", "write"]
 
 BATCH = 1000  # rows that are in memory while a file is written
 
@@ -85,20 +85,22 @@ def opened(file: str) -> pa.Table:
     return _mapped(file, os.getpid())
 
 
-class Column(Sequence[str]):
-    """Some rows of a column of texts, read when they are asked for; it pickles as its place."""
+class Names(Sequence[str]):
+    """Many texts in one piece of memory; a list of a million of them would pickle slowly into each worker."""
 
-    def __init__(self, file: str, name: str, index: Any) -> None:
-        self._file, self._name, self._index = file, name, index
+    def __init__(self, texts: Sequence[str]) -> None:
+        import pyarrow as pa
+
+        self._array: Any = pa.array(list(texts), pa.large_string())
 
     def __len__(self) -> int:
-        return len(self._index)
+        return len(self._array)
 
     @overload
     def __getitem__(self, position: int) -> str: ...
     @overload
     def __getitem__(self, position: slice) -> list[str]: ...
     def __getitem__(self, position: int | slice) -> str | list[str]:
-        if isinstance(position, slice):
-            return [self[each] for each in range(*position.indices(len(self)))]
-        return str(opened(self._file).column(self._name)[int(self._index[position])].as_py())
+        found: str | list[str]
+        found = self._array[position].to_pylist() if isinstance(position, slice) else self._array[position].as_py()
+        return found
