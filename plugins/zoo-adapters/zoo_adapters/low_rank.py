@@ -129,10 +129,11 @@ class LowRank(Update):
         self.A0, self.B0 = a.clone(), b.clone()
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        change = self.change(self.dropped(x), _weight(self.A), _weight(self.B))
+        # A is what is scaled: it is small, and the update as large as y, and as its gradient
+        change = self.change(self.dropped(x), self.scale * _weight(self.A), _weight(self.B))
         if self.A0 is not None and self.B0 is not None:
-            change = change - self.change(x, self.A0, self.B0)
-        return y + self.scale * change
+            change = change - self.change(x, self.scale * self.A0, self.B0)
+        return y + change
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         product = self.product(_weight(self.A), _weight(self.B))
