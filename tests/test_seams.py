@@ -12,7 +12,17 @@ from torch import Tensor, nn
 
 from zoo_core.contracts import Features
 from zoo_core.errors import LawError
-from zoo_core.seams import attend_to, attention_calls, boundary, capture, groups, resume, stage_modules
+from zoo_core.seams import (
+    attend_beside,
+    attend_to,
+    attention_calls,
+    attention_shapes,
+    boundary,
+    capture,
+    groups,
+    resume,
+    stage_modules,
+)
 from zoo_core.testing.toys import ToyBackbone
 
 ATTENTION = nn.functional.scaled_dot_product_attention
@@ -485,6 +495,20 @@ def test_a_prefix_has_as_many_heads_as_the_keys() -> None:
     torch.testing.assert_close(stage(X), by_hand(stage, X, prefix), rtol=1e-10, atol=1e-12)  # float64, other kernels
 
 
+def test_a_prefix_meets_keys_that_were_repeated_before_the_call() -> None:
+    class Repeated(Attend):
+        def project(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            query, key, value = super().project(x_BTD)
+            return query, key.repeat_interleave(2, dim=1), value.repeat_interleave(2, dim=1)
+
+    stage, prefix = Attend(heads=4, key_heads=2), Prefix(3)
+    repeated = Repeated(heads=4, key_heads=2)
+    repeated.load_state_dict(stage.state_dict())
+    wanted = by_hand(stage, X, prefix)
+    attend_to(repeated, prefix)
+    torch.testing.assert_close(repeated(X), wanted, rtol=1e-10, atol=1e-12)  # float64, other kernels
+
+
 @pytest.mark.parametrize("mask", MASKS)
 def test_a_prefix_of_no_length_leaves_every_bit(mask: str) -> None:
     stage = Attend(mask)
@@ -530,6 +554,54 @@ def test_gradients_reach_keys_and_values(mask: str) -> None:
         assert parameter.grad.abs().min() > 0, "every added key and value is seen"
 
 
+class Gated(Prefix):
+    """The same with a gate for each head of queries."""
+
+    def __init__(self, length: int, gate: Tensor, **arguments: Any) -> None:
+        super().__init__(length, **arguments)
+        self.gate = nn.Parameter(gate[:, None, None])
+
+    def gated(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.key, self.value, self.gate
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_what_is_attended_beside_has_a_softmax_of_its_own(mask: str) -> None:
+    stage, gate = Attend(mask, heads=4, key_heads=2), torch.tensor([0.5, -1.0, 0.0, 2.0], dtype=torch.float64)
+    beside = Gated(3, gate)
+    query = stage.project(X)[0]
+    key, value = (x.repeat_interleave(2, dim=0) for x in (beside.key, beside.value))
+    own = (query @ key.mT / stage.dim**0.5).softmax(-1) @ value
+    wanted = by_hand(stage, X, Prefix(0)) + gate[:, None, None] * own
+    bare = stage(X)
+    remove = attend_beside(stage, beside.gated)
+    torch.testing.assert_close(stage(X), wanted, rtol=1e-10, atol=1e-12)  # float64, other kernels
+    remove()
+    assert torch.equal(stage(X), bare)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_a_gate_of_zero_leaves_every_bit_and_learns(mask: str) -> None:
+    stage, beside = Attend(mask).requires_grad_(False), Gated(3, torch.zeros(2, dtype=torch.float64))
+    bare = stage(X)
+    attend_beside(stage, beside.gated)
+    assert torch.equal(stage(X), bare)
+    stage(X).square().sum().backward()
+    assert beside.gate.grad is not None
+    assert beside.gate.grad.abs().min() > 0
+
+
+@pytest.mark.parametrize("first", ["to", "beside"])
+def test_a_prefix_and_what_is_beside_do_not_see_each_other(first: str) -> None:
+    stage, prefix, beside = Attend("padding"), Prefix(2), Gated(3, torch.ones(2, dtype=torch.float64))
+    query = stage.project(X)[0]
+    own = (query @ beside.key.mT / stage.dim**0.5).softmax(-1) @ beside.value
+    wanted = by_hand(stage, X, prefix) + own
+    for which in ("to", "beside") if first == "to" else ("beside", "to"):
+        _ = attend_to(stage, prefix) if which == "to" else attend_beside(stage, beside.gated)
+    torch.testing.assert_close(stage(X), wanted, rtol=1e-10, atol=1e-12)  # float64, other kernels
+
+
 class Both(nn.Module):
     """A stage and its prefix, as a learner holds them."""
 
@@ -546,6 +618,19 @@ def test_each_stage_attends_once_and_a_convnet_never() -> None:
     assert attention_calls(ToyBackbone("tokens")) == [1, 1, 1]
     assert attention_calls(ToyBackbone("map")) == [0, 0, 0]
     assert attention_calls(starter("vit-nano")) == [1, 1, 1, 1]
+
+
+def test_the_shapes_of_attention_are_those_of_its_call_at_any_module_around_it() -> None:
+    backbone = ToyBackbone("tokens")
+    (call,), *_ = attention_shapes(backbone)
+    assert call.query == call.key == call.value == (2, 3, 16, 4)
+    assert [len(calls) for calls in attention_shapes(backbone, ("blocks", "stem", "blocks.1"))] == [3, 0, 1]
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in backbone.modules())
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_attention_is_counted_in_a_backbone_that_needs_values_too(asks: bool) -> None:
+    assert attention_calls(NeedsValues(plain=not asks, asks=asks)) == [1, 1, 1]
 
 
 def test_attention_beside_a_stage_is_not_touched() -> None:
