@@ -27,6 +27,7 @@ PROJECTS = (ROOT, *sorted(path.parent for path in ROOT.glob("plugins/*/pyproject
 REQUIRED = {  # data that an installation would miss without an error until somebody asks for it
     "zoo_core": ("py.typed", "reserved.txt", "suites/*.toml"),
     "zoo_adapters": ("py.typed", "catalogue.json"),
+    "zoo_peft": ("py.typed", "catalogue.json", "methods.json"),
     "zoo_registry": ("py.typed", "models/*.toml", "tasks/*.toml"),
     "zoo_starter": ("py.typed", "catalogue.json", "weights/*.safetensors"),
     "zoo_tasks": ("py.typed",),
@@ -164,7 +165,15 @@ def test_plugins_require_the_core_and_no_sibling(wheels: list[Project]) -> None:
         assert required == expected, project.name
         assert metadata["Version"] == project.version
         assert metadata["License-Expression"] == "Apache-2.0"
-    assert ours == {"zoo-core", "zoo-registry", "zoo-starter", "zoo-adapters", "zoo-timm", "zoo-transformers"}
+    assert ours == {
+        "zoo-core",
+        "zoo-registry",
+        "zoo-starter",
+        "zoo-adapters",
+        "zoo-peft",
+        "zoo-timm",
+        "zoo-transformers",
+    }
 
 
 def test_the_clean_environment_knows_nothing_of_the_repository(clean: Path, tmp_path: Path) -> None:
