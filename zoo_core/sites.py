@@ -144,7 +144,15 @@ def read_weight(backbone: nn.Module, site: Site) -> Tensor:
 
 
 def weight_of(owner: nn.Module, site: Site) -> Tensor:
-    """As `read_weight`, from the module that owns the weight."""
+    """As `read_weight`, from the module that owns the weight.
+
+    Raises RefusedError where an adapter has put a module of its own in the place of that one.
+    """
+    if site.parameter not in owner._parameters and not parametrize.is_parametrized(owner, site.parameter):
+        kind = f"{type(owner).__module__.partition('.')[0]}'s {type(owner).__name__}"
+        raise RefusedError(
+            f"{site.path} has been replaced by {kind}, to which nothing can be attached; write its adapter after this"
+        )
     return _rows(getattr(owner, site.parameter), site)
 
 
