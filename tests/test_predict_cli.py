@@ -445,6 +445,34 @@ def test_each_line_is_answered_before_the_next_is_given(
         assert process.wait() == 0
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals are POSIX")
+@pytest.mark.parametrize("command", ["predict", "embed"])
+def test_a_terminal_shows_a_bar_of_items_and_a_rate(
+    folders: dict[str, Path], tmp_path: Path, digit: np.ndarray[Any, Any], command: str
+) -> None:
+    import pty
+
+    for number in range(3):
+        Image.fromarray(digit).save(tmp_path / f"{number}.png")
+    words = [sys.executable, "-m", "zoo_core.cli", command, str(folders["classes"]), str(tmp_path), "--device", "cpu"]
+    words += ["--out", str(tmp_path / "f.npy")] if command == "embed" else []
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=theirs, env=os.environ | {"TERM": "xterm"}) as process:
+        os.close(theirs)
+        shown = b""
+        try:
+            while chunk := os.read(ours, 4096):
+                shown += chunk
+        except OSError:  # how Linux tells that the other side has gone
+            pass
+        assert process.stdout is not None
+        assert process.stdout.read().count(b"\n") == (3 if command == "predict" else 1)
+    os.close(ours)
+    assert process.returncode == 0, shown
+    assert b"3 items, " in shown
+    assert b"/s, left" in shown
+
+
 def test_texts_are_the_lines_that_are_not_empty(tmp_path: Path) -> None:
     file = tmp_path / "x.txt"
     file.write_bytes("\ufeffone\u2028still one\r\n\n  \ntwo".encode())

@@ -296,12 +296,12 @@ def _counting(title: str, total: int | None, *, shown: bool) -> Iterator[Callabl
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        TextColumn("{task.completed:,.0f} items, {task.speed:,.0f}/s, left"),
+        TextColumn("{task.completed:,.0f} items, {task.fields[rate]:,.0f}/s, left"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task(title, total=total)
-        yield lambda num: progress.update(bar, completed=num)
+        bar, start = progress.add_task(title, total=total, rate=0.0), time.monotonic()
+        yield lambda num: progress.update(bar, completed=num, rate=num / (time.monotonic() - start))
 
 
 def _count_lines() -> Callable[[int], None]:
