@@ -25,6 +25,24 @@ __all__ = ["Decomposed", "LowRank", "largest_rank"]
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
+class Undrawn:
+    """A layer of torch's that takes no draws from the global generator: the update that it belongs to draws it."""
+
+    def reset_parameters(self) -> None: ...
+
+
+class Linear(Undrawn, nn.Linear): ...
+
+
+class Conv1d(Undrawn, nn.Conv1d): ...
+
+
+class Conv2d(Undrawn, nn.Conv2d): ...
+
+
+class Conv3d(Undrawn, nn.Conv3d): ...
+
+
 class Update(SiteChange):
     """Abstract: owns A and B of an update scale * B A, linear layers, or convolutions where the layer is one.
 
@@ -228,18 +246,12 @@ def _layers(layer: nn.Module, weight: Tensor, r: int) -> tuple[nn.Module, nn.Mod
     """A and B beside a layer, their numbers not drawn yet."""
     like: dict[str, Any] = {"bias": False, "device": weight.device, "dtype": weight.dtype}
     if not isinstance(layer, CONVOLUTIONS):
-        return _undrawn(nn.Linear, weight.shape[1], r, **like), _undrawn(nn.Linear, r, weight.shape[0], **like)
-    kind = next(each for each in CONVOLUTIONS if isinstance(layer, each))
+        return Linear(weight.shape[1], r, **like), Linear(r, weight.shape[0], **like)
+    kind: Any = (Conv1d, Conv2d, Conv3d)[weight.ndim - 3]
     groups = layer.groups
     steps = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups", "padding_mode")}
-    a = _undrawn(kind, weight.shape[1] * groups, r * groups, layer.kernel_size, **steps, **like)
-    return a, _undrawn(kind, r * groups, weight.shape[0], 1, groups=groups, **like)
-
-
-def _undrawn(kind: type[nn.Module], *sizes: Any, **arguments: Any) -> nn.Module:
-    """A layer that takes no draws from torch's global generator."""
-    layer: nn.Module = nn.utils.skip_init(kind, *sizes, **arguments)
-    return layer
+    a = kind(weight.shape[1] * groups, r * groups, layer.kernel_size, **steps, **like)
+    return a, kind(r * groups, weight.shape[0], 1, groups=groups, **like)
 
 
 def _weight(layer: nn.Module) -> nn.Parameter:
