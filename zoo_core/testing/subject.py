@@ -32,15 +32,23 @@ class Subject:
 
     spec: as text, or a plan that is resolved and pinned. target: three classes unless one is given.
     examples: raw ones for the backbone, where those that `examples_of` draws will not do.
+    like: another subject with the same backbone, head, target and seed, to share what is built without adapters.
     Nothing is built before it is asked for; what is built is kept, and checks get copies.
     Raises what resolving and building raise: RefusedError where the adapter makes no sense on the backbone.
     """
 
     def __init__(
-        self, spec: str | Plan, *, target: Target = THREE, seed: int = 0, examples: Sequence[Raw] | None = None
+        self,
+        spec: str | Plan,
+        *,
+        target: Target = THREE,
+        seed: int = 0,
+        examples: Sequence[Raw] | None = None,
+        like: Subject | None = None,
     ) -> None:
         self.plan = spec if isinstance(spec, Plan) else pin_plan(resolve(spec, target=target, seed=seed))
         self.examples = examples
+        self.like = like
 
     def __str__(self) -> str:
         return str(self.plan.spec)
@@ -55,7 +63,7 @@ class Subject:
     @cached_property
     def plain(self) -> Learner:
         """The same backbone and head without any adapter; not to be changed."""
-        return build(replace(self.plan, adapters=()))
+        return build(replace(self.plan, adapters=())) if self.like is None else self.like.plain
 
     def learner(self) -> Learner:
         """A copy of the learner, in evaluation mode."""
