@@ -51,6 +51,7 @@ def test_a_folder_never_hides_a_task_of_its_name(here: Path) -> None:
         (("t.parquet",), "./t.parquet", 'parquet(path="./t.parquet")'),
         (("t.ndjson",), "./t.ndjson", 'jsonl(path="./t.ndjson")'),
         (("train.npz", "test.npz"), ".", "npz(path=.)"),
+        (("train.txt", "valid.txt", "test.txt"), ".", "conll(path=.)"),
         (("ner.conll",), "./ner.conll", 'conll(path="./ner.conll")'),
     ],
 )

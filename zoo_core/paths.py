@@ -133,6 +133,8 @@ def _reader(path: Path, text: str) -> str:
         best = found.most_common(1)
         if best:
             return best[0][0]
+    if (path / "train.txt").is_file():  # any text may be called so, hence last
+        return READERS[".conll"]
     if not num:
         raise UsageError(f"{text} is an empty folder; a task needs files, such as a folder of pictures for each class")
     raise UsageError(f"{text} holds no file whose suffix tells how to read it; {write}")
