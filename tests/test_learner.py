@@ -720,3 +720,24 @@ def test_base_and_added_make_up_the_backbone(wrap: Callable[[Learner], Any]) -> 
     assert "backbone.blocks.1.inner.conv.weight" in learner.base()
     names = {f"backbone.{name}" for name, _ in learner.backbone.named_parameters()}
     assert set(learner.base()) == names - set(learner.added())
+
+
+class Twice(nn.Module):
+    """Two modules that share a third one, which is registered under the first and under the second."""
+
+    def __init__(self, shared: nn.Module) -> None:
+        super().__init__()
+        self.first = nn.Sequential(shared, nn.Dropout())
+        self.second = nn.Sequential(nn.Linear(2, 2), shared, nn.Dropout())
+
+
+@pytest.mark.parametrize("frozen", ["second.0", "first.0"])
+def test_a_module_in_two_places_is_in_one_mode(frozen: str) -> None:
+    built = learner_of(kind="tokens")
+    assert built.objective is not None
+    network = Twice(nn.Linear(2, 2))
+    network.get_submodule(frozen).requires_grad_(False)
+    learner = Learner(network, built.heads["main"], "pooled", built.objective, built.target).train()
+    assert breaches(learner, True) == []
+    assert network.first.training == (frozen == "second.0")
+    assert network.second.training is False

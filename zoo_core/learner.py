@@ -115,7 +115,7 @@ class Learner(nn.Module):
         """Training mode for what is wholly trainable, evaluation mode for the rest. Law: what is frozen stays put."""
         self.training = mode
         for child in self.children():
-            _set_mode(child, mode, mode)
+            _set_mode(child, mode, mode, _trains(child))
         return self
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -221,7 +221,7 @@ class Learner(nn.Module):
         )
         if not determined:
             known = set()
-        opened = _open_tensors(self.backbone, True)
+        opened = _open_tensors(self.backbone, True, _trains(self.backbone))
         state = self._held()
         frozen = {name for name, tensor in state.items() if name.startswith("backbone.") and id(tensor) not in opened}
         self._frozen_names = tuple(sorted(frozen))
@@ -300,26 +300,36 @@ def _fits(found: torch.Size, built: torch.Size) -> bool:
     return len(found) == len(built) and all(size in (0, here) for here, size in zip(found, built, strict=True))
 
 
-def _set_mode(module: nn.Module, mode: bool, parent: bool) -> None:
-    module.training = _mode(module, mode, parent)
+def _set_mode(module: nn.Module, mode: bool, parent: bool, trains: Mapping[nn.Module, bool | None]) -> None:
+    """Law: a module is in training mode if all parameters beneath it train; one without any follows its parent."""
+    own = trains[module]
+    module.training = parent if own is None else mode and own
     for child in module.children():
-        _set_mode(child, mode, module.training)
+        _set_mode(child, mode, module.training, trains)
 
 
-def _mode(module: nn.Module, mode: bool, parent: bool) -> bool:
-    """Whether a module trains: all parameters beneath it do; one without parameters follows its parent."""
-    parameters = list(module.parameters())
-    if not parameters:
-        return parent
-    return mode and all(parameter.requires_grad for parameter in parameters)
-
-
-def _open_tensors(module: nn.Module, parent: bool) -> set[int]:
+def _open_tensors(module: nn.Module, parent: bool, trains: Mapping[nn.Module, bool | None]) -> set[int]:
     """Identities of trainable parameters, and of the buffers of modules that train whenever the learner does."""
-    own = _mode(module, True, parent)
+    own = parent if trains[module] is None else bool(trains[module])
     found = {id(parameter) for parameter in module.parameters(recurse=False) if parameter.requires_grad}
     if own:
         found |= {id(buffer) for buffer in module.buffers(recurse=False)}
     for child in module.children():
-        found |= _open_tensors(child, own)
+        found |= _open_tensors(child, own, trains)
+    return found
+
+
+def _trains(module: nn.Module, found: dict[nn.Module, bool | None] | None = None) -> dict[nn.Module, bool | None]:
+    """Of a module and of each beneath it: whether all parameters beneath it train, None where there are none.
+
+    found: of those already looked at, so that a large network is walked through once.
+    """
+    found = {} if found is None else found
+    if module in found:
+        return found
+    told = [parameter.requires_grad for parameter in module.parameters(recurse=False)]
+    for child in module.children():
+        own = _trains(child, found)[child]
+        told += [] if own is None else [own]
+    found[module] = all(told) if told else None
     return found
