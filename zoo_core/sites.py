@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, count
 from typing import Any, ClassVar
 
 import torch
@@ -328,7 +329,7 @@ def _detach(owner: nn.Module, changes: Sequence[SiteChange]) -> None:
 def free_name(owner: nn.Module, name: str) -> str:
     """A name that none of a module's children has: this one, else with a number."""
     taken = dict(owner.named_children())
-    return next(each for each in (name, *(f"{name}_{n}" for n in range(2, 1000))) if each not in taken)
+    return next(each for each in chain([name], (f"{name}_{n}" for n in count(2))) if each not in taken)
 
 
 def _rows(weight: Tensor, site: Site) -> Tensor:
