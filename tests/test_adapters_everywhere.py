@@ -13,6 +13,7 @@ from itertools import product
 from typing import NamedTuple
 
 import pytest
+import torch
 
 from tests.tiny import NAMES, tiny  # noqa: F401 -- a fixture
 from zoo_core.errors import RefusedError
@@ -95,6 +96,12 @@ def expected_refusal(backbone: str, chain: str) -> str | None:
 
 
 Build = Callable[[str, str], Subject | None]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """A pass through networks this small takes less than threads take to wait for one another."""
+    torch.set_num_threads(1)
 
 
 def attempt(spec: str, like: Subject) -> tuple[Subject | None, str | None]:
