@@ -11,7 +11,20 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zoo_core.api import bench, embed, evaluate, export, fetch, fit, load, load_backbone, load_run, predict, save
+    from zoo_core.api import (
+        bench,
+        embed,
+        evaluate,
+        export,
+        fetch,
+        fit,
+        load,
+        load_backbone,
+        load_run,
+        load_runs,
+        predict,
+        save,
+    )
     from zoo_core.contracts import Batch, Target
     from zoo_core.errors import ZooError
     from zoo_core.plan import Budget, Plan, Trial
@@ -39,6 +52,7 @@ __all__ = [
     "load",
     "load_backbone",
     "load_run",
+    "load_runs",
     "parse",
     "predict",
     "resolve",
@@ -50,7 +64,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     **dict.fromkeys(("bench", "embed", "evaluate", "export", "fetch", "fit"), "api"),
-    **dict.fromkeys(("load", "load_backbone", "load_run", "predict", "save"), "api"),
+    **dict.fromkeys(("load", "load_backbone", "load_run", "load_runs", "predict", "save"), "api"),
     **dict.fromkeys(("Batch", "Target"), "contracts"),
     "ZooError": "errors",
     **dict.fromkeys(("list_names", "show"), "registry"),

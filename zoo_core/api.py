@@ -1,6 +1,6 @@
 """The Python calls, also behind the commands.
 
-load, load_backbone, load_run, save, fetch, fit, evaluate, predict, embed, bench.
+load, load_backbone, load_run, load_runs, save, fetch, fit, evaluate, predict, embed, bench.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from zoo_core.measure import INFERENCE_BATCH, confusion, per_class, precision_of
 from zoo_core.plain import write_plain
 from zoo_core.plan import Budget, Plan
 from zoo_core.resolve import resolve
-from zoo_core.runs import load_stored, read_run, save_run
+from zoo_core.runs import StoredRun, load_stored, load_together, read_run, save_run
 from zoo_core.spec import Spec, parse_part
 from zoo_core.store import Result, RunLock, append
 from zoo_core.suites.grid import Suite, load_suite, starter_suite
@@ -47,6 +47,7 @@ __all__ = [
     "load",
     "load_backbone",
     "load_run",
+    "load_runs",
     "predict",
     "save",
 ]
@@ -159,10 +160,30 @@ def load_run(path: str | Path) -> Learner:
 
     path: the folder, or `hub/ORG/NAME` of one that `zoo push` published, perhaps with `@revision`.
     """
+    return load_stored(_read(path))
+
+
+def load_runs(paths: Mapping[str, str | Path]) -> dict[str, Learner]:
+    """Several fitted learners on one backbone, by names of your own: its frozen tensors are in memory once.
+
+    paths: what `load_run` takes, by name. Each is as `load_run` gives it, and none changes another. To exchange what
+    one learner holds for what another of the same spec holds, in place: `learner.load_delta(other.delta())`.
+    Example: `zoo_core.load_runs({"digits": "runs/digits", "letters": "hub/me/letters"})["digits"]`.
+    Raises IncompatibleError for runs on different bases.
+    """
+    if not isinstance(paths, Mapping):
+        raise UsageError(
+            f'load_runs takes a mapping of names to runs, as {{"a": "runs/a"}}, found {type(paths).__name__}'
+        )
+    return load_together({name: _read(path) for name, path in paths.items()})
+
+
+def _read(path: str | Path) -> StoredRun:
+    """A stored run, fetched first where it is one of the Hub."""
     if isinstance(path, str) and path.startswith(PUBLISHED):
         part = parse_part(path)
         path = fetch_run(part.name.removeprefix(PUBLISHED), part.revision)
-    return load_stored(read_run(Path(path), needs_task=False))
+    return read_run(Path(path), needs_task=False)
 
 
 def save(learner: Learner, path: str | Path) -> None:

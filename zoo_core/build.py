@@ -51,16 +51,19 @@ def build(
     target: Target | None = None,
     purpose: Literal["train", "use"] = "train",
     load: Callable[[str], Learner] | None = None,
+    backbone: nn.Module | None = None,
 ) -> Learner:
     """The learner of a plan, in evaluation mode on the CPU; for use it has no objective.
 
     target: with its size known, where the plan's is not. load: makes a teacher from a spec or a stored run.
+    backbone: what `build_backbone` gives for this plan, or a copy of that; None: it is called.
     Raises PluginError when a part breaks its contract, LawError when an adapter breaks its law.
     """
     target = target or plan.target
     if target.size is None:
         raise RefusedError("the number of outputs is not known before the data is read; open the task first")
-    backbone = build_backbone(plan)
+    if backbone is None:
+        backbone = build_backbone(plan)
     base = [*backbone.parameters(), *backbone.buffers()]
     head = _build_head(plan, backbone, target)
     learner = Learner(backbone, head, consumed(plan.head, target), default_objective(target, head), target)

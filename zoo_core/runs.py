@@ -7,6 +7,7 @@ base or recipe, rebuilds without the objective, and copies the delta in.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -15,8 +16,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
-from zoo_core.build import build
+from zoo_core.build import build, build_backbone
 from zoo_core.contracts import TARGET_KINDS, FileHash, Target
 from zoo_core.errors import AccessError, IncompatibleError, IntegrityError, NotFoundError, UsageError, ZooError
 from zoo_core.hub import pin_plan
@@ -27,7 +29,7 @@ from zoo_core.resolve import resolve
 from zoo_core.spec import parse, parse_part
 from zoo_core.weights import read_tensors, sha256_of, verify
 
-__all__ = ["StoredRun", "load_stored", "read_run", "save_run"]
+__all__ = ["StoredRun", "load_stored", "load_together", "read_run", "save_run"]
 
 FORMAT = 1
 DELTA = "delta.safetensors"
@@ -121,16 +123,55 @@ def read_run(path: Path, *, needs_task: bool = True) -> StoredRun:
     return StoredRun(path=path, plan=plan, target=target, base_digest=base_digest, delta=delta, num_columns=num_columns)
 
 
-def load_stored(run: StoredRun) -> Learner:
-    """The fitted learner of a stored run, in evaluation mode on the CPU, without an objective."""
+def load_stored(run: StoredRun, *, backbone: nn.Module | None = None) -> Learner:
+    """The fitted learner of a stored run, in evaluation mode on the CPU, without an objective.
+
+    backbone: of the run's base, which may share memory with others; what the delta holds is not written there.
+    """
     file = run.path / DELTA
     if not file.is_file():
         raise NotFoundError(f"{file} is missing; copy the whole folder, or fit the model again")
     verify(file, run.delta)
-    learner = build(run.plan, target=run.target, purpose="use")
+    learner = build(run.plan, target=run.target, purpose="use", backbone=backbone)
+    if backbone is not None:
+        _own(learner)
     learner.load_delta(read_tensors(file))
     learner.plan = run.plan
     return learner
+
+
+def load_together(runs: Mapping[str, StoredRun]) -> dict[str, Learner]:
+    """The fitted learners of runs on one base, by name, as `load_stored` gives each; they share its frozen tensors.
+
+    Each has a memory of its own for what its delta holds: what it added, and what it opened. Of a backbone with random
+    weights that is all of it. Raises IncompatibleError for runs on different bases.
+    """
+    if not runs:
+        return {}
+    first, *_ = runs
+    for name, run in runs.items():
+        if run.base_digest != runs[first].base_digest:
+            raise IncompatibleError(
+                f"{name} was fitted on another base than {first}: {run.plan.backbone.written} there, "
+                f"{runs[first].plan.backbone.written} here; load_run loads each by itself"
+            )
+    backbone = build_backbone(runs[first].plan)
+    return {name: load_stored(run, backbone=_sharing(backbone)) for name, run in runs.items()}
+
+
+def _sharing(backbone: nn.Module) -> nn.Module:
+    """A copy whose tensors are others with the same memory, so that each copy decides by itself what trains."""
+    memo: dict[int, Any] = {id(x): nn.Parameter(x.detach(), requires_grad=False) for x in backbone.parameters()}
+    memo |= {id(buffer): buffer.detach() for buffer in backbone.buffers()}
+    return copy.deepcopy(backbone, memo)
+
+
+def _own(learner: Learner) -> None:
+    """Gives what the delta holds a memory that nothing shares."""
+    names = learner.delta().keys()
+    for name, tensor in (*learner.named_parameters(), *learner.named_buffers()):
+        if name in names:
+            tensor.data = tensor.data.clone()
 
 
 def _table(file: Path) -> dict[str, Any]:
