@@ -25,7 +25,7 @@ from zoo_core.inference import Failure, Item, Pool, Prediction, embedded, predic
 from zoo_core.learner import Learner
 from zoo_core.lock import lock_of, part_key, read_pins, write_lock
 from zoo_core.measure import INFERENCE_BATCH, confusion, per_class, precision_of
-from zoo_core.plain import write_plain
+from zoo_core.plain import exporter, write_plain
 from zoo_core.plan import Budget, Plan
 from zoo_core.resolve import resolve
 from zoo_core.runs import StoredRun, load_stored, load_together, read_run, save_run
@@ -206,15 +206,18 @@ def save(learner: Learner, path: str | Path) -> None:
         _write_lock(plan, folder)
 
 
-def export(model: Learner | str | Path, folder: str | Path) -> str:
+def export(model: Learner | str | Path, folder: str | Path, *, form: str = "plain") -> str:
     """Writes a fitted model as a plain checkpoint, which its backbone's own library, timm or transformers, loads.
 
     model: a learner, or what `load_run` takes. folder: a new one. A `linear` head on pooled features becomes the
-    classifier of a timm model; any other head is left out. Returns one line: what loads it, and what became of the head.
+    classifier of a timm model; any other head is left out.
+    form: or the adapters alone, in the format of a library whose adapters have a name that begins like it, `peft`.
+    Returns one line: what loads it, and what became of the head.
     Raises RefusedError where an adapter does not fold into plain weights, and for a backbone of no such library.
     """
+    write = write_plain if form == "plain" else exporter(form)
     learner = model if isinstance(model, Learner) else load_run(model)
-    return write_plain(learner, Path(folder))
+    return write(learner, Path(folder))
 
 
 def fit(

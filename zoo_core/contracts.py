@@ -378,7 +378,9 @@ class AdapterRecipe(Protocol):
     batchable: whether trials that differ only in numbers can share one pass. mergeable: folds into plain weights.
     needs: alternatives, best first, each a set of roles; it works on the first of which the backbone has all. Empty:
     it needs none. mergeable: one that changes more than sites (see zoo_core.sites) also has `merge(learner)`, which
-    folds what it added into plain weights.
+    folds what it added into plain weights. One whose library has a format of its own for adapters may have a class
+    method `export(learner, folder)`: it writes all that was trained in the backbone, and returns one line that says
+    what loads it.
     One whose outputs differ from the base's before the first step also has `exact_at_start`, False; see
     zoo_core.testing.conformance, which checks all that is promised here.
     """

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,8 +14,9 @@ from zoo_core.contracts import Exportable, LinearMap
 from zoo_core.errors import AccessError, RefusedError, UsageError
 from zoo_core.learner import MAIN, Learner
 from zoo_core.objective import ScaledHead
+from zoo_core.registry import registry
 
-__all__ = ["write_plain"]
+__all__ = ["exporter", "write_plain"]
 
 
 def write_plain(learner: Learner, folder: Path) -> str:
@@ -45,6 +48,19 @@ def write_plain(learner: Learner, folder: Path) -> str:
         if isinstance(error, OSError):
             raise AccessError(f"{folder} cannot be written ({error}); name another folder") from error
         raise
+
+
+def exporter(form: str) -> Callable[[Learner, Path], str]:
+    """What writes a learner's adapters in another library's format: the `export` of the adapters of that name.
+
+    Raises NotFoundError where no adapter has the name, and UsageError where it has no format of its own.
+    """
+    known = registry()
+    recipe: Any = known.recipe(known.find(form, "adapter"))
+    write: Callable[[Learner, Path], str] | None = getattr(recipe, "export", None)
+    if write is None:
+        raise UsageError(f"adapter {form} has no format of its own; plain weights are written without a format")
+    return write
 
 
 @torch.no_grad()

@@ -70,6 +70,13 @@ class SiteChange(nn.Module):
         """Weight [O, I], [O, I / groups, *R] or [D] and bias [O] that do the same without this module."""
         raise NotImplementedError
 
+    def products(self) -> tuple[tuple[Tensor, Tensor, float], ...]:
+        """B [O, r], A [r, I] and s of each product s B A that it adds to the weight; empty: it is no such sum.
+
+        Of a convolution B [O, r, 1, ...] and A [r, I, *R]; one with groups is no such sum.
+        """
+        return ()
+
     # -- hooks of the module that owns the weight -------------------------------------------------------------------
 
     def enter(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

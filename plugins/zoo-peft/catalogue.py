@@ -29,6 +29,7 @@ from transformers.pytorch_utils import Conv1D
 from zoo_core.errors import ZooError
 from zoo_peft.injection import inject_at, merge
 from zoo_peft.methods import Method
+from zoo_peft.recipes import Hub, Peft
 
 __all__ = ["catalogue", "methods"]
 
@@ -259,7 +260,12 @@ def methods() -> dict[str, dict[str, Any]]:
 
 def catalogue(made: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """The entries of the methods, in the format of zoo_core.catalog."""
-    return {"adapter": {f"peft/{name}": {"summary": _summary(row)} for name, row in made.items()}}
+    spaces = {name: {"summary": _first_line(recipe)} for name, recipe in (("hub", Hub), ("peft", Peft))}
+    return {"adapter": spaces | {f"peft/{name}": {"summary": _summary(row)} for name, row in made.items()}}
+
+
+def _first_line(recipe: type) -> str:
+    return (recipe.__doc__ or "").splitlines()[0]
 
 
 def _summary(row: Mapping[str, Any]) -> str:

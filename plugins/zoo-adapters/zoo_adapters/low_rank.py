@@ -159,6 +159,12 @@ class LowRank(Update):
             product = product - self.product(self.A0, self.B0)
         return weight + self.scale * product.view_as(weight), bias
 
+    def products(self) -> tuple[tuple[Tensor, Tensor, float], ...]:
+        if self.groups > 1:
+            return ()
+        added = (_weight(self.B), _weight(self.A), self.scale)
+        return (added,) if self.A0 is None or self.B0 is None else (added, (self.B0, self.A0, -self.scale))
+
 
 class Decomposed(Update):
     """The layer with the weight m (W + scale B A) / n, where n holds the norms of the rows of W + scale B A.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import cache
+from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,8 +16,12 @@ from zoo_peft.methods import Method, known_methods, made_from
 if TYPE_CHECKING:
     from zoo_core.learner import Learner
 
-__all__ = ["Peft", "Tuned", "recipe_for"]
+__all__ = ["CONFIG", "TENSORS", "Hub", "Peft", "Stored", "Tuned", "recipe_for"]
 
+CONFIG = "adapter_config.json"  # of an adapter in peft's format
+TENSORS = "adapter_model.safetensors"
+EVERY_KIND: frozenset[Kind] = frozenset({"map", "tokens", "pooled"})
+ADDED: frozenset[Change] = frozenset({"added"})
 WIDTH = 116
 KINDS_OF_ROLE: Mapping[str, frozenset[str]] = {  # of layers, in the words of Method.layers; of any other role WEIGHTS
     "conv": frozenset({"conv1d", "conv2d"}),
@@ -30,40 +35,106 @@ its rows are changed, once."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Peft:
-    """A method of peft on weights by role, `peft/METHOD`; `zoo list 'peft/*'` shows them.
+class Stored:
+    """A LoRA in peft's own format: what a folder of one and a repository of one have in common."""
+
+    any_base: bool = False
+
+    version: ClassVar[int] = 1
+    accepts: ClassVar[frozenset[Kind]] = EVERY_KIND
+    seams: ClassVar[frozenset[Seam]] = frozenset()
+    needs: ClassVar[tuple[frozenset[str], ...]] = ()
+    changes: ClassVar[frozenset[Change]] = ADDED
+    batchable: ClassVar[bool] = False
+    mergeable: ClassVar[bool] = True
+    exact_at_start: ClassVar[bool] = False
+    learning_rates: ClassVar[tuple[float, ...]] = (2e-4, 1e-3, 5e-3, 2.5e-2, 1.25e-1)  # as of the native lora
+
+    @property
+    def label(self) -> str:
+        """How errors name it."""
+        raise NotImplementedError
+
+    def first_stage(self, num_stages: int) -> int:
+        return 0
+
+    def apply(self, learner: Learner, context: Context) -> Learner:
+        from zoo_peft.reading import load_lora
+
+        assert context.files is not None, "its source names files"
+        load_lora(learner.backbone, context.files, base=context.base, any_base=self.any_base, label=self.label)
+        return learner
+
+    def merge(self, learner: Learner) -> None:
+        """Folds what peft added into plain weights."""
+        from zoo_peft.injection import merge
+
+        merge(learner.backbone)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peft(Stored):
+    """A method of peft on weights by role, `peft/METHOD`; or a LoRA in a folder of peft's format, `peft(files="DIR")`.
 
     The arguments of a method are those of peft's own configuration that a spec can write, with peft's defaults; what
     they mean is told by `zoo show peft/METHOD`, and which weights are changed by `roles`.
+    files: a folder with adapter_config.json and adapter_model.safetensors, which must be of the base of the spec; its
+    LoRA trains on, and a head stored along is left behind. any_base: takes one that names another base or none, if all
+    its names and shapes fit.
     """
 
     name: str = ""
-
-    version: ClassVar[int] = 1
-    accepts: ClassVar[frozenset[Kind]] = frozenset({"map", "tokens", "pooled"})
-    seams: ClassVar[frozenset[Seam]] = frozenset()
-    needs: ClassVar[tuple[frozenset[str], ...]] = ()
-    changes: ClassVar[frozenset[Change]] = frozenset({"added"})
-    batchable: ClassVar[bool] = False
-    mergeable: ClassVar[bool] = True
-    learning_rates: ClassVar[tuple[float, ...]] = (2e-4, 1e-3, 5e-3, 2.5e-2, 1.25e-1)
+    files: str | None = None
 
     def __post_init__(self) -> None:
-        raise UsageError("peft is a namespace: write peft/METHOD; `zoo list 'peft/*'` shows the methods")
+        if self.files is None:
+            raise UsageError(
+                "peft is a namespace: write peft/METHOD or 'peft(files=\"DIR\")'; `zoo list 'peft/*'` shows the methods"
+            )
 
     @classmethod
     def recipe_for(cls, name: str) -> type[Tuned]:
         """The recipe of a method. Raises NotFoundError for a name that is no method of peft."""
         return recipe_for(name)
 
-    def first_stage(self, num_stages: int) -> int:
-        return 0
+    @classmethod
+    def export(cls, learner: Learner, folder: Path) -> str:
+        """Writes the LoRA of a learner, native or peft's, into a new folder in peft's format; one line of what it is.
+
+        Raises RefusedError where anything else was trained in the backbone.
+        """
+        from zoo_peft.writing import export_lora
+
+        return export_lora(learner, folder)
+
+    @property
+    def label(self) -> str:
+        return f"peft(files={self.files})"
 
     def source(self) -> Source | None:
-        return None
+        return Source(folder=self.files, patterns=(CONFIG, TENSORS))
 
-    def apply(self, learner: Learner, context: Context) -> Learner:
-        raise AssertionError("nobody is an instance of the namespace")
+
+@dataclass(frozen=True, kw_only=True)
+class Hub(Stored):
+    """A LoRA of the Hub in peft's own format, `hub/ORG/NAME`, on the base that it was trained on.
+
+    It trains on, and a head stored along is left behind. any_base: takes one that names another base or none, if all
+    its names and shapes fit.
+    """
+
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if self.name.count("/") != 1:
+            raise UsageError(f"hub/{self.name}: write hub/ORG/NAME, a repository of an adapter of peft")
+
+    @property
+    def label(self) -> str:
+        return f"hub/{self.name}"
+
+    def source(self) -> Source | None:
+        return Source(repository=self.name, patterns=(CONFIG, TENSORS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +146,9 @@ class Tuned:
 
     method: ClassVar[Method]
     version: ClassVar[int] = 1
-    accepts: ClassVar[frozenset[Kind]] = frozenset({"map", "tokens", "pooled"})
+    accepts: ClassVar[frozenset[Kind]] = EVERY_KIND
     seams: ClassVar[frozenset[Seam]] = frozenset()
-    changes: ClassVar[frozenset[Change]] = frozenset({"added"})
+    changes: ClassVar[frozenset[Change]] = ADDED
     batchable: ClassVar[bool] = False
     mergeable: ClassVar[bool]
     learning_rates: ClassVar[tuple[float, ...]]
