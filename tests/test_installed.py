@@ -30,7 +30,7 @@ REQUIRED = {  # data that an installation would miss without an error until some
     "zoo_peft": ("py.typed", "catalogue.json", "methods.json"),
     "zoo_registry": ("py.typed", "models/*.toml", "tasks/*.toml"),
     "zoo_starter": ("py.typed", "catalogue.json", "weights/*.safetensors"),
-    "zoo_tasks": ("py.typed",),
+    "zoo_tasks": ("py.typed", "catalogue.json"),
     "zoo_timm": ("py.typed", "catalogue.json", "tags.json"),
     "zoo_transformers": ("py.typed", "catalogue.json"),
 }
@@ -171,6 +171,7 @@ def test_plugins_require_the_core_and_no_sibling(wheels: list[Project]) -> None:
         "zoo-starter",
         "zoo-adapters",
         "zoo-peft",
+        "zoo-tasks",
         "zoo-timm",
         "zoo-transformers",
     }
