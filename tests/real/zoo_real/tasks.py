@@ -39,10 +39,12 @@ class Sst2:
 class Trec:
     """Questions by what they ask for (Li & Roth 2002); the official test split, validation carved from train.
 
-    files: the folder of TREC.train.all and TREC.test.all, lines of a label, a space and a question.
+    files: the folder of TREC.train.all and TREC.test.all, lines of a label, a space and a question. used: questions of
+    TREC.train.all, from its start, that train and validation are taken from.
     """
 
     files: str
+    used: int = 5452
 
     version: ClassVar[int] = 1
     modality: ClassVar[Modality] = "text"
@@ -55,8 +57,8 @@ class Trec:
         return Source(folder=self.files, patterns=("TREC.*.all",))
 
     def open(self, files: Path) -> Data:
-        parts = {split: _lines(split, files / f"TREC.{split}.all", " ", "latin-1") for split in ("train", "test")}
-        return Data(self.target, parts)
+        train = _lines("train", files / "TREC.train.all", " ", "latin-1", self.used)
+        return Data(self.target, {"train": train, "test": _lines("test", files / "TREC.test.all", " ", "latin-1")})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +130,6 @@ def _examples(split: str, examples: Sequence[tuple[str, int]]) -> Examples:
     return Examples(tuple(item for item, _ in examples), tuple(label for _, label in examples), ids)
 
 
-def _lines(split: str, path: Path, separator: str, encoding: str) -> Examples:
-    rows = [line.split(separator, 1) for line in path.read_text(encoding=encoding).splitlines()]
+def _lines(split: str, path: Path, separator: str, encoding: str, used: int | None = None) -> Examples:
+    rows = [line.split(separator, 1) for line in path.read_text(encoding=encoding).splitlines()[:used]]
     return _examples(split, [(text, int(label)) for label, text in rows])
