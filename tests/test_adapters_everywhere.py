@@ -157,14 +157,14 @@ def test_it_conforms(built: Build, backbone: str, chain: str) -> None:
     check_cell(built, backbone, chain, QUICK)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("backbone", "chain"), list(product(NAMES, EVERY)))
 def test_it_conforms_everywhere(built: Build, backbone: str, chain: str) -> None:
     if backbone not in EVERY_CHECK_ON or chain not in USUAL:
         check_cell(built, backbone, chain, QUICK)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("check", [check for check in CHECKS if check.slow], ids=str)
 @pytest.mark.parametrize(("backbone", "chain"), list(product(SLOW_CHECKS_ON, USUAL)))
 def test_it_conforms_to_what_takes_long(built: Build, backbone: str, chain: str, check: Check) -> None:

@@ -119,7 +119,7 @@ def test_two_adapters_are_refused_as_expected_or_keep_the_laws(pair: Pair, first
     check_pair(pair, "bert", first, second)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("first", native())
 def test_every_pair_is_refused_as_expected_or_keeps_the_laws(pair: Pair, backbone: str, first: str) -> None:
@@ -146,7 +146,7 @@ def test_a_pair_commutes_unless_the_table_says_otherwise(pair: Pair, first: str,
     assert commutes(pair, "bert", first, second) in (None, {first, second} not in NOT_COMMUTING)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("first", native())
 def test_every_pair_commutes_unless_the_table_says_otherwise(pair: Pair, backbone: str, first: str) -> None:

@@ -68,7 +68,10 @@ def test_an_adapter_that_keeps_every_promise_passes(check: object, straight: Sub
     assert NAMED[str(check)](straight) in (None, "it changes the network from its first stage on")
 
 
-@pytest.mark.parametrize("adapter", BROKEN)
+@pytest.mark.parametrize(
+    "adapter",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in ("remembering", "vain") else []) for name in BROKEN],
+)
 def test_a_broken_promise_is_told_in_one_line(adapter: str) -> None:
     check, message = BROKEN[adapter]
     with pytest.raises(ConformanceError) as caught:

@@ -254,6 +254,7 @@ def test_l2sp_looks_at_parameters_and_owns_none() -> None:
     assert len(list(learner.objective.buffers())) == len(opened(learner))
 
 
+@pytest.mark.slow
 def test_the_more_l2sp_the_nearer_the_weights_stay() -> None:
     base = {name: x.detach().clone() for name, x in opened(loaded("partial")).items()}
     away = []
@@ -354,6 +355,7 @@ def test_tokens_that_are_padding_count_for_nothing() -> None:
     torch.testing.assert_close(found, shrinkage(means))
 
 
+@pytest.mark.slow
 def test_bss_shrinks_what_it_is_about() -> None:
     values = []
     for eta in (0, 10):
@@ -372,6 +374,7 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     return one.detach().numpy().tobytes() == other.detach().numpy().tobytes()
 
 
+@pytest.mark.slow
 def test_wise_ends_between_the_base_and_the_trained_weights() -> None:
     base, plain = loaded("partial(n=2)"), fitted(loaded("partial(n=2)"))
     open_names = opened(base).keys()

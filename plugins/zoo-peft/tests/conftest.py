@@ -14,12 +14,15 @@ from transformers import BertConfig, BertModel
 SENTENCES = ("the cat sat on the mat and looked at the moon", "a film that is neither long nor short, but warm")
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 SIZES: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+SPREAD = 0.2  # of the weights: with the usual 0.02 attention is even, and what rotates queries changes nothing
 
 
 def save_bert(folder: Path) -> Path:
     """Two layers of width 64 with their tokeniser, laid out as a repository is."""
     torch.manual_seed(0)
-    BertModel(BertConfig(vocab_size=200, max_position_embeddings=40, **SIZES)).save_pretrained(folder)
+    BertModel(
+        BertConfig(vocab_size=200, max_position_embeddings=40, initializer_range=SPREAD, **SIZES)
+    ).save_pretrained(folder)
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

@@ -64,21 +64,21 @@ def test_a_method_conforms_on_convolutions(check: Check, convolutional: Subject)
     check(convolutional)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("check", CHECKS, ids=str)
 @pytest.mark.parametrize("vit", METHODS, indirect=True, ids=str)
 def test_a_method_keeps_every_promise_on_a_vision_transformer(check: Check, vit: Subject) -> None:
     check(vit)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("check", CHECKS, ids=str)
 @pytest.mark.parametrize("text", METHODS, indirect=True, ids=str)
 def test_a_method_keeps_every_promise_on_bert(check: Check, text: Subject) -> None:
     check(text)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("check", CHECKS, ids=str)
 @pytest.mark.parametrize("convolutional", CONVOLUTIONAL, indirect=True, ids=str)
 def test_a_method_keeps_every_promise_on_convolutions(check: Check, convolutional: Subject) -> None:
@@ -102,7 +102,7 @@ def test_every_method_builds_on_bert_or_is_refused_with_a_reason(name: str, bert
 ROUNDED = ("adamss", "c3a", "deft")  # they compute in float32 whatever the weights are
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings(FROD)
 @pytest.mark.parametrize("check", QUICK, ids=str)
 @pytest.mark.parametrize(
