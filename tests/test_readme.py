@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from safetensors.torch import save_file
 
+import zoo_core
 from tests.hub_server import HubServer
 from zoo_core import list_names
 
@@ -72,6 +73,26 @@ def test_the_readme_counts_the_names_of_timm() -> None:
     assert f"{len(names):,} of timm" in README
 
 
+def test_the_readme_shows_what_the_benchmark_of_methods_prints() -> None:
+    printed = run([sys.executable, "benchmarks/methods.py", "--summary"], ROOT).stdout
+    assert printed.count("\n") > 15
+    assert printed.strip().replace("+-", "\N{PLUS-MINUS SIGN}") in README
+
+
+@pytest.mark.slow
+def test_the_readmes_counts_of_what_adapters_train_are_right() -> None:
+    rows = re.findall(r"^\| (`.*?) \| .* \| ([\d,]+(?: and [\d,]+)?)(?: with pfeiffer)? \|", README, flags=re.MULTILINE)
+    counted = 0
+    for names, numbers in rows:
+        adapters = re.findall(r"`(.*?)`", names)
+        for adapter, number in zip(adapters, numbers.split(" and "), strict=True):
+            learner = zoo_core.load(f"timm/vit_base_patch16_224(weights=random)+{adapter}", num_classes=2)
+            trained = [parameter for name, parameter in learner.trainable() if name.startswith("backbone.")]
+            assert f"{sum(parameter.numel() for parameter in trained):,}" == number, adapter
+            counted += 1
+    assert counted == 12
+
+
 def test_every_flag_in_the_readme_is_quoted_where_a_shell_would_trip() -> None:
     lines = [line for kind in ("sh", "bash") for block in blocks(kind) for line in block.splitlines()]
     bare = [line for line in lines if re.search(r"(?<!')\b\w[\w/.-]*\(", line) and not line.startswith("python -c")]
@@ -124,7 +145,7 @@ def test_commands_that_need_the_hub_run_as_written(hub_server: HubServer, tmp_pa
 @pytest.mark.slow
 def test_python_blocks_run_as_written(tmp_path: Path) -> None:
     scripts = [block for block in blocks("python") if named(block) is None]
-    assert len(scripts) == 2
+    assert len(scripts) == 3
     for script in scripts:
         done = run([sys.executable, "-c", script], tmp_path)
         assert done.returncode == 0, f"{script}\n{done.stderr}"
