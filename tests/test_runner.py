@@ -205,7 +205,7 @@ def test_a_worker_that_is_killed_from_outside_costs_one_trial(
     for pid in workers:
         os.kill(pid, signal.SIGKILL)
     _, err = sleeping.communicate(timeout=60)
-    assert sleeping.returncode == 0
+    assert sleeping.returncode == 1
     ok, failed = rows_of(zoo.cwd / "out")
     assert (ok["status"], failed["status"]) == ("ok", "failed")
     assert "was killed by SIGKILL, perhaps for memory; run the same command with --retry" in failed["reason"]
