@@ -58,7 +58,7 @@ def test_a_method_conforms_on_bert(check: Check, text: Subject) -> None:
     check(text)
 
 
-@pytest.mark.parametrize("check", SOME, ids=str)
+@pytest.mark.parametrize("check", [check for check in SOME if str(check) != "frozen-stays"], ids=str)
 @pytest.mark.parametrize("convolutional", ["peft/lora"], indirect=True, ids=str)
 def test_a_method_conforms_on_convolutions(check: Check, convolutional: Subject) -> None:
     check(convolutional)

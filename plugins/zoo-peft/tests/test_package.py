@@ -27,7 +27,7 @@ from zoo_peft.methods import known_methods, made_from
 FOLDER = Path(__file__).parents[1]
 PROJECT = tomllib.loads((FOLDER / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 MAKE = "python plugins/zoo-peft/catalogue.py makes it anew"
-SAMPLE = ("IA3", "LILY", "MISS")
+SAMPLE = ("LILY", "MISS")
 HEAVY = ("torch", "numpy", "peft", "transformers", "huggingface_hub")
 
 
