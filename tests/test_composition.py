@@ -130,7 +130,7 @@ def test_a_pair_is_refused_as_expected_or_keeps_the_laws_in_both_orders(pair: Pa
     check_pair(pair, "bert", first, second)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("first", native())
 def test_every_pair_does_so_on_every_backbone(pair: Pair, backbone: str, first: str) -> None:
