@@ -31,21 +31,21 @@ LAYERS = (
     ("bind",),
     ("catalog", "declarations", "lock", "verified"),
     ("registry",),  # a name may be a record's
-    ("plan", "store"),
+    ("plan", "store", "unpublished"),
     ("resolve",),
     ("ranking",),
     ("report",),
     # torch from here on
-    ("features", "pictures", "preparations", "prompts", "remote", "seams", "sites", "sounds", "weights", "words"),
-    ("downloads",),
+    ("features", "pictures", "preparations", "prompts", "remote", "shadows", "sites", "sounds", "weights", "words"),
+    ("attention", "downloads", "seams"),
     ("pins",),
     ("data", "hub", "objective"),
     ("learner",),  # puts predictions of values back into their units, which the objective's scaled head defines
     ("build", "plain"),
     ("measure", "runs"),
     ("inference",),  # batches of the size that measure times
-    ("card", "stored"),
-    ("train",),  # reads the validation score that measure gives
+    ("card", "descent", "stored"),  # descent times its steps as measure does
+    ("train",),
     ("suites",),
     ("api", "cli", "testing"),
 )

@@ -25,9 +25,10 @@ from timm.models._pretrained import PretrainedCfg
 from timm.models._registry import _model_default_cfgs
 from torch import Tensor
 
+from zoo_core.attention import attend_to, attention_calls
 from zoo_core.contracts import ROLES
 from zoo_core.errors import LawError
-from zoo_core.seams import attend_to, attention_calls, groups, stage_modules
+from zoo_core.seams import groups, stage_modules
 from zoo_timm.config import preparation_of, registered
 from zoo_timm.loading import from_description
 from zoo_timm.network import TimmBackbone

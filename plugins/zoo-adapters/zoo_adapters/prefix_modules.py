@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from zoo_core.attention import attend_beside, attend_to, attention_shapes
 from zoo_core.contracts import Site, as_backbone
 from zoo_core.errors import RefusedError
-from zoo_core.seams import attend_beside, attend_to, attention_shapes
 from zoo_core.sites import free_name, read_weight, sites_for
 
 __all__ = ["FlatPrefix", "GatedPrefix", "MadePrefix", "Trunk", "add_prefixes"]

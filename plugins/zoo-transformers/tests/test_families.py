@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from zoo_core.attention import attention_calls
 from zoo_core.contracts import ROLES, as_backbone
-from zoo_core.seams import attention_calls, boundary, groups, resume, stage_modules
+from zoo_core.seams import boundary, groups, resume, stage_modules
 from zoo_transformers.backbones import Transformers
 from zoo_transformers.families import FAMILIES
 
