@@ -25,8 +25,9 @@ from zoo_core.hub import pin_plan
 from zoo_core.learner import Learner
 from zoo_core.lock import pins_of, read_lock
 from zoo_core.plan import Plan, budget_from
+from zoo_core.registry import registry
 from zoo_core.resolve import resolve
-from zoo_core.spec import parse, parse_part
+from zoo_core.spec import Part, Spec, parse, parse_part
 from zoo_core.weights import read_tensors, sha256_of, verify
 
 __all__ = ["StoredRun", "load_stored", "load_together", "read_run", "save_run"]
@@ -103,9 +104,9 @@ def read_run(path: Path, *, needs_task: bool = True) -> StoredRun:
         num_columns = None if table["num_columns"] is None else int(table["num_columns"])
     except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
         raise IntegrityError(f"{file} is damaged ({_said(error)}); copy it again, or fit the model again") from error
+    pins = pins_of(read_lock(path / "zoo.lock"))
+    trial: dict[str, Any] = {"target": target, "budget": budget, "seed": seed, "pins": pins}
     try:
-        pins = pins_of(read_lock(path / "zoo.lock"))
-        trial: dict[str, Any] = {"target": target, "budget": budget, "seed": seed, "pins": pins}
         try:
             plan = pin_plan(resolve(spec, task=task, **trial))
         except ZooError:
@@ -113,6 +114,10 @@ def read_run(path: Path, *, needs_task: bool = True) -> StoredRun:
                 raise
             plan = pin_plan(resolve(spec, **trial))
     except NotFoundError as error:
+        if task is not None and _lacks_data(spec, task, trial):
+            raise NotFoundError(
+                f"{path} was fitted on data that are not there now, and predicts without: {error}"
+            ) from error
         raise NotFoundError(f"{path} needs a part that is not installed{_fitted_with(path)}: {error}") from error
     if plan.base_digest != base_digest:
         raise IncompatibleError(
@@ -229,6 +234,16 @@ def _check_parts(path: Path, plan: Plan, stored: list[Any]) -> None:
                 f"{path} was fitted with another {part.kind} {part.name} (version {then} then, {now} now); "
                 f"install the version of {part.provider.distribution} that its zoo.lock names"
             )
+
+
+def _lacks_data(spec: Spec, task: Part, trial: Mapping[str, Any]) -> bool:
+    """Whether every part of a run is installed, so that what is not found are files of its task."""
+    try:
+        resolve(spec, **trial)
+        registry().bind(task, "task")
+    except ZooError:
+        return False
+    return True
 
 
 def _fitted_with(path: Path) -> str:

@@ -54,7 +54,8 @@ def files_of(path: Path, suffixes: Sequence[str], pattern: str | None) -> tuple[
     if path.is_file():
         return (File(path=path, split=""),)
     if not path.is_dir():
-        raise NotFoundError(f"no file or folder {path}")
+        loop = f"{path} is a symbolic link that leads in circles, or to nothing; put the file itself there"
+        raise NotFoundError(loop if path.is_symlink() else f"no file or folder {path}")
     inside = sorted(entry for entry in path.iterdir() if entry.is_file() and not entry.name.startswith("."))
     if pattern is not None:
         if pattern.count("{split}") != 1:
@@ -130,6 +131,9 @@ def _undecodable(file: Path, encoding: str) -> tuple[int, int]:
 def _delimited(file: Path, form: Form) -> Iterator[tuple[int, Row]]:
     lines = _cells(file, form)
     names = form.names
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"names= has {twice!r} twice; each column has a name of its own")
     header = None if names else form.header
     if names and form.header:
         next(lines, None)

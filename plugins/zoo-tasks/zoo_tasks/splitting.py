@@ -13,6 +13,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -152,7 +153,23 @@ def _strata(targets: np.ndarray | list[list[int]], target: Target) -> np.ndarray
     if target.kind == "values":
         first = np.asarray(targets)[:, 0]
         return np.searchsorted(np.unique(np.quantile(first, np.linspace(0, 1, NUM_BINS + 1)[1:-1])), first)
-    return np.zeros(len(targets), dtype=np.int64)
+    return _rarest(targets, target)
+
+
+def _rarest(targets: np.ndarray | list[list[int]], target: Target) -> np.ndarray:
+    """int64 [N]: of several labels or tags the one that fewest examples hold, so that train keeps some of each.
+
+    One more than there are names for an example that holds none.
+    """
+    size = target.size or 0
+    held = [sorted(_held(row, target)) for row in targets]
+    counts = Counter(label for row in held for label in row)
+    return np.array([min(row, key=lambda label: counts[label], default=size) for row in held], dtype=np.int64)
+
+
+def _held(row: Any, target: Target) -> set[int]:
+    """The labels, or the tags of the words, of an example."""
+    return set(np.flatnonzero(row).tolist()) if target.kind == "labels" else set(row)
 
 
 def _given(items: Items, rules: Rules) -> list[str] | None:
@@ -239,19 +256,27 @@ def _problems(items: Items, target: Target, splits: Mapping[str, np.ndarray], gi
     empty = [name for name in NAMES if name in splits and not len(splits[name])]
     if empty:
         return [f"no example is left for {empty[0]}: {len(items.ids)} examples, or their groups, are too few to divide"]
-    if target.kind != "classes":
+    if target.kind == "values":
         return []
-    labels = np.asarray(items.targets)
-    counts = {name: np.bincount(labels[index], minlength=len(target.names)) for name, index in splits.items()}
-    for label, called in enumerate(target.names):
+    names = target.names or tuple(map(str, range(target.size or 0)))
+    if target.kind == "classes":
+        labels = np.asarray(items.targets)
+        counts = {name: np.bincount(labels[index], minlength=len(names)) for name, index in splits.items()}
+    else:
+        counts = {name: np.zeros(len(names), dtype=np.int64) for name in splits}
+        for name, index in splits.items():
+            for row in index:
+                counts[name][list(_held(items.targets[int(row)], target))] += 1
+    for label, called in enumerate(names):
         num = sum(int(count[label]) for count in counts.values())
         lacking = [name for name in splits if not counts[name][label]]
-        if given and not counts["train"][label] and num:
+        if (given or target.kind != "classes") and not counts["train"][label] and num:
             where = next(name for name in splits if counts[name][label])
-            others = [name for place, name in enumerate(target.names) if counts["train"][place]]
-            mend = f"move it or leave it out{nearest(called, others)}"
-            return [f"class {called} is in {where} and not in train, so it cannot be learnt; {mend}"]
-        if not given and lacking:
+            others = [name for place, name in enumerate(names) if counts["train"][place]]
+            mend = f"move it or leave it out{nearest(called, others)}" if given else "draw again: seed="
+            noun = {"classes": "class", "labels": "label"}.get(target.kind, "tag")
+            return [f"{noun} {called} is in {where} and not in train, so it cannot be learnt; {mend}"]
+        if target.kind == "classes" and not given and lacking:
             held = f"{num} example" + ("s" if num != 1 else "")
             needed = "three or more are needed, in groups of their own if there are groups"
             return [f"class {called} has {held} and none for {lacking[0]}; {needed}: add some, or leave the class out"]
