@@ -25,22 +25,22 @@ __all__ = ["Decomposed", "LowRank", "largest_rank"]
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-class Undrawn:
+class _Undrawn:
     """A layer of torch's that takes no draws from the global generator: the update that it belongs to draws it."""
 
     def reset_parameters(self) -> None: ...
 
 
-class Linear(Undrawn, nn.Linear): ...
+class _Linear(_Undrawn, nn.Linear): ...
 
 
-class Conv1d(Undrawn, nn.Conv1d): ...
+class _Conv1d(_Undrawn, nn.Conv1d): ...
 
 
-class Conv2d(Undrawn, nn.Conv2d): ...
+class _Conv2d(_Undrawn, nn.Conv2d): ...
 
 
-class Conv3d(Undrawn, nn.Conv3d): ...
+class _Conv3d(_Undrawn, nn.Conv3d): ...
 
 
 class Update(SiteChange):
@@ -252,8 +252,8 @@ def _layers(layer: nn.Module, weight: Tensor, r: int) -> tuple[nn.Module, nn.Mod
     """A and B beside a layer, their numbers not drawn yet."""
     like: dict[str, Any] = {"bias": False, "device": weight.device, "dtype": weight.dtype}
     if not isinstance(layer, CONVOLUTIONS):
-        return Linear(weight.shape[1], r, **like), Linear(r, weight.shape[0], **like)
-    kind: Any = (Conv1d, Conv2d, Conv3d)[weight.ndim - 3]
+        return _Linear(weight.shape[1], r, **like), _Linear(r, weight.shape[0], **like)
+    kind: Any = (_Conv1d, _Conv2d, _Conv3d)[weight.ndim - 3]
     groups = layer.groups
     steps = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups", "padding_mode")}
     a = kind(weight.shape[1] * groups, r * groups, layer.kernel_size, **steps, **like)

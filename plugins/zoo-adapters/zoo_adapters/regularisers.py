@@ -9,9 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from zoo_adapters.freezing import EVERY_KIND, NO_ROLES, NO_SEAMS
-from zoo_adapters.schedules import SCHEDULE, opened
-from zoo_core.contracts import Change, Context, Kind, Seam, Source
+from zoo_adapters.schedules import OnWhatTrains, opened
+from zoo_core.contracts import Change, Context
 from zoo_core.errors import RefusedError, UsageError
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ OBJECTIVE: frozenset[Change] = frozenset({"objective"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class L2sp:
+class L2sp(OnWhatTrains):
     """Adds to the loss the squared distance of the backbone's weights from where they started.
 
     alpha / 2 * |w - w0|**2 + beta / 2 * |v|**2: w the parameters of the base that adapters before it opened, w0 what
@@ -40,24 +39,12 @@ class L2sp:
     beta: float = 0.01
 
     version: ClassVar[int] = 1
-    accepts: ClassVar[frozenset[Kind]] = EVERY_KIND
-    seams: ClassVar[frozenset[Seam]] = NO_SEAMS
-    needs: ClassVar[tuple[frozenset[str], ...]] = NO_ROLES
     changes: ClassVar[frozenset[Change]] = OBJECTIVE
-    batchable: ClassVar[bool] = False
-    mergeable: ClassVar[bool] = True
-    learning_rates: ClassVar[tuple[float, ...]] = ()
 
     def __post_init__(self) -> None:
         for field, value in (("alpha", self.alpha), ("beta", self.beta)):
             if not 0 <= value < math.inf:
                 raise UsageError(f"l2sp({field}={value:g}): allowed: 0 or more")
-
-    def first_stage(self, num_stages: int) -> int:
-        return num_stages
-
-    def source(self) -> Source | None:
-        return None
 
     def apply(self, learner: Learner, context: Context) -> Learner:
         from zoo_adapters.regulariser_modules import StartingPoint
@@ -71,7 +58,7 @@ class L2sp:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bss:
+class Bss(OnWhatTrains):
     """Adds to the loss the squares of the k smallest singular values of a batch of features.
 
     eta * sum of sigma_i**2 over the k smallest of the min(B, D) singular values of the features [B, D]: their mean over
@@ -85,25 +72,13 @@ class Bss:
     k: int = 1
 
     version: ClassVar[int] = 1
-    accepts: ClassVar[frozenset[Kind]] = EVERY_KIND
-    seams: ClassVar[frozenset[Seam]] = NO_SEAMS
-    needs: ClassVar[tuple[frozenset[str], ...]] = NO_ROLES
     changes: ClassVar[frozenset[Change]] = OBJECTIVE
-    batchable: ClassVar[bool] = False
-    mergeable: ClassVar[bool] = True
-    learning_rates: ClassVar[tuple[float, ...]] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.eta < math.inf:
             raise UsageError(f"bss(eta={self.eta:g}): allowed: 0 or more")
         if self.k < 1:
             raise UsageError(f"bss(k={self.k}): allowed: 1 or more")
-
-    def first_stage(self, num_stages: int) -> int:
-        return num_stages
-
-    def source(self) -> Source | None:
-        return None
 
     def apply(self, learner: Learner, context: Context) -> Learner:
         from zoo_adapters.regulariser_modules import SpectralShrinkage
@@ -116,7 +91,7 @@ class Bss:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wise:
+class Wise(OnWhatTrains):
     """Moves the trained backbone back towards the pre-trained one when training is over.
 
     theta = (1 - alpha) * theta0 + alpha * theta1 for the parameters of the base that adapters before it opened;
@@ -130,23 +105,10 @@ class Wise:
     alpha: float = 0.5
 
     version: ClassVar[int] = 1
-    accepts: ClassVar[frozenset[Kind]] = EVERY_KIND
-    seams: ClassVar[frozenset[Seam]] = NO_SEAMS
-    needs: ClassVar[tuple[frozenset[str], ...]] = NO_ROLES
-    changes: ClassVar[frozenset[Change]] = SCHEDULE
-    batchable: ClassVar[bool] = False
-    mergeable: ClassVar[bool] = True
-    learning_rates: ClassVar[tuple[float, ...]] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
             raise UsageError(f"wise(alpha={self.alpha:g}): allowed: 0 to 1")
-
-    def first_stage(self, num_stages: int) -> int:
-        return num_stages
-
-    def source(self) -> Source | None:
-        return None
 
     def apply(self, learner: Learner, context: Context) -> Learner:
         from zoo_adapters.regulariser_modules import Interpolation, check_statistics

@@ -6,6 +6,7 @@ None of them changes what trains: each acts on what the adapters before it in th
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -18,14 +19,36 @@ if TYPE_CHECKING:
 
     from zoo_core.learner import Learner
 
-__all__ = ["GradualUnfreeze", "LayerDecay", "LpFt", "opened"]
+__all__ = ["GradualUnfreeze", "LayerDecay", "LpFt", "OnWhatTrains", "opened"]
 
 SCHEDULE: frozenset[Change] = frozenset({"schedule"})
 STAGES: frozenset[Seam] = frozenset({"stage"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class LpFt:
+class OnWhatTrains(ABC):
+    """Abstract: a recipe that acts on what the adapters before it opened or added, and neither opens nor adds any."""
+
+    accepts: ClassVar[frozenset[Kind]] = EVERY_KIND
+    seams: ClassVar[frozenset[Seam]] = NO_SEAMS
+    needs: ClassVar[tuple[frozenset[str], ...]] = NO_ROLES
+    changes: ClassVar[frozenset[Change]] = SCHEDULE
+    batchable: ClassVar[bool] = False
+    mergeable: ClassVar[bool] = True
+    learning_rates: ClassVar[tuple[float, ...]] = ()
+
+    def first_stage(self, num_stages: int) -> int:
+        return num_stages
+
+    def source(self) -> Source | None:
+        return None
+
+    @abstractmethod
+    def apply(self, learner: Learner, context: Context) -> Learner: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class LpFt(OnWhatTrains):
     """Trains the head alone first; what adapters before it opened or added joins at a share of all steps.
 
     Until then the backbone is that of a probe, statistics of its batch norms included. What joins has a warm-up of its
@@ -38,22 +61,9 @@ class LpFt:
     share: float = 0.5
 
     version: ClassVar[int] = 1
-    accepts: ClassVar[frozenset[Kind]] = EVERY_KIND
-    seams: ClassVar[frozenset[Seam]] = NO_SEAMS
-    needs: ClassVar[tuple[frozenset[str], ...]] = NO_ROLES
-    changes: ClassVar[frozenset[Change]] = SCHEDULE
-    batchable: ClassVar[bool] = False
-    mergeable: ClassVar[bool] = True
-    learning_rates: ClassVar[tuple[float, ...]] = ()
 
     def __post_init__(self) -> None:
         _check_share("lp-ft", "share", self.share)
-
-    def first_stage(self, num_stages: int) -> int:
-        return num_stages
-
-    def source(self) -> Source | None:
-        return None
 
     def apply(self, learner: Learner, context: Context) -> Learner:
         learner.delay(opened(learner, "lp-ft").values(), self.share)
@@ -61,7 +71,7 @@ class LpFt:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradualUnfreeze:
+class GradualUnfreeze(OnWhatTrains):
     """Lets the stages join one after the other, from the last to the first, each learning slower than the one after it.
 
     The head trains from the start. Of the G groups in which something trains (0 the stem, 1 to L the stages, L + 1 what
@@ -76,24 +86,12 @@ class GradualUnfreeze:
     decay: float = 2.6
 
     version: ClassVar[int] = 1
-    accepts: ClassVar[frozenset[Kind]] = EVERY_KIND
     seams: ClassVar[frozenset[Seam]] = STAGES
-    needs: ClassVar[tuple[frozenset[str], ...]] = NO_ROLES
-    changes: ClassVar[frozenset[Change]] = SCHEDULE
-    batchable: ClassVar[bool] = False
-    mergeable: ClassVar[bool] = True
-    learning_rates: ClassVar[tuple[float, ...]] = ()
 
     def __post_init__(self) -> None:
         _check_share("gradual-unfreeze", "until", self.until)
         if not 1 <= self.decay < math.inf:
             raise UsageError(f"gradual-unfreeze(decay={self.decay:g}): allowed: 1 or more")
-
-    def first_stage(self, num_stages: int) -> int:
-        return num_stages
-
-    def source(self) -> Source | None:
-        return None
 
     def apply(self, learner: Learner, context: Context) -> Learner:
         found = _by_group(learner, "gradual-unfreeze")
@@ -104,7 +102,7 @@ class GradualUnfreeze:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerDecay:
+class LayerDecay(OnWhatTrains):
     """Lets each stage learn slower than the one after it, by one factor.
 
     The rate of group l (0 the stem, 1 to L the stages, L + 1 what follows them) is rate**(L + 1 - l) times what it was,
@@ -116,23 +114,11 @@ class LayerDecay:
     rate: float = 0.75
 
     version: ClassVar[int] = 1
-    accepts: ClassVar[frozenset[Kind]] = EVERY_KIND
     seams: ClassVar[frozenset[Seam]] = STAGES
-    needs: ClassVar[tuple[frozenset[str], ...]] = NO_ROLES
-    changes: ClassVar[frozenset[Change]] = SCHEDULE
-    batchable: ClassVar[bool] = False
-    mergeable: ClassVar[bool] = True
-    learning_rates: ClassVar[tuple[float, ...]] = ()
 
     def __post_init__(self) -> None:
         if not 0 < self.rate <= 1:
             raise UsageError(f"layer-decay(rate={self.rate:g}): allowed: above 0, at most 1")
-
-    def first_stage(self, num_stages: int) -> int:
-        return num_stages
-
-    def source(self) -> Source | None:
-        return None
 
     def apply(self, learner: Learner, context: Context) -> Learner:
         _slow_down(learner, _by_group(learner, "layer-decay"), self.rate)
