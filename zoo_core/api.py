@@ -6,7 +6,7 @@ load, load_backbone, load_run, load_runs, save, fetch, fit, evaluate, predict, e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar
@@ -69,12 +69,13 @@ def load(
 ) -> Learner:
     """A learner ready to train: pre-trained backbone, adapters, a new head.
 
+    spec: text, recipe objects or a list of both, as "starter/vit-nano+lora(r=4)" and ["starter/vit-nano", Lora(r=4)].
     num_classes, classes, target: exactly one says what is predicted. seed: decides every new weight.
     lock: a file that pins commits and hashes, as `zoo lock` writes it. frozen: no network, and nothing that the lock
     does not pin. `hub/ORG/NAME` alone is a fitted model that `zoo push` published: it has a head, and takes no target.
     Example: `zoo_core.load("starter/vit-nano+partial(n=2)", num_classes=3)`.
     """
-    if str(spec).startswith(PUBLISHED):
+    if isinstance(spec, str | Spec) and str(spec).startswith(PUBLISHED):
         if (num_classes, classes, target) != (None, None, None):
             raise UsageError(
                 f"{spec} is a fitted model with outputs of its own; leave num_classes, classes and target out"
@@ -235,10 +236,14 @@ def fit(
 ) -> tuple[Learner, Result]:
     """Fits one model, its learning rate chosen on validation; stores it when `out` names a folder.
 
+    budget: where it does not say which weights to keep, those of the epoch that is best on validation.
     lock, frozen: as for `load`.
     Returns the learner, in evaluation mode, and its result on the test split. Raises UsageError for a folder that
     already holds a run; that one stays as it is.
     """
+    budget = budget or Budget()
+    if budget.keep is None:
+        budget = replace(budget, keep="best")
     plan = _pinned(spec, lock, frozen, task=task, budget=budget, seed=seed)
     if out is None:
         result, learner, _ = run_trial(plan, device=device, num_workers=num_workers, report=report)

@@ -33,6 +33,8 @@ class Budget:
     epochs: passes over the training split. num_rates: learning rates tried, 1 to 5, the middle ones of the grid.
     warmup: share of all steps with a rising rate. clip: largest gradient norm. patience: epochs without a better
     validation score before training stops early, None: never. precision: auto is bfloat16 on a GPU, else float32.
+    keep: the weights of the epoch with the best validation score, the earliest such, or of the last epoch. None: the
+    last, as a bench reports it; `zoo fit` and `zoo_core.fit` put best in its place.
     """
 
     epochs: int = 20
@@ -44,6 +46,7 @@ class Budget:
     augment: Literal["none", "light", "strong"] = "none"
     patience: int | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    keep: Literal["best", "last"] | None = None
 
     def __post_init__(self) -> None:
         for name, (kind, low, high) in _RANGES.items():
@@ -57,11 +60,15 @@ class Budget:
                 raise UsageError(f"budget: {name}={value} is out of range; allowed: {low:g} to {high:g}")
             object.__setattr__(self, name, kind(value))  # 1 and 1.0 are one budget, with one digest
         for name, words in _WORDS.items():
-            if getattr(self, name) not in words:
-                found = getattr(self, name)
+            found = getattr(self, name)
+            if found not in words and not (found is None and name == "keep"):
                 raise UsageError(
                     f"budget: {name}={found!r} is not one of {', '.join(words)}{nearest(str(found), words)}"
                 )
+
+    def identity(self) -> dict[str, object]:
+        """What decides the numbers of a trial: every field; `keep` only where it is best, as None and last are one."""
+        return {name: value for name, value in asdict(self).items() if name != "keep" or value == "best"}
 
 
 _RANGES: Mapping[str, tuple[type[int] | type[float], float, float]] = {
@@ -76,6 +83,7 @@ _RANGES: Mapping[str, tuple[type[int] | type[float], float, float]] = {
 _WORDS: Mapping[str, tuple[str, ...]] = {
     "augment": ("none", "light", "strong"),
     "precision": ("auto", "float32", "bfloat16"),
+    "keep": ("best", "last"),
 }
 
 
@@ -98,11 +106,8 @@ class Trial:
     seed: int = 0
 
     def __str__(self) -> str:
-        changed = [
-            f"{field.name}={getattr(self.budget, field.name)}"
-            for field in fields(Budget)
-            if getattr(self.budget, field.name) != field.default
-        ]
+        usual = asdict(Budget())
+        changed = [f"{name}={value}" for name, value in self.budget.identity().items() if value != usual[name]]
         return " ".join([f"{self.spec}", f"task={self.task}", *changed, f"seed={self.seed}"])
 
 
@@ -171,7 +176,7 @@ def pinned(plan: Plan, pins: Mapping[str, Pinned]) -> Plan:
         "head": plan.head.identity(),
         "task": _identity(plan, plan.task) if plan.task else None,
         "target": asdict(plan.target),
-        "budget": asdict(plan.budget),
+        "budget": plan.budget.identity(),
     }
     combination = _digest(identity)
     return replace(plan, combination=combination, digest=_seeded(combination, plan.seed), base_digest=_digest(base))

@@ -1,51 +1,44 @@
-"""The only training loop: AdamW, warm-up and cosine, clipping; or one pass and a fit in closed form.
+"""Fits a learner: by gradient, or by one pass and a head's closed form; what is frozen is checked to have stayed.
 
-One forward pass per step. On a CPU two runs with one seed give the same bits.
+On a CPU two runs with one seed give the same bits.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from zoo_core.build import checksum
-from zoo_core.contracts import Batch
-from zoo_core.data import Loader, draw_seed
+from zoo_core.data import Loader
+from zoo_core.descent import Descent, Progress, own_draws
 from zoo_core.errors import DivergedError, LawError
 from zoo_core.features import convert, joined
-from zoo_core.interrupts import held_back
 from zoo_core.learner import Learner
-from zoo_core.measure import Stopwatch, autocast, precision_of
 from zoo_core.plan import Budget
 
 __all__ = ["Fitted", "Progress", "calibrate", "fit"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
-    """Where a fit stands after a step: steps done of all, the last loss, and examples per second so far."""
-
-    step: int
-    num_steps: int
-    loss: float
-    examples_per_second: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class Fitted:
-    """What a fit did. losses: one for each epoch, mean over its steps. seconds: wall time, loading included."""
+    """What a fit did. losses: one for each epoch, mean over its steps. seconds: wall time, loading included.
+
+    epoch: whose weights were kept, counted from 1; None in closed form. score: their validation score, None where
+    nobody asked for it or a finisher has changed them since.
+    """
 
     losses: tuple[float, ...]
     num_steps: int
     seconds: float
     training: dict[str, Any] | None
+    epoch: int | None = None
+    score: float | None = None
 
 
 def fit(
@@ -61,8 +54,8 @@ def fit(
     """Trains a learner in place on the loader's device, and leaves it in evaluation mode.
 
     learning_rate: None for a head that is fitted in closed form. validate: a validation score, more is better, asked
-    for after each epoch when the budget has a patience, once the last phase has begun; the last epoch's weights stay,
-    and what the learner's finishers make of them.
+    for after each epoch when the budget has a patience or keeps the best, once the last phase has begun. The weights of
+    the best epoch stay, or those of the last, as the budget says, and what the learner's finishers make of them.
     Raises DivergedError when the loss or a weight is no longer finite, LawError when something frozen has moved or
     state has appeared that the delta does not know.
     """
@@ -71,7 +64,7 @@ def fit(
     started = time.perf_counter()
     if learner.target.kind == "values":
         learner.fit_scale(loader.targets.to(loader.device))
-    with _own_draws(loader.device, "train", seed), _delayed_for_now(learner):
+    with own_draws(loader.device, "train", seed), _delayed_for_now(learner):
         if learning_rate is None:
             _fit_closed_form(learner, loader)
             fitted = Fitted(losses=(), num_steps=0, seconds=time.perf_counter() - started, training=None)
@@ -91,82 +84,23 @@ def _fit_by_gradient(
     validate: Callable[[Learner], float] | None,
     progress: Callable[[Progress], None],
 ) -> Fitted:
-    device, num_batches = loader.device, loader.num_batches
-    num_steps = num_batches * budget.epochs
-    precision = precision_of(budget.precision, device)
-    parameters = [parameter for _, parameter in learner.trainable()]
-    firsts = {parameter: _first_step(learner.start_of(parameter), num_steps) for parameter in parameters}
-    groups = learner.parameter_groups(learning_rate, budget.weight_decay)
-    shares = [_rate_at(num_steps, budget.warmup, _first_step(group["start"], num_steps)) for group in groups]
-    with held_back():  # the first optimiser of a process imports torch._dynamo
-        optimiser = torch.optim.AdamW(groups, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, shares)
-    unseen = learner.added()
-    watch = Stopwatch(device)
     started = time.perf_counter()
-    losses: list[float] = []
-    best, waited, step = -math.inf, 0, 0
-    for epoch in range(budget.epochs):
-        learner.train()
-        total = torch.zeros((), device=device)
-        for batch in loader.epoch(epoch):
-            if step == 0 or step in firsts.values():
-                _join(learner, firsts, step)
-            watch.start()
-            loss = _step(learner, batch, parameters, optimiser, budget.clip, precision)
-            schedule.step()
-            watch.stop(len(batch))
-            total += loss
-            step += 1
-            unseen = {name: parameter for name, parameter in unseen.items() if parameter.grad is None}
-            if device.type == "cpu" or step % 10 == 0 or step == num_steps:
-                rate = step * loader.batch_size / (time.perf_counter() - started)
-                progress(Progress(step=step, num_steps=num_steps, loss=float(loss), examples_per_second=rate))
-        losses.append(float(total) / num_batches)
-        if not math.isfinite(losses[-1]):
-            raise DivergedError(f"the loss is {losses[-1]} in epoch {epoch + 1} at learning rate {learning_rate:g}")
-        unseen = _still_unseen(learner, batch, unseen, precision, seed)
-        if validate is not None and budget.patience is not None and step > max(firsts.values()):
-            with _own_draws(device, "validate", seed, epoch):  # looking must not change what training draws
-                found = validate(learner)
-            best, waited = (found, 0) if found > best else (best, waited + 1)
-            if waited >= budget.patience:
-                break
+    descent = Descent(learner, loader, budget=budget, learning_rate=learning_rate, seed=seed)
+    descent.run(validate, progress)
     for finish in learner.finishers:
         finish(learner)
-    if not all(bool(parameter.isfinite().all()) for parameter in parameters):
-        raise DivergedError(f"a weight is no longer finite after {step} steps at learning rate {learning_rate:g}")
-    seconds = time.perf_counter() - started
-    training = watch.rate(batch_size=loader.batch_size, precision=precision)
-    return Fitted(losses=tuple(losses), num_steps=step, seconds=seconds, training=training)
-
-
-def _step(
-    learner: Learner,
-    batch: Batch,
-    parameters: list[nn.Parameter],
-    optimiser: torch.optim.Optimizer,
-    clip: float,
-    precision: str,
-) -> Tensor:
-    """One forward pass, one backward pass, one update. Returns the loss, detached."""
-    with autocast(batch.target.device, precision):
-        loss = learner.loss(learner(batch.inputs), batch)
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(parameters, clip)
-    optimiser.step()
-    return loss.detach()
-
-
-def _join(learner: Learner, firsts: Mapping[nn.Parameter, int], step: int) -> None:
-    """Lets the parameters train whose first step has come, and no others; the modes follow.
-
-    One that has not joined has no gradient, so the optimiser passes over it.
-    """
-    for parameter, first in firsts.items():
-        parameter.requires_grad_(first <= step)
-    learner.train()
+    if not all(bool(parameter.isfinite().all()) for _, parameter in learner.trainable()):
+        raise DivergedError(
+            f"a weight is no longer finite after {descent.step} steps at learning rate {learning_rate:g}"
+        )
+    return Fitted(
+        losses=tuple(descent.losses),
+        num_steps=descent.step,
+        seconds=time.perf_counter() - started,
+        training=descent.watch.rate(batch_size=loader.batch_size, precision=descent.precision),
+        epoch=descent.kept_epoch,
+        score=None if learner.finishers else descent.kept_score,
+    )
 
 
 @contextmanager
@@ -178,52 +112,6 @@ def _delayed_for_now(learner: Learner) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
-
-
-def _first_step(start: float, num_steps: int) -> int:
-    """The step before which a phase begins; with fewer steps than phases some begin together, at the last one."""
-    return min(round(start * num_steps), num_steps - 1)
-
-
-def _still_unseen(
-    learner: Learner, batch: Batch, unseen: dict[str, nn.Parameter], precision: str, seed: int
-) -> dict[str, nn.Parameter]:
-    """Those added tensors that have not joined yet, of those that no step gave a gradient so far.
-
-    Layer-drop may have left the others out, so a pass in evaluation mode decides. Raises LawError for one that takes no
-    part there either.
-    """
-    joined_by_now = {name: parameter for name, parameter in unseen.items() if parameter.requires_grad}
-    if joined_by_now:
-        learner.eval()
-        with _own_draws(batch.target.device, "unseen", seed), autocast(batch.target.device, precision):
-            loss = learner.loss(learner(batch.inputs), batch)
-            gradients: list[Tensor | None]
-            gradients = [*torch.autograd.grad(loss, list(joined_by_now.values()), allow_unused=True)]
-        dead = [name for name, gradient in zip(joined_by_now, gradients, strict=True) if gradient is None]
-        if dead:
-            raise LawError(
-                f"{len(dead)} added tensors take no part in a forward pass, {dead[0]} first; "
-                f"the adapter put them where the backbone does not look"
-            )
-    return {name: parameter for name, parameter in unseen.items() if name not in joined_by_now}
-
-
-def _rate_at(num_steps: int, warmup: float, first: int) -> Callable[[int], float]:
-    """Share of the learning rate at each step: linear up, then half a cosine down to 0.
-
-    What joins later, at step `first`, has the same warm-up then, below the same cosine.
-    Source: Loshchilov & Hutter 2017, equation 5, one period.
-    """
-    rising = max(1, round(num_steps * warmup))
-
-    def share(step: int) -> float:
-        above = min(1.0, max(0, step - first + 1) / rising)
-        if step < rising:
-            return above
-        return above * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, num_steps - rising)))
-
-    return share
 
 
 def _fit_closed_form(learner: Learner, loader: Loader) -> None:
@@ -265,15 +153,6 @@ def calibrate(learner: Learner, loader: Loader) -> None:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
     learner.eval()
-
-
-@contextmanager
-def _own_draws(device: torch.device, *parts: object) -> Iterator[None]:
-    """Dropout draws from a seed of its own; the caller's random state is put back."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(draw_seed(*parts))
-        yield
 
 
 def _check_frozen(learner: Learner, before: dict[str, int]) -> None:

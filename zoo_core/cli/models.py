@@ -87,7 +87,8 @@ def fit(
         mark = " <- chosen" if rate == result.chosen["learning_rate"] else ""
         name = "closed form" if rate is None else f"learning rate {rate:g}"
         found = candidate["validation_score"]
-        click.echo(f"  {name}: {'diverged' if found is None else f'validation {found:.4f}'}{mark}")
+        kept = f" after epoch {candidate['epoch']} of {candidate['epochs']}" if "epoch" in candidate else ""
+        click.echo(f"  {name}: {'diverged' if found is None else f'validation {found:.4f}'}{kept}{mark}")
     click.echo(f"{result.num_trainable} of {result.num_parameters} parameters trained; stored in {out}")
 
 

@@ -46,15 +46,17 @@ BUDGET_FLAGS: tuple[tuple[str, Any, str], ...] = (
     ("--augment", click.Choice(["none", "light", "strong"]), "How training images are varied."),
     ("--patience", int, "Stop after so many epochs without a better validation score."),
     ("--precision", click.Choice(["auto", "float32", "bfloat16"]), "auto: bfloat16 on a GPU, float32 elsewhere."),
+    ("--keep", click.Choice(["best", "last"]), "Weights of the epoch that is best on validation, or of the last."),
 )
+WITHOUT = {"patience": "never", "keep": "best in fit, last in bench"}  # what a field that is None stands for
 
 
 def budget_options(command: Command) -> Command:
     """One flag for each field of Budget, whose default its help shows; those not given are None."""
     defaults = Budget()
     for flag, kind, text in reversed(BUDGET_FLAGS):
-        default = getattr(defaults, flag.removeprefix("--").replace("-", "_"))
-        shown = f"{text}  [default: {'never' if default is None else default}]"
+        name = flag.removeprefix("--").replace("-", "_")
+        shown = f"{text}  [default: {WITHOUT.get(name, getattr(defaults, name))}]"
         command = click.option(flag, type=kind, default=None, help=shown)(command)
     return command
 

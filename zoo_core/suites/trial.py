@@ -134,7 +134,8 @@ def choose(
 ) -> Chosen:
     """Fits one candidate for each learning rate and keeps the best on validation; on a tie the one nearest the middle.
 
-    Every candidate starts from the same state, sees the same examples in the same order, and ends with its last epoch.
+    Every candidate starts from the same state, sees the same examples in the same order, and ends with its last epoch,
+    or with the best on validation, as the budget says; then its "epoch" says which of how many "epochs" that was.
     One that diverges, in training or in what it predicts, is not chosen; its score is None.
     Raises DivergedError when that is so for all of them.
     """
@@ -166,6 +167,8 @@ def choose(
             diverged = error
             continue
         candidates[index]["validation_score"] = found
+        if plan.budget.keep == "best" and fitted.epoch is not None:
+            candidates[index] |= {"epoch": fitted.epoch, "epochs": len(fitted.losses)}
         worth = found if METRICS[plan.task.recipe.metric].higher_is_better else -found
         if best is None or worth > best[0]:
             best = (worth, index, _snapshot(learner), fitted)
@@ -191,7 +194,7 @@ def _fit_candidate(
     rate: float | None,
     progress: Callable[[Progress], None],
 ) -> tuple[Fitted, float]:
-    """Fits at one learning rate; what the fit did, and the validation score of its last epoch."""
+    """Fits at one learning rate; what the fit did, and the validation score of the weights that it kept."""
     assert plan.task is not None, "a trial has a task"
     metric = plan.task.recipe.metric
     precision = precision_of(plan.budget.precision, fitting.device)
@@ -209,7 +212,7 @@ def _fit_candidate(
         validate=validate,
         progress=progress,
     )
-    return fitted, sign * validate(learner)
+    return fitted, sign * (validate(learner) if fitted.score is None else fitted.score)
 
 
 def score_split(learner: Learner, loader: Loader, metric: str, target: Target, precision: str) -> tuple[float, Tensor]:

@@ -1,0 +1,222 @@
+"""A fit by gradient: AdamW, warm-up and cosine, clipping, phases that join, the best epoch on validation.
+
+One forward pass per step. What an epoch changes is held in one place, `Descent`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from zoo_core.contracts import Batch
+from zoo_core.data import Loader, draw_seed
+from zoo_core.errors import DivergedError, LawError
+from zoo_core.interrupts import held_back
+from zoo_core.learner import Learner
+from zoo_core.measure import Stopwatch, autocast, precision_of
+from zoo_core.plan import Budget
+
+__all__ = ["Descent", "Progress", "moving", "own_draws"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a fit stands after a step: steps done of all, the last loss, and examples per second in this epoch."""
+
+    step: int
+    num_steps: int
+    loss: float
+    examples_per_second: float
+
+
+class Descent:
+    """A fit by gradient under way: `run` trains the learner in place, epoch by epoch.
+
+    losses: of the epochs done. step: steps done. kept_epoch: whose weights the learner holds when `run` is over,
+    counted from 1. kept_score: their validation score, None where nobody asked for it.
+    """
+
+    def __init__(self, learner: Learner, loader: Loader, *, budget: Budget, learning_rate: float, seed: int) -> None:
+        self._learner, self._loader, self._budget, self._seed = learner, loader, budget, seed
+        self._learning_rate = learning_rate
+        self.num_steps = loader.num_batches * budget.epochs
+        self.precision = precision_of(budget.precision, loader.device)
+        self._parameters = [parameter for _, parameter in learner.trainable()]
+        self._firsts = {one: _first_step(learner.start_of(one), self.num_steps) for one in self._parameters}
+        groups = learner.parameter_groups(learning_rate, budget.weight_decay)
+        shares = [
+            _rate_at(self.num_steps, budget.warmup, _first_step(group["start"], self.num_steps)) for group in groups
+        ]
+        with held_back():  # the first optimiser of a process imports torch._dynamo
+            self._optimiser = torch.optim.AdamW(groups, fused=True)
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimiser, shares)
+        self._unseen = learner.added()
+        self.watch = Stopwatch(loader.device)
+        self.losses: list[float] = []
+        self.step = 0
+        self.kept_epoch: int | None = None
+        self.kept_score: float | None = None
+        self._best = -math.inf
+        self._best_epoch: int | None = None
+        self._best_weights: Mapping[str, Tensor] | None = None
+        self._waited = 0
+
+    def run(self, validate: Callable[[Learner], float] | None, progress: Callable[[Progress], None]) -> None:
+        """Trains for the budget's epochs, or until its patience is over, and puts the weights that are kept in place.
+
+        validate: a validation score, more is better, asked for after each epoch that ends in the last phase, if the
+        budget has a patience or keeps the best. Raises DivergedError, LawError.
+        """
+        keeps_best = self._budget.keep == "best"
+        looks = validate is not None and (keeps_best or self._budget.patience is not None)
+        while len(self.losses) < self._budget.epochs and not self._is_out_of_patience:
+            last = self._train_epoch(progress)
+            self._unseen = _still_unseen(self._learner, last, self._unseen, self.precision, self._seed)
+            self.kept_epoch, self.kept_score = len(self.losses), None
+            if looks and self.step > max(self._firsts.values()):
+                assert validate is not None, "it is there where it is asked"
+                with own_draws(self._loader.device, "validate", self._seed, len(self.losses) - 1):
+                    self._weigh(validate(self._learner))  # looking must not change what training draws
+        if keeps_best and self._best_weights is not None:
+            self._put_best_back()
+
+    @property
+    def _is_out_of_patience(self) -> bool:
+        return self._budget.patience is not None and self._waited >= self._budget.patience
+
+    def _train_epoch(self, progress: Callable[[Progress], None]) -> Batch:
+        """One epoch; its last batch. Raises DivergedError where the mean loss is no finite number."""
+        learner, device, epoch = self._learner, self._loader.device, len(self.losses)
+        learner.train()
+        total = torch.zeros((), device=device)
+        started, before = time.perf_counter(), self.step
+        for batch in self._loader.epoch(epoch):
+            if self.step == 0 or self.step in self._firsts.values():
+                self._join()
+            self.watch.start()
+            loss = self._update(batch)
+            self._schedule.step()
+            self.watch.stop(len(batch))
+            total += loss
+            self.step += 1
+            self._unseen = {name: parameter for name, parameter in self._unseen.items() if parameter.grad is None}
+            if device.type == "cpu" or self.step % 10 == 0 or self.step == self.num_steps:
+                rate = (self.step - before) * self._loader.batch_size / (time.perf_counter() - started)
+                progress(Progress(step=self.step, num_steps=self.num_steps, loss=float(loss), examples_per_second=rate))
+        self.losses.append(float(total) / self._loader.num_batches)
+        if not math.isfinite(self.losses[-1]):
+            raise DivergedError(
+                f"the loss is {self.losses[-1]} in epoch {epoch + 1} at learning rate {self._learning_rate:g}"
+            )
+        return batch
+
+    def _update(self, batch: Batch) -> Tensor:
+        """One forward pass, one backward pass, one update. Returns the loss, detached."""
+        with autocast(batch.target.device, self.precision):
+            loss = self._learner.loss(self._learner(batch.inputs), batch)
+        self._optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self._parameters, self._budget.clip)
+        self._optimiser.step()
+        return loss.detach()
+
+    def _join(self) -> None:
+        """Lets the parameters train whose first step has come, and no others; the modes follow.
+
+        One that has not joined has no gradient, so the optimiser passes over it.
+        """
+        for parameter, first in self._firsts.items():
+            parameter.requires_grad_(first <= self.step)
+        self._learner.train()
+
+    def _weigh(self, found: float) -> None:
+        """Takes an epoch's validation score into account; of equal ones the earlier epoch is the better."""
+        self.kept_score = found
+        if not found > self._best:
+            self._waited += 1
+            return
+        self._best, self._waited, self._best_epoch = found, 0, len(self.losses)
+        if self._budget.keep == "best":
+            self._best_weights = {name: tensor.clone() for name, tensor in moving(self._learner).items()}
+
+    def _put_best_back(self) -> None:
+        assert self._best_weights is not None, "there is a best epoch"
+        put(moving(self._learner), self._best_weights)
+        self.kept_epoch, self.kept_score = self._best_epoch, self._best
+
+
+def moving(learner: Learner) -> dict[str, Tensor]:
+    """What training moves of backbone and heads, by name: the delta without what is frozen; the learner's own tensors.
+
+    What trains in an objective is not among it.
+    """
+    still = learner.frozen().keys()
+    return {name: tensor for name, tensor in learner.delta().items() if name not in still}
+
+
+@torch.no_grad()
+def put(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Copies values into the tensors of the same names."""
+    for name, tensor in tensors.items():
+        tensor.copy_(values[name])
+
+
+def _first_step(start: float, num_steps: int) -> int:
+    """The step before which a phase begins; with fewer steps than phases some begin together, at the last one."""
+    return min(round(start * num_steps), num_steps - 1)
+
+
+def _rate_at(num_steps: int, warmup: float, first: int) -> Callable[[int], float]:
+    """Share of the learning rate at each step: linear up, then half a cosine down to 0.
+
+    What joins later, at step `first`, has the same warm-up then, below the same cosine.
+    Source: Loshchilov & Hutter 2017, equation 5, one period.
+    """
+    rising = max(1, round(num_steps * warmup))
+
+    def share(step: int) -> float:
+        above = min(1.0, max(0, step - first + 1) / rising)
+        if step < rising:
+            return above
+        return above * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, num_steps - rising)))
+
+    return share
+
+
+def _still_unseen(
+    learner: Learner, batch: Batch, unseen: dict[str, nn.Parameter], precision: str, seed: int
+) -> dict[str, nn.Parameter]:
+    """Those added tensors that have not joined yet, of those that no step gave a gradient so far.
+
+    Layer-drop may have left the others out, so a pass in evaluation mode decides. Raises LawError for one that takes no
+    part there either.
+    """
+    joined_by_now = {name: parameter for name, parameter in unseen.items() if parameter.requires_grad}
+    if joined_by_now:
+        learner.eval()
+        with own_draws(batch.target.device, "unseen", seed), autocast(batch.target.device, precision):
+            loss = learner.loss(learner(batch.inputs), batch)
+            gradients: list[Tensor | None]
+            gradients = [*torch.autograd.grad(loss, list(joined_by_now.values()), allow_unused=True)]
+        dead = [name for name, gradient in zip(joined_by_now, gradients, strict=True) if gradient is None]
+        if dead:
+            raise LawError(
+                f"{len(dead)} added tensors take no part in a forward pass, {dead[0]} first; "
+                f"the adapter put them where the backbone does not look"
+            )
+    return {name: parameter for name, parameter in unseen.items() if name not in joined_by_now}
+
+
+@contextmanager
+def own_draws(device: torch.device, *parts: object) -> Iterator[None]:
+    """Dropout draws from a seed of its own; the caller's random state is put back."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(draw_seed(*parts))
+        yield
