@@ -38,7 +38,7 @@ LAYERS = (
     # torch from here on
     ("features", "pictures", "preparations", "prompts", "remote", "shadows", "sites", "sounds", "weights", "words"),
     ("attention", "downloads", "seams"),
-    ("pins",),
+    ("pins", "truncation"),
     ("data", "hub", "objective"),
     ("learner",),  # puts predictions of values back into their units, which the objective's scaled head defines
     ("build", "plain"),

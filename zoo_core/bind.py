@@ -24,6 +24,7 @@ class Argument:
 
     attribute: the field that holds the value; another one than `name` where a recipe's field says in its metadata
     `{"argument": name}`, because its class means something else by that name.
+    silent: at its default it is left out of identities, which are older than it.
     """
 
     name: str
@@ -32,10 +33,14 @@ class Argument:
     default: Any = MISSING
     minimum: int | None = None
     common: bool = False
+    silent: bool = False
 
 
 COMMON: Mapping[PartKind, tuple[Argument, ...]] = {
-    "backbone": (Argument(name="weights", type=Literal["pretrained", "random"], default="pretrained", common=True),),
+    "backbone": (
+        Argument(name="weights", type=Literal["pretrained", "random"], default="pretrained", common=True),
+        Argument(name="until", type=int | None, default=None, minimum=1, common=True, silent=True),
+    ),
     "task": (
         Argument(name="shots", type=int | None, default=None, minimum=1, common=True),
         Argument(name="limit", type=int | None, default=None, minimum=1, common=True),
@@ -89,12 +94,13 @@ class Bound:
         name = {"name": self.recipe.name} if _owns_namespace(recipe) else {}
         values = {key: _json(_plain(value)) for key, value in self._values().items()}
         common = {argument.name for argument in COMMON[self.kind]}
+        silent = {each.name for each in COMMON[self.kind] if each.silent and values[each.name] == each.default}
         identity: dict[str, object] = {
             "kind": self.kind,
             "recipe": f"{recipe.__module__}:{recipe.__qualname__}",
             "version": recipe.version,
             "fields": name | {key: value for key, value in values.items() if key not in common},
-            "common": {key: value for key, value in values.items() if key in common},
+            "common": {key: value for key, value in values.items() if key in common - silent},
         }
         return identity | ({"revision": self.revision} if self.revision is not None else {})
 

@@ -23,8 +23,9 @@ from zoo_core.lock import part_key
 from zoo_core.objective import ScaledHead, default_objective
 from zoo_core.plan import Plan
 from zoo_core.registry import Bound
-from zoo_core.resolve import check_built, consumed
+from zoo_core.resolve import check_built, check_until, consumed
 from zoo_core.seams import groups
+from zoo_core.truncation import truncated
 
 __all__ = ["build", "build_backbone", "check_outline", "checksum", "seeded"]
 
@@ -95,6 +96,9 @@ def build_backbone(plan: Plan) -> nn.Module:
         raise RefusedError(f"{plan.unpinned[0]} is not pinned; `zoo_core.hub.pin_plan(plan)` does it")
     check_outline(plan)
     backbone = _built(plan, plan.weights)
+    if plan.until is not None:
+        check_until(part.name, plan.until, len(as_backbone(backbone).stages))
+        backbone = truncated(backbone, plan.until)
     _check_promise(part, plan, as_backbone(backbone))
     backbone.requires_grad_(False)
     backbone.eval()
@@ -111,8 +115,10 @@ def check_outline(plan: Plan) -> None:
     """
     if plan.deferred and plan.weights == "pretrained" and part_key(plan.backbone) in plan.sources:
         with torch.device("meta"):
-            outline = _built(plan, "random")
-        _check_deferred(plan, as_backbone(outline))
+            outline = as_backbone(_built(plan, "random"))
+        if plan.until is not None:  # neither the kind of its features nor its roles depend on it
+            check_until(plan.backbone.name, plan.until, len(outline.stages))
+        _check_deferred(plan, outline, plan.until)
 
 
 def _built(plan: Plan, weights: Weights) -> nn.Module:
@@ -140,9 +146,9 @@ def _base(plan: Plan) -> str | None:
     return None if source is None else source.repository or source.folder
 
 
-def _check_deferred(plan: Plan, backbone: Backbone) -> None:
+def _check_deferred(plan: Plan, backbone: Backbone, until: int | None = None) -> None:
     roles = [role for role in ROLES if backbone.sites(role)]
-    stages = len(backbone.stages)
+    stages = until or len(backbone.stages)
     check_built(plan, modality=backbone.modality, features=backbone.features, num_stages=stages, roles=roles)
 
 

@@ -153,6 +153,12 @@ class Plan:
         return (self.backbone, *self.adapters, self.head, *((self.task,) if self.task else ()))
 
     @property
+    def until(self) -> int | None:
+        """The stage, counted from 1, after which the backbone ends; None: it is whole."""
+        until: int | None = self.backbone.common.get("until")
+        return until
+
+    @property
     def unpinned(self) -> tuple[str, ...]:
         """Keys of the parts whose files are not known by sha256 yet."""
         return tuple(key for key in self.sources if key not in self.pins)

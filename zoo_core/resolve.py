@@ -24,7 +24,7 @@ from zoo_core.registry import Registry
 from zoo_core.registry import registry as default_registry
 from zoo_core.spec import Part, Spec, parse
 
-__all__ = ["DEFAULT_HEAD", "check_built", "consumed", "resolve"]
+__all__ = ["DEFAULT_HEAD", "check_built", "check_until", "consumed", "resolve"]
 
 DEFAULT_HEAD = "linear"  # what every target kind gets when a spec names no head
 
@@ -63,6 +63,10 @@ def resolve(
     if entry is not None and entry.modality is None:
         entry = None  # of a namespace as a whole, such as hf(files="DIR")
     weights = _allowed_weights(backbone, entry)
+    until = backbone.common["until"]
+    if entry is not None and until is not None:
+        check_until(backbone.name, until, entry.num_stages)
+        entry = replace(entry, num_stages=until, num_parameters=None)
     _check_modality(backbone, entry, bound_task)
     _check_head(backbone, entry, head, adapters, target)
     num_stages = entry.num_stages if entry else None
@@ -76,7 +80,7 @@ def resolve(
         head=head,
         task=bound_task,
         target=target,
-        entry=entry,
+        entry=replace(entry, features=None) if entry and until else entry,  # their width is seen when it is cut
         budget=budget,
         seed=seed,
         weights=weights,
@@ -109,6 +113,14 @@ def check_built(
     _check_modality(part, known, plan.task)
     _check_head(part, known, plan.head, plan.adapters, plan.target)
     _check_adapters(part, known, plan.adapters, num_stages)
+
+
+def check_until(name: str, until: int, num_stages: int | None) -> None:
+    """Raises RefusedError for a stage that a backbone does not have; nothing where their number is not known."""
+    if num_stages is not None and until > num_stages:
+        raise RefusedError(
+            f"{name} has {num_stages} stages, so until={until} is none of them; allowed: 1 to {num_stages}"
+        )
 
 
 def _deferred(entry: Entry | None) -> tuple[str, ...]:

@@ -1,0 +1,213 @@
+"""The argument `until=k` of any backbone: it ends after stage k, and what would follow is no longer there.
+
+What leaves stage k are the features, unchanged. Every module that a pass calls later - the other stages, what lies
+between them, the last norm - is replaced by one that hands on what it is given, so that the backbone's own code still
+lays out the features and their mask; the law is checked on values. What follows the last stage (group L + 1) goes too,
+also with k = L: its weights were trained for what leaves the last stage, and have its width. So does a pooling with
+weights of its own; the mean over real tokens or positions takes its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoo_core.contracts import Extendable, Features, FeatureSpec, Site, as_backbone
+from zoo_core.errors import RefusedError
+from zoo_core.features import masked_mean
+from zoo_core.seams import capture
+
+__all__ = ["Truncated", "truncated"]
+
+INSIDE = "whole."  # before the paths of the backbone that was cut
+
+
+def truncated(backbone: nn.Module, until: int) -> Truncated:
+    """The backbone up to stage `until`, counted from 1; it is cut in place. Its features are measured by a pass.
+
+    Raises RefusedError where the backbone does more after that stage than call modules.
+    """
+    source = as_backbone(backbone)
+    inputs = _inputs(backbone)
+    with _looking(backbone), capture(backbone, [until - 1]) as states:
+        dropped, gives_tuple, has_pool = _look(backbone, inputs, until)
+    state = states[until - 1]
+    rest = _Rest()
+    if gives_tuple:
+        backbone.get_submodule(source.stages[until - 1]).register_forward_hook(rest.note)
+    for name in dropped:
+        _put(backbone, name, _PassOn(backbone.get_submodule(name), rest if name in source.stages else None))
+    found = Truncated(backbone, until, dropped, has_pool=has_pool, rest=rest)
+    with _looking(backbone):
+        try:
+            features = as_backbone(found)(inputs)
+        except Exception as error:
+            said = " ".join(f"{type(error).__name__}: {error}".split())
+            raise _refused(until, f"its own code goes on from there ({said:.160})") from error
+        if not _same_values(features.x, state):
+            raise _refused(until, "its own code changes what it hands on")
+        pooled = features.x if features.kind == "pooled" else found.pool(features)
+    dim, pooled_dim = features.x.shape[1 if features.kind == "map" else -1], pooled.shape[-1]
+    found.features = FeatureSpec(kind=features.kind, dim=dim, pooled_dim=pooled_dim if pooled_dim != dim else None)
+    return found
+
+
+class Truncated(nn.Module):
+    """A backbone that ends after one of its stages, under the backbone contract."""
+
+    features: FeatureSpec
+
+    def __init__(self, whole: nn.Module, until: int, dropped: Sequence[str], *, has_pool: bool, rest: _Rest) -> None:
+        super().__init__()
+        source = as_backbone(whole)
+        self.whole = whole
+        self.modality = source.modality
+        self.preparation = source.preparation
+        self.stages = tuple(f"{INSIDE}{path}" for path in source.stages[:until])
+        self.has_pool = has_pool
+        self._dropped = tuple(f"{name}." for name in dropped)
+        self._rest = rest
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Features:
+        try:
+            features: Features = self.whole(inputs)
+        finally:
+            self._rest.items = ()
+        return features
+
+    def pool(self, features: Features) -> Tensor:
+        """The backbone's own way where that has no weights, else the mean: float [B, D]."""
+        if self.has_pool:
+            return as_backbone(self.whole).pool(features)
+        return features.x if features.kind == "pooled" else masked_mean(features)
+
+    def sites(self, role: str) -> tuple[Site, ...]:
+        return tuple(
+            replace(site, path=f"{INSIDE}{site.path}")
+            for site in as_backbone(self.whole).sites(role)
+            if not f"{site.path}.".startswith(self._dropped)
+        )
+
+    def extend(self, prompt: nn.Module, length: int) -> int:
+        """As the whole backbone does it: see zoo_core.contracts.Extendable. Raises RefusedError where it does not."""
+        if not isinstance(self.whole, Extendable):
+            raise RefusedError("the backbone has no `extend`, so no learned tokens can stand among its own")
+        return self.whole.extend(prompt, length)
+
+
+class _Rest:
+    """What a stage returns behind the hidden state; a bound method is its hook, so that a copy has its own."""
+
+    def __init__(self) -> None:
+        self.items: tuple[Any, ...] = ()
+
+    def note(self, module: nn.Module, args: Any, output: tuple[Any, ...]) -> None:
+        self.items = output[1:]
+
+
+class _PassOn(nn.Module):
+    """Stands where a module was that is called after the last stage that is left, and gives what it is given.
+
+    rest: for a stage, what the last stage returned besides; nothing where that is a tensor. The plain attributes of
+    what was here stay, since a model may ask its layers what they are.
+    """
+
+    def __init__(self, replaced: nn.Module, rest: _Rest | None) -> None:
+        super().__init__()
+        told = {name: value for name, value in vars(replaced).items() if isinstance(value, str | int | float)}
+        self.__dict__.update({name: value for name, value in told.items() if name not in self.__dict__})
+        self._rest = rest
+
+    def forward(self, state: Any, *args: Any, **kwargs: Any) -> Any:
+        """state: what the module would be given first."""
+        return (state, *self._rest.items) if self._rest is not None and self._rest.items else state
+
+
+def _look(backbone: nn.Module, inputs: Mapping[str, Tensor], until: int) -> tuple[list[str], bool, bool]:
+    """One pass: the outermost modules first called after the stage, whether it gives a tuple, and its own pooling
+    has no weights.
+    """
+    stages = as_backbone(backbone).stages
+    kept = tuple(f"{path}." for path in stages[:until])
+    when: dict[str, str] = {}  # by module outside of the stages that are kept: before, after, or in the pooling
+    phase = ["before"]
+    tuples: list[bool] = []
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        phase[0] = "after"
+        tuples.append(isinstance(output, tuple))
+
+    with ExitStack() as stack:
+        for name, module in backbone.named_modules():
+            if name and not f"{name}.".startswith(kept):
+
+                def note(module: nn.Module, args: Any, name: str = name) -> None:
+                    when.setdefault(name, phase[0])
+
+                stack.callback(module.register_forward_pre_hook(note).remove)
+        stack.callback(backbone.get_submodule(stages[until - 1]).register_forward_hook(leave).remove)
+        features = as_backbone(backbone)(inputs)
+        phase[0] = "pooling"
+        if features.kind != "pooled":
+            as_backbone(backbone).pool(features)
+    pooling = [name for name, found in when.items() if found == "pooling"]
+    weighty = [name for name in pooling if next(backbone.get_submodule(name).parameters(), None) is not None]
+    later = {name for name, found in when.items() if found == "after"} | {*stages[until:], *weighty}
+    return list(_outermost(backbone, later)), tuples[0], not weighty
+
+
+def _outermost(backbone: nn.Module, names: set[str]) -> Iterator[str]:
+    """Those of the modules that lie in no other of them."""
+    found: tuple[str, ...] = ()
+    for name, _ in backbone.named_modules():
+        if name in names and not f"{name}.".startswith(found):
+            found = (*found, f"{name}.")
+            yield name
+
+
+def _put(backbone: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    backbone.get_submodule(parent).add_module(leaf, module)
+
+
+@contextmanager
+def _looking(backbone: nn.Module) -> Iterator[None]:
+    """In evaluation mode without gradients; every module's mode is put back."""
+    modes = [(module, module.training) for module in backbone.modules()]
+    backbone.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _inputs(backbone: nn.Module) -> dict[str, Tensor]:
+    """Dummy inputs on the backbone's device, floats with noise: what a module does to zeros may not be seen."""
+    generator = torch.Generator().manual_seed(0)
+    device = next((parameter.device for parameter in backbone.parameters()), torch.device("cpu"))
+    with torch.device("cpu"):  # also where an outline is built on the meta device
+        found = as_backbone(backbone).preparation.dummy(2)
+        return {
+            name: (x + torch.randn(x.shape, generator=generator) if x.is_floating_point() else x).to(device)
+            for name, x in found.items()
+        }
+
+
+def _same_values(x: Tensor, state: Tensor) -> bool:
+    """Whether one holds what the other does, in whatever layout; without values, whether it can."""
+    if x.is_meta or x.numel() != state.numel():
+        return x.numel() == state.numel()
+    return torch.equal(x.float().flatten().sort().values, state.float().flatten().sort().values)
+
+
+def _refused(until: int, reason: str) -> RefusedError:
+    return RefusedError(
+        f"the backbone cannot end after stage {until}: {reason}; take another stage, or another backbone"
+    )
