@@ -17,6 +17,7 @@ KEYS = [
     *(
         "trial",
         "spec",
+        "unpublished",
         "task",
         "target",
         "weights",

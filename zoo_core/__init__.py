@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from zoo_core.resolve import resolve
     from zoo_core.spec import Spec, parse
     from zoo_core.store import Result
+    from zoo_core.unpublished import add_plugin
 
 __all__ = [
     "Batch",
@@ -42,6 +43,7 @@ __all__ = [
     "Target",
     "Trial",
     "ZooError",
+    "add_plugin",
     "bench",
     "embed",
     "evaluate",
@@ -71,6 +73,7 @@ _MODULES = {
     **dict.fromkeys(("Budget", "Plan", "Trial"), "plan"),
     **dict.fromkeys(("Spec", "parse"), "spec"),
     "Result": "store",
+    "add_plugin": "unpublished",
 }
 
 

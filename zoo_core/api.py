@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo_core.build import build, build_backbone, check_outline
-from zoo_core.contracts import Modality, Split, Target, as_backbone
+from zoo_core.contracts import BackboneRecipe, Modality, Split, Target, TaskRecipe, as_backbone
 from zoo_core.data import Loader, Splits, carve
 from zoo_core.errors import UsageError
 from zoo_core.hub import Progress as Download
@@ -34,6 +34,7 @@ from zoo_core.store import Result, RunLock, append
 from zoo_core.suites.grid import Suite, load_suite, starter_suite
 from zoo_core.suites.runner import News, open_grid, prepare_folder, run_grid
 from zoo_core.suites.trial import Report, open_task, run_trial, score_split
+from zoo_core.unpublished import SpecLike, check_files
 
 __all__ = [
     "Evaluation",
@@ -58,7 +59,7 @@ PUBLISHED = "hub/"  # before the names of fitted models on the Hub
 
 
 def load(
-    spec: str | Spec,
+    spec: SpecLike,
     *,
     num_classes: int | None = None,
     classes: Sequence[str] | None = None,
@@ -69,6 +70,7 @@ def load(
 ) -> Learner:
     """A learner ready to train: pre-trained backbone, adapters, a new head.
 
+    spec: text, recipe objects or a list of both, as "starter/vit-nano+lora(r=4)" and ["starter/vit-nano", Lora(r=4)].
     spec: text, recipe objects or a list of both, as "starter/vit-nano+lora(r=4)" and ["starter/vit-nano", Lora(r=4)].
     num_classes, classes, target: exactly one says what is predicted. seed: decides every new weight.
     lock: a file that pins commits and hashes, as `zoo lock` writes it. frozen: no network, and nothing that the lock
@@ -87,7 +89,7 @@ def load(
     return learner
 
 
-def _pinned(spec: str | Spec, lock: str | Path | None, frozen: bool, **trial: Any) -> Plan:
+def _pinned(spec: SpecLike, lock: str | Path | None, frozen: bool, **trial: Any) -> Plan:
     """The plan of a trial, its files pinned: by the lock, a catalogue or a record, else by asking where they are."""
     plan = pin_plan(resolve(spec, pins=read_pins(Path(lock) if lock else None), **trial), frozen=frozen)
     for part in plan.parts if frozen else ():
@@ -96,9 +98,9 @@ def _pinned(spec: str | Spec, lock: str | Path | None, frozen: bool, **trial: An
 
 
 def fetch(
-    spec: str | Spec,
+    spec: SpecLike,
     *,
-    task: str | None = None,
+    task: str | TaskRecipe | None = None,
     lock: str | Path | None = None,
     frozen: bool = False,
     progress: Callable[[Download], None] | None = None,
@@ -151,7 +153,7 @@ def _names(classes: object) -> tuple[str, ...]:
     return names
 
 
-def load_backbone(name: str, *, lock: str | Path | None = None, frozen: bool = False) -> nn.Module:
+def load_backbone(name: str | BackboneRecipe, *, lock: str | Path | None = None, frozen: bool = False) -> nn.Module:
     """A frozen backbone by name, in evaluation mode: see zoo_core.contracts.Backbone. lock, frozen: as for `load`."""
     return build_backbone(_pinned(name, lock, frozen, target=Target(kind="classes", size=1)))
 
@@ -198,6 +200,7 @@ def save(learner: Learner, path: str | Path) -> None:
         raise UsageError(
             "this learner was put together by hand, so nothing says how to build it again; zoo_core.load makes one"
         )
+    check_files(plan.parts)
     folder = Path(path)
     prepare_folder(folder)
     _refuse_a_run(folder)
@@ -222,9 +225,9 @@ def export(model: Learner | str | Path, folder: str | Path, *, form: str = "plai
 
 
 def fit(
-    spec: str | Spec,
+    spec: SpecLike,
     *,
-    task: str,
+    task: str | TaskRecipe,
     out: str | Path | None = None,
     budget: Budget | None = None,
     seed: int = 0,
@@ -249,6 +252,7 @@ def fit(
         result, learner, _ = run_trial(plan, device=device, num_workers=num_workers, report=report)
         learner.plan = plan
         return learner, result
+    check_files(plan.parts)
     folder = Path(out)
     prepare_folder(folder)
     _refuse_a_run(folder)  # before the lock too, which would mend a torn line of that run

@@ -87,6 +87,7 @@ class Bound:
     def identity(self) -> dict[str, object]:
         """What decides the numbers this part produces, as JSON; the distribution's version is not part of it.
 
+        Of a plugin file, its hash is.
         A field that is a spec itself stands as its canonical text: whoever needs the identity of what it names
         resolves it.
         """
@@ -97,7 +98,7 @@ class Bound:
         silent = {each.name for each in COMMON[self.kind] if each.silent and values[each.name] == each.default}
         identity: dict[str, object] = {
             "kind": self.kind,
-            "recipe": f"{recipe.__module__}:{recipe.__qualname__}",
+            "recipe": f"{self.provider.sha256 or recipe.__module__}:{recipe.__qualname__}",
             "version": recipe.version,
             "fields": name | {key: value for key, value in values.items() if key not in common},
             "common": {key: value for key, value in values.items() if key in common - silent},
@@ -347,5 +348,5 @@ def _hint_for(value: Value, hint: Any) -> str:
 def _plugin_error(provider: Provider, problem: str) -> PluginError:
     return PluginError(
         f"{provider.kind} {provider.name!r} of {provider.distribution} {provider.version} cannot be used: {problem}; "
-        f"tell its author, or remove it: pip uninstall {provider.distribution}"
+        f"{provider.mend}"
     )

@@ -12,7 +12,7 @@ from zoo_core import remote
 from zoo_core.catalog import catalog
 from zoo_core.errors import AccessError, IncompatibleError, IntegrityError, UsageError, ZooError
 from zoo_core.hub import RUN_FILES
-from zoo_core.lock import part_key, pins_of, read_lock
+from zoo_core.lock import part_key, pins_of, read_lock, unpublished_in
 from zoo_core.plan import Plan
 from zoo_core.runs import StoredRun, read_run
 from zoo_core.store import Result, read
@@ -50,6 +50,7 @@ def push_run(path: Path, repository: str, *, private: bool = False) -> str:
     Raises NotFoundError for a folder without a fitted model, UsageError where nobody else could load it,
     IntegrityError if it is damaged, AccessError where the Hub refuses.
     """
+    _refuse_unpublished(path)
     run = read_run(path)
     verify(path / "delta.safetensors", run.delta)
     _refuse_what_only_this_machine_has(run)
@@ -153,6 +154,15 @@ def _table(results: Sequence[Result]) -> str:
     ]
     head = "| task | split | examples | metric | score | trained parameters |\n|---|---|---|---|---|---|"
     return "\n".join([head, *rows]) + "\n\nThe learning rate was chosen on validation; this split was scored once."
+
+
+def _refuse_unpublished(path: Path) -> None:
+    """Raises UsageError for a run of parts that only a file on this machine provides."""
+    for key, row in unpublished_in(read_lock(path / "zoo.lock")).items():
+        raise UsageError(
+            f"{path} was fitted with {key} of the file {row['distribution']}, which nobody else has; publish it as a "
+            f"package with an entry point, and fit again with that"
+        )
 
 
 def _refuse_what_only_this_machine_has(run: StoredRun) -> None:

@@ -87,7 +87,8 @@ def blaming(part: Bound) -> Iterator[None]:
         provider = part.provider
         raise PluginError(
             f"{part.kind} {part.name!r} of {provider.distribution} {provider.version} raised {said} "
-            f"at {at.filename}:{at.lineno}; tell its author, or leave it out"
+            f"at {at.filename}:{at.lineno}; "
+            + (f"mend {provider.distribution}" if provider.sha256 else "tell its author, or leave it out")
         ) from error
 
 
@@ -96,5 +97,5 @@ def broken(part: Bound, problem: str) -> PluginError:
     provider = part.provider
     return PluginError(
         f"{part.kind} {part.name!r} of {provider.distribution} {provider.version} breaks its contract: {problem}; "
-        f"see zoo_core.contracts, tell its author, or remove it: pip uninstall {provider.distribution}"
+        f"see zoo_core.contracts, {provider.mend}"
     )

@@ -57,9 +57,10 @@ KINDS = ("backbone", "adapter", "head", "task")
 class Provider(NamedTuple):
     """A name and who provides it.
 
-    value: `module:object` of an entry point, else the file that tells of the name. requires: the distribution's range
-    of zoo-core, None if it states none. problem: why the state is not ok, in one line. describes: the part that a
-    record's name stands for, else the name itself.
+    value: `module:object` of an entry point, `path:object` of a plugin file, else the file that tells of the name.
+    distribution: of a plugin file its own name. requires: the distribution's range of zoo-core, None if it states none.
+    problem: why the state is not ok, in one line. describes: the part that a record's name stands for, else the name
+    itself. sha256: of the plugin file that no distribution publishes, else nothing.
     """
 
     name: str
@@ -73,6 +74,16 @@ class Provider(NamedTuple):
     origin: Origin
     summary: str
     describes: str
+    sha256: str = ""
+
+    @property
+    def mend(self) -> str:
+        """What helps against a mistake of its author's."""
+        return f"mend {self.distribution}" if self.sha256 else f"tell its author, or {self.removal}"
+
+    @property
+    def removal(self) -> str:
+        return f"leave {self.distribution} out" if self.sha256 else f"remove it: pip uninstall {self.distribution}"
 
 
 class Failure(NamedTuple):
@@ -112,6 +123,12 @@ class Index:
         claims = tuple(self._claims())
         self.facts = tuple(claim for claim in claims if claim.origin == "record" and claim.describes == claim.name)
         self.providers = tuple(_settled(claims, self.facts, self.owners))
+
+    def put(self, found: Sequence[Provider], *, instead_of: Iterable[Provider] = ()) -> None:
+        """Adds providers that this process was given, and takes others out."""
+        left_out = set(instead_of)
+        kept = (provider for provider in self.providers if provider not in left_out)
+        self.providers = tuple(sorted((*kept, *found), key=lambda each: (KINDS.index(each.kind), each.name)))
 
     def state(self, distribution: Distribution) -> tuple[State, str]:
         """Whether a distribution is allowed and made for this zoo-core, and if not, why."""

@@ -18,7 +18,18 @@ from zoo_core.errors import AccessError, IncompatibleError, IntegrityError, NotF
 if TYPE_CHECKING:
     from zoo_core.bind import Bound
 
-__all__ = ["PLACES", "Pinned", "check_lock", "lock_of", "part_key", "pins_of", "read_lock", "read_pins", "write_lock"]
+__all__ = [
+    "PLACES",
+    "Pinned",
+    "check_lock",
+    "lock_of",
+    "part_key",
+    "pins_of",
+    "read_lock",
+    "read_pins",
+    "unpublished_in",
+    "write_lock",
+]
 
 FORMAT = 1
 PLACES = ("files", "path")  # arguments that say where the files of a local folder lie
@@ -57,6 +68,8 @@ def lock_of(parts: Iterable[Bound], pins: Mapping[str, Pinned]) -> dict[str, Any
     locked: dict[str, Any] = {}
     for part in parts:
         row: dict[str, Any] = {"distribution": part.provider.distribution, "version": part.provider.version}
+        if part.provider.sha256:  # of a plugin file, whose name stands for a distribution
+            row["sha256"] = part.provider.sha256
         pin = pins.get(part_key(part))
         if pin is not None:
             row |= {key: value for key, value in asdict(pin).items() if value is not None}
@@ -74,6 +87,11 @@ def pins_of(lock: Mapping[str, Any] | None) -> dict[str, Pinned]:
             place = {name: row.get(name) for name in ("repository", "revision", "folder")}
             pins[key] = Pinned(files=files, **place)
     return pins
+
+
+def unpublished_in(lock: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The rows of a lock whose parts come from plugin files, which no package publishes, by key."""
+    return {key: row for key, row in (lock or {"parts": {}})["parts"].items() if row.get("sha256")}
 
 
 def read_lock(path: Path) -> dict[str, Any] | None:
@@ -130,7 +148,7 @@ def check_lock(path: Path, held: Mapping[str, Any], wanted: Mapping[str, Any]) -
 def _is_row(row: object) -> bool:
     if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("distribution", "version")):
         return False
-    if not all(isinstance(row.get(key), str | None) for key in ("repository", "revision", "folder")):
+    if not all(isinstance(row.get(key), str | None) for key in ("repository", "revision", "folder", "sha256")):
         return False
     files = row.get("files", {})
     return isinstance(files, dict) and all(map(_is_file, files.values()))

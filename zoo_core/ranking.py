@@ -55,7 +55,7 @@ class Row:
     """One combination that has a score. rank: 1 is the task's best. tied: its interval overlaps the best one's.
 
     gain: score minus that of random initialisation, positive is better; None where there is no such row to compare.
-    num_failed, num_refused: seeds without a score.
+    num_failed, num_refused: seeds without a score. unpublished: names of plugin files that parts of it come from.
     """
 
     rank: int
@@ -79,6 +79,7 @@ class Row:
     train_seconds: float | None
     num_failed: int
     num_refused: int
+    unpublished: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +163,7 @@ class _Key:
     adapters: str
     head: str
     weights: str
+    unpublished: tuple[tuple[str, str], ...]  # name and sha256 of plugin files
 
 
 def _key(result: Result) -> _Key:
@@ -174,6 +176,7 @@ def _key(result: Result) -> _Key:
         adapters=result.adapters,
         head=result.head,
         weights=result.weights,
+        unpublished=tuple(sorted(result.unpublished.items())),
     )
 
 
@@ -252,6 +255,7 @@ def _row(key: _Key, groups: Mapping[_Key, Sequence[Result]]) -> Row:
         train_seconds=_median(result.train_seconds for result in scored),
         num_failed=sum(result.status == "failed" for result in group),
         num_refused=sum(result.status == "refused" for result in group),
+        unpublished=tuple(name for name, _ in key.unpublished),
     )
 
 

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import sys
 import traceback
+from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache
@@ -16,7 +17,8 @@ from zoo_core.bind import Argument, Bound, arguments_of, bind_recipe, type_text,
 from zoo_core.catalog import Catalog, catalog, facts
 from zoo_core.contracts import PART_KINDS, PartKind
 from zoo_core.errors import AmbiguousError, NotFoundError, PluginError, UsageError, ZooError, nearest
-from zoo_core.index import Failure, Index, Provider, State, list_names, load_index, reserved_names
+from zoo_core.index import Failure, Index, Provider, State, load_index, reserved_names
+from zoo_core.index import list_names as names_of
 from zoo_core.interrupts import held_back, raise_interrupt
 from zoo_core.scan import mtime_ns, normalise
 from zoo_core.spec import Part, parse_part
@@ -35,9 +37,32 @@ class Registry:
         self._recipes: dict[tuple[str, str, str], type] = {}
         self._named: dict[tuple[tuple[str, str, str], str], type] = {}
         self._failures: dict[tuple[str, str, str], str] = {}
-        self._by_name: dict[str, list[Provider]] = {}
-        for provider in index.providers:
-            self._by_name.setdefault(provider.name, []).append(provider)
+        self._by_name = _by_name(index)
+        self.files: dict[str, bytes] = {}  # what was loaded from plugin files, by path
+
+    def add(self, found: Mapping[Provider, type]) -> None:
+        """Makes recipes that no distribution publishes usable by name; what their file gave before is forgotten.
+
+        Raises UsageError for one that is no recipe, AmbiguousError where somebody else owns a name; then none is added.
+        """
+        files = {_file(provider) for provider in found}
+        own = [provider for provider in self.index.providers if provider.origin == "file"]
+        before = [provider for provider in own if _file(provider) in files]
+        for provider, recipe in found.items():
+            problem = _contract_problem(recipe, provider.kind)
+            if problem:
+                raise UsageError(f"{provider.distribution}: {recipe.__qualname__} {problem}; an underscore hides it")
+            for other in self._by_name.get(provider.name, ()):
+                if other.kind == provider.kind and other.state != "disallowed" and other not in before:
+                    owner = f"{other.distribution} {other.version}" if not other.sha256 else _file(other)
+                    raise AmbiguousError(
+                        f"{provider.kind} {provider.name!r} is claimed by {_file(provider)} and by {owner}; rename the "
+                        f"class, or give it another `name: ClassVar[str]`"
+                    )
+        self.index.put(list(found), instead_of=before)
+        self._recipes |= {_key(provider): recipe for provider, recipe in found.items()}
+        self._named.clear()
+        self._by_name = _by_name(self.index)
 
     def providers(self, kind: PartKind | None = None, pattern: str | None = None) -> tuple[Provider, ...]:
         """Those of a kind whose name fits a pattern with `*` and `?`, by kind, then by name."""
@@ -72,9 +97,7 @@ class Registry:
 
         Whether it may be used and was made for this zoo-core is checked before anything of it is imported.
         """
-        provider = (
-            provider if provider.origin == "entry point" else self._root(parse_part(provider.describes).name, provider)
-        )
+        provider = provider if _is_root(provider) else self._root(parse_part(provider.describes).name, provider)
         key = _key(provider)
         if key in self._recipes:
             return self._recipes[key]
@@ -147,7 +170,7 @@ class Registry:
         for each in dict.fromkeys((name, name.partition("/")[0])):
             found = [provider for provider in self._by_name.get(each, ()) if kind in (None, provider.kind)]
             if each != name:
-                found = [provider for provider in found if provider.origin == "entry point"]
+                found = [provider for provider in found if _is_root(provider)]
             live = [provider for provider in found if provider.state != "disallowed"]
             if found:
                 return live or found
@@ -155,10 +178,10 @@ class Registry:
 
     def _root(self, name: str, provider: Provider) -> Provider:
         """The entry point that provides a name which a catalogue or a record tells of, or the provider itself."""
-        if provider.origin == "entry point":
+        if _is_root(provider):
             return provider
         for each in dict.fromkeys((name, name.partition("/")[0])):
-            found = [claim for claim in self._claimed(each, provider.kind) if claim.origin == "entry point"]
+            found = [claim for claim in self._claimed(each, provider.kind) if _is_root(claim)]
             if found:
                 return self._as_known(found[0])
         raise NotFoundError(self._not_found(name, provider.kind))
@@ -195,6 +218,14 @@ class Registry:
 def registry() -> Registry:
     """The registry of this process's environment; Python plugins that are installed later need a new process."""
     return Registry(load_index())
+
+
+def list_names(kind: PartKind | None = None, pattern: str | None = None) -> list[dict[str, str]]:
+    """What can be named: a row of name, kind, distribution, version, state and summary for each, by kind and name.
+
+    pattern: with `*` and `?`, as `timm/*`; a plain word finds the names that hold it. Imports no plugin.
+    """
+    return names_of(kind, pattern, index=registry().index)
 
 
 def show(name: str) -> dict[str, Any]:
@@ -331,7 +362,7 @@ def _told(error: BaseException, module_name: str) -> str:
 def _unusable(provider: Provider, problem: str) -> PluginError:
     return PluginError(
         f"{provider.kind} {provider.name!r} of {provider.distribution} {provider.version} cannot be loaded: {problem}; "
-        f"mend it, or remove it: pip uninstall {provider.distribution}"
+        f"mend it, or {provider.removal}"
     )
 
 
@@ -361,6 +392,23 @@ def _rest(name: str, root: Provider) -> str:
 def _has_name(recipe: type) -> bool:
     """Whether a recipe owns a namespace, or is of a name in one."""
     return any(field.name == "name" for field in fields(recipe))
+
+
+def _by_name(index: Index) -> dict[str, list[Provider]]:
+    found: dict[str, list[Provider]] = {}
+    for provider in index.providers:
+        found.setdefault(provider.name, []).append(provider)
+    return found
+
+
+def _is_root(provider: Provider) -> bool:
+    """Whether it publishes a recipe, and does not only tell of a name."""
+    return provider.origin in ("entry point", "file")
+
+
+def _file(provider: Provider) -> str:
+    """The plugin file that a provider comes from."""
+    return provider.value.rpartition(":")[0]
 
 
 def _key(provider: Provider) -> tuple[str, str, str]:

@@ -73,7 +73,7 @@ def _tables(report: Report) -> Iterator[tuple[str, tuple[str, ...], list[tuple[s
 def _cells(row: Row) -> tuple[str, ...]:
     return (
         f"{row.rank}{'=' if row.tied else ''}",
-        row.spec,
+        f"{row.spec} (unpublished: {', '.join(row.unpublished)})" if row.unpublished else row.spec,
         _score(row.score, row.metric),
         _half_width(row.score, row.metric),
         str(row.score.num),
@@ -214,14 +214,14 @@ CSV_COLUMNS = (
     *("score", "score_std", "score_half_width", "num_seeds", "gain", "gain_half_width"),
     *("num_trainable", "num_parameters", "training_examples_per_second", "training_unsteady"),
     *("inference_examples_per_second", "inference_unsteady", "peak_memory_bytes", "train_seconds"),
-    *("num_failed", "num_refused", "status", "reason"),
+    *("num_failed", "num_refused", "status", "reason", "unpublished"),
 )
 
 
 def _record(row: Row) -> dict[str, object]:
     record: dict[str, object] = {name: getattr(row, name) for name in CSV_COLUMNS if hasattr(row, name)}
     record |= {"score": row.score.mean, "score_std": row.score.std, "score_half_width": row.score.half_width}
-    record |= {"num_seeds": row.score.num, "status": "ok"}
+    record |= {"num_seeds": row.score.num, "status": "ok", "unpublished": " ".join(row.unpublished)}
     record |= {"gain": None, "gain_half_width": None}
     if row.gain is not None:
         record |= {"gain": row.gain.mean, "gain_half_width": row.gain.half_width}

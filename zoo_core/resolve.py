@@ -14,7 +14,7 @@ from typing import get_args
 from zoo_core.bind import Bound
 from zoo_core.catalog import Catalog, Entry
 from zoo_core.catalog import catalog as default_catalog
-from zoo_core.contracts import KINDS, FeatureSpec, Kind, Modality, Seam, Source, Target, Weights
+from zoo_core.contracts import KINDS, FeatureSpec, Kind, Modality, Seam, Source, Target, TaskRecipe, Weights
 from zoo_core.declarations import TRAINING, broken, check_adapter, check_head, check_task
 from zoo_core.errors import IncompatibleError, RefusedError, UsageError, ZooError
 from zoo_core.lock import Pinned, part_key
@@ -22,7 +22,8 @@ from zoo_core.paths import task_part
 from zoo_core.plan import Budget, Plan, pinned
 from zoo_core.registry import Registry
 from zoo_core.registry import registry as default_registry
-from zoo_core.spec import Part, Spec, parse
+from zoo_core.spec import Part, Spec
+from zoo_core.unpublished import SpecLike, part_of, spec_of
 
 __all__ = ["DEFAULT_HEAD", "check_built", "check_until", "consumed", "resolve"]
 
@@ -30,9 +31,9 @@ DEFAULT_HEAD = "linear"  # what every target kind gets when a spec names no head
 
 
 def resolve(
-    spec: str | Spec,
+    spec: SpecLike,
     *,
-    task: str | Part | None = None,
+    task: str | Part | TaskRecipe | None = None,
     target: Target | None = None,
     budget: Budget | None = None,
     seed: int = 0,
@@ -42,6 +43,7 @@ def resolve(
 ) -> Plan:
     """The plan of one trial; either a task or a target says what is predicted.
 
+    spec: text, recipe objects, or a list of both: "starter/vit-nano+lora(r=4)", ["starter/vit-nano", Lora(r=4)].
     pins: files that a lock pins, by part; they go before what a catalogue or a record says.
     Raises SpecError, NotFoundError, AmbiguousError, UsageError (a wrong argument), PluginError, and RefusedError with
     the reason where the parts do not go together.
@@ -49,8 +51,8 @@ def resolve(
     registry = registry or default_registry()
     catalog = catalog or default_catalog()
     budget = budget or Budget()
-    parts = (parse(spec) if isinstance(spec, str) else spec).parts
-    bound_task = registry.bind(task_part(task) if isinstance(task, str) else task, "task") if task else None
+    parts = spec_of(spec, registry).parts
+    bound_task = registry.bind(_task(task, registry), "task") if task else None
     if bound_task is not None:
         check_task(bound_task)
     if target is None:
@@ -113,6 +115,12 @@ def check_built(
     _check_modality(part, known, plan.task)
     _check_head(part, known, plan.head, plan.adapters, plan.target)
     _check_adapters(part, known, plan.adapters, num_stages)
+
+
+def _task(task: str | Part | TaskRecipe, registry: Registry) -> Part:
+    if isinstance(task, str):
+        return task_part(task)
+    return task if isinstance(task, Part) else part_of(task, registry)
 
 
 def check_until(name: str, until: int, num_stages: int | None) -> None:

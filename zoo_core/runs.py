@@ -23,11 +23,12 @@ from zoo_core.contracts import TARGET_KINDS, FileHash, Target
 from zoo_core.errors import AccessError, IncompatibleError, IntegrityError, NotFoundError, UsageError, ZooError
 from zoo_core.hub import pin_plan
 from zoo_core.learner import Learner
-from zoo_core.lock import pins_of, read_lock
+from zoo_core.lock import part_key, pins_of, read_lock, unpublished_in
 from zoo_core.plan import Plan, budget_from
 from zoo_core.registry import registry
 from zoo_core.resolve import resolve
 from zoo_core.spec import Part, Spec, parse, parse_part
+from zoo_core.unpublished import lacking
 from zoo_core.weights import read_tensors, sha256_of, verify
 
 __all__ = ["StoredRun", "load_stored", "load_together", "read_run", "save_run"]
@@ -114,11 +115,13 @@ def read_run(path: Path, *, needs_task: bool = True) -> StoredRun:
                 raise
             plan = pin_plan(resolve(spec, **trial))
     except NotFoundError as error:
+        _tell_of_files(path)
         if task is not None and _lacks_data(spec, task, trial):
             raise NotFoundError(
                 f"{path} was fitted on data that are not there now, and predicts without: {error}"
             ) from error
         raise NotFoundError(f"{path} needs a part that is not installed{_fitted_with(path)}: {error}") from error
+    _check_files(path, plan)
     if plan.base_digest != base_digest:
         raise IncompatibleError(
             f"{path} was fitted on another base: {str(base_digest)[:12]} then, {str(plan.base_digest)[:12]} now; "
@@ -246,12 +249,39 @@ def _lacks_data(spec: Spec, task: Part, trial: Mapping[str, Any]) -> bool:
     return True
 
 
+def _tell_of_files(path: Path) -> None:
+    """Raises NotFoundError where a plugin file provided a part, and nothing does now."""
+    for key, row in lacking(unpublished_in(_lock_of(path))).items():
+        name = row["distribution"]
+        raise NotFoundError(
+            f"{path} needs {key} of the plugin file {name} (sha256 {row['sha256'][:12]}), which no package publishes: "
+            f'add --plugin {name}, or zoo_core.add_plugin("{name}") in Python'
+        )
+
+
+def _check_files(path: Path, plan: Plan) -> None:
+    """Raises IncompatibleError where a part comes from another file, or another state of it, than it did."""
+    rows = (_lock_of(path) or {"parts": {}})["parts"]
+    for part in (plan.backbone, *plan.adapters, plan.head):
+        row = rows.get(part_key(part))
+        if row is not None and row.get("sha256", "") != part.provider.sha256:
+            then, now = (sha256[:12] or "a package" for sha256 in (row.get("sha256", ""), part.provider.sha256))
+            raise IncompatibleError(
+                f"{path} was fitted with another {part.kind} {part.name}: of {row['distribution']} ({then}) then, of "
+                f"{part.provider.distribution} ({now}) now; give it what it was fitted with"
+            )
+
+
+def _lock_of(path: Path) -> dict[str, Any] | None:
+    try:
+        return read_lock(path / "zoo.lock")
+    except IntegrityError:
+        return None
+
+
 def _fitted_with(path: Path) -> str:
     """The distributions that the run's lock names, where it can be read."""
-    try:
-        lock = read_lock(path / "zoo.lock")
-    except IntegrityError:
-        lock = None
+    lock = _lock_of(path)
     rows = lock["parts"].values() if lock else ()
     named = sorted({f"{row['distribution']} {row['version']}" for row in rows})
     return f" (it was fitted with {', '.join(named)})" if named else ""

@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 Locate: TypeAlias = Callable[[str], str]
-Origin: TypeAlias = Literal["entry point", "catalogue", "record"]
+Origin: TypeAlias = Literal["entry point", "catalogue", "record", "file"]
 
 GROUPS = {"zoo.backbones": "backbone", "zoo.adapters": "adapter", "zoo.heads": "head", "zoo.tasks": "task"}
 RECORDS_GROUP = "zoo.records"

@@ -9,7 +9,7 @@ import logging
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeAlias, get_args
@@ -36,7 +36,8 @@ class Result:
     num_parameters: of backbone and head. training, inference: examples_per_second, spread (interquartile range over
     median), batch_size, precision, repeats. coverage: what the weights file filled. created_at: UTC, ISO 8601.
     backbone: without its `weights` argument. adapters: joined with `+`. weights: pretrained, random, or
-    `as built` where nothing says that the backbone was pre-trained.
+    `as built` where nothing says that the backbone was pre-trained. unpublished: sha256 of each plugin file that parts
+    come from, by the file's name.
     """
 
     trial: str
@@ -66,6 +67,7 @@ class Result:
     task: str
     seed: int
     weights: str
+    unpublished: Json = field(default_factory=dict)
 
 
 def append(path: Path, result: Result) -> None:
@@ -216,7 +218,8 @@ def _parsed(line: bytes, place: str) -> Result:
     if not isinstance(row, dict):
         raise IntegrityError(f"{place} is damaged (no JSON object); {mend}")
     known = {each.name for each in fields(Result)}
-    missing = sorted(each.name for each in fields(Result) if each.default is MISSING and each.name not in row)
+    needed = (each.name for each in fields(Result) if each.default is MISSING and each.default_factory is MISSING)
+    missing = sorted(name for name in needed if name not in row)
     if missing:
         raise IntegrityError(f"{place} lacks {', '.join(missing)}; {mend}")
     wrong = [name for name, check in _TYPES.items() if not check(row[name])]

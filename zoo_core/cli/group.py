@@ -9,7 +9,7 @@ import click
 
 from zoo_core.errors import nearest
 
-__all__ = ["COMMANDS", "run"]
+__all__ = ["COMMANDS", "TAKE_PLUGINS", "run"]
 
 # Name of the command -> where it lies, and its line in `zoo --help`; in the order in which they are shown.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -31,6 +31,39 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("zoo_core.cli.names:doctor", "The health of every plugin."),
 }
 
+# Commands that look names up or build from them.
+TAKE_PLUGINS = frozenset(
+    {
+        "list",
+        "show",
+        "plan",
+        "data",
+        "bench",
+        "fit",
+        "evaluate",
+        "predict",
+        "embed",
+        "export",
+        "fetch",
+        "lock",
+        "verify",
+    }
+)
+
+
+def plugin_option() -> click.Option:
+    """`--plugin FILE`: its recipes are usable by name in what follows, and nothing is found without being named."""
+    return click.Option(
+        ["--plugin"],
+        multiple=True,
+        expose_value=False,
+        is_eager=True,  # before names in other options are looked up
+        type=click.Path(),
+        metavar="FILE",
+        callback=lambda ctx, option, files: _add_plugins(files),
+        help="A Python file with recipes, usable by name; may be given again.",
+    )
+
 
 class LazyGroup(click.Group):
     """Commands by the table above."""
@@ -44,6 +77,8 @@ class LazyGroup(click.Group):
         module, _, name = COMMANDS[cmd_name][0].partition(":")
         command = getattr(importlib.import_module(module), name)
         assert isinstance(command, click.Command), f"{module}:{name} is no command"
+        if cmd_name in TAKE_PLUGINS and not any(option.name == "plugin" for option in command.params):
+            command.params.append(plugin_option())
         return command
 
     def resolve_command(
@@ -59,6 +94,16 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--plugin",
+    multiple=True,
+    expose_value=False,
+    is_eager=True,
+    type=click.Path(),
+    metavar="FILE",
+    callback=lambda ctx, option, files: _add_plugins(files),
+    help="A Python file with recipes, usable by name; also after the command.",
+)
 @click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=lambda ctx, _, on: _version(ctx, on)
@@ -88,6 +133,14 @@ def run(words: Sequence[str]) -> int:
 
 def _path(error: click.UsageError) -> str:
     return f"{error.ctx.command_path.removeprefix('zoo').strip()} ".lstrip() if error.ctx is not None else ""
+
+
+def _add_plugins(files: Sequence[str]) -> None:
+    if files:
+        from zoo_core.unpublished import add_plugin  # only those who have a file pay for it
+
+        for file in files:
+            add_plugin(file)
 
 
 def _version(ctx: click.Context, wanted: bool) -> None:

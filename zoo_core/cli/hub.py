@@ -27,6 +27,7 @@ from zoo_core.lock import Pinned, lock_of, part_key, pins_of, read_lock, read_pi
 from zoo_core.plan import Plan, needed
 from zoo_core.resolve import resolve
 from zoo_core.suites.grid import expand, load_suite
+from zoo_core.unpublished import lacking as not_given
 
 __all__ = ["fetch", "lock", "push", "verify"]
 
@@ -246,9 +247,11 @@ def _checked(what: Sequence[str], task: str | None, file: Path) -> str:
     for key, row in held["parts"].items():
         name, version = row["distribution"], row["version"]
         try:
-            installed = metadata.version(name)
+            installed = version if row.get("sha256") else metadata.version(name)
         except metadata.PackageNotFoundError:
             installed = None
+        if row.get("sha256") and not_given({key: row}):
+            differences.append(f"{key} is of the plugin file {name} ({row['sha256'][:12]}), and no --plugin gives it")
         if installed != version:
             is_now = f"{installed} is installed" if installed else "it is not installed"
             differences.append(f"{key} is of {name} {version}, and {is_now}")

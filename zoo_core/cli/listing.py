@@ -39,8 +39,8 @@ def plain_arguments(words: Sequence[str]) -> Wanted | None:
     return Wanted(tuple(rest), "--json" in words)
 
 
-def run(words: Sequence[str], *, as_json: bool) -> None:
-    """Prints what can be named. words: a kind, a pattern, or a kind and a pattern.
+def run(words: Sequence[str], *, as_json: bool, index: Index | None = None) -> None:
+    """Prints what can be named. words: a kind, a pattern, or a kind and a pattern. index: None: that of this process.
 
     Without a pattern, people are shown one line for a namespace with many names; JSON has them all.
     JSON is an array, empty if nothing fits; otherwise a pattern that fits nothing raises NotFoundError.
@@ -49,7 +49,7 @@ def run(words: Sequence[str], *, as_json: bool) -> None:
     collects = gc.isenabled()
     gc.disable()  # nothing here is garbage before the end, and looking for it takes a fifth of the time
     try:
-        index = load_index()
+        index = index or load_index()
         rows = list_names(kind, pattern, index=index)
     finally:
         if collects:

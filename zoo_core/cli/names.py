@@ -11,6 +11,7 @@ import click
 from zoo_core.cli import listing
 from zoo_core.cli.health import Health, check_up
 from zoo_core.errors import PluginError
+from zoo_core.registry import registry
 from zoo_core.registry import show as describe
 
 __all__ = ["doctor", "list_", "show"]
@@ -33,7 +34,7 @@ def list_(words: tuple[str, ...], as_json: bool) -> None:
     """  # noqa: D301 - click reads the character \b as: keep these lines
     if len(words) > 2:
         raise click.UsageError(f"found {len(words)} words, allowed are a kind and a pattern")
-    listing.run(words, as_json=as_json)
+    listing.run(words, as_json=as_json, index=registry().index)
 
 
 @click.command()

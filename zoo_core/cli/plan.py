@@ -16,6 +16,7 @@ from zoo_core.lock import Pinned, read_pins
 from zoo_core.plan import Plan
 from zoo_core.resolve import resolve
 from zoo_core.suites.grid import check_shots, expand, load_suite, weights_of
+from zoo_core.unpublished import files_of
 
 __all__ = ["plan"]
 
@@ -51,10 +52,12 @@ def plan(what: str, task: str | None, seed: int | None, lock: Path | None, as_js
         return
     for row in plans if len(plans) == 1 else ():
         for name, value in row.items():
-            click.echo(f"{name + ':':21}{_shown(name, value)}")
+            if name != "unpublished" or value:
+                click.echo(f"{name + ':':21}{_shown(name, value)}")
     if len(plans) > 1:
         for row in plans:
-            click.echo(f"{row['trial']}  stage {row['first_stage']} of {row['num_stages']}")
+            files = f"  unpublished: {', '.join(row['unpublished'])}" if row["unpublished"] else ""
+            click.echo(f"{row['trial']}  stage {row['first_stage']} of {row['num_stages']}{files}")
         click.echo(f"{len(plans)} trials, {sum(max(1, len(row['learning_rates'])) for row in plans)} fits")
     for refusal in refusals:
         click.echo(f"refused: {refusal['trial']}: {refusal['reason']}")
@@ -65,6 +68,7 @@ def _row(found: Plan) -> dict[str, Any]:
     return {
         "trial": str(found.trial),
         "spec": str(found.spec),
+        "unpublished": files_of(found.parts),
         "task": str(found.trial.task),
         "target": {"kind": found.target.kind, "size": found.target.size, "names": list(found.target.names)},
         "weights": weights_of(found),
@@ -102,6 +106,9 @@ def _files(key: str, source: Source, pin: Pinned | None) -> dict[str, Any]:
 def _shown(name: str, value: Any) -> str:
     if name == "files":
         return ", ".join(map(_place, value)) or "none to fetch"
+    if name == "unpublished":
+        files = ", ".join(f"{file} (sha256 {digest[:12]})" for file, digest in value.items())
+        return f"{files}: results are marked, and a fitted model cannot be pushed"
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return ", ".join(f"{row['name']} ({row['kind']}, {row['distribution']} {row['version']})" for row in value)
     if isinstance(value, dict):

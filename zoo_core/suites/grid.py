@@ -10,6 +10,7 @@ from pathlib import Path
 
 from zoo_core.catalog import Catalog
 from zoo_core.catalog import catalog as default_catalog
+from zoo_core.contracts import HeadRecipe, TaskRecipe
 from zoo_core.errors import (
     AccessError,
     IncompatibleError,
@@ -27,6 +28,7 @@ from zoo_core.registry import Registry
 from zoo_core.registry import registry as default_registry
 from zoo_core.resolve import resolve
 from zoo_core.spec import Part, Spec, parse, parse_part
+from zoo_core.unpublished import Recipe, SpecLike, part_of, spec_of
 
 __all__ = [
     "Grid",
@@ -48,14 +50,14 @@ class Suite:
     """A declared grid: every task with every backbone, chain of adapters, head and seed.
 
     heads: None stands for the head that the target picks. An element of `adapters` may end in a head of its own; it is
-    then not combined with `heads`.
+    then not combined with `heads`. Each element may also be text, a recipe object, or of specs a list of both.
     """
 
     name: str
-    tasks: tuple[Part, ...]
-    backbones: tuple[Spec, ...]
-    adapters: tuple[Spec, ...]
-    heads: tuple[Part | None, ...] = (None,)
+    tasks: tuple[str | Part | TaskRecipe, ...]
+    backbones: tuple[SpecLike, ...]
+    adapters: tuple[SpecLike, ...]
+    heads: tuple[str | Part | HeadRecipe | None, ...] = (None,)
     seeds: tuple[int, ...] = (0, 1, 2)
     budget: Budget = field(default_factory=Budget)
     description: str = ""
@@ -143,7 +145,8 @@ def expand(
     unreached: dict[tuple[str, ...], str] = {}  # parts that could not be pinned are asked for once
     plans: dict[str, Plan] = {}
     refusals: dict[str, Refusal] = {}
-    for task, spec in itertools.product(suite.tasks, _specs(suite, registry)):
+    tasks = [_part(task, registry, task_part) for task in suite.tasks]
+    for task, spec in itertools.product(tasks, _specs(suite, registry)):
         first, reason = None, ""
         try:
             first = resolve(spec, task=task, budget=suite.budget, pins=known, registry=registry, catalog=catalog)
@@ -204,15 +207,23 @@ def _pinned(plan: Plan, pin: Callable[[Plan], Plan], unreached: dict[tuple[str, 
 
 def _specs(suite: Suite, registry: Registry) -> list[Spec]:
     specs = []
-    for head in suite.heads:
+    usual = [None if head is None else _part(head, registry) for head in suite.heads]
+    for head in usual:
         if head is not None:
             registry.find(head.name, head.kind or "head")  # an adapter would stand at a head's place unseen
-    for backbone, chain in itertools.product(suite.backbones, suite.adapters):
+    chains = ([spec_of(spec, registry) for spec in specs] for specs in (suite.backbones, suite.adapters))
+    for backbone, chain in itertools.product(*chains):
         last = chain.parts[-1]
         kind = last.kind or registry.find(last.name, None).kind
-        heads: Iterable[Part | None] = (None,) if kind == "head" else suite.heads
+        heads: Iterable[Part | None] = (None,) if kind == "head" else usual
         specs += [Spec((*backbone.parts, *chain.parts, *((head,) if head else ()))) for head in heads]
     return specs
+
+
+def _part(given: str | Part | Recipe, registry: Registry, read: Callable[[str], Part] = parse_part) -> Part:
+    if isinstance(given, str):
+        return read(given)
+    return given if isinstance(given, Part) else part_of(given, registry)
 
 
 def _text(table: Mapping[str, object], key: str, default: str) -> str:

@@ -20,6 +20,7 @@ from zoo_core.plan import Plan
 from zoo_core.store import Result, RunLock, append, latest, read
 from zoo_core.suites import forking
 from zoo_core.suites.grid import Grid, Refusal, Suite, expand
+from zoo_core.unpublished import check_files
 
 if TYPE_CHECKING:
     from zoo_core.bind import Bound
@@ -86,6 +87,8 @@ def run_grid(
     """
     if (out / MODEL).exists():
         raise UsageError(f"{out} holds a fitted model ({MODEL}), and a bench stores results; give --out another folder")
+    for plan in grid.plans:
+        check_files(plan.parts, elsewhere=True)
     prepare_folder(out)
     with RunLock(out):
         _lock(grid.plans, out)

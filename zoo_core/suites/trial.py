@@ -41,6 +41,7 @@ from zoo_core.spec import Part
 from zoo_core.store import Result
 from zoo_core.suites.grid import weights_of
 from zoo_core.train import Fitted, Progress, calibrate, fit
+from zoo_core.unpublished import files_of
 
 __all__ = ["Chosen", "Report", "choose", "open_task", "provenance", "run_trial", "score_split"]
 
@@ -309,6 +310,7 @@ def provenance(plan: Plan, device: torch.device | str) -> Result:
         task=str(plan.task.canonical()) if plan.task else "",
         seed=plan.seed,
         weights=weights_of(plan),
+        unpublished=files_of(plan.parts),
     )
 
 

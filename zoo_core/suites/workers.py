@@ -23,9 +23,11 @@ import torch
 
 from zoo_core.errors import RefusedError, ZooError
 from zoo_core.plan import Plan
+from zoo_core.registry import registry
 from zoo_core.store import Result, Status
 from zoo_core.suites import forking
 from zoo_core.suites.trial import Report, provenance, run_trial
+from zoo_core.unpublished import load_again
 
 __all__ = ["Event", "attempt", "run_all", "without_score"]
 
@@ -142,7 +144,7 @@ class _Pool:
         if len(self._workers) == self._num_workers:
             return None
         ours, theirs = self._context.Pipe()
-        arguments = (theirs, dict(os.environ), self._device, self._threads)
+        arguments = (theirs, dict(os.environ), self._device, self._threads, registry().files)
         process = self._context.Process(target=_work, args=arguments, daemon=True)
         with forking.without_main():
             process.start()
@@ -154,7 +156,9 @@ class _Pool:
         return without_score(self._plans[position], self._device, reason)
 
 
-def _work(pipe: Connection, environment: Mapping[str, str], device: str, threads: int) -> None:
+def _work(
+    pipe: Connection, environment: Mapping[str, str], device: str, threads: int, files: Mapping[str, bytes]
+) -> None:
     _end_with_parent()
     os.environ.clear()  # what the fork server began with may have changed since: a token, a cache folder
     os.environ.update(environment)
@@ -174,6 +178,7 @@ def _work(pipe: Connection, environment: Mapping[str, str], device: str, threads
         while True:
             message = pipe.recv_bytes()
             try:
+                load_again(files)
                 plan = pickle.loads(message)  # noqa: S301 - our own parent's bytes
             except Exception as error:  # noqa: BLE001 - it imports the plan's plugins; one that breaks fails alone
                 pipe.send(f"its plan cannot be read in a process: {_explained(error)}")
