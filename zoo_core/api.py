@@ -91,7 +91,8 @@ def load(
 
 def _pinned(spec: SpecLike, lock: str | Path | None, frozen: bool, **trial: Any) -> Plan:
     """The plan of a trial, its files pinned: by the lock, a catalogue or a record, else by asking where they are."""
-    plan = pin_plan(resolve(spec, pins=read_pins(Path(lock) if lock else None), **trial), frozen=frozen)
+    pins = read_pins(Path(lock) if lock else None)
+    plan = pin_plan(resolve(spec, pins=pins, offline=frozen, **trial), frozen=frozen)
     for part in plan.parts if frozen else ():
         files_of(plan, part, offline=True)  # so that nothing is left to download
     return plan

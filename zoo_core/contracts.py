@@ -39,6 +39,7 @@ __all__ = [
     "LinearMap",
     "Metric",
     "Modality",
+    "Located",
     "Objective",
     "Output",
     "PartKind",
@@ -140,6 +141,7 @@ class Source:
 
     patterns: globs of what any build needs, such as a configuration or a tokeniser; all files that fit are taken.
     weights: globs of what only pre-trained weights need, best first; of the first that fits any file, all are taken.
+    repository: `ORG/NAME`, or `datasets/ORG/NAME` of data, as in their addresses.
     """
 
     repository: str | None = None
@@ -453,3 +455,12 @@ class TaskRecipe(Protocol):
 
     def source(self) -> Source | None: ...
     def open(self, files: Path | None) -> TaskData: ...
+
+
+@runtime_checkable
+class Located(Protocol):
+    """A task recipe that knows its target only from files of a repository; its source names one commit of it."""
+
+    def at(self, revision: str | None, *, offline: bool) -> TaskRecipe:
+        """Itself at a revision, None: the default branch. offline: no request is sent, and what is not here is told."""
+        ...

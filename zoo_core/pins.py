@@ -160,6 +160,7 @@ def _known_repositories() -> list[str]:
     """Those that a catalogue or a record tells of, and those in the Hugging Face cache."""
     cache = Path(constants.HF_HUB_CACHE)
     names = {path.name.removeprefix("models--").replace("--", "/", 1) for path in cache.glob("models--*")}
+    names |= {path.name.replace("--", "/", 2) for path in cache.glob("datasets--*")}
     entries = catalog()
     for provider in load_index().providers:
         try:

@@ -1,5 +1,6 @@
 """The Hub, asked through huggingface_hub: where it is, whether it may be asked, and what goes wrong, in our errors.
 
+A repository is `ORG/NAME`, or as in its address `datasets/ORG/NAME` for one of data.
 The client tries HEAD and API requests again, but not a dropped connection or a 5xx at a download; that is done here.
 Its logs stay its own; nothing here prints.
 """
@@ -52,6 +53,7 @@ __all__ = [
 
 RETRY_SECONDS: Sequence[float] = (0.5, 1.0, 2.0)  # before the second, third and fourth attempt
 MAX_WAIT_SECONDS = 60.0  # a server that asks for more is one that cannot be reached
+DATASETS = "datasets/"  # before the name of a repository of data, as in its address
 COMMIT = re.compile(r"[0-9a-f]{40}")
 HTTPError: Any = HfHubHTTPError.__mro__[1]  # of whichever httpx this version of the client uses
 Answer = TypeVar("Answer")
@@ -101,7 +103,7 @@ def resolve(repository: str, revision: str | None) -> str:
     if revision is not None and is_commit(revision):
         return revision
     try:
-        info = _ask(lambda: _api().model_info(repository, revision=revision), repository, revision)
+        info = _ask(lambda: _api().repo_info(**_named(repository), revision=revision), repository, revision)
         commit = str(info.sha)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _no_hub(error) from error
@@ -115,7 +117,10 @@ def listing(repository: str, commit: str) -> dict[str, Listed]:
     # the client itself tries this request again, for 23 seconds
     try:
         found = _ask(
-            lambda: list(_api().list_repo_tree(repository, recursive=True, revision=commit)), repository, commit, ()
+            lambda: list(_api().list_repo_tree(**_named(repository), recursive=True, revision=commit)),
+            repository,
+            commit,
+            (),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _no_hub(error) from error
@@ -132,7 +137,7 @@ def reach(repository: str, commit: str, name: str) -> None:
     The client's download waits half a minute for a Hub that is down, and says of a disabled repository to check the
     connection.
     """
-    address = hf_hub_url(repository, name, revision=commit, endpoint=endpoint())
+    address = hf_hub_url(**_named(repository), filename=name, revision=commit, endpoint=endpoint())
     found = _ask(lambda: get_hf_file_metadata(address, endpoint=endpoint()), repository, commit)
     if found.commit_hash is None or found.etag is None:
         lacking = "X-Repo-Commit" if found.commit_hash is None else "ETag"
@@ -141,7 +146,7 @@ def reach(repository: str, commit: str, name: str) -> None:
 
 def cached(repository: str, commit: str, name: str) -> Path | None:
     """The path of a file of a commit in the Hugging Face cache, None if it is not there; it is not verified."""
-    path = try_to_load_from_cache(repository, name, revision=commit)
+    path = try_to_load_from_cache(**_named(repository), filename=name, revision=commit)
     return Path(path) if isinstance(path, str) else None
 
 
@@ -156,7 +161,12 @@ def download(
     bar = type("Bar", (_Bar,), {"report": staticmethod(report or (lambda _: None))})
     path = _ask(
         lambda: hf_hub_download(
-            repository, name, revision=commit, endpoint=endpoint(), tqdm_class=bar, force_download=force
+            **_named(repository),
+            filename=name,
+            revision=commit,
+            endpoint=endpoint(),
+            tqdm_class=bar,
+            force_download=force,
         ),
         repository,
         commit,
@@ -223,7 +233,7 @@ def _refused(error: HfHubHTTPError, repository: str, revision: str | None) -> Zo
 def _nearest_revision(repository: str, revision: str | None) -> str:
     """`; did you mean ...` with its branches and tags, if it tells them."""
     try:
-        refs = _api().list_repo_refs(repository)
+        refs = _api().list_repo_refs(**_named(repository))
     except (HTTPError, OSError, ValueError, KeyError, TypeError):
         return ""
     names = [ref.name for ref in (*refs.branches, *refs.tags)]
@@ -287,6 +297,13 @@ def _worth_waiting(error: Exception) -> float | None:
     if kind == "ProxyError" or (done_by_client and kind not in ("ReadError", "WriteError", "CloseError")):
         return None
     return 0.0
+
+
+def _named(repository: str) -> dict[str, Any]:
+    """A repository as the client wants it said."""
+    if repository.startswith(DATASETS):
+        return {"repo_id": repository.removeprefix(DATASETS), "repo_type": "dataset"}
+    return {"repo_id": repository, "repo_type": None}
 
 
 def _api() -> HfApi:

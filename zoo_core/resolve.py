@@ -14,9 +14,9 @@ from typing import get_args
 from zoo_core.bind import Bound
 from zoo_core.catalog import Catalog, Entry
 from zoo_core.catalog import catalog as default_catalog
-from zoo_core.contracts import KINDS, FeatureSpec, Kind, Modality, Seam, Source, Target, TaskRecipe, Weights
+from zoo_core.contracts import KINDS, FeatureSpec, Kind, Located, Modality, Seam, Source, Target, TaskRecipe, Weights
 from zoo_core.declarations import TRAINING, broken, check_adapter, check_head, check_task
-from zoo_core.errors import IncompatibleError, RefusedError, UsageError, ZooError
+from zoo_core.errors import IncompatibleError, NotFoundError, RefusedError, UsageError, ZooError
 from zoo_core.lock import Pinned, part_key
 from zoo_core.paths import task_part
 from zoo_core.plan import Budget, Plan, pinned
@@ -25,7 +25,7 @@ from zoo_core.registry import registry as default_registry
 from zoo_core.spec import Part, Spec
 from zoo_core.unpublished import SpecLike, part_of, spec_of
 
-__all__ = ["DEFAULT_HEAD", "check_built", "check_until", "consumed", "resolve"]
+__all__ = ["DEFAULT_HEAD", "check_built", "check_until", "consumed", "located", "resolve"]
 
 DEFAULT_HEAD = "linear"  # what every target kind gets when a spec names no head
 
@@ -38,6 +38,7 @@ def resolve(
     budget: Budget | None = None,
     seed: int = 0,
     pins: Mapping[str, Pinned] | None = None,
+    offline: bool = False,
     registry: Registry | None = None,
     catalog: Catalog | None = None,
 ) -> Plan:
@@ -45,6 +46,7 @@ def resolve(
 
     spec: text, recipe objects, or a list of both: "starter/vit-nano+lora(r=4)", ["starter/vit-nano", Lora(r=4)].
     pins: files that a lock pins, by part; they go before what a catalogue or a record says.
+    offline: no request is sent, not even for a task of the Hub, whose files tell its target; the lock pins it.
     Raises SpecError, NotFoundError, AmbiguousError, UsageError (a wrong argument), PluginError, and RefusedError with
     the reason where the parts do not go together.
     """
@@ -54,6 +56,7 @@ def resolve(
     parts = spec_of(spec, registry).parts
     bound_task = registry.bind(_task(task, registry), "task") if task else None
     if bound_task is not None:
+        bound_task = located(bound_task, pins or {}, offline=offline)
         check_task(bound_task)
     if target is None:
         if bound_task is None:
@@ -115,6 +118,20 @@ def check_built(
     _check_modality(part, known, plan.task)
     _check_head(part, known, plan.head, plan.adapters, plan.target)
     _check_adapters(part, known, plan.adapters, num_stages)
+
+
+def located(task: Bound, pins: Mapping[str, Pinned], *, offline: bool = False) -> Bound:
+    """The task at the commit that the pins name, else at the revision in the spec; one of no repository as it is.
+
+    Raises NotFoundError where it is to do without requests and is not pinned.
+    """
+    if not isinstance(task.recipe, Located):
+        return task
+    pin = pins.get(part_key(task))
+    if offline and pin is None:
+        raise NotFoundError(f"not in the lock: {part_key(task)}; write it with zoo lock SPEC --task TASK")
+    revision = task.revision if pin is None else pin.revision
+    return replace(task, recipe=task.recipe.at(revision, offline=offline))
 
 
 def _task(task: str | Part | TaskRecipe, registry: Registry) -> Part:
@@ -304,6 +321,8 @@ def _source(part: Bound, entry: Entry | None) -> Source | None:
             raise UsageError(
                 f"{part.written}: nothing of {part.name} comes from a repository; leave @{part.revision} out"
             )
+        return source
+    if isinstance(part.recipe, Located):
         return source
     return replace(source, revision=part.revision or (entry and entry.revision) or source.revision)
 

@@ -109,7 +109,7 @@ def read_run(path: Path, *, needs_task: bool = True) -> StoredRun:
     trial: dict[str, Any] = {"target": target, "budget": budget, "seed": seed, "pins": pins}
     try:
         try:
-            plan = pin_plan(resolve(spec, task=task, **trial))
+            plan = pin_plan(resolve(spec, task=task, offline=not needs_task, **trial))
         except ZooError:
             if needs_task:
                 raise

@@ -13,6 +13,7 @@ import click
 from zoo_core.errors import UsageError
 from zoo_core.paths import Surveyed, is_path, task_part
 from zoo_core.registry import registry
+from zoo_core.resolve import located
 from zoo_core.spec import Part
 
 if TYPE_CHECKING:
@@ -30,14 +31,16 @@ MANY = 30  # classes
 def data(path: str, as_json: bool) -> int:
     """Show what a folder or a table is, as a task: kind, classes, sizes, copies, the split and its digest.
 
-    PATH may also be a recipe, so that what was inferred can be corrected. The exit code is 2 if a fit would stop.
+    PATH may also be a recipe, so that what was inferred can be corrected, or a data set of the Hub. The exit code is 2
+    if a fit would stop.
 
     \b
     zoo data ./flowers
     zoo data 'csv(path="reviews.csv",text="body",target="stars")'
+    zoo data hub-data/ORG/SET
     """  # noqa: D301 - click reads the character \b as: keep these lines
     part = _part(path)
-    recipe = registry().bind(part, "task").recipe
+    recipe = located(registry().bind(part, "task"), {}).recipe
     if not isinstance(recipe, Surveyed):
         raise UsageError(f"{part} does not read files of yours; `zoo show {part.name}` tells of it")
     source = recipe.source()

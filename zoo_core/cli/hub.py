@@ -196,26 +196,28 @@ def push(folder: Path, repository: str, private: bool) -> None:
 # --- plans and what they read ----------------------------------------------------------------------------------------
 
 
-def _plans(what: Sequence[str], task: str | None, pins: Mapping[str, Pinned]) -> list[Plan]:
+def _plans(
+    what: Sequence[str], task: str | None, pins: Mapping[str, Pinned], *, offline: bool = False
+) -> list[Plan]:
     """The plans of specs, suite files and published models; what no lock, catalogue or record pins is left open."""
     plans: list[Plan] = []
     for text in what:
         if text.endswith(".toml"):
-            plans += expand(load_suite(Path(text)), pins=pins).plans
+            plans += expand(load_suite(Path(text)), pins=pins, offline=offline).plans
         elif text.startswith(PUBLISHED):
             from zoo_core.hub import fetch_run
             from zoo_core.runs import read_run
 
             plans.append(read_run(fetch_run(text.removeprefix(PUBLISHED)), needs_task=False).plan)
         else:
-            plans.append(_plan(text, task, pins))
+            plans.append(_plan(text, task, pins, offline))
     return plans
 
 
-def _plan(text: str, task: str | None, pins: Mapping[str, Pinned]) -> Plan:
+def _plan(text: str, task: str | None, pins: Mapping[str, Pinned], offline: bool) -> Plan:
     """The plan of a spec; without a task, for the first kind of target that its head predicts."""
     if task is not None:
-        return resolve(text, task=task, pins=pins)
+        return resolve(text, task=task, pins=pins, offline=offline)
     refusals = []
     for kind in TARGET_KINDS:
         try:
@@ -258,7 +260,7 @@ def _checked(what: Sequence[str], task: str | None, file: Path) -> str:
         lacking = _lacking(row)
         if lacking:
             differences.append(f"{key} has {lacking}")
-    for plan in _plans(what, task, pins_of(held)):
+    for plan in _plans(what, task, pins_of(held), offline=True):
         keys = [part_key(part) for part in plan.parts]
         differences += [f"{key} is not in it" for key in dict.fromkeys(keys) if key not in held["parts"]]
         differences += [f"{key} is not pinned" for key in plan.unpinned if key in held["parts"]]

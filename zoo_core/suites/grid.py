@@ -131,14 +131,16 @@ def expand(
     *,
     pins: Mapping[str, Pinned] | None = None,
     pin: Callable[[Plan], Plan] | None = None,
+    offline: bool = False,
     registry: Registry | None = None,
     catalog: Catalog | None = None,
 ) -> Grid:
     """Every trial of a suite, resolved; two texts of one trial are one.
 
     pins: files that a lock pins. pin: pins what is left, as zoo_core.hub.pin_plan does; without it, such plans stay
-    without a digest. What makes no sense, needs a broken plugin, or cannot be pinned is a refusal. Unknown names and
-    wrong arguments are errors: they are typing mistakes. Raises SuiteError when nothing is left to run.
+    without a digest. offline: as for `resolve`. What makes no sense, needs a broken plugin, or cannot be pinned is a
+    refusal. Unknown names and wrong arguments are errors: they are typing mistakes. Raises SuiteError when nothing is
+    left to run.
     """
     registry, catalog = registry or default_registry(), catalog or default_catalog()
     known = dict(pins or {})
@@ -149,7 +151,15 @@ def expand(
     for task, spec in itertools.product(tasks, _specs(suite, registry)):
         first, reason = None, ""
         try:
-            first = resolve(spec, task=task, budget=suite.budget, pins=known, registry=registry, catalog=catalog)
+            first = resolve(
+                spec,
+                task=task,
+                budget=suite.budget,
+                pins=known,
+                offline=offline,
+                registry=registry,
+                catalog=catalog,
+            )
             check_shots(first, catalog)
         except IncompatibleError as error:
             first, reason = None, str(error)

@@ -58,7 +58,7 @@ def open_grid(suite: Suite, out: Path, *, lock: Path | None = None, frozen: bool
 
         return pin_plan(plan)
 
-    grid = expand(suite, pins=pins, pin=None if frozen else pin)
+    grid = expand(suite, pins=pins, pin=None if frozen else pin, offline=frozen)
     if frozen and any(plan.sources for plan in grid.plans):
         from zoo_core.hub import files_of, pin_plans  # as above
 

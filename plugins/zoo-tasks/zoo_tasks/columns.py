@@ -13,7 +13,7 @@ from typing import Any, Literal
 from zoo_core.contracts import Modality, TargetKind
 from zoo_core.errors import UsageError, nearest
 from zoo_core.paths import AUDIO, PICTURES
-from zoo_tasks.reading import Row
+from zoo_tasks.reading import Media, Row
 
 __all__ = ["LOOKED_AT", "Columns", "Given", "infer", "is_missing", "label_list", "number", "plain"]
 
@@ -53,6 +53,7 @@ class Columns:
     """Which column is what. form: of the inputs. numeric: of a table's inputs those that hold numbers.
 
     separator: between the labels in a cell. classes: sorted, None where more rows may hold more of them.
+    inline: whether pictures or sounds lie in the table itself, where others hold paths of files.
     """
 
     form: Literal["text", "words", "image", "audio", "row"]
@@ -66,6 +67,7 @@ class Columns:
     strip: str
     classes: tuple[str, ...] | None
     lines: tuple[str, ...]
+    inline: bool = False
 
     @property
     def modality(self) -> Modality:
@@ -108,6 +110,7 @@ def infer(rows: Sequence[Row], given: Given, *, where: str, complete: bool) -> C
     return Columns(
         form=form, inputs=inputs, numeric=numeric, target=target, kind=kind, separator=separator, group=given.group,
         split=split, strip=given.strip, classes=classes, lines=tuple(lines),
+        inline=isinstance(_first(rows, inputs[0]), Media),
     )  # fmt: skip
 
 
@@ -162,6 +165,10 @@ def _inputs(rows: Sequence[Row], given: Given, free: Sequence[str]) -> tuple[Any
     for name in TOKENS:
         if name in free and isinstance(_first(rows, name), list):
             return "words", (name,), f"input: column {name}, lists of words; tokens=COLUMN changes it"
+    for name in free:
+        held = _first(rows, name)
+        if isinstance(held, Media):
+            return held.form, (name,), f"input: column {name}, {held.form} files in the table"
     for form, known, suffixes in (("image", IMAGES, PICTURES), ("audio", AUDIOS, AUDIO)):
         for name in free:
             if name.lower() in known and _all(
@@ -246,7 +253,7 @@ def _shown(classes: tuple[str, ...] | None, kind: TargetKind) -> str:
     if kind == "values":
         return ""
     if classes is None:
-        return f" (which ones is known when all rows are read; the first {LOOKED_AT} were looked at)"
+        return " (which ones is known when all rows are read)"
     shown = ", ".join(classes) if len(classes) <= 6 else f"{', '.join(classes[:3])}, ... {classes[-1]}"
     return f" ({len(classes)}: {shown})"
 

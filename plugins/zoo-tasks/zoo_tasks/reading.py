@@ -17,7 +17,7 @@ from typing import Any, Literal
 from zoo_core.errors import AccessError, NotFoundError, UsageError
 from zoo_tasks.found import SPLITS, is_split, some
 
-__all__ = ["File", "Form", "Row", "files_of", "rows_of"]
+__all__ = ["File", "Form", "Media", "Row", "files_of", "rows_of"]
 
 Row = Mapping[str, Any]
 CELL = 2**30  # characters; csv refuses more than 128 thousand unless told
@@ -29,6 +29,7 @@ class Form:
     """How a file is written. names: of the columns, where it has no header; header: None to look whether it has one.
 
     A separator of one blank leaves blanks in the last column: `label the text`.
+    media: whether pictures and sounds inside a Parquet file are read; without them a look at its rows is cheap.
     """
 
     kind: Literal["csv", "tsv", "jsonl", "conll", "parquet"]
@@ -36,6 +37,15 @@ class Form:
     encoding: str = "utf-8"
     names: tuple[str, ...] = ()
     header: bool | None = None
+    media: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Media:
+    """A picture or a sound that lies inside a Parquet file, as `datasets` writes them. content: None if not read."""
+
+    form: Literal["image", "audio"]
+    content: bytes | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,19 +248,68 @@ def _conll(file: Path, form: Form) -> Iterator[tuple[int, Row]]:
 
 
 def _parquet(file: Path, form: Form) -> Iterator[tuple[int, Row]]:
+    """Rows of a Parquet file; what `datasets` noted there says which numbers are classes, and which bytes are media."""
     import pyarrow as pa
     from pyarrow import parquet
 
     try:
         table = parquet.ParquetFile(file)
-        names = table.schema_arrow.names
-        twice = next((name for name in names if names.count(name) > 1), None)
+        schema = table.schema_arrow
+        twice = next((name for name in schema.names if schema.names.count(name) > 1), None)
         if twice is not None:
-            raise UsageError(f"{file}: column {twice!r} stands {names.count(twice)} times; rename one")
+            raise UsageError(f"{file}: column {twice!r} stands {schema.names.count(twice)} times; rename one")
+        features = _features(schema.metadata or {})
+        media = {field.name: _media_form(field.name, features) for field in schema if _holds_media(field.type)}
+        classes = {name: names for name, feature in features.items() if (names := _class_names(feature))}
+        wanted = None
+        if media and not form.media:
+            wanted = [f"{name}.path" if name in media else name for name in schema.names]
         number = 0
-        for batch in table.iter_batches(batch_size=1000):
+        for batch in table.iter_batches(batch_size=100 if media and form.media else 1000, columns=wanted):
             for row in batch.to_pylist():
                 number += 1
+                for name, kind in media.items():
+                    held = row.get(name)
+                    row[name] = None if held is None else Media(form=kind, content=held.get("bytes"))
+                for name, names in classes.items():
+                    row[name] = _named(row[name], names)
                 yield number, row
     except pa.ArrowException as error:
         raise UsageError(f"{file} is not a Parquet file that can be read: {error}") from error
+
+
+def _features(metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
+    """What `datasets` noted of each column; nothing of a file that others wrote."""
+    try:
+        found = json.loads(metadata[b"huggingface"])["info"]["features"]
+    except (KeyError, ValueError, TypeError):
+        return {}
+    return {name: each for name, each in found.items() if isinstance(each, dict)} if isinstance(found, dict) else {}
+
+
+def _class_names(feature: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of a column's classes, or of the classes in its lists; none if it holds none."""
+    inner = feature.get("feature", feature)
+    names = inner.get("names") if isinstance(inner, dict) and inner.get("_type") == "ClassLabel" else None
+    return tuple(map(str, names)) if isinstance(names, list) else ()
+
+
+def _named(value: Any, names: tuple[str, ...]) -> Any:
+    """The name of a class by its number, of a list of them each; None for -1, which stands for an unknown one."""
+    if isinstance(value, list):
+        return [_named(each, names) for each in value]
+    return names[value] if isinstance(value, int) and 0 <= value < len(names) else None
+
+
+def _holds_media(kind: Any) -> bool:
+    import pyarrow as pa
+
+    if not pa.types.is_struct(kind):
+        return False
+    inner = {field.name: field.type for field in kind}
+    return inner.keys() == {"bytes", "path"} and pa.types.is_binary(inner["bytes"])
+
+
+def _media_form(name: str, features: Mapping[str, Any]) -> Literal["image", "audio"]:
+    told = str(features.get(name, {}).get("_type", name)).lower()
+    return "audio" if told in ("audio", "sound", "speech", "recording") else "image"

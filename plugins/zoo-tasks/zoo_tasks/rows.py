@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,14 +24,15 @@ from zoo_tasks.found import is_split, some
 from zoo_tasks.looks import Look, look_at, pictures, sizes, sounds
 from zoo_tasks.media import surveyed
 from zoo_tasks.opened import Store, pictures_store, sounds_store, split_data
-from zoo_tasks.reading import Row, rows_of
+from zoo_tasks.reading import Media, Row, rows_of
 from zoo_tasks.splitting import Division, Items, Rules, divide, save_split
 from zoo_tasks.store import key_of, opened, place, write
 from zoo_tasks.tables import Layout, Recipe, check_classes
 
 __all__ = ["Rows"]
 
-FORMAT = 1  # raised when the same files give other rows
+FORMAT = 2  # raised when the same files give other rows
+MEDIA = "media"  # below the cache folder: the pictures and sounds that lie inside tables
 TOO_MANY = 0.5  # of the rows with a class of their own: no class, but a number or a name of each row
 
 
@@ -43,7 +46,12 @@ class Rows:
 
     @property
     def where(self) -> str:
-        return str(self.layout.path)
+        return self.layout.called or str(self.layout.path)
+
+    @property
+    def folder(self) -> Path:
+        """Where media files lie that the rows name."""
+        return place(MEDIA, "x").parent if self.columns.inline else self.layout.folder
 
     @cached_property
     def file(self) -> str:
@@ -68,7 +76,7 @@ class Rows:
         several = len(self.layout.files) > 1
         for file in self.layout.files:
             for line, row in rows_of(file.path, self.layout.form):
-                name = f"{file.path.name}:{line}" if several else str(line)
+                name = f"{file.path.relative_to(self.layout.folder).as_posix()}:{line}" if several else str(line)
                 yield {"id": name, **self._row(row, file.split)}
 
     def _row(self, row: Row, split: str) -> dict[str, Any]:
@@ -139,7 +147,7 @@ class Rows:
             elif columns.kind == "token_classes" and len(words) != len(target):
                 problems.append(f"has {len(words)} words and {len(target)} tags")
             return {"x": words}
-        text = "" if value is None else str(value)
+        text = "" if value is None else _extracted(value) if isinstance(value, Media) else str(value)
         if not text.strip():
             problems.append(f"has no {columns.inputs[0]}")
         return {"x": text}
@@ -155,7 +163,7 @@ class Rows:
         if self.columns.form not in ("image", "audio"):
             return []
         check, kind = (pictures, "pictures") if self.columns.form == "image" else (sounds, "sounds")
-        return look_at(self.layout.folder, self._column("x"), check, f"{kind}-{key_of(self.file)}")
+        return look_at(self.folder, self._column("x"), check, f"{kind}-{key_of(self.file)}")
 
     @cached_property
     def unreadable(self) -> dict[str, str]:
@@ -259,7 +267,7 @@ class Rows:
         if form == "row":
             return self._encoded()
         make = pictures_store if form == "image" else sounds_store
-        return make(self.layout.folder, self._kept("x"), [self.looks[row] for row in self.kept])
+        return make(self.folder, self._kept("x"), [self.looks[row] for row in self.kept])
 
     def _encoded(self) -> Store:
         """The rows as numbers in a file of its own, since what they are scaled by depends on the training rows."""
@@ -304,6 +312,20 @@ class Rows:
         unit = "words" if self.columns.form == "words" else "characters"
         lengths = np.array([len(x) for x in self._kept("x")])
         return f"{lengths.min()} to {lengths.max()} {unit}, median {int(np.median(lengths))}"
+
+
+def _extracted(value: Media) -> str:
+    """A picture or sound of a table as a file below the cache folder, by its content; its name, empty for none."""
+    if not value.content:
+        return ""
+    sha256 = hashlib.sha256(value.content).hexdigest()
+    name = f"{sha256[:2]}/{sha256}"
+    path = place(MEDIA, name)
+    if not path.exists():
+        fresh = path.with_name(f"{path.name}.{os.getpid()}")
+        fresh.write_bytes(value.content)
+        fresh.replace(path)
+    return name
 
 
 @lru_cache(maxsize=8)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
@@ -24,7 +24,19 @@ from zoo_tasks.reading import File, Form, Row, files_of, rows_of
 if TYPE_CHECKING:
     from zoo_tasks.rows import Rows
 
-__all__ = ["Conll", "Csv", "Jsonl", "Layout", "Parquet", "Tsv", "check_classes"]
+__all__ = [
+    "Conll",
+    "Copies",
+    "Csv",
+    "Jsonl",
+    "Kind",
+    "Layout",
+    "Parquet",
+    "Reads",
+    "Tsv",
+    "Unreadable",
+    "check_classes",
+]
 
 Kind = Literal["auto", "classes", "labels", "values", "token_classes"]
 Copies = Literal["auto", "leave-out", "keep"]
@@ -39,12 +51,17 @@ METRIC = {
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """The files of a table, how they are written, and what the user says of their columns."""
+    """The files of a table, how they are written, and what the user says of their columns.
+
+    called: what errors call it; empty: its path. looked_at: the files that tell of the columns; none: all of them.
+    """
 
     path: Path
     files: tuple[File, ...]
     form: Form
     given: Given
+    called: str = ""
+    looked_at: tuple[File, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -52,19 +69,20 @@ class Layout:
 
     def columns(self) -> Columns:
         """What the columns are, from a look at the first rows; remembered while the files stay as they are."""
-        stats = tuple((file.path.stat().st_mtime_ns, file.path.stat().st_size) for file in self.files)
+        files = self.looked_at or self.files
+        stats = tuple((file.path.stat().st_mtime_ns, file.path.stat().st_size) for file in files)
         return _look(self, stats)
 
 
 @lru_cache(maxsize=64)
 def _look(layout: Layout, stats: tuple[tuple[int, int], ...]) -> Columns:
     rows: list[Row] = []
-    complete = True
-    for file in layout.files:
-        found = rows_of(file.path, layout.form)
+    complete = not layout.looked_at or layout.looked_at == layout.files
+    for file in layout.looked_at or layout.files:
+        found = rows_of(file.path, replace(layout.form, media=False))
         rows += [row for _, row in islice(found, LOOKED_AT)]
         complete = complete and next(found, None) is None
-    return infer(rows, layout.given, where=str(layout.path), complete=complete)
+    return infer(rows, layout.given, where=layout.called or str(layout.path), complete=complete)
 
 
 class Recipe(Protocol):
@@ -110,7 +128,8 @@ def check_classes(kind: TargetKind, names: Sequence[str], where: str, target: Se
 def _source(recipe: Recipe) -> Source:
     layout = recipe.layout()
     names = tuple(glob.escape(file.path.name) for file in layout.files)
-    media = {"image": globs(PICTURES), "audio": globs(AUDIO)}.get(layout.columns().form, ())
+    columns = layout.columns()
+    media = () if columns.inline else {"image": globs(PICTURES), "audio": globs(AUDIO)}.get(columns.form, ())
     return Source(folder=str(layout.folder), patterns=(*names, *media))
 
 
@@ -156,7 +175,7 @@ def _layout(
     return Layout(path=where, files=files_of(where, suffixes, pattern), form=form, given=given)
 
 
-class _Reads:
+class Reads:
     """What each of the recipes gives; they differ in their fields and in `layout`."""
 
     version: ClassVar[int] = 1
@@ -187,7 +206,7 @@ class _Reads:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Csv(_Reads):
+class Csv(Reads):
     """Rows of a CSV file: texts, pictures or sounds by path, or numbers and categories, with a target.
 
     path, pattern: see `zoo data PATH`; a folder holds train, val and test files, pattern="x.{split}.csv" names others.
@@ -266,7 +285,7 @@ class Tsv(Csv):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Jsonl(_Reads):
+class Jsonl(Reads):
     """Objects of a file of JSON lines; the arguments are those of `csv`, and a value may be a list.
 
     tokens: the key of lists of words, whose target is then a list of as many tags; labels may be a list of names.
@@ -323,7 +342,7 @@ class Parquet(Jsonl):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Conll(_Reads):
+class Conll(Reads):
     """Sentences of words with a tag each, a word on a line, a blank line between sentences.
 
     path, pattern: one file, or a folder of train, valid and test files (.conll, .bio, .iob, .txt).
