@@ -40,6 +40,7 @@ LAYERS = (
     ("attention", "downloads", "seams"),
     ("pins", "truncation"),
     ("data", "hub", "objective"),
+    ("transforms",),
     ("learner",),  # puts predictions of values back into their units, which the objective's scaled head defines
     ("build", "plain"),
     ("measure", "runs"),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -35,6 +35,9 @@ from zoo_core.suites.grid import Suite, load_suite, starter_suite
 from zoo_core.suites.runner import News, open_grid, prepare_folder, run_grid
 from zoo_core.suites.trial import Report, open_task, run_trial, score_split
 from zoo_core.unpublished import SpecLike, check_files
+
+if TYPE_CHECKING:
+    from zoo_core.contracts import LoadedBackbone
 
 __all__ = [
     "Evaluation",
@@ -64,6 +67,7 @@ def load(
     num_classes: int | None = None,
     classes: Sequence[str] | None = None,
     target: Target | None = None,
+    class_weights: Sequence[float] | None = None,
     seed: int = 0,
     lock: str | Path | None = None,
     frozen: bool = False,
@@ -73,6 +77,7 @@ def load(
     spec: text, recipe objects or a list of both, as "starter/vit-nano+lora(r=4)" and ["starter/vit-nano", Lora(r=4)].
     spec: text, recipe objects or a list of both, as "starter/vit-nano+lora(r=4)" and ["starter/vit-nano", Lora(r=4)].
     num_classes, classes, target: exactly one says what is predicted. seed: decides every new weight.
+    class_weights: how much each class, or label, counts in the loss, in their order.
     lock: a file that pins commits and hashes, as `zoo lock` writes it. frozen: no network, and nothing that the lock
     does not pin. `hub/ORG/NAME` alone is a fitted model that `zoo push` published: it has a head, and takes no target.
     Example: `zoo_core.load("starter/vit-nano+partial(n=2)", num_classes=3)`.
@@ -84,7 +89,7 @@ def load(
             )
         return load_run(str(spec))
     plan = _pinned(spec, lock, frozen, target=_wanted(num_classes, classes, target), seed=seed)
-    learner = build(plan)
+    learner = build(plan, class_weights=_weights(class_weights, plan.target))
     learner.plan = plan
     return learner
 
@@ -139,6 +144,21 @@ def _wanted(num_classes: object, classes: object, target: object) -> Target:
     return target
 
 
+def _weights(given: Sequence[float] | None, target: Target) -> Tensor | None:
+    """float [C]. Raises UsageError unless it is one number for each class or label, none below 0."""
+    if given is None:
+        return None
+    if target.kind == "values":
+        raise UsageError("class_weights are for classes and labels, and the target is values")
+    try:
+        weights = torch.tensor([float(weight) for weight in given])
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"class_weights are numbers, one for each class: {error}") from error
+    if len(weights) != target.size or not bool((weights >= 0).all() and weights.isfinite().all() and weights.any()):
+        raise UsageError(f"class_weights are {target.size} numbers, 0 or more and not all 0, found {list(given)!r:.60}")
+    return weights
+
+
 def _names(classes: object) -> tuple[str, ...]:
     if isinstance(classes, str) or not isinstance(classes, Iterable):
         raise UsageError(f"classes is a list of names, as ['cat', 'dog'], found {classes!r:.60}")
@@ -154,9 +174,15 @@ def _names(classes: object) -> tuple[str, ...]:
     return names
 
 
-def load_backbone(name: str | BackboneRecipe, *, lock: str | Path | None = None, frozen: bool = False) -> nn.Module:
-    """A frozen backbone by name, in evaluation mode: see zoo_core.contracts.Backbone. lock, frozen: as for `load`."""
-    return build_backbone(_pinned(name, lock, frozen, target=Target(kind="classes", size=1)))
+def load_backbone(
+    name: str | BackboneRecipe, *, lock: str | Path | None = None, frozen: bool = False
+) -> LoadedBackbone:
+    """A frozen backbone by name, in evaluation mode: see zoo_core.contracts.LoadedBackbone. lock, frozen: of `load`.
+
+    Example: `backbone = zoo_core.load_backbone("starter/vit-nano")`, then
+    `DataLoader(ImageFolder("pictures", transform=backbone.transform()), collate_fn=backbone.collate)`.
+    """
+    return cast("LoadedBackbone", build_backbone(_pinned(name, lock, frozen, target=Target(kind="classes", size=1))))
 
 
 def load_run(path: str | Path) -> Learner:

@@ -25,6 +25,7 @@ from zoo_core.plan import Plan
 from zoo_core.registry import Bound
 from zoo_core.resolve import check_built, check_until, consumed
 from zoo_core.seams import groups
+from zoo_core.transforms import with_transforms
 from zoo_core.truncation import truncated
 
 __all__ = ["build", "build_backbone", "check_outline", "checksum", "seeded"]
@@ -53,11 +54,13 @@ def build(
     purpose: Literal["train", "use"] = "train",
     load: Callable[[str], Learner] | None = None,
     backbone: nn.Module | None = None,
+    class_weights: Tensor | None = None,
 ) -> Learner:
     """The learner of a plan, in evaluation mode on the CPU; for use it has no objective.
 
     target: with its size known, where the plan's is not. load: makes a teacher from a spec or a stored run.
     backbone: what `build_backbone` gives for this plan, or a copy of that; None: it is called.
+    class_weights: float [C] of the default loss of classes and labels.
     Raises PluginError when a part breaks its contract, LawError when an adapter breaks its law.
     """
     target = target or plan.target
@@ -67,7 +70,8 @@ def build(
         backbone = build_backbone(plan)
     base = [*backbone.parameters(), *backbone.buffers()]
     head = _build_head(plan, backbone, target)
-    learner = Learner(backbone, head, consumed(plan.head, target), default_objective(target, head), target)
+    objective = default_objective(target, head, class_weights)
+    learner = Learner(backbone, head, consumed(plan.head, target), objective, target)
     for position, adapter in enumerate(plan.adapters):
         with seeded(plan.seed, "adapter", position, adapter.name) as generator:
             context = Context(
@@ -105,7 +109,7 @@ def build_backbone(plan: Plan) -> nn.Module:
     groups(backbone)  # one dummy pass: every stage is called exactly once
     if plan.deferred:
         _check_deferred(plan, as_backbone(backbone))
-    return backbone
+    return with_transforms(backbone)
 
 
 def check_outline(plan: Plan) -> None:

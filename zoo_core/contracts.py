@@ -7,14 +7,16 @@ categorical columns. A plugin implements the protocols by shape; it inherits not
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast, get_args, runtime_checkable
 
 if TYPE_CHECKING:
+    import torch
     from torch import Generator, Tensor, nn
 
     from zoo_core.learner import Learner
+    from zoo_core.transforms import Collate, Transforms
 
 __all__ = [
     "KINDS",
@@ -195,15 +197,20 @@ class Batch:
     inputs: by the names that transformers' processors use (`pixel_values`, `input_ids`, `numeric`, ...); of lists of
     words also `word_ids`, see zoo_core.words.
     target: int64 [B] (classes), float32 [B, C] (labels, values) or int64 [B, T] (token_classes, -100 ignored).
-    ids: the task's own id of each row.
+    ids: the task's own id of each row; none in a loop of somebody's own.
     """
 
     inputs: Mapping[str, Tensor]
     target: Tensor
-    ids: tuple[str, ...]
+    ids: tuple[str, ...] = ()
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.target)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on a device."""
+        inputs = {name: x.to(device) for name, x in self.inputs.items()}
+        return replace(self, inputs=inputs, target=self.target.to(device))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,6 +287,20 @@ class Backbone(Protocol):
     def __call__(self, inputs: Mapping[str, Tensor]) -> Features: ...
     def pool(self, features: Features) -> Tensor: ...
     def sites(self, role: str) -> tuple[Site, ...]: ...
+
+
+if TYPE_CHECKING:
+
+    class LoadedBackbone(nn.Module, Backbone):
+        """What `zoo_core.load_backbone` gives: a backbone, and what the core adds to each for a loop of your own.
+
+        transform: one raw item -> one prepared example; collate: those of a batch -> inputs, or with targets a Batch;
+        see zoo_core.transforms. feature_dim: width of its pooled features.
+        """
+
+        transform: Transforms
+        collate: Collate
+        feature_dim: int
 
 
 @runtime_checkable

@@ -24,7 +24,7 @@ from zoo_core.pictures import open_picture, pixels
 from zoo_core.sounds import open_sound
 from zoo_core.words import IGNORED, on_tokens, word_targets
 
-__all__ = ["AUGMENTATIONS", "Loader", "Splits", "Subset", "carve", "decode", "draw_seed"]
+__all__ = ["AUGMENTATIONS", "Loader", "Splits", "Subset", "augmentation", "carve", "decode", "draw_seed"]
 
 AUGMENTATIONS = ("none", "light", "strong")
 KEEP_BYTES = 2**30  # prepared examples kept in memory for each loader; beyond, they are prepared again each epoch
@@ -206,7 +206,7 @@ def _pixels(raw: Raw) -> Any:
     return pixels(raw) if isinstance(raw, Image.Image) else raw
 
 
-def _augmentation(name: str, modality: Modality) -> Callable[[Tensor], Tensor] | None:
+def augmentation(name: str, modality: Modality) -> Callable[[Tensor], Tensor] | None:
     """What a name of AUGMENTATIONS does to one image. It pickles into worker processes."""
     if name not in AUGMENTATIONS:
         raise UsageError(f"unknown augmentation {name!r}; there are {', '.join(AUGMENTATIONS)}")
@@ -402,7 +402,7 @@ class Loader:
             modality=modality,
             preparation=preparation,
             targets=self.targets,
-            augment=_augmentation(augment, modality),
+            augment=augmentation(augment, modality),
             seed=seed,
             tags_words=target.kind == "token_classes",
         )

@@ -14,23 +14,38 @@ __all__ = ["BinaryCrossEntropy", "CrossEntropy", "ScaledHead", "SquaredError", "
 
 
 class CrossEntropy(nn.Module):
-    """Softmax cross-entropy for classes [B, C] or token classes [B, T, C] (-100 ignored)."""
+    """Softmax cross-entropy for classes [B, C] or token classes [B, T, C] (-100 ignored).
+
+    weights: float [C], how much each class counts; the mean is over the weights of the examples. None: all the same.
+    """
 
     stages: tuple[int, ...] = ()
+    weights: Tensor | None
+
+    def __init__(self, weights: Tensor | None = None) -> None:
+        super().__init__()
+        self.register_buffer("weights", weights)
 
     def forward(self, output: Output, batch: Batch) -> dict[str, Tensor]:
         logits, target = output.predictions.flatten(0, -2), batch.target.flatten()
-        return {"cross_entropy": nn.functional.cross_entropy(logits, target, ignore_index=-100)}
+        weights = None if self.weights is None else self.weights.to(logits.dtype)
+        return {"cross_entropy": nn.functional.cross_entropy(logits, target, weight=weights, ignore_index=-100)}
 
 
 class BinaryCrossEntropy(nn.Module):
-    """Sigmoid cross-entropy for labels, mean over B and C."""
+    """Sigmoid cross-entropy for labels, mean over B and C. weights: float [C], how much each label counts, or None."""
 
     stages: tuple[int, ...] = ()
+    weights: Tensor | None
+
+    def __init__(self, weights: Tensor | None = None) -> None:
+        super().__init__()
+        self.register_buffer("weights", weights)
 
     def forward(self, output: Output, batch: Batch) -> dict[str, Tensor]:
         target = batch.target.to(output.predictions.dtype)  # else a float64 learner's loss is float32
-        loss = nn.functional.binary_cross_entropy_with_logits(output.predictions, target)
+        weights = None if self.weights is None else self.weights.to(target.dtype)
+        loss = nn.functional.binary_cross_entropy_with_logits(output.predictions, target, weight=weights)
         return {"binary_cross_entropy": loss}
 
 
@@ -75,9 +90,12 @@ class SquaredError(nn.Module):
         return {"squared_error": error.square().mean()}
 
 
-def default_objective(target: Target, head: nn.Module) -> nn.Module:
-    """The loss that a target kind gets when no adapter says otherwise."""
+def default_objective(target: Target, head: nn.Module, class_weights: Tensor | None = None) -> nn.Module:
+    """The loss that a target kind gets when no adapter says otherwise.
+
+    class_weights: float [C], of classes and labels.
+    """
     if target.kind == "values":
         assert isinstance(head, ScaledHead), "build wraps the head of a values target"
         return SquaredError(head)
-    return BinaryCrossEntropy() if target.kind == "labels" else CrossEntropy()
+    return BinaryCrossEntropy(class_weights) if target.kind == "labels" else CrossEntropy(class_weights)

@@ -155,7 +155,7 @@ class Plan:
     @property
     def until(self) -> int | None:
         """The stage, counted from 1, after which the backbone ends; None: it is whole."""
-        until: int | None = self.backbone.common.get("until")
+        until: int | None = self.backbone.common["until"]
         return until
 
     @property

@@ -259,7 +259,7 @@ def toy_plan(
     """A plan of toy recipes; adapters are named by their classes. target: the task's own when None."""
     task = task or ToyTasks()
     bound_head = bound("head", "toy-head", head or ToyHeads())
-    bound_backbone = bound("backbone", "toy", backbone or ToyBackbones(), {"weights": weights})
+    bound_backbone = bound("backbone", "toy", backbone or ToyBackbones(), {"weights": weights, "until": None})
     bound_adapters = tuple(bound("adapter", type(adapter).__name__, adapter) for adapter in adapters)
     closed = bound_head.recipe.fit == "closed_form"
     return Plan(
