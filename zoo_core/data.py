@@ -167,7 +167,9 @@ def decode(modality: Modality, raw: Raw) -> Any:
         array = array[:, :, None]
     if array.shape[2] not in (1, 3, 4):
         raise UsageError(f"an image has 1, 3 or 4 channels, found {array.shape[2]} as its last axis")
-    return torch.from_numpy(np.array(array[:, :, : 3 if array.shape[2] > 1 else 1], order="C")).permute(2, 0, 1)
+    if array.shape[2] == 4:
+        array = array[:, :, :3]
+    return torch.from_numpy(np.array(array, order="C").transpose(2, 0, 1))
 
 
 def _text(raw: Raw) -> str | list[str]:

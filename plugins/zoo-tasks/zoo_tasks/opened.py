@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -117,14 +119,14 @@ def _pixels(store: Store, index: int) -> Any:
     sizes, starts, chunks = _pictures(store.file)
     row = int(store.rows[index])
     height, width, channels = sizes[row].tolist()
-    chunk = int(np.searchsorted(starts, row, side="right")) - 1
+    chunk = bisect_right(starts, row) - 1
     offsets, pixels = chunks[chunk]
     first, last = offsets[row - starts[chunk] : row - starts[chunk] + 2].tolist()
     return pixels[first:last].reshape((height, width) if channels == 1 else (height, width, channels))
 
 
 @cache
-def _pictures(file: str) -> tuple[np.ndarray, np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+def _pictures(file: str) -> tuple[np.ndarray, list[int], list[tuple[np.ndarray, np.ndarray]]]:
     """Of a file of pictures their sizes int [N, 3], the first row of each chunk, and its offsets and bytes.
 
     By numpy, since asking Arrow for a value takes longer than copying a picture of 128 pixels.
@@ -132,7 +134,7 @@ def _pictures(file: str) -> tuple[np.ndarray, np.ndarray, list[tuple[np.ndarray,
     table = opened(file)
     sizes = np.stack([table.column(name).to_numpy() for name in ("height", "width", "channels")], axis=1)
     column = table.column("pixels")
-    starts = np.cumsum([0, *(len(chunk) for chunk in column.chunks[:-1])])
+    starts = [0, *accumulate(len(chunk) for chunk in column.chunks[:-1])]
     chunks = []
     for chunk in column.chunks:
         _, offsets, pixels = chunk.buffers()
