@@ -740,10 +740,12 @@ def test_the_environment_and_the_settings_are_read(site: Path, tmp_path: Path, m
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("[plugin]\n", "tables plugins and names, found 'plugin'; did you mean plugins"),
+        ("[plugin]\n", "found 'plugin'; did you mean plugins"),
         ("[plugins]\nalow = []\n", "did you mean allow"),
         ("[plugins]\nallow = 'x'\n", "is a list of distributions"),
         ("[names]\nlora = 3\n", "is the name of a distribution"),
+        ("devise = 'cpu'\n", "found 'devise'; did you mean device"),
+        ("cache = 3\n", "cache is the path of a folder"),
         ("[names\n", "are not TOML"),
         ("\x00", "are not TOML"),
     ],

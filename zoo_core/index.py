@@ -179,7 +179,7 @@ class Index:
         for distribution in self.distributions:
             owner_name = normalise(distribution["name"])
             for provider in self._rows(distribution):
-                owner = reserved.get(provider.name)
+                owner = reserved.get(f"{provider.kind}:{provider.name}", reserved.get(provider.name))
                 tells_only = provider.origin == "record" and provider.describes == provider.name  # claims no name
                 if owner is None or owner == owner_name or tells_only:
                     yield provider
@@ -220,7 +220,7 @@ def load_index() -> Index:
 
     Raises UsageError if the settings cannot be used.
     """
-    allow, owners = read_settings()
+    allow, owners, _ = read_settings()
     cache = cache_folder()
     paths = list(dict.fromkeys(os.path.abspath(path) for path in sys.path))
     return Index(read_folders(paths, cache=cache, locate=_imported_from), allow=allow, owners=owners, cache=cache)
@@ -332,7 +332,7 @@ def _settle(rows: Sequence[Provider], owners: Mapping[str, str]) -> list[Provide
 
 
 def reserved_names() -> dict[str, str]:
-    """First-party distribution, normalised, of each reserved name."""
+    """First-party distribution, normalised, of each reserved name, or of one with its kind, as `adapter:hub`."""
     lines = read_text(os.path.join(os.path.dirname(__file__), "reserved.txt")).splitlines()
     pairs = (line.split() for line in lines if line and not line.startswith("#"))
     return {name: normalise(owner) for name, owner in pairs}

@@ -1,38 +1,45 @@
 """What a user may set: the cache folder, the plugins that may be used, who owns a contested name.
 
-ZOO_CACHE    the cache folder; else $XDG_CACHE_HOME/zoo or ~/.cache/zoo
+ZOO_CACHE    the cache folder; else `cache` of the settings; else $XDG_CACHE_HOME/zoo or ~/.cache/zoo
 ZOO_PLUGINS  distributions that may be used, separated by commas; else all; zoo-core always may
 ZOO_CONFIG   the settings file; else $XDG_CONFIG_HOME/zoo/config.toml or ~/.config/zoo/config.toml:
 
+cache = "/big/disk/zoo"      # as ZOO_CACHE, which goes first
 [plugins]
 allow = ["zoo-adapters"]     # as ZOO_PLUGINS, which goes first
 [names]
 lora = "acme-adapters"       # who owns a name that several claim; "adapter:lora" where kinds differ
+
+The same file may hold defaults of the command line, OPTIONS and [budget], which cli/config.py reads and Python calls do
+not.
 """
 
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from zoo_core.errors import UsageError, nearest
 from zoo_core.scan import read_text
 
-__all__ = ["Settings", "cache_folder", "read_settings", "settings_file"]
+__all__ = ["OPTIONS", "Settings", "cache_folder", "read_settings", "read_toml", "settings_file"]
 
-TABLES = ("plugins", "names")
+OPTIONS = ("device", "lock", "num_workers", "runs", "seeds", "threads", "workers")  # of the command line
+TABLES = ("budget", "plugins", "names")
 
 
 class Settings(NamedTuple):
-    """allow: names of distributions, None for all. owners: distribution by name, or by `kind:name`."""
+    """allow: names of distributions, None for all. owners: distribution by name, or by `kind:name`. cache: a folder."""
 
     allow: list[str] | None
     owners: dict[str, str]
+    cache: str | None = None
 
 
 def cache_folder() -> str:
-    """Where the index and downloads are kept; it need not exist."""
-    return os.environ.get("ZOO_CACHE") or f"{_home('XDG_CACHE_HOME', '~/.cache')}/zoo"
+    """Where the index and downloads are kept; it need not exist. Raises UsageError if the settings cannot be used."""
+    return os.environ.get("ZOO_CACHE") or _read_file().cache or f"{_home('XDG_CACHE_HOME', '~/.cache')}/zoo"
 
 
 def settings_file() -> str:
@@ -53,24 +60,32 @@ def read_settings() -> Settings:
     return settings
 
 
-def _read_file() -> Settings:
-    path = settings_file()
+def read_toml(path: str) -> Mapping[str, Any]:
+    """The tables of a settings file, empty if there is none. Raises UsageError if it cannot be read."""
     try:
         text = read_text(path)
     except FileNotFoundError:
-        return Settings(None, {})
+        return {}
     except (OSError, ValueError) as error:
         raise UsageError(f"the settings {path} cannot be read: {error}") from None
     import tomllib  # only those who have settings pay for it
 
     try:
-        content = tomllib.loads(text)
+        return tomllib.loads(text)
     except ValueError as error:
         raise UsageError(f"the settings {path} are not TOML: {error}") from None
-    for table, keys in content.items():
-        if table not in TABLES or not isinstance(keys, dict):
-            known = " and ".join(TABLES)
-            raise UsageError(f"the settings {path} have tables {known}, found {table!r}{nearest(table, TABLES)}")
+
+
+def _read_file() -> Settings:
+    path = settings_file()
+    content = read_toml(path)
+    for key, value in content.items():
+        if key in OPTIONS or key == "cache":
+            continue
+        if key not in TABLES or not isinstance(value, dict):
+            known = ", ".join((*OPTIONS, "cache", *(f"[{table}]" for table in TABLES)))
+            close = nearest(key, (*OPTIONS, "cache", *TABLES))
+            raise UsageError(f"the settings {path} have tables and keys {known}, found {key!r}{close}")
     plugins, owners = content.get("plugins", {}), content.get("names", {})
     for key in plugins.keys() - {"allow"}:
         raise UsageError(f"the settings {path} have [plugins] allow, found {key!r}{nearest(key, ['allow'])}")
@@ -80,4 +95,7 @@ def _read_file() -> Settings:
     for name, owner in owners.items():
         if not isinstance(owner, str):
             raise UsageError(f"the settings {path}: [names] {name!r} is the name of a distribution, found {owner!r}")
-    return Settings(allow, owners)
+    cache = content.get("cache")
+    if cache is not None and not (isinstance(cache, str) and cache):
+        raise UsageError(f"the settings {path}: cache is the path of a folder, found {cache!r}")
+    return Settings(allow, owners, cache and os.path.expanduser(cache))  # noqa: PTH111 - as above

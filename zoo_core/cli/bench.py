@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from zoo_core.cli.config import effective
 from zoo_core.cli.data import told
 from zoo_core.cli.options import (
     budget_options,
@@ -19,6 +20,7 @@ from zoo_core.cli.options import (
     device_option,
     lock_file,
     lock_options,
+    typed,
 )
 from zoo_core.errors import NotFoundError, UsageError
 from zoo_core.report import render
@@ -36,7 +38,7 @@ FORMATS = ("table", "md", "csv", "json")
 
 @click.command()
 @click.argument("suite", required=False, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run; runs/NAME of the suite otherwise.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run; else runs/NAME, see `zoo config`.")
 @click.option("--task", "tasks", multiple=True, help="A task or a path, in place of a suite file; may be given again.")
 @click.option("--backbones", help="Backbones with commas between: 'starter/vit-nano,starter/convnet-nano'.")
 @click.option("--adapters", help="Adapters or chains: 'probe,full,partial(n=2)+norm'.")
@@ -80,9 +82,11 @@ def bench(
     """  # noqa: D301 - click reads the character \b as: keep these lines
     from zoo_core.suites.runner import open_grid, run_grid
 
+    if suite is not None or not (tasks or backbones or adapters or heads):  # what is set does not change a suite's
+        seeds, budget = typed("seeds", seeds), {name: typed(name, value) for name, value in budget.items()}
     grid = {"backbones": backbones, "adapters": adapters, "heads": heads}
     chosen = _suite(suite, tasks, grid, seeds, {name: value for name, value in budget.items() if value is not None})
-    folder = out or Path("runs") / chosen.name
+    folder = out or Path(str(effective()["runs"].value)) / chosen.name
     expanded = open_grid(chosen, folder, lock=lock_file(lock), frozen=frozen)
     device = check_device(device)
     workers, threads = _shared(workers, threads, device)

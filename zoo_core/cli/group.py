@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
 from zoo_core.errors import nearest
+from zoo_core.settings import settings_file
 
 __all__ = ["COMMANDS", "TAKE_PLUGINS", "run"]
 
@@ -28,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "lock": ("zoo_core.cli.hub:lock", "Pin versions, commits and hashes; check a lock."),
     "verify": ("zoo_core.cli.hub:verify", "Hash downloaded files again."),
     "push": ("zoo_core.cli.hub:push", "Publish a stored model on the Hub."),
+    "config": ("zoo_core.cli.config:config", "What is set, and where."),
     "doctor": ("zoo_core.cli.names:doctor", "The health of every plugin."),
 }
 
@@ -86,6 +90,10 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in COMMANDS:
             ctx.fail(f"no command {args[0]!r}; there are {', '.join(COMMANDS)}{nearest(args[0], COMMANDS)}")
+        if args and not ctx.resilient_parsing and not {"-h", "--help"} & set(args) and _has_settings():
+            from zoo_core.cli.config import defaults  # only those who have settings pay for it
+
+            ctx.default_map = {args[0]: defaults(args[0])}
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -141,6 +149,12 @@ def _add_plugins(files: Sequence[str]) -> None:
 
         for file in files:
             add_plugin(file)
+
+
+def _has_settings() -> bool:
+    """Whether anything may set a default: a variable, a file of this folder, or the user's own."""
+    files = ("zoo.toml", settings_file())
+    return any(name.startswith("ZOO_") for name in os.environ) or any(Path(file).exists() for file in files)
 
 
 def _version(ctx: click.Context, wanted: bool) -> None:

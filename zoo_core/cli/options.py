@@ -27,6 +27,7 @@ __all__ = [
     "lock_option",
     "lock_options",
     "threads_option",
+    "typed",
     "use_threads",
 ]
 
@@ -59,6 +60,12 @@ def budget_options(command: Command) -> Command:
         shown = f"{text}  [default: {WITHOUT.get(name, getattr(defaults, name))}]"
         command = click.option(flag, type=kind, default=None, help=shown)(command)
     return command
+
+
+def typed(name: str, value: Any) -> Any:
+    """The value of an option if it was typed on the command line, None if settings gave it."""
+    source = click.get_current_context().get_parameter_source(name)
+    return None if source is click.core.ParameterSource.DEFAULT_MAP else value
 
 
 def threads_option(command: Command) -> Command:

@@ -1,0 +1,201 @@
+"""`zoo config`, and the defaults of options: a flag goes before ZOO_*, zoo.toml, the user's file, and the built-in one.
+
+zoo.toml of the working directory is read by the command line alone, and holds options and [budget] alone: which plugins
+may run, who owns a name and where files are kept is the user's to say, never a folder's. No torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import click
+
+from zoo_core.cli.options import BUDGET_FLAGS, MAX_PROCESSES
+from zoo_core.errors import UsageError, nearest
+from zoo_core.plan import Budget, budget_from
+from zoo_core.settings import OPTIONS, cache_folder, read_settings, read_toml, settings_file
+
+__all__ = ["PROJECT", "READS", "Setting", "config", "defaults", "effective"]
+
+PROJECT = "zoo.toml"
+USERS_OWN = ("cache", "plugins", "names")  # tables and keys of the user's file alone
+BUDGET = tuple(flag.removeprefix("--").replace("-", "_") for flag, _, _ in BUDGET_FLAGS)
+TYPES: Mapping[str, click.ParamType[Any]] = {
+    "device": click.STRING,
+    "lock": click.STRING,
+    "num_workers": click.IntRange(0, MAX_PROCESSES),
+    "runs": click.STRING,
+    "seeds": click.IntRange(1),
+    "threads": click.IntRange(1, MAX_PROCESSES),
+    "workers": click.IntRange(1, MAX_PROCESSES),
+    **{
+        f"budget.{name}": click.types.convert_type(kind)
+        for name, (_, kind, _) in zip(BUDGET, BUDGET_FLAGS, strict=True)
+    },
+}
+# What holds where nothing is set; None: as `zoo COMMAND --help` says.
+USUAL: Mapping[str, Any] = {
+    "device": "auto",
+    "lock": None,
+    "num_workers": 0,
+    "runs": "runs",
+    "seeds": 3,
+    "threads": None,
+    "workers": None,
+    **{f"budget.{name}": asdict(Budget()).get(name) for name in BUDGET},
+}
+# Command -> the keys that its parameters of the same names take their defaults from.
+READS: Mapping[str, tuple[str, ...]] = {
+    "bench": ("device", "lock", "seeds", "threads", "workers", *BUDGET),
+    "fit": ("device", "lock", "num_workers", "threads", *BUDGET),
+    "evaluate": ("device", "threads"),
+    "predict": ("device", "num_workers", "threads"),
+    "embed": ("device", "lock", "num_workers", "threads"),
+    "plan": ("lock",),
+    "fetch": ("file",),
+    "lock": ("file",),
+    "verify": ("file",),
+}
+KEYS: Mapping[str, str] = {"file": "lock"} | {name: f"budget.{name}" for name in BUDGET}  # of other names
+
+
+class Setting(NamedTuple):
+    """A value and where it comes from: `environment:NAME`, `file:PATH` or `default`."""
+
+    value: Any
+    origin: str
+
+
+def defaults(command: str) -> dict[str, Any]:
+    """What the parameters of a command default to because somebody set it. Raises UsageError as `effective` does."""
+    if command not in READS:
+        return {}
+    found = effective()
+    settings = {name: found[KEYS.get(name, name)] for name in READS[command]}
+    return {name: setting.value for name, setting in settings.items() if setting.origin != "default"}
+
+
+def effective() -> dict[str, Setting]:
+    """Every key with the value that holds where no flag is given. Raises UsageError naming the file or variable."""
+    found = {key: Setting(value, "default") for key, value in USUAL.items()}
+    for path in (settings_file(), PROJECT):
+        found |= _of_file(path)
+    for key in TYPES:
+        variable = _variable(key)
+        if variable in os.environ:
+            found[key] = Setting(_converted(key, os.environ[variable], variable), f"environment:{variable}")
+    return found
+
+
+def _of_file(path: str) -> dict[str, Setting]:
+    """The options and the budget of a settings file."""
+    content = dict(read_toml(path))
+    is_project = path == PROJECT
+    for key in USERS_OWN if is_project else ():
+        if key in content:
+            raise UsageError(
+                f"{path}: {key} is for the user to say, not for a folder: write it into {settings_file()}, or set "
+                f"{'ZOO_CACHE' if key == 'cache' else 'ZOO_PLUGINS'}"
+            )
+    known = (*OPTIONS, "budget", *(() if is_project else USERS_OWN))
+    for key in content:
+        if key not in known:
+            raise UsageError(f"{path}: unknown key {key!r}; there are {', '.join(known)}{nearest(key, known)}")
+    budget = content.get("budget", {})
+    if not isinstance(budget, Mapping):
+        raise UsageError(f"{path}: budget is a table, [budget], found {budget!r:.40}")
+    for name in budget:
+        if name not in BUDGET:
+            raise UsageError(f"{path}: [budget] has {', '.join(BUDGET)}, found {name!r}{nearest(name, BUDGET)}")
+    given = {key: value for key, value in content.items() if key in OPTIONS}
+    given |= {f"budget.{name}": value for name, value in budget.items()}
+    return {key: Setting(_converted(key, value, path), f"file:{path}") for key, value in given.items()}
+
+
+def _converted(key: str, value: Any, origin: str) -> Any:
+    """The value in the type of its key. Raises UsageError."""
+    kind = TYPES[key]
+    try:
+        if isinstance(value, bool | list | dict) or (isinstance(value, float) and "integer" in kind.name):
+            raise click.BadParameter(f"found {value!r}")
+        found = kind.convert(value, None, None)
+        if key.startswith("budget.") and isinstance(found, int | float):
+            budget_from({key.removeprefix("budget."): found})
+        if key == "device" and not re.fullmatch(r"auto|cpu|cuda(:\d+)?", found):
+            raise click.BadParameter(f"found {found!r}; allowed: auto, cpu, cuda, cuda:N")
+    except click.BadParameter as error:
+        said = f"found {value!r}; allowed: {_range(kind)}" if isinstance(kind, click.IntRange) else error.message
+        raise UsageError(f"{origin}: {key}: {said}") from None
+    except UsageError as error:
+        raise UsageError(f"{origin}: {error}") from None
+    return os.path.expanduser(found) if key in ("lock", "runs") else found  # noqa: PTH111 - text goes on as text
+
+
+def _range(kind: click.IntRange) -> str:
+    return f"a whole number from {kind.min}" + (f" to {kind.max}" if kind.max is not None else "")
+
+
+def _variable(key: str) -> str:
+    return f"ZOO_{key.upper().replace('.', '_')}"
+
+
+# --- zoo config ------------------------------------------------------------------------------------------------------
+
+
+@click.command()
+@click.option("--show-origin", is_flag=True, help="Also where each value comes from.")
+@click.option("--json", "as_json", is_flag=True, help="An object of {value, origin} by key.")
+def config(show_origin: bool, as_json: bool) -> None:
+    """Show what holds where no flag is given, and where it was set.
+
+    A flag goes before an environment variable (ZOO_DEVICE, ZOO_BUDGET_EPOCHS), that before zoo.toml of this folder,
+    that before your own file, that before the default. Python calls read neither zoo.toml nor the options.
+
+    \b
+    zoo config --show-origin
+    """  # noqa: D301 - click reads the character \b as: keep these lines
+    found = dict(sorted({**effective(), **dict(_users_own())}.items()))
+    for variable, close in _unread(found):
+        click.echo(f"nothing reads {variable}{close}", err=True)
+    if as_json:
+        click.echo(json.dumps({key: setting._asdict() for key, setting in found.items()}, indent=2))
+        return
+    for key, setting in found.items():
+        origin = f"{setting.origin}\t" if show_origin else ""
+        click.echo(f"{origin}{key}={_text(setting.value)}")
+
+
+def _users_own() -> Iterator[tuple[str, Setting]]:
+    """The cache folder, the allowed plugins, and who owns a name."""
+    path, settings = settings_file(), read_settings()
+    own = read_toml(path)
+    of_file = f"file:{path}"
+    is_set = bool(os.environ.get("ZOO_CACHE"))
+    yield (
+        "cache",
+        Setting(cache_folder(), "environment:ZOO_CACHE" if is_set else of_file if "cache" in own else "default"),
+    )
+    is_set = "ZOO_PLUGINS" in os.environ
+    origin = "environment:ZOO_PLUGINS" if is_set else "default" if settings.allow is None else of_file
+    yield "plugins.allow", Setting(settings.allow, origin)
+    for name, owner in settings.owners.items():
+        yield f"names.{name}", Setting(owner, of_file)
+
+
+def _unread(found: Mapping[str, Setting]) -> Iterator[tuple[str, str]]:
+    """Variables that begin like ours and are none, each with the nearest that is."""
+    known = {*map(_variable, TYPES), "ZOO_CACHE", "ZOO_CONFIG", "ZOO_PLUGINS"}
+    for variable in sorted(os.environ):
+        if variable.startswith("ZOO_") and variable not in known:
+            yield variable, nearest(variable, known)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    return ",".join(value) if isinstance(value, list) else str(value)
