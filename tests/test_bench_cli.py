@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from zoo_core.cli import main
+from zoo_core.cli.options import WITHOUT
 from zoo_core.plan import Budget
 
 COMMANDS = ("plan", "bench", "report", "fit", "evaluate", "predict")
@@ -173,7 +174,7 @@ def test_help_shows_the_default_of_each_option_of_the_budget(zoo_here: Run) -> N
         text = " ".join(out.split())
         for each in fields(Budget):
             option = text.partition(f"--{each.name.replace('_', '-')} ")[2].partition(" --")[0]
-            assert f"[default: {'never' if each.default is None else each.default}]" in option, (command, each.name)
+            assert f"[default: {WITHOUT.get(each.name, each.default)}]" in option, (command, each.name)
 
 
 def test_help_of_bench_says_what_its_exit_code_means(zoo_here: Run) -> None:

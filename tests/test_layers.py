@@ -37,7 +37,7 @@ LAYERS = (
     ("report",),
     # torch from here on
     ("features", "pictures", "preparations", "prompts", "remote", "shadows", "sites", "sounds", "weights", "words"),
-    ("attention", "downloads", "seams"),
+    ("attention", "checkpoint", "downloads", "seams"),
     ("pins", "truncation"),
     ("data", "hub", "objective"),
     ("transforms",),

@@ -380,7 +380,7 @@ def test_an_interrupt_exits_with_130(capsys: pytest.CaptureFixture[str], monkeyp
     assert (code, err.strip()) == (130, "zoo: interrupted")
 
 
-@pytest.mark.parametrize(("command", "told"), [("bench", "the same command runs the rest"), ("fit", "starts anew")])
+@pytest.mark.parametrize(("command", "told"), [("bench", "the same command runs the rest"), ("fit", "goes on after")])
 def test_an_interrupted_command_says_what_it_left(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str, told: str
 ) -> None:

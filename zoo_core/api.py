@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo_core.build import build, build_backbone, check_outline
+from zoo_core.checkpoint import UNFINISHED, Unfinished
 from zoo_core.contracts import BackboneRecipe, Modality, Split, Target, TaskRecipe, as_backbone
 from zoo_core.data import Loader, Splits, carve
 from zoo_core.errors import UsageError
@@ -58,6 +59,7 @@ __all__ = [
 
 Found = TypeVar("Found")
 
+HELD = ("run.json", "results.jsonl", "zoo.lock")  # by each of which a folder is known to hold a run
 PUBLISHED = "hub/"  # before the names of fitted models on the Hub
 
 
@@ -74,7 +76,6 @@ def load(
 ) -> Learner:
     """A learner ready to train: pre-trained backbone, adapters, a new head.
 
-    spec: text, recipe objects or a list of both, as "starter/vit-nano+lora(r=4)" and ["starter/vit-nano", Lora(r=4)].
     spec: text, recipe objects or a list of both, as "starter/vit-nano+lora(r=4)" and ["starter/vit-nano", Lora(r=4)].
     num_classes, classes, target: exactly one says what is predicted. seed: decides every new weight.
     class_weights: how much each class, or label, counts in the loss, in their order.
@@ -268,8 +269,10 @@ def fit(
 
     budget: where it does not say which weights to keep, those of the epoch that is best on validation.
     lock, frozen: as for `load`.
+    The same call after an interruption, or a kill, goes on after the last epoch that was stored below `out`; on a CPU
+    it ends with the bits of a fit that nothing interrupted.
     Returns the learner, in evaluation mode, and its result on the test split. Raises UsageError for a folder that
-    already holds a run; that one stays as it is.
+    already holds a run, or the beginning of another fit; it stays as it is.
     """
     budget = budget or Budget()
     if budget.keep is None:
@@ -282,15 +285,28 @@ def fit(
     check_files(plan.parts)
     folder = Path(out)
     prepare_folder(folder)
-    _refuse_a_run(folder)  # before the lock too, which would mend a torn line of that run
+    unfinished = Unfinished(folder / UNFINISHED, _identity(plan, device))
+    if not unfinished.folder.is_dir():
+        _refuse_a_run(folder)  # before the lock too, which would mend a torn line of that run
     with RunLock(folder):
-        _refuse_a_run(folder)
-        result, learner, splits = run_trial(plan, device=device, num_workers=num_workers, report=report)
-        assert plan.task is not None, "fit has a task"
-        is_table = plan.task.recipe.modality == "table"
-        save_run(learner, plan, folder, num_columns=len(splits.train.raw(0)) if is_table else None)
-        append(folder / "results.jsonl", result)
-        _write_lock(plan, folder)
+        if not unfinished.folder.is_dir():
+            _refuse_a_run(folder)
+        unfinished.begin()
+        try:
+            result, learner, splits = run_trial(
+                plan, device=device, num_workers=num_workers, report=report, unfinished=unfinished
+            )
+            for name in HELD:  # of the same fit, killed while it was stored
+                (folder / name).unlink(missing_ok=True)
+            assert plan.task is not None, "fit has a task"
+            is_table = plan.task.recipe.modality == "table"
+            save_run(learner, plan, folder, num_columns=len(splits.train.raw(0)) if is_table else None)
+            append(folder / "results.jsonl", result)
+            _write_lock(plan, folder)
+            unfinished.finish()
+        finally:
+            if not any((folder / name).exists() for name in HELD):
+                unfinished.leave()
     learner.plan = plan
     return learner, result
 
@@ -299,8 +315,15 @@ def _write_lock(plan: Plan, folder: Path) -> None:
     write_lock(folder / "zoo.lock", lock_of(plan.parts, plan.pins))
 
 
+def _identity(plan: Plan, device: str) -> dict[str, object]:
+    """What must be the same for a fit to go on: its digest, and in words what that is made from."""
+    trial = plan.trial
+    named = {"spec": str(trial.spec), "task": str(trial.task), "seed": plan.seed}
+    return {"digest": plan.digest, "device": torch.device(device).type, **named, **plan.budget.identity()}
+
+
 def _refuse_a_run(folder: Path) -> None:
-    held = [name for name in ("run.json", "results.jsonl", "zoo.lock") if (folder / name).exists()]
+    held = [name for name in (*HELD, UNFINISHED) if (folder / name).exists()]
     if held:
         raise UsageError(f"{folder} already holds a run ({held[0]}); give --out a new folder, or remove that one")
 

@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from zoo_core.checkpoint import Offer, State
 from zoo_core.contracts import Batch
 from zoo_core.data import Loader, draw_seed
 from zoo_core.errors import DivergedError, LawError
@@ -22,7 +24,7 @@ from zoo_core.learner import Learner
 from zoo_core.measure import Stopwatch, autocast, precision_of
 from zoo_core.plan import Budget
 
-__all__ = ["Descent", "Progress", "moving", "own_draws"]
+__all__ = ["Descent", "Progress", "moving", "own_draws", "projectors"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,18 +48,20 @@ class Descent:
         self._learner, self._loader, self._budget, self._seed = learner, loader, budget, seed
         self._learning_rate = learning_rate
         self.num_steps = loader.num_batches * budget.epochs
-        self.precision = precision_of(budget.precision, loader.device)
+        self._precision = precision_of(budget.precision, loader.device)
         self._parameters = [parameter for _, parameter in learner.trainable()]
         self._firsts = {one: _first_step(learner.start_of(one), self.num_steps) for one in self._parameters}
         groups = learner.parameter_groups(learning_rate, budget.weight_decay)
-        shares = [
+        self._shares = [
             _rate_at(self.num_steps, budget.warmup, _first_step(group["start"], self.num_steps)) for group in groups
         ]
         with held_back():  # the first optimiser of a process imports torch._dynamo
             self._optimiser = torch.optim.AdamW(groups, fused=True)
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimiser, shares)
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimiser, self._shares)
+        self._projectors = tuple(projectors(learner))  # now, as one that joins later is not trainable for a while
         self._unseen = learner.added()
-        self.watch = Stopwatch(loader.device)
+        self._watch = Stopwatch(loader.device)
+        self._started = time.perf_counter()
         self.losses: list[float] = []
         self.step = 0
         self.kept_epoch: int | None = None
@@ -67,24 +71,93 @@ class Descent:
         self._best_weights: Mapping[str, Tensor] | None = None
         self._waited = 0
 
-    def run(self, validate: Callable[[Learner], float] | None, progress: Callable[[Progress], None]) -> None:
+    def run(
+        self,
+        validate: Callable[[Learner], float] | None,
+        progress: Callable[[Progress], None],
+        offer: Offer = lambda _: None,
+    ) -> None:
         """Trains for the budget's epochs, or until its patience is over, and puts the weights that are kept in place.
 
         validate: a validation score, more is better, asked for after each epoch that ends in the last phase, if the
-        budget has a patience or keeps the best. Raises DivergedError, LawError.
+        budget has a patience or keeps the best. offer: is offered the state after each epoch that another one follows.
+        Raises DivergedError, LawError.
         """
         keeps_best = self._budget.keep == "best"
         looks = validate is not None and (keeps_best or self._budget.patience is not None)
         while len(self.losses) < self._budget.epochs and not self._is_out_of_patience:
             last = self._train_epoch(progress)
-            self._unseen = _still_unseen(self._learner, last, self._unseen, self.precision, self._seed)
+            self._unseen = _still_unseen(self._learner, last, self._unseen, self._precision, self._seed)
             self.kept_epoch, self.kept_score = len(self.losses), None
             if looks and self.step > max(self._firsts.values()):
                 assert validate is not None, "it is there where it is asked"
                 with own_draws(self._loader.device, "validate", self._seed, len(self.losses) - 1):
                     self._weigh(validate(self._learner))  # looking must not change what training draws
+            if len(self.losses) < self._budget.epochs and not self._is_out_of_patience:
+                offer(self.state)
         if keeps_best and self._best_weights is not None:
             self._put_best_back()
+
+    def state(self) -> State:
+        """All that an epoch changes, between two of them; `restore` on a fresh descent goes on from it, bit for bit."""
+        learner, optimiser = self._learner, self._optimiser.state_dict()["state"]
+        parts: dict[str, Mapping[str, Tensor]] = {
+            "weights": moving(learner),
+            "objective": self._objective(),
+            "optimiser": {f"{at}.{name}": x for at, row in optimiser.items() for name, x in row.items()},
+            "draws": _draws(self._loader.device),
+        }
+        if self._best_weights is not None:
+            parts["best"] = self._best_weights
+        values = {
+            "step": self.step,
+            "losses": self.losses,
+            "best": None if self._best_epoch is None else [self._best_epoch, self._best],
+            "waited": self._waited,
+            "unseen": list(self._unseen),
+            "seconds": self.seconds,
+        }
+        return State(values=values, parts={name: part for name, part in parts.items() if part})
+
+    def restore(self, state: State) -> None:
+        """Puts a state in place, the random draws too."""
+        values, parts, learner = state.values, state.parts, self._learner
+        put(moving(learner), parts["weights"])
+        put(self._objective(), parts.get("objective", {}))
+        self.step, self.losses, self._waited = values["step"], list(values["losses"]), values["waited"]
+        if values["best"] is not None:
+            self._best_epoch, self._best = values["best"]
+        self._best_weights = parts.get("best")
+        self._started -= values["seconds"]
+        self._unseen = {name: self._unseen[name] for name in values["unseen"]}
+        table = self._optimiser.state_dict()
+        for key, tensor in parts.get("optimiser", {}).items():
+            at, _, name = key.partition(".")
+            table["state"].setdefault(int(at), {})[name] = tensor
+        self._optimiser.load_state_dict(table)
+        known = self._schedule.state_dict()
+        rates = [base * share(self.step) for base, share in zip(known["base_lrs"], self._shares, strict=True)]
+        self._schedule.load_state_dict(
+            known | {"last_epoch": self.step, "_step_count": self.step + 1, "_last_lr": rates}
+        )
+        for group, rate in zip(self._optimiser.param_groups, rates, strict=True):
+            group["lr"] = rate
+        self._join()
+        _draw_from(parts["draws"], self._loader.device)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time so far, loading included, and what passed before an interruption."""
+        return time.perf_counter() - self._started
+
+    @property
+    def rate(self) -> dict[str, Any] | None:
+        """The rate of training as a result stores it; after an interruption, of the steps since."""
+        return self._watch.rate(batch_size=self._loader.batch_size, precision=self._precision)
+
+    def _objective(self) -> dict[str, Tensor]:
+        state = {} if self._learner.objective is None else self._learner.objective.state_dict()
+        return {name: state[name] for name in self._projectors}
 
     @property
     def _is_out_of_patience(self) -> bool:
@@ -99,10 +172,10 @@ class Descent:
         for batch in self._loader.epoch(epoch):
             if self.step == 0 or self.step in self._firsts.values():
                 self._join()
-            self.watch.start()
+            self._watch.start()
             loss = self._update(batch)
             self._schedule.step()
-            self.watch.stop(len(batch))
+            self._watch.stop(len(batch))
             total += loss
             self.step += 1
             self._unseen = {name: parameter for name, parameter in self._unseen.items() if parameter.grad is None}
@@ -118,7 +191,7 @@ class Descent:
 
     def _update(self, batch: Batch) -> Tensor:
         """One forward pass, one backward pass, one update. Returns the loss, detached."""
-        with autocast(batch.target.device, self.precision):
+        with autocast(batch.target.device, self._precision):
             loss = self._learner.loss(self._learner(batch.inputs), batch)
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -160,9 +233,19 @@ def moving(learner: Learner) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in learner.delta().items() if name not in still}
 
 
+def projectors(learner: Learner) -> dict[str, Tensor]:
+    """What trains in the objective, which is not in the delta, and its buffers; a frozen teacher's weights are not."""
+    if learner.objective is None:
+        return {}
+    frozen = {name for name, parameter in learner.objective.named_parameters() if not parameter.requires_grad}
+    state: dict[str, Tensor] = learner.objective.state_dict()
+    return {name: tensor for name, tensor in state.items() if name not in frozen}
+
+
 @torch.no_grad()
 def put(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    """Copies values into the tensors of the same names."""
+    """Copies values into the tensors of the same names, which are all of them."""
+    assert tensors.keys() == values.keys(), "a state is of the learner that the same plan builds"
     for name, tensor in tensors.items():
         tensor.copy_(values[name])
 
@@ -211,6 +294,18 @@ def _still_unseen(
                 f"the adapter put them where the backbone does not look"
             )
     return {name: parameter for name, parameter in unseen.items() if name not in joined_by_now}
+
+
+def _draws(device: torch.device) -> dict[str, Tensor]:
+    """The state of torch's generators that training draws from, of a GPU too."""
+    found = {"cpu": torch.get_rng_state()}
+    return found | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else found
+
+
+def _draw_from(states: Mapping[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)
 
 
 @contextmanager

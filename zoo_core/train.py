@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from zoo_core.build import checksum
+from zoo_core.checkpoint import Offer, State
 from zoo_core.data import Loader
 from zoo_core.descent import Descent, Progress, own_draws
 from zoo_core.errors import DivergedError, LawError
@@ -50,12 +51,16 @@ def fit(
     seed: int,
     validate: Callable[[Learner], float] | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
+    state: State | None = None,
+    offer: Offer = lambda _: None,
 ) -> Fitted:
     """Trains a learner in place on the loader's device, and leaves it in evaluation mode.
 
     learning_rate: None for a head that is fitted in closed form. validate: a validation score, more is better, asked
     for after each epoch when the budget has a patience or keeps the best, once the last phase has begun. The weights of
     the best epoch stay, or those of the last, as the budget says, and what the learner's finishers make of them.
+    offer: is offered the state after each epoch that another follows. state: one of those, of an interrupted fit of
+    this plan; on a CPU the fit that goes on from it ends with the bits of one that nothing interrupted.
     Raises DivergedError when the loss or a weight is no longer finite, LawError when something frozen has moved or
     state has appeared that the delta does not know.
     """
@@ -69,24 +74,17 @@ def fit(
             _fit_closed_form(learner, loader)
             fitted = Fitted(losses=(), num_steps=0, seconds=time.perf_counter() - started, training=None)
         else:
-            fitted = _fit_by_gradient(learner, loader, budget, learning_rate, seed, validate, progress)
+            descent = Descent(learner, loader, budget=budget, learning_rate=learning_rate, seed=seed)
+            if state is not None:
+                descent.restore(state)
+            descent.run(validate, progress, offer)
+            fitted = _finished(descent, learner, learning_rate)
     learner.eval()
     _check_frozen(learner, frozen)
     return fitted
 
 
-def _fit_by_gradient(
-    learner: Learner,
-    loader: Loader,
-    budget: Budget,
-    learning_rate: float,
-    seed: int,
-    validate: Callable[[Learner], float] | None,
-    progress: Callable[[Progress], None],
-) -> Fitted:
-    started = time.perf_counter()
-    descent = Descent(learner, loader, budget=budget, learning_rate=learning_rate, seed=seed)
-    descent.run(validate, progress)
+def _finished(descent: Descent, learner: Learner, learning_rate: float) -> Fitted:
     for finish in learner.finishers:
         finish(learner)
     if not all(bool(parameter.isfinite().all()) for _, parameter in learner.trainable()):
@@ -96,8 +94,8 @@ def _fit_by_gradient(
     return Fitted(
         losses=tuple(descent.losses),
         num_steps=descent.step,
-        seconds=time.perf_counter() - started,
-        training=descent.watch.rate(batch_size=loader.batch_size, precision=descent.precision),
+        seconds=descent.seconds,
+        training=descent.rate,
         epoch=descent.kept_epoch,
         score=None if learner.finishers else descent.kept_score,
     )

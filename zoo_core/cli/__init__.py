@@ -17,7 +17,7 @@ __all__ = ["main"]
 
 INTERRUPTED = {
     "bench": "interrupted; what is done is stored, and the same command runs the rest",
-    "fit": "interrupted; nothing is stored, and the same command starts anew",
+    "fit": "interrupted; the same command goes on after the last epoch that was stored",
 }
 
 

@@ -54,12 +54,15 @@ def fit(
 ) -> None:
     """Fit one model: a learning rate is chosen on validation, the model is scored on test and stored.
 
+    Interrupted or killed, the same command goes on after the last epoch that was stored, in OUT/unfinished.
+
     \b
     zoo fit 'starter/vit-nano+partial(n=2)' --task digits --out runs/my-digits
     """  # noqa: D301 - click reads the character \b as: keep these lines
     with held_back():
         from zoo_core.api import fetch
         from zoo_core.api import fit as run
+        from zoo_core.checkpoint import UNFINISHED, standing
 
     chosen = budget_from({name: value for name, value in budget.items() if value is not None})
     device = check_device(device)
@@ -67,6 +70,9 @@ def fit(
     pins, task = lock_file(lock), told(task)
     with downloading() as progress:
         fetch(spec, task=task, lock=pins, frozen=frozen, progress=progress)
+    stands = standing(out / UNFINISHED)
+    if stands is not None:
+        click.echo(f"going on in {out}: {stands}", err=True)
     with fitting(spec) as report:
         _, result = run(
             spec,

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
@@ -19,9 +19,11 @@ import torch
 from torch import Tensor
 
 from zoo_core.build import build
+from zoo_core.checkpoint import Offer, State, Unfinished
 from zoo_core.contracts import METRICS, Split, Target, TaskData
 from zoo_core.data import Loader, Splits, carve
 from zoo_core.declarations import blaming
+from zoo_core.descent import moving, projectors, put
 from zoo_core.errors import DivergedError
 from zoo_core.learner import Learner
 from zoo_core.lock import part_key
@@ -88,15 +90,26 @@ def run_trial(
     device: torch.device | str = "cpu",
     num_workers: int = 0,
     report: Callable[[Report], None] = lambda _: None,
+    unfinished: Unfinished | None = None,
 ) -> tuple[Result, Learner, Splits]:
-    """The result of a trial with its chosen learner, in evaluation mode on the device, and the splits it saw."""
+    """The result of a trial with its chosen learner, in evaluation mode on the device, and the splits it saw.
+
+    unfinished: where its states are kept, from the last of which an interrupted one goes on.
+    """
     assert plan.task is not None, "a trial has a task"
     device = torch.device(device)
     data = data or open_task(plan)
     splits = carve(data, seed=plan.seed, shots=plan.task.common["shots"], limit=plan.task.common["limit"])
     reset_peak_memory(device)
     chosen = choose(
-        plan, splits.train, splits.val, splits.target, device=device, num_workers=num_workers, report=report
+        plan,
+        splits.train,
+        splits.val,
+        splits.target,
+        device=device,
+        num_workers=num_workers,
+        report=report,
+        unfinished=unfinished,
     )
     peak = peak_memory_bytes(device)
     metric = plan.task.recipe.metric
@@ -132,13 +145,14 @@ def choose(
     device: torch.device,
     num_workers: int = 0,
     report: Callable[[Report], None] = lambda _: None,
+    unfinished: Unfinished | None = None,
 ) -> Chosen:
     """Fits one candidate for each learning rate and keeps the best on validation; on a tie the one nearest the middle.
 
     Every candidate starts from the same state, sees the same examples in the same order, and ends with its last epoch,
     or with the best on validation, as the budget says; then its "epoch" says which of how many "epochs" that was.
     One that diverges, in training or in what it predicts, is not chosen; its score is None.
-    Raises DivergedError when that is so for all of them.
+    unfinished: as for `run_trial`. Raises DivergedError when that is so for all of them.
     """
     assert plan.task is not None, "a trial has a task"
     learner = build(plan, target=target).to(device)
@@ -147,44 +161,117 @@ def choose(
     if plan.weights == "random":
         calibrate(learner, fitting)
     rates: tuple[float | None, ...] = plan.learning_rates or (None,)
-    start, projectors = _snapshot(learner), _projectors(learner)
+    start = {name: tensor.clone() for name, tensor in learner.delta().items()}
+    trained_beside = {name: tensor.clone() for name, tensor in projectors(learner).items()}
     order = sorted(range(len(rates)), key=lambda index: abs(index - len(rates) // 2))
-    candidates: list[dict[str, Any]] = [{} for _ in rates]
-    best: tuple[float, int, dict[str, Tensor], Fitted] | None = None
-    diverged: DivergedError | None = None
-    began = time.perf_counter()
-    for position, index in enumerate(order):
+    trying = _Trying(candidates=[{} for _ in rates])
+    state = unfinished.state if unfinished is not None else None
+    under_way = None if state is None else trying.restore(state)
+    for position in range(trying.num_done, len(order)):
+        index = order[position]
         if position:
             learner.load_delta(start)
-            _put_projectors(learner, projectors)
+            put(projectors(learner), trained_beside)
 
         def tell(progress: Progress, position: int = position) -> None:
             report(Report(candidate=position + 1, num_candidates=len(rates), progress=progress))
 
-        candidates[index] = {"learning_rate": rates[index], "validation_score": None}
+        def offer(make: Callable[[], State]) -> None:
+            if unfinished is not None:
+                unfinished.offer(lambda: trying.state(make()))
+
+        trying.candidates[index] = {"learning_rate": rates[index], "validation_score": None}
         try:
-            fitted, found = _fit_candidate(plan, learner, fitting, validating, rates[index], tell)
+            fitted, found = _fit_candidate(plan, learner, fitting, validating, rates[index], tell, under_way, offer)
+            trying.weigh(plan, learner, index, fitted, found)
         except DivergedError as error:
-            diverged = error
-            continue
-        candidates[index]["validation_score"] = found
-        if plan.budget.keep == "best" and fitted.epoch is not None:
-            candidates[index] |= {"epoch": fitted.epoch, "epochs": len(fitted.losses)}
-        worth = found if METRICS[plan.task.recipe.metric].higher_is_better else -found
-        if best is None or worth > best[0]:
-            best = (worth, index, _snapshot(learner), fitted)
-    if best is None:
-        assert diverged is not None, "there is at least one candidate"
-        raise diverged
+            trying.diverged = str(error)
+        under_way = None
+        trying.num_done = position + 1
+        if unfinished is not None:
+            unfinished.offer(trying.state)
+    if trying.best is None:
+        assert trying.diverged is not None, "there is at least one candidate"
+        raise DivergedError(trying.diverged)
     learner.eval()  # a fit that diverged left it in training mode
-    learner.load_delta(best[2])
+    learner.load_delta({**start, **trying.best.weights})
     return Chosen(
         learner=learner,
-        fitted=best[3],
-        train_seconds=time.perf_counter() - began,
-        candidates=tuple(candidates),
-        best=best[1],
+        fitted=trying.best.fitted,
+        train_seconds=trying.seconds,
+        candidates=tuple(trying.candidates),
+        best=trying.best.index,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Best:
+    """The best candidate so far. worth: its validation score, more is better. weights: what training moved."""
+
+    worth: float
+    index: int
+    weights: Mapping[str, Tensor]
+    fitted: Fitted
+
+
+@dataclass(kw_only=True)
+class _Trying:
+    """The candidates of a trial under way; `state` is what `restore` takes."""
+
+    candidates: list[dict[str, Any]]
+    num_done: int = 0
+    best: _Best | None = None
+    diverged: str | None = None
+    began: float = field(default_factory=time.perf_counter)
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.began
+
+    def weigh(self, plan: Plan, learner: Learner, index: int, fitted: Fitted, found: float) -> None:
+        """Takes a fitted candidate with its validation score into account; of equal ones the first stays."""
+        assert plan.task is not None, "a trial has a task"
+        self.candidates[index]["validation_score"] = found
+        if plan.budget.keep == "best" and fitted.epoch is not None:
+            self.candidates[index] |= {"epoch": fitted.epoch, "epochs": len(fitted.losses)}
+        worth = found if METRICS[plan.task.recipe.metric].higher_is_better else -found
+        if self.best is None or worth > self.best.worth:
+            weights = {name: tensor.clone() for name, tensor in moving(learner).items()}
+            self.best = _Best(worth=worth, index=index, weights=weights, fitted=fitted)
+
+    def state(self, under_way: State | None = None) -> State:
+        """The candidates done, the best of them, and the one under way."""
+        values: dict[str, Any] = {
+            "candidates": self.candidates,
+            "num_done": self.num_done,
+            "diverged": self.diverged,
+            "seconds": self.seconds,
+            "fit": None if under_way is None else under_way.values,
+        }
+        parts = {} if under_way is None else {f"fit-{name}": part for name, part in under_way.parts.items()}
+        if self.best is not None:
+            values["best"] = {
+                "worth": self.best.worth,
+                "index": self.best.index,
+                "fitted": asdict(self.best.fitted),
+            }
+            parts["chosen"] = self.best.weights
+        return State(values=values, parts=parts)
+
+    def restore(self, state: State) -> State | None:
+        """Takes a state over; gives that of the candidate under way, if there is one."""
+        values, parts = state.values, state.parts
+        self.candidates, self.num_done = list(values["candidates"]), values["num_done"]
+        self.diverged = values["diverged"]
+        self.began -= values["seconds"]
+        if "best" in values:
+            best = dict(values["best"])
+            fitted = Fitted(**best.pop("fitted") | {"losses": tuple(values["best"]["fitted"]["losses"])})
+            self.best = _Best(**best, weights=parts["chosen"], fitted=fitted)
+        if values["fit"] is None:
+            return None
+        under_way = {name.removeprefix("fit-"): part for name, part in parts.items() if name.startswith("fit-")}
+        return State(values=values["fit"], parts=under_way)
 
 
 def _fit_candidate(
@@ -194,6 +281,8 @@ def _fit_candidate(
     validating: Loader,
     rate: float | None,
     progress: Callable[[Progress], None],
+    state: State | None,
+    offer: Offer,
 ) -> tuple[Fitted, float]:
     """Fits at one learning rate; what the fit did, and the validation score of the weights that it kept."""
     assert plan.task is not None, "a trial has a task"
@@ -212,6 +301,8 @@ def _fit_candidate(
         seed=plan.seed,
         validate=validate,
         progress=progress,
+        state=state,
+        offer=offer,
     )
     return fitted, sign * (validate(learner) if fitted.score is None else fitted.score)
 
@@ -253,24 +344,6 @@ def _loader(
         device=device,
         num_workers=num_workers,
     )
-
-
-def _snapshot(learner: Learner) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in learner.delta().items()}
-
-
-def _projectors(learner: Learner) -> dict[str, Tensor]:
-    """What trains in the objective, which is not in the delta, and its buffers; a frozen teacher's weights are not."""
-    if learner.objective is None:
-        return {}
-    frozen = {name for name, parameter in learner.objective.named_parameters() if not parameter.requires_grad}
-    state: dict[str, Tensor] = learner.objective.state_dict()
-    return {name: tensor.clone() for name, tensor in state.items() if name not in frozen}
-
-
-def _put_projectors(learner: Learner, state: dict[str, Tensor]) -> None:
-    if learner.objective is not None:
-        learner.objective.load_state_dict(state, strict=False)
 
 
 def _coverage(learner: Learner) -> dict[str, int]:
