@@ -12,7 +12,6 @@ from safetensors.torch import load, save
 import zoo_core
 from tests.far.fixture import BASE, FAR, Far
 from tests.hub_server import Status
-from zoo_core.contracts import Target
 from zoo_core.errors import AccessError, IntegrityError, NotFoundError, RefusedError, UsageError
 
 NAME = f"far/{BASE}"
@@ -127,10 +126,78 @@ def test_a_stored_run_stays_with_its_commit(far: Far, tmp_path: Path) -> None:
         zoo_core.load_run("run")
 
 
-def test_a_published_model_takes_no_target(far: Far) -> None:
-    with pytest.raises(UsageError, match="hub/me/x is a fitted model with outputs of its own"):
-        zoo_core.load("hub/me/x", target=Target(kind="classes", size=2))
-    assert far.server.log == []
+@pytest.fixture
+def published(far: Far, monkeypatch: pytest.MonkeyPatch) -> Far:
+    """A model on the Hub, `hub/ann/first`, that was fitted on another one there."""
+    monkeypatch.setenv("HF_TOKEN", far.server.token("ann", write=("ann/*",)))
+    words = ("fit", f"{NAME}+full", "--task", "digits(shots=2)", "--out", "first", "--epochs", "1", "--device", "cpu")
+    assert far.zoo(*words)[0] == 0
+    assert far.zoo("push", "first", "ann/first")[0] == 0
+    far.server.clear_log()
+    return far
+
+
+def test_a_published_model_is_a_backbone(published: Far) -> None:
+    fitted = zoo_core.load("hub/ann/first")
+    assert fitted.target.size == 10
+    start = zoo_core.load("hub/ann/first", num_classes=3)  # with a target, its backbone and a new head
+    inputs = fitted.source.preparation.dummy(2)
+    assert torch.equal(start.backbone(inputs).x, fitted.backbone(inputs).x)
+    assert not torch.equal(start.backbone(inputs).x, zoo_core.load_backbone(NAME)(inputs).x)
+    assert start(inputs).predictions.shape == (2, 3)
+    plan = zoo_core.resolve("hub/ann/first+partial(n=2)+linear", task="digits")
+    assert str(plan.spec) == "hub/ann/first+partial(n=2)+linear"
+    assert [part.kind for part in plan.parts] == ["backbone", "adapter", "head", "task"]
+    with pytest.raises(UsageError, match="hub/first: write hub/ORG/NAME"):
+        zoo_core.resolve("hub/first", task="digits")
+    with pytest.raises(NotFoundError, match=r"org/base has no weights: no file fits delta\.safetensors"):
+        zoo_core.load_backbone(f"hub/{BASE}")
+
+
+def test_a_fit_on_a_published_model_is_pinned_and_names_its_chain(published: Far, tmp_path: Path) -> None:
+    budget = zoo_core.Budget(epochs=1, num_rates=1)
+    learner, _ = zoo_core.fit("hub/ann/first+partial(n=2)", task="digits(shots=2)", out="second", budget=budget)
+    inputs = learner.source.preparation.dummy(2)
+    (link,) = json.loads(Path("second/run.json").read_text())["chain"]
+    below = json.loads(Path("first/run.json").read_text())
+    assert link == {
+        "name": "hub/ann/first",
+        "digest": below["digest"],
+        "base_digest": below["base_digest"],
+        "delta": below["delta"]["sha256"],
+    }
+    locked = json.loads(Path("second/zoo.lock").read_text())["parts"]["backbone:hub/ann/first"]
+    assert locked["revision"] == published.server.head("ann/first")
+    assert locked["files"]["delta.safetensors"] == below["delta"]
+    published.server.commit("ann/first", {"delta.safetensors": b"another"})
+    assert torch.equal(zoo_core.load_run("second")(inputs).predictions, learner(inputs).predictions)
+    assert published.zoo("push", "second", "ann/second")[0] == 0
+    assert zoo_core.load("hub/ann/second").plan.spec == learner.plan.spec  # type: ignore[union-attr]
+
+
+def test_what_a_published_model_was_fitted_on_is_fetched_with_it(
+    published: Far, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "another"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "another" / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "another" / "hub"))
+    assert published.zoo("lock", "hub/ann/first+partial(n=2)")[0] == 0
+    with pytest.raises(NotFoundError, match="requests are forbidden"):
+        zoo_core.load("hub/ann/first+partial(n=2)", num_classes=2, lock="zoo.lock", frozen=True)
+    found = zoo_core.fetch("hub/ann/first+partial(n=2)", lock="zoo.lock")
+    assert found.keys() == {"backbone:hub/ann/first", f"backbone:{NAME}"}
+    published.server.clear_log()
+    zoo_core.load("hub/ann/first+partial(n=2)", num_classes=2, lock="zoo.lock", frozen=True)
+    assert published.server.log == []
+
+
+def test_the_command_fetches_the_whole_chain(published: Far) -> None:
+    code, out, _ = published.zoo("fetch", "hub/ann/first+partial(n=2)", "--json")
+    assert code == 0
+    assert {row["part"] for row in json.loads(out)} == {"backbone:hub/ann/first", f"backbone:{NAME}"}
+    code, out, _ = published.zoo("plan", "hub/ann/first+partial(n=2)", "--task", "digits")
+    assert code == 0
+    assert "hub/ann/first" in out
 
 
 def test_a_bench_goes_on_with_the_commit_it_began_with(far: Far, monkeypatch: pytest.MonkeyPatch) -> None:

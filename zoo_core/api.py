@@ -32,6 +32,7 @@ from zoo_core.resolve import resolve
 from zoo_core.runs import StoredRun, load_stored, load_together, read_run, save_run
 from zoo_core.spec import Spec, parse_part
 from zoo_core.store import Result, RunLock, append
+from zoo_core.stored import beneath
 from zoo_core.suites.grid import Suite, load_suite, starter_suite
 from zoo_core.suites.runner import News, open_grid, prepare_folder, run_grid
 from zoo_core.suites.trial import Report, open_task, run_trial, score_split
@@ -80,14 +81,10 @@ def load(
     num_classes, classes, target: exactly one says what is predicted. seed: decides every new weight.
     class_weights: how much each class, or label, counts in the loss, in their order.
     lock: a file that pins commits and hashes, as `zoo lock` writes it. frozen: no network, and nothing that the lock
-    does not pin. `hub/ORG/NAME` alone is a fitted model that `zoo push` published: it has a head, and takes no target.
+    does not pin. `hub/ORG/NAME` alone, without a target, is the fitted model itself that `zoo push` published.
     Example: `zoo_core.load("starter/vit-nano+partial(n=2)", num_classes=3)`.
     """
-    if isinstance(spec, str | Spec) and str(spec).startswith(PUBLISHED):
-        if (num_classes, classes, target) != (None, None, None):
-            raise UsageError(
-                f"{spec} is a fitted model with outputs of its own; leave num_classes, classes and target out"
-            )
+    if (num_classes, classes, target) == (None, None, None) and _is_published(spec):
         return load_run(str(spec))
     plan = _pinned(spec, lock, frozen, target=_wanted(num_classes, classes, target), seed=seed)
     learner = build(plan, class_weights=_weights(class_weights, plan.target))
@@ -99,9 +96,27 @@ def _pinned(spec: SpecLike, lock: str | Path | None, frozen: bool, **trial: Any)
     """The plan of a trial, its files pinned: by the lock, a catalogue or a record, else by asking where they are."""
     pins = read_pins(Path(lock) if lock else None)
     plan = pin_plan(resolve(spec, pins=pins, offline=frozen, **trial), frozen=frozen)
-    for part in plan.parts if frozen else ():
-        files_of(plan, part, offline=True)  # so that nothing is left to download
+    if frozen:
+        _files(plan, offline=True)  # so that nothing is left to download
     return plan
+
+
+def _is_published(spec: object) -> bool:
+    """Whether this is the name of a model on the Hub, and nothing else."""
+    return isinstance(spec, str | Spec) and str(spec).startswith(PUBLISHED) and not {*"+("} & {*str(spec)}
+
+
+def _files(plan: Plan, *, offline: bool = False, progress: Callable[[Download], None] | None = None) -> dict[str, Path]:
+    """The folder of each part that has files, by its key in a lock; those of the runs that its backbone is too."""
+    found: dict[str, Path] = {}
+    below: Plan | None = plan
+    while below is not None:
+        for part in below.parts:
+            folder = files_of(below, part, offline=offline, progress=progress)
+            if folder is not None:
+                found[part_key(part)] = folder
+        below = beneath(below, offline=offline)
+    return found
 
 
 def fetch(
@@ -120,8 +135,7 @@ def fetch(
     wanted: dict[str, Any] = {"task": task} if task is not None else {"target": Target(kind="classes", size=2)}
     plan = _pinned(spec, lock, frozen, **wanted)
     check_outline(plan)
-    folders = {part_key(part): files_of(plan, part, offline=frozen, progress=progress) for part in plan.parts}
-    return {key: folder for key, folder in folders.items() if folder is not None}
+    return _files(plan, offline=frozen, progress=progress)
 
 
 def _wanted(num_classes: object, classes: object, target: object) -> Target:

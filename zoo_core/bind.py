@@ -57,7 +57,8 @@ class Bound:
     name: the name of the entry point or `namespace/rest`; for a record's name, the part that it stands for.
     recipe: an instance of the plugin's own class. common: the arguments that the core itself handles, by name.
     written: the part as the user wrote it. implied: the arguments that its record gives.
-    qualified: whether other kinds claim the name too, so that the canonical text needs `head:`.
+    qualified: whether another kind that may stand at its place claims the name too, so that the canonical text needs
+    `head:`.
     """
 
     kind: PartKind

@@ -26,6 +26,11 @@ from zoo_core.spec import Part, parse_part
 __all__ = ["Bound", "Provider", "Registry", "State", "list_names", "registry", "show"]
 
 PLANNED = frozenset({"zoo-distill"})  # names are kept for them, and there is nothing to install yet
+PLACES_OF_KINDS: tuple[frozenset[PartKind], ...] = (  # in a spec: at its start, and after a `+`; tasks stand in none
+    frozenset({"backbone"}),
+    frozenset({"adapter", "head"}),
+    frozenset({"task"}),
+)
 VERBS: dict[PartKind, str] = {"backbone": "build", "head": "build", "adapter": "apply", "task": "open"}
 
 
@@ -92,6 +97,10 @@ class Registry:
             raise AmbiguousError(found[0].problem)
         return self._as_known(found[0])
 
+    def kinds(self, name: str) -> frozenset[PartKind]:
+        """The kinds of part that somebody claims a name for."""
+        return frozenset(provider.kind for provider in self._claimed(name, None))
+
     def recipe(self, provider: Provider) -> type:
         """The dataclass that the provider publishes. Raises PluginError, and nothing of the plugin's own.
 
@@ -152,7 +161,7 @@ class Registry:
         root = self._root(described.name, provider)
         recipe = self.recipe_of(described.name, root)
         instance, common = bind_recipe(root, recipe, full, _rest(described.name, root), part.name)
-        claimed = {provider.kind for provider in self._claimed(part.name, None)}
+        rivals = self.kinds(part.name) & next(place for place in PLACES_OF_KINDS if root.kind in place)
         return Bound(
             kind=root.kind,
             name=described.name,
@@ -162,7 +171,7 @@ class Registry:
             written=part,
             revision=full.revision,
             implied=implied,
-            qualified=len(claimed) > 1,
+            qualified=len(rivals) > 1,
         )
 
     def _claimed(self, name: str, kind: PartKind | None) -> list[Provider]:
@@ -198,7 +207,8 @@ class Registry:
     def _not_found(self, name: str, kind: PartKind | None) -> str:
         """What is known about a name that nobody provides, and the command that helps."""
         wanted = kind or "part"
-        owner = reserved_names().get(name.partition("/")[0])
+        root = name.partition("/")[0]
+        owner = reserved_names().get(f"{kind}:{root}", reserved_names().get(root))
         if owner is not None and not any(normalise(d["name"]) == owner for d in self.index.distributions):
             mend = "" if owner in PLANNED else f": pip install {owner}"
             return f"{name!r} is reserved for {owner}, which is not installed{mend}"

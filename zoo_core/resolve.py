@@ -14,9 +14,22 @@ from typing import get_args
 from zoo_core.bind import Bound
 from zoo_core.catalog import Catalog, Entry
 from zoo_core.catalog import catalog as default_catalog
-from zoo_core.contracts import KINDS, FeatureSpec, Kind, Located, Modality, Seam, Source, Target, TaskRecipe, Weights
+from zoo_core.contracts import (
+    KINDS,
+    FeatureSpec,
+    Kind,
+    Located,
+    Modality,
+    PartKind,
+    Seam,
+    Source,
+    Target,
+    TaskRecipe,
+    Weights,
+)
 from zoo_core.declarations import TRAINING, broken, check_adapter, check_head, check_task
 from zoo_core.errors import IncompatibleError, NotFoundError, RefusedError, UsageError, ZooError
+from zoo_core.index import reserved_names
 from zoo_core.lock import Pinned, part_key
 from zoo_core.paths import task_part
 from zoo_core.plan import Budget, Plan, pinned
@@ -157,8 +170,11 @@ def _deferred(entry: Entry | None) -> tuple[str, ...]:
 
 
 def _bind_chain(parts: Sequence[Part], registry: Registry) -> tuple[Bound, tuple[Bound, ...], Bound]:
-    """Backbone, adapters and head of a spec; the registry, not the position, decides the kind of each part."""
-    backbone = registry.bind(parts[0])
+    """Backbone, adapters and head of a spec; the registry, not the position, decides the kind of each part.
+
+    Of a name that a backbone shares with an adapter or a head, as hub/ORG/NAME, only one can stand where it does.
+    """
+    backbone = registry.bind(parts[0], _kind_of(parts[0], ("backbone",), registry))
     if backbone.kind != "backbone":
         raise UsageError(
             f"a spec starts with a backbone, and {parts[0].name!r} is of kind {backbone.kind}; "
@@ -167,12 +183,14 @@ def _bind_chain(parts: Sequence[Part], registry: Registry) -> tuple[Bound, tuple
     adapters: list[Bound] = []
     head: Bound | None = None
     for part in parts[1:]:
-        bound = registry.bind(part)
+        bound = registry.bind(part, _kind_of(part, ("adapter", "head"), registry))
         if bound.kind == "head" and head is not None:
             raise UsageError(f"two heads, {head.name} and {bound.name}; a spec ends with at most one")
         if bound.kind == "adapter" and head is not None:
             raise UsageError(f"adapter {bound.name} stands after head {head.name}; the head comes last")
         if bound.kind not in ("adapter", "head"):
+            if part.kind is None and f"adapter:{part.name.partition('/')[0]}" in reserved_names():
+                registry.find(part.name, "adapter")  # raises: its owner is not installed
             raise UsageError(f"{part.name!r} is of kind {bound.kind}; after the backbone come adapters, then one head")
         if bound.kind == "head":
             head = bound
@@ -183,6 +201,13 @@ def _bind_chain(parts: Sequence[Part], registry: Registry) -> tuple[Bound, tuple
         check_adapter(adapter)
     check_head(head)
     return backbone, tuple(adapters), head
+
+
+def _kind_of(part: Part, fitting: Sequence[PartKind], registry: Registry) -> PartKind | None:
+    """The kind of a name of several, of which one can stand at its place; None where that is left to the registry."""
+    claimed = registry.kinds(part.name)
+    here = [kind for kind in fitting if kind in claimed]
+    return here[0] if part.kind is None and len(claimed) > 1 and len(here) == 1 else None
 
 
 def _allowed_weights(backbone: Bound, entry: Entry | None) -> Weights:

@@ -1,8 +1,8 @@
 """A fitted model on disk: its delta as safetensors, what it was built from as JSON, and the way back.
 
-run.json holds the spec, task, target with its ordered names, budget, seed, the digests of trial and base, and the
-identity of each adapter and of the head. Loading resolves the same spec with what is installed now, refuses another
-base or recipe, rebuilds without the objective, and copies the delta in.
+run.json holds the spec, task, target with its ordered names, budget, seed, the digests of trial and base, the identity
+of each adapter and of the head, and the digests of all runs that it was fitted on. Loading resolves the same spec with
+what is installed now, refuses another base or recipe, rebuilds without the objective, and copies the delta in.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from zoo_core.build import build, build_backbone
+from zoo_core.chain import check_links, links_of, moved, places_of
 from zoo_core.contracts import TARGET_KINDS, FileHash, Target
 from zoo_core.errors import AccessError, IncompatibleError, IntegrityError, NotFoundError, UsageError, ZooError
 from zoo_core.hub import pin_plan
@@ -76,6 +77,8 @@ def save_run(learner: Learner, plan: Plan, path: Path, *, num_columns: int | Non
         "digest": plan.digest,
         "base_digest": plan.base_digest,
         "parts": _identities(plan),
+        "chain": links_of(plan),
+        "places": places_of(plan, path),
         "num_columns": num_columns,
         "delta": {"sha256": sha256_of(delta), "size": delta.stat().st_size},
     }
@@ -103,9 +106,10 @@ def read_run(path: Path, *, needs_task: bool = True) -> StoredRun:
         task = parse_part(_text(table["task"])) if table["task"] is not None else None
         base_digest, seed, parts = table["base_digest"], int(table["seed"]), list(table["parts"])
         num_columns = None if table["num_columns"] is None else int(table["num_columns"])
+        chain, places = list(table.get("chain", [])), dict(table.get("places", {}))  # older ones have none
     except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
         raise IntegrityError(f"{file} is damaged ({_said(error)}); copy it again, or fit the model again") from error
-    pins = pins_of(read_lock(path / "zoo.lock"))
+    spec, pins = moved(path, spec, pins_of(read_lock(path / "zoo.lock")), places)
     trial: dict[str, Any] = {"target": target, "budget": budget, "seed": seed, "pins": pins}
     try:
         try:
@@ -122,6 +126,8 @@ def read_run(path: Path, *, needs_task: bool = True) -> StoredRun:
             ) from error
         raise NotFoundError(f"{path} needs a part that is not installed{_fitted_with(path)}: {error}") from error
     _check_files(path, plan)
+    if chain:
+        check_links(path, chain, links_of(plan))
     if plan.base_digest != base_digest:
         raise IncompatibleError(
             f"{path} was fitted on another base: {str(base_digest)[:12]} then, {str(plan.base_digest)[:12]} now; "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from zoo_core.errors import (
 from zoo_core.lock import Pinned, lock_of, part_key, pins_of, read_lock, read_pins, write_lock
 from zoo_core.plan import Plan, needed
 from zoo_core.resolve import resolve
+from zoo_core.stored import beneath
 from zoo_core.suites.grid import expand, load_suite
 from zoo_core.unpublished import lacking as not_given
 
@@ -63,7 +64,7 @@ def fetch(what: tuple[str, ...], task: str | None, file: Path | None, as_json: b
 
             for plan in plans:
                 check_outline(plan)
-        wanted = _needed(plans)
+        wanted = _needed(_with_chains(plans))
     elif pins:
         wanted = {key: (pin, tuple(pin.files)) for key, pin in pins.items()}
     else:
@@ -204,7 +205,7 @@ def _plans(
     for text in what:
         if text.endswith(".toml"):
             plans += expand(load_suite(Path(text)), pins=pins, offline=offline).plans
-        elif text.startswith(PUBLISHED):
+        elif text.startswith(PUBLISHED) and not {*"+("} & {*text}:
             from zoo_core.hub import fetch_run
             from zoo_core.runs import read_run
 
@@ -212,6 +213,15 @@ def _plans(
         else:
             plans.append(_plan(text, task, pins, offline))
     return plans
+
+
+def _with_chains(plans: Iterable[Plan]) -> Iterator[Plan]:
+    """The plans, and those of the stored runs that their backbones are made of."""
+    for plan in plans:
+        below: Plan | None = plan
+        while below is not None:
+            yield below
+            below = beneath(below)
 
 
 def _plan(text: str, task: str | None, pins: Mapping[str, Pinned], offline: bool) -> Plan:
