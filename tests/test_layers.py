@@ -39,7 +39,7 @@ LAYERS = (
     ("features", "pictures", "preparations", "prompts", "remote", "shadows", "sites", "sounds", "weights", "words"),
     ("attention", "checkpoint", "downloads", "seams"),
     ("pins", "truncation"),
-    ("data", "hub", "objective"),
+    ("cache", "data", "hub", "objective"),
     ("transforms",),
     ("learner",),  # puts predictions of values back into their units, which the objective's scaled head defines
     ("build", "chain", "plain"),

@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "lock": ("zoo_core.cli.hub:lock", "Pin versions, commits and hashes; check a lock."),
     "verify": ("zoo_core.cli.hub:verify", "Hash downloaded files again."),
     "push": ("zoo_core.cli.hub:push", "Publish a stored model on the Hub."),
+    "cache": ("zoo_core.cli.cache:cache", "What lies in the caches; remove some of it."),
     "config": ("zoo_core.cli.config:config", "What is set, and where."),
     "doctor": ("zoo_core.cli.names:doctor", "The health of every plugin."),
 }

@@ -1,0 +1,250 @@
+"""What lies in the caches: zoo's own rooms below ZOO_CACHE, and of the Hugging Face cache what zoo resolved.
+
+Which repositories zoo resolved is told by the pins that it remembers. Nothing else of the Hugging Face cache is shown
+or removed, and removal is left to its own strategy, which keeps files that other commits share.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from huggingface_hub import CachedRepoInfo, CacheNotFound, HFCacheInfo, constants, scan_cache_dir
+from huggingface_hub.file_download import repo_folder_name
+
+from zoo_core.errors import AccessError, NotFoundError, nearest
+from zoo_core.remote import DATASETS
+from zoo_core.settings import cache_folder
+
+__all__ = ["OWN", "Entry", "chosen", "cover", "removed", "stale"]
+
+OWN = "zoo:"  # before the name of a room of ours
+UNUSED = "not used for so long"
+BUSY_SECONDS = 600.0  # what changed so shortly ago may be under way
+TEMPORARY = re.compile(r".+\.[0-9a-f]{8}|index-[0-9a-f]+\.json\.\d+")  # of a write that is moved into place when whole
+ROOMS = {
+    "datasets": "your files as Arrow tables, made again when a task needs them",
+    "index": "what is installed, read again by the next command",
+    "looks": "what was found out of your files",
+    "noted": "what was found out of files",
+    "pins": "commits and hashes of repositories, asked for again",
+    "splits": "which example is in which split, drawn again with the same result",
+    "tables": "decoded pictures and sounds, made again when a task needs them",
+    "verified": "which files were hashed",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """Something that can be removed by itself. used_at: seconds since 1970, when it was last read or written.
+
+    name: `ORG/NAME` of a repository, `datasets/ORG/NAME`, or `zoo:ROOM`. revision: the commit, of a repository.
+    paths: its files; of a commit, the folder of the repository.
+    """
+
+    name: str
+    kind: Literal["commit", "room", "partial", "unlinked"]
+    revision: str | None
+    num_files: int
+    size_bytes: int
+    used_at: float
+    paths: tuple[Path, ...]
+    remark: str = ""
+
+
+def cover() -> list[Entry]:
+    """Everything that lies in the caches and is zoo's, the largest first."""
+    return sorted([*_rooms(), *_commits(), *_leftovers()], key=lambda entry: (-entry.size_bytes, entry.name))
+
+
+def chosen(entries: Iterable[Entry], name: str) -> list[Entry]:
+    """Those of a name: `ORG/NAME`, `ORG/NAME@COMMIT` (its first letters will do), `zoo:ROOM`, or `zoo` for all rooms.
+
+    Raises NotFoundError with the nearest names.
+    """
+    entries = list(entries)
+    wanted, _, revision = name.removeprefix("hub/").partition("@")
+    found = [
+        entry
+        for entry in entries
+        if (entry.name == wanted or (wanted == "zoo" and entry.name.startswith(OWN)))
+        and (not revision or (entry.revision or "").startswith(revision))
+    ]
+    if not found:
+        known = dict.fromkeys(entry.name for entry in entries)
+        raise NotFoundError(
+            f"nothing in the caches is called {name!r}{nearest(name, known)}; `zoo cache ls` lists them"
+        )
+    return found
+
+
+def stale(entries: Iterable[Entry], *, older_than: float | None = None) -> list[Entry]:
+    """What is of no use any more: partial and unlinked files, and commits whose repository has a newer one here.
+
+    older_than: seconds; also whatever was not used for so long.
+    """
+    entries, now = list(entries), time.time()
+    newest: dict[str, Entry] = {}
+    for entry in entries:
+        if entry.kind == "commit" and entry.used_at > newest.get(entry.name, entry).used_at:
+            newest[entry.name] = entry
+        newest.setdefault(entry.name, entry)
+    found: list[Entry] = []
+    for entry in entries:
+        if older_than is not None and entry.kind == "room" and entry.name != f"{OWN}pins":  # they tell what is zoo's
+            old = [path for path in entry.paths if now - _used_at(path) > older_than]
+            found += [_entry(entry.name, "room", old, UNUSED)] if old else []
+        elif older_than is not None and entry.kind == "commit" and now - entry.used_at > older_than:
+            found.append(replace(entry, remark=UNUSED))
+        elif entry.kind in ("partial", "unlinked"):
+            found.append(entry)
+        elif entry.kind == "commit" and newest[entry.name] is not entry:
+            found.append(replace(entry, remark="another commit of the repository was used later"))
+    return found
+
+
+def removed(entries: Iterable[Entry]) -> int:
+    """Removes entries; how many bytes that freed. Raises AccessError for what cannot be removed."""
+    freed = 0
+    commits: dict[Path, list[str]] = {}
+    for entry in entries:
+        if entry.kind == "commit":
+            assert entry.revision is not None
+            commits.setdefault(entry.paths[0], []).append(entry.revision)
+            continue
+        for path in entry.paths:
+            try:
+                size = path.stat().st_size
+                path.unlink()
+                freed += size
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise AccessError(f"{path} cannot be removed ({error.strerror}); mend its rights") from error
+    info = _hub() if commits else None
+    if info is None:
+        return freed
+    for repository in info.repos:
+        if repository.repo_path in commits:
+            alone = replace(info, repos=frozenset({repository}))  # else a fork's equal commit might go in its place
+            plan = alone.delete_revisions(*commits[repository.repo_path])
+            plan.execute()
+            freed += plan.expected_freed_size
+    return freed
+
+
+# --- ours ------------------------------------------------------------------------------------------------------------
+
+
+def _rooms() -> Iterator[Entry]:
+    """A room for each folder below the cache folder, and one for the files of the index."""
+    root = Path(cache_folder())
+    if not root.is_dir():
+        return
+    own = [path for path in root.iterdir() if path.is_file()]
+    rooms = {"index": own} | {
+        path.name: [file for file in path.rglob("*") if file.is_file()] for path in root.iterdir() if path.is_dir()
+    }
+    for name, files in sorted(rooms.items()):
+        partial = [path for path in files if TEMPORARY.fullmatch(path.name) and _is_quiet(path)]
+        kept = [path for path in files if path not in set(partial)]
+        if kept:
+            yield _entry(f"{OWN}{name}", "room", kept, ROOMS.get(name, ""))
+        if partial:
+            yield _entry(f"{OWN}{name}", "partial", partial, "left by a process that was killed")
+
+
+def _entry(name: str, kind: Literal["room", "partial", "unlinked"], files: list[Path], remark: str) -> Entry:
+    return Entry(
+        name=name,
+        kind=kind,
+        revision=None,
+        num_files=len(files),
+        size_bytes=sum(path.stat().st_size for path in files if path.exists()),
+        used_at=max(map(_used_at, files)),
+        paths=tuple(files),
+        remark=remark,
+    )
+
+
+def _used_at(path: Path) -> float:
+    """When a file was last read or written; one that has just gone is as new as can be."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return time.time()
+    return max(stat.st_atime, stat.st_mtime)
+
+
+def _is_quiet(path: Path) -> bool:
+    """Whether nobody can be writing a file any more."""
+    try:
+        return time.time() - path.stat().st_mtime > BUSY_SECONDS
+    except FileNotFoundError:
+        return False
+
+
+# --- the Hugging Face cache ------------------------------------------------------------------------------------------
+
+
+def _commits() -> Iterator[Entry]:
+    info, resolved = _hub(), _resolved()
+    for repository in info.repos if info is not None else ():
+        name = _called(repository)
+        for revision in repository.revisions:
+            if revision.commit_hash in resolved.get(name, ()):
+                yield Entry(
+                    name=name,
+                    kind="commit",
+                    revision=revision.commit_hash,
+                    num_files=revision.nb_files,
+                    size_bytes=revision.size_on_disk,
+                    used_at=max((file.blob_last_accessed for file in revision.files), default=revision.last_modified),
+                    paths=(repository.repo_path,),
+                )
+
+
+def _leftovers() -> Iterator[Entry]:
+    """Interrupted downloads of repositories that zoo resolved, and files that no commit of them has any more."""
+    for name in sorted(_resolved()):
+        bare = name.removeprefix(DATASETS)
+        kind = "model" if bare == name else "dataset"
+        folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=bare, repo_type=kind))
+        blobs = [path for path in (folder / "blobs").glob("*") if path.is_file() and _is_quiet(path)]
+        linked = {path.resolve() for path in (folder / "snapshots").rglob("*") if path.is_symlink()}
+        partial = [path for path in blobs if path.name.endswith(".incomplete")]
+        unlinked = [path for path in blobs if path not in set(partial) and path.resolve() not in linked]
+        if partial:
+            yield _entry(name, "partial", partial, "a download that was interrupted")
+        if unlinked:
+            yield _entry(name, "unlinked", unlinked, "of no commit that is here")
+
+
+def _hub() -> HFCacheInfo | None:
+    try:
+        return scan_cache_dir(constants.HF_HUB_CACHE)
+    except (CacheNotFound, ValueError):  # there is none, or it is a file
+        return None
+
+
+def _called(repository: CachedRepoInfo) -> str:
+    return f"{DATASETS}{repository.repo_id}" if repository.repo_type == "dataset" else repository.repo_id
+
+
+def _resolved() -> dict[str, set[str]]:
+    """The commits of each repository that zoo resolved, as its pins remember them."""
+    found: dict[str, set[str]] = {}
+    for path in Path(cache_folder(), "pins").glob("*.json"):
+        try:
+            row = json.loads(path.read_text(encoding="utf-8"))
+            name, commit = row["repository"], row["revision"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if isinstance(name, str) and isinstance(commit, str):
+            found.setdefault(name, set()).add(commit)
+    return found
