@@ -26,7 +26,7 @@ LAYERS = (
     ("errors", "interrupts"),
     ("contracts",),
     ("scan", "spec", "versions"),
-    ("paths", "settings"),
+    ("encoding", "paths", "settings"),
     ("index",),
     ("bind",),
     ("catalog", "declarations", "lock", "verified"),

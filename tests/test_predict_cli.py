@@ -22,6 +22,7 @@ from zoo_core.cli import main
 from zoo_core.cli.inputs import Inputs
 from zoo_core.cli.lines import Lines
 from zoo_core.contracts import Modality, Target
+from zoo_core.encoding import Encoding
 from zoo_core.inference import Failure, Item, Prediction, Word
 
 Shown = tuple[int, str, list[str]]
@@ -501,6 +502,28 @@ def test_what_is_no_text_is_a_row_and_the_rest_is_read(
     assert [name for name, _ in found] == [f"{file}{name}" for name in names]
     (error,) = (text for _, text in found if text.startswith("error: "))
     assert reason in error
+
+
+def test_texts_of_a_table_are_those_of_a_column(tmp_path: Path) -> None:
+    file = tmp_path / "x.csv"
+    file.write_text('id;review;stars\n1;"good; and\nlong";1\n2; ;0\n3;short\n4;bad;0\n')
+    fitted = Encoding(names=("review", "stars"), separator=";", column="review")
+    assert read(Inputs([str(file)], "text", encoding=fitted)) == [
+        (f"{file}:2", "good; and\nlong"),
+        (f"{file}:3", f"error: {file}, line 3 has no review"),
+        (f"{file}:4", f"error: {file}, line 4 has 2 cells, and its header names 3"),
+        (f"{file}:5", "bad"),
+    ]
+    tabs = tmp_path / "x.tsv"
+    tabs.write_text("text\tlabel\none text\t1\n")
+    assert read(Inputs([str(tabs)], "text", column="text")) == [(f"{tabs}:2", "one text")]
+    for column, reason in {
+        None: "which column holds the texts? there are text, label; --column NAME says it",
+        "texts": "no column 'texts'; there are text, label; did you mean text",
+    }.items():
+        ((name, error),) = read(Inputs([str(tabs)], "text", column=column))
+        assert name == str(tabs)
+        assert reason in error
 
 
 def test_a_file_that_may_not_be_read_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from zoo_core.build import build, build_backbone, check_outline
 from zoo_core.checkpoint import UNFINISHED, Unfinished
 from zoo_core.contracts import BackboneRecipe, Modality, Split, Target, TaskRecipe, as_backbone
 from zoo_core.data import Loader, Splits, carve
+from zoo_core.encoding import encoding_of
 from zoo_core.errors import UsageError
 from zoo_core.hub import Progress as Download
 from zoo_core.hub import fetch_run, files_of, pin_plan
@@ -314,7 +315,8 @@ def fit(
                 (folder / name).unlink(missing_ok=True)
             assert plan.task is not None, "fit has a task"
             is_table = plan.task.recipe.modality == "table"
-            save_run(learner, plan, folder, num_columns=len(splits.train.raw(0)) if is_table else None)
+            num_columns = len(splits.train.raw(0)) if is_table else None
+            save_run(learner, plan, folder, num_columns=num_columns, encoding=encoding_of(splits.test))
             append(folder / "results.jsonl", result)
             _write_lock(plan, folder)
             unfinished.finish()

@@ -21,6 +21,7 @@ from torch import nn
 from zoo_core.build import build, build_backbone
 from zoo_core.chain import check_links, links_of, moved, places_of
 from zoo_core.contracts import TARGET_KINDS, FileHash, Target
+from zoo_core.encoding import Encoding, encoding_from
 from zoo_core.errors import AccessError, IncompatibleError, IntegrityError, NotFoundError, UsageError, ZooError
 from zoo_core.hub import pin_plan
 from zoo_core.learner import Learner
@@ -44,7 +45,8 @@ RESULTS = "results.jsonl"
 class StoredRun:
     """What run.json says, resolved again: the plan, the target with its names, and the hash of the delta.
 
-    num_columns: of the rows of a table that it was fitted on, None for other modalities.
+    num_columns: of the rows of a table that it was fitted on, None for other modalities. encoding: how those rows were
+    made of the cells of its files, None where they are the cells.
     """
 
     path: Path
@@ -53,12 +55,20 @@ class StoredRun:
     base_digest: str | None
     delta: FileHash
     num_columns: int | None = None
+    encoding: Encoding | None = None
 
 
-def save_run(learner: Learner, plan: Plan, path: Path, *, num_columns: int | None = None) -> None:
+def save_run(
+    learner: Learner,
+    plan: Plan,
+    path: Path,
+    *,
+    num_columns: int | None = None,
+    encoding: Encoding | None = None,
+) -> None:
     """Writes the delta and run.json into an existing folder; run.json comes last, so a torn save is not a run.
 
-    num_columns: of the rows that a table's model was fitted on.
+    num_columns: of the rows that a table's model was fitted on. encoding: how they were made.
     """
     delta = path / DELTA
     fresh = path / f"{DELTA}.new"
@@ -80,6 +90,7 @@ def save_run(learner: Learner, plan: Plan, path: Path, *, num_columns: int | Non
         "chain": links_of(plan),
         "places": places_of(plan, path),
         "num_columns": num_columns,
+        **({"encoding": encoding.as_json()} if encoding is not None else {}),
         "delta": {"sha256": sha256_of(delta), "size": delta.stat().st_size},
     }
     fresh = path / f"{FILE}.new"
@@ -106,6 +117,7 @@ def read_run(path: Path, *, needs_task: bool = True) -> StoredRun:
         task = parse_part(_text(table["task"])) if table["task"] is not None else None
         base_digest, seed, parts = table["base_digest"], int(table["seed"]), list(table["parts"])
         num_columns = None if table["num_columns"] is None else int(table["num_columns"])
+        encoding = encoding_from(table["encoding"]) if "encoding" in table else None
         chain, places = list(table.get("chain", [])), dict(table.get("places", {}))  # older ones have none
     except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
         raise IntegrityError(f"{file} is damaged ({_said(error)}); copy it again, or fit the model again") from error
@@ -134,7 +146,15 @@ def read_run(path: Path, *, needs_task: bool = True) -> StoredRun:
             f"install the version of {plan.backbone.provider.distribution} that its zoo.lock names"
         )
     _check_parts(path, plan, parts)
-    return StoredRun(path=path, plan=plan, target=target, base_digest=base_digest, delta=delta, num_columns=num_columns)
+    return StoredRun(
+        path=path,
+        plan=plan,
+        target=target,
+        base_digest=base_digest,
+        delta=delta,
+        num_columns=num_columns,
+        encoding=encoding,
+    )
 
 
 def load_stored(run: StoredRun, *, backbone: nn.Module | None = None) -> Learner:

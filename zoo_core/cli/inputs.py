@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TextIO
 
 from zoo_core.contracts import Modality
-from zoo_core.errors import AccessError, NotFoundError, UsageError, ZooError
+from zoo_core.encoding import Encoding
+from zoo_core.errors import AccessError, NotFoundError, UsageError, ZooError, nearest
 from zoo_core.inference import Failure, Item, split_words
 
 __all__ = ["STDIN", "Inputs", "check_given"]
@@ -50,21 +51,27 @@ def check_given(given: Sequence[str]) -> None:
 class Inputs:
     """Files, folders and `-` in the order given, for a model that reads this modality.
 
-    num_columns: of the rows that a table's model was fitted on; None: unknown. needs_words: whether texts are parted
-    into words. num_passed: files of folders that were passed over because of their names; passed: the first of them.
+    num_columns: of the rows that a table's model was fitted on; None: unknown. encoding: how those rows were made of
+    cells, None where they are the cells. needs_words: whether texts are parted into words. column: of the CSV files
+    that texts or paths are read from. num_passed: files of folders that were passed over because of their names;
+    passed: the first of them.
     """
 
     given: Sequence[str]
     modality: Modality
     num_columns: int | None = None
+    encoding: Encoding | None = None
     needs_words: bool = False
+    column: str | None = None
     num_passed: int = 0
     passed: list[str] = field(default_factory=list)
 
     @property
     def num(self) -> int | None:
         """How many items there are, where that is known beforehand."""
-        if self.modality in ("text", "table") or any(name == STDIN or Path(name).is_dir() for name in self.given):
+        if self.modality in ("text", "table"):
+            return None
+        if any(name == STDIN or _is_table(name) or Path(name).is_dir() for name in self.given):
             return None
         return len(self.given)
 
@@ -124,10 +131,12 @@ class Inputs:
     # -- files ------------------------------------------------------------------------------------------------------
 
     def _file(self, name: str) -> Iterator[Item | Failure]:
-        if self.modality == "text":
-            return self._texts(name)
         if self.modality == "table":
             return self._rows(name)
+        if _is_table(name):
+            return self._cells(name)
+        if self.modality == "text":
+            return self._texts(name)
         return self._paths() if name == STDIN else iter([Item(name=name, raw=name)])
 
     def _paths(self) -> Iterator[Item | Failure]:
@@ -165,40 +174,119 @@ class Inputs:
         words = split_words(line)
         return Item(name=name, raw=[word.text for word in words], words=words)
 
+    def _cells(self, name: str) -> Iterator[Item | Failure]:
+        """One column of a table with a header: texts, or paths of files below the table's own folder."""
+        header: list[str] = []
+        column = self.column or (self.encoding.column if self.encoding else None)
+        for row in self._lines(name):
+            if isinstance(row, Failure):
+                yield row
+            elif not header:
+                header = [cell.strip() for cell in row.cells]
+                problem = _column_problem(header, column, NOUNS[self.modality])
+                if problem:
+                    yield _failure(name, UsageError(f"{name}: {problem}"))
+                    return
+            elif len(row.cells) != len(header):
+                wrong = f"{row.place} has {len(row.cells)} cells, and its header names {len(header)}"
+                yield _failure(row.name, UsageError(wrong))
+            elif not (cell := row.cells[header.index(column or "")]).strip():
+                yield _failure(row.name, UsageError(f"{row.place} has no {column}"))
+            elif self.modality == "text":
+                yield self._text(row.name, cell)
+            else:
+                yield Item(name=row.name, raw=str(Path(name).parent / cell.strip()))
+
     def _rows(self, name: str) -> Iterator[Item | Failure]:
         """The rows of a table that are not empty; a first one without any number is its header."""
-        found, num_columns, reader_line = False, self.num_columns, 0
+        if self.encoding is not None:
+            yield from self._encoded(name, self.encoding)
+            return
+        found, num_columns = False, self.num_columns
+        for row in self._lines(name):
+            if isinstance(row, Failure):
+                yield row
+                continue
+            if not found and row.is_header:
+                try:
+                    row.check_width(num_columns)
+                except UsageError as error:
+                    yield _failure(name, error)
+                    return
+            else:
+                item = row.item(num_columns)
+                num_columns = num_columns or (len(row.cells) if isinstance(item, Item) else None)
+                yield item
+            found = True
+
+    def _encoded(self, name: str, encoding: Encoding) -> Iterator[Item | Failure]:
+        """The rows of a table like those that the model was fitted on, with a header or without, as numbers."""
+        header: list[str] | None = None
+        is_first = True
+        for row in self._lines(name):
+            if isinstance(row, Failure):
+                yield row
+                continue
+            try:
+                if is_first and encoding.is_header(row.cells):
+                    header, is_first = [cell.strip() for cell in row.cells], False
+                    continue
+                item: Item | Failure = Item(name=row.name, raw=encoding.encode(encoding.named(row.cells, header)))
+            except UsageError as error:
+                item = _failure(row.name, UsageError(f"{row.place}: {error}"))
+            is_first = False
+            yield item
+
+    def _lines(self, name: str) -> Iterator[_Row | Failure]:
+        """The rows of a table that are not empty; what ends the reading early comes last."""
+        number, found = 0, False
+        told = self.encoding.separator if self.encoding else ","
+        separator = "\t" if Path(name).suffix.lower() in (".tab", ".tsv") else "," if told.isspace() else told
         try:
             with _opened(name, errors="strict", newline="") as stream:
-                delimiter = "\t" if Path(name).suffix.lower() in (".tab", ".tsv") else ","
-                for reader_line, cells in enumerate(csv.reader(stream, delimiter=delimiter), 1):
-                    if not cells:
-                        continue
-                    row = _Row(f"{name}:{reader_line}", f"{name}, line {reader_line}", cells)
-                    if not found and row.is_header:
-                        row.check_width(num_columns)
-                    else:
-                        item = row.item(num_columns)
-                        num_columns = num_columns or (len(cells) if isinstance(item, Item) else None)
-                        yield item
-                    found = True
+                reader = csv.reader(stream, delimiter=separator, skipinitialspace=True)
+                for number, cells in enumerate(reader, 1):
+                    if cells:
+                        found = True
+                        yield _Row(name, number, cells)
         except csv.Error as error:
-            yield _failure(name, UsageError(f"{name}, line {reader_line + 1}: {error}; the rest of it was not read"))
+            yield _failure(name, UsageError(f"{name}, line {number + 1}: {error}; the rest of it was not read"))
             return
         except (OSError, UnicodeDecodeError, ZooError) as error:
             yield _failure(name, error)
             return
         if not found and name != STDIN:
-            yield _failure(name, UsageError(f"{name} holds no rows; a table has one row of numbers for each example"))
+            wanted = "one row for each example" if self.encoding else "one row of numbers for each example"
+            yield _failure(name, UsageError(f"{name} holds no rows; a table has {wanted}"))
+
+
+def _column_problem(header: Sequence[str], column: str | None, noun: str) -> str:
+    """What is said of a header without the column that is wanted; empty if it is there once."""
+    there = f"there are {', '.join(header)}"
+    if column is None:
+        return f"which column holds the {noun}? {there}; --column NAME says it"
+    if column not in header:
+        return f"no column {column!r}; {there}{nearest(column, header)}; --column NAME takes another"
+    return f"column {column!r} stands {header.count(column)} times in its header" if header.count(column) > 1 else ""
 
 
 @dataclass(frozen=True)
 class _Row:
-    """The cells of a row, what its item is called, and how a message calls its place."""
+    """The cells of a row of a file, and which it is, counted from 1."""
 
-    name: str
-    place: str
+    file: str
+    number: int
     cells: Sequence[str]
+
+    @property
+    def name(self) -> str:
+        """What its item is called."""
+        return f"{self.file}:{self.number}"
+
+    @property
+    def place(self) -> str:
+        """As a message calls it."""
+        return f"{self.file}, line {self.number}"
 
     @property
     def is_header(self) -> bool:
@@ -223,6 +311,10 @@ class _Row:
         except UsageError as error:
             return _failure(self.name, error)
         return Item(name=self.name, raw=values)
+
+
+def _is_table(name: str) -> bool:
+    return Path(name).suffix.lower() in SUFFIXES["table"] and name != STDIN
 
 
 def _is_number(cell: str) -> bool:

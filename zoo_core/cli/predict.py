@@ -57,6 +57,9 @@ def _input_options(command: Command) -> Command:
             show_default=True,
             help="Items in a pass; with 1 each line of standard input is answered at once.",
         ),
+        click.option(
+            "--column", metavar="NAME", help="Of CSV and TSV files: the texts, or paths of pictures or sounds."
+        ),
         click.argument("files", nargs=-1, required=True),
     ):
         command = option(command)
@@ -82,6 +85,7 @@ def predict(
     form: str,
     top_k: int | None,
     all_scores: bool,
+    column: str | None,
     batch_size: int,
     num_workers: int,
     threads: int | None,
@@ -90,8 +94,10 @@ def predict(
     """Predict with a fitted model: a line for each item, in the order given, written as soon as it is known.
 
     RUN is a folder that `zoo fit` made, or hub/ORG/NAME. FILES are pictures, sounds (WAV), text files (a line an
-    example), CSV or TSV files of numbers (a row an example, with a header or without), folders of them, searched in
-    order with all folders below, or `-`: standard input, a path, a text or a row on each line.
+    example), CSV or TSV files, folders of them, searched in order with all folders below, or `-`: standard input, a
+    path, a text or a row on each line. CSV files for a model of tables are like those that it was fitted on, with
+    numbers and categories, with a header or without, and need no target; for other models they have a header, and
+    --column names the texts or paths, unless it is the column that the model was fitted on.
 
     A line has the likeliest class and its probability, the probability of each label, or each value; of token classes
     there is one for each word, with the characters from where to where it stands. An item that cannot be used is a line
@@ -118,6 +124,8 @@ def predict(
         files,
         learner.source.modality,
         num_columns=stored.num_columns,
+        encoding=stored.encoding,
+        column=column,
         needs_words=target.kind == "token_classes",
     )
     found = predicted(learner, inputs.items(), device=device, batch_size=batch_size, num_workers=num_workers)
@@ -156,6 +164,7 @@ def embed(
     stage: int | None,
     lock: Path | None,
     frozen: bool,
+    column: str | None,
     batch_size: int,
     num_workers: int,
     threads: int | None,
@@ -180,10 +189,16 @@ def embed(
     use_threads(threads)
     check_given(files)
     check_out(out)
-    network, modality, num_columns = _network(model, lock_file(lock), frozen)
+    network, modality, stored = _network(model, lock_file(lock), frozen)
     if pool != "own" and stage is not None:
         raise UsageError("--pool is of the backbone's features; of a stage it is always the mean, so leave it out")
-    inputs = Inputs(files, modality, num_columns=num_columns)
+    inputs = Inputs(
+        files,
+        modality,
+        num_columns=stored.num_columns if stored else None,
+        encoding=stored.encoding if stored else None,
+        column=column,
+    )
     found = embedded(
         network,
         inputs.items(),
@@ -226,8 +241,8 @@ def _stored(run: str) -> StoredRun:
     return read_run(Path(run), needs_task=False)
 
 
-def _network(model: str, lock: Path | None, frozen: bool) -> tuple[nn.Module, Modality, int | None]:
-    """A fitted model, or a backbone by name; what it reads, and the number of columns that it was fitted on."""
+def _network(model: str, lock: Path | None, frozen: bool) -> tuple[nn.Module, Modality, StoredRun | None]:
+    """A fitted model with its run, or a backbone by name; and what it reads."""
     from zoo_core.api import load_backbone
     from zoo_core.contracts import as_backbone
     from zoo_core.runs import load_stored
@@ -235,7 +250,7 @@ def _network(model: str, lock: Path | None, frozen: bool) -> tuple[nn.Module, Mo
     if model.startswith(PUBLISHED) or (Path(model) / "run.json").is_file():
         stored = _stored(model)
         learner = load_stored(stored)
-        return learner, learner.source.modality, stored.num_columns
+        return learner, learner.source.modality, stored
     try:
         if len(parse(model).parts) > 1:
             raise UsageError(f"{model} has parts that nothing has fitted; name the backbone alone, or a run's folder")

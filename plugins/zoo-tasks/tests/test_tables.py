@@ -16,6 +16,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from zoo_core.contracts import Split
+from zoo_core.encoding import Category, Number
 from zoo_core.errors import ZooError
 from zoo_core.hub import pin_plan
 from zoo_core.pins import pin
@@ -237,8 +238,14 @@ def test_numbers_and_categories_become_a_row_of_numbers() -> None:
         ("colour", False, [("red", "blue", "green")[min(n % 4, 2)] for n in range(120)]),
         ("same", False, ["x"] * 120),
     ]
-    x, names = encode(columns, train)
-    assert names == ("size", "colour=blue", "colour=red")  # green is the commonest: where the others are 0
+    x, fitted = encode(columns, train)
+    size_, colour, same = fitted
+    assert isinstance(size_, Number)
+    assert (size_.scaled, size_.missing) == (True, False)
+    assert isinstance(colour, Category)
+    assert (colour.shown, colour.rare) == (("blue", "red"), False)  # green is the commonest: where the others are 0
+    assert isinstance(same, Category)
+    assert (same.shown, same.rare) == ((), False)
     seen = np.delete(x[:100, 0], 7)
     assert abs(seen.mean()) < 1e-6  # float32 of order one
     assert abs(seen.std() - 1) < 1e-6
@@ -251,8 +258,9 @@ def test_what_only_test_rows_hold_does_not_count() -> None:
         ("size", True, [0.0, 1.0, 1000.0]),
         ("colour", False, ["a", "b", "new"]),
     ]
-    x, names = encode(columns, np.array([0, 1]))
-    assert names == ("size", "colour=b")
+    x, (_, colour) = encode(columns, np.array([0, 1]))
+    assert isinstance(colour, Category)
+    assert (x.shape, colour.shown) == ((3, 2), ("b",))
     assert x[:2, 0].tolist() == [-1, 1]
 
 

@@ -5,17 +5,17 @@ The look takes at most LOOKED_AT rows; if the file has no more, the class names 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from zoo_core.contracts import Modality, TargetKind
+from zoo_core.encoding import is_missing, number
 from zoo_core.errors import UsageError, nearest
 from zoo_core.paths import AUDIO, PICTURES
 from zoo_tasks.reading import Media, Row
 
-__all__ = ["LOOKED_AT", "Columns", "Given", "infer", "is_missing", "label_list", "number", "plain"]
+__all__ = ["LOOKED_AT", "Columns", "Given", "infer", "label_list", "plain", "sort_names"]
 
 LOOKED_AT = 50_000
 MANY = 20  # whole numbers of more than so many values are values, of fewer they are classes
@@ -26,8 +26,6 @@ IMAGES = ("image", "image_path", "file", "file_name", "filename", "path")
 AUDIOS = ("audio", "audio_path", "file", "file_name", "filename", "path")
 SPLIT = "split"
 LONG = 20  # characters on average, from which on a column of texts is read as text and not as categories
-MISSING = frozenset({"", "na", "n/a", "nan", "none", "null"})
-SHORT = 8  # characters, from which on a cell is no word for nothing
 SAMPLE = 5000  # rows that tell a text from a category
 SEPARATORS = ("|", ";", ",")  # of several labels in one cell
 
@@ -53,7 +51,8 @@ class Columns:
     """Which column is what. form: of the inputs. numeric: of a table's inputs those that hold numbers.
 
     separator: between the labels in a cell. classes: sorted, None where more rows may hold more of them.
-    inline: whether pictures or sounds lie in the table itself, where others hold paths of files.
+    names: of all columns, in order. inline: whether pictures or sounds lie in the table itself, where others hold paths
+    of files.
     """
 
     form: Literal["text", "words", "image", "audio", "row"]
@@ -67,6 +66,7 @@ class Columns:
     strip: str
     classes: tuple[str, ...] | None
     lines: tuple[str, ...]
+    names: tuple[str, ...]
     inline: bool = False
 
     @property
@@ -109,25 +109,9 @@ def infer(rows: Sequence[Row], given: Given, *, where: str, complete: bool) -> C
     ]
     return Columns(
         form=form, inputs=inputs, numeric=numeric, target=target, kind=kind, separator=separator, group=given.group,
-        split=split, strip=given.strip, classes=classes, lines=tuple(lines),
+        split=split, strip=given.strip, classes=classes, lines=tuple(lines), names=tuple(names),
         inline=isinstance(_first(rows, inputs[0]), Media),
     )  # fmt: skip
-
-
-def is_missing(value: Any) -> bool:
-    """Whether a cell holds nothing: empty, NA, NaN, none, null in any case, or a number that is not finite."""
-    if isinstance(value, str):  # millions of cells pass here, and few are so short
-        return (len(value) < SHORT and value.strip().lower() in MISSING) or value.isspace()
-    return value is None or (isinstance(value, float) and not math.isfinite(value))
-
-
-def number(value: Any) -> float | None:
-    """A cell as a finite number, or None."""
-    try:
-        found = float(value)
-    except (TypeError, ValueError):
-        return None
-    return found if math.isfinite(found) else None
 
 
 def plain(value: Any, strip: str = "") -> str:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-__all__ = ["RARE", "encode"]
+from zoo_core.encoding import Category, Encoding, Number, encoding_from
+from zoo_tasks.store import key_of, place
+
+__all__ = ["RARE", "encode", "stored"]
+
+FORMAT = 2  # raised when the same columns give other numbers
 
 RARE = 0.01  # of the training rows; rarer categories are one together, so that a country with two people is no input
 
 
-def encode(columns: Sequence[tuple[str, bool, Sequence[Any]]], train: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The matrix float32 [N, K] of some columns, and what each of its columns is.
+def encode(
+    columns: Sequence[tuple[str, bool, Sequence[Any]]], train: np.ndarray
+) -> tuple[np.ndarray, tuple[Number | Category, ...]]:
+    """The matrix float32 [N, K] of some columns, and how a row of it is made.
 
     columns: (name, whether it holds numbers, values). train: the rows that scale and count.
     Numbers get mean 0 and deviation 1 over the training rows that have one; a missing one is 0, and where more than one
@@ -22,13 +30,14 @@ def encode(columns: Sequence[tuple[str, bool, Sequence[Any]]], train: np.ndarray
     where all the others are 0; rare ones share one. What never varies in training is left out.
     """
     made: list[np.ndarray] = []
-    names: list[str] = []
+    fitted: list[Number | Category] = []
 
-    def add(name: str, column: np.ndarray) -> None:
+    def add(column: np.ndarray) -> bool:
         numbers = column.astype(np.float32)
-        if np.ptp(numbers[train]) > 0:
+        varies = bool(np.ptp(numbers[train]) > 0)
+        if varies:
             made.append(numbers)
-            names.append(name)
+        return varies
 
     for name, is_numeric, values in columns:
         if is_numeric:
@@ -37,20 +46,45 @@ def encode(columns: Sequence[tuple[str, bool, Sequence[Any]]], train: np.ndarray
             seen = numbers[train][~missing[train]]
             if not len(seen):
                 continue
-            deviation = seen.std()
-            add(name, np.where(missing, 0, (numbers - seen.mean()) / (deviation or 1)))
-            if missing[train].mean() > RARE:
-                add(f"{name} is missing", missing)
+            mean, deviation = float(seen.mean()), float(seen.std()) or 1.0
+            scaled = add(np.where(missing, 0, (numbers - mean) / deviation))
+            told = bool(missing[train].mean() > RARE) and add(missing)
+            fitted.append(Number(name=name, mean=mean, deviation=deviation, scaled=scaled, missing=told))
             continue
         array = np.array(values, dtype=object)
         counts = Counter(array[train].tolist())
-        usual = sorted(category for category, num in counts.items() if num >= RARE * len(train))
+        usual = tuple(sorted(category for category, num in counts.items() if num >= RARE * len(train)))
         is_rare = ~np.isin(array.astype(str), np.array(usual, dtype=str)) if usual else np.ones(len(array), dtype=bool)
-        for category in usual:
-            if category == counts.most_common(1)[0][0]:
-                continue
-            add(f"{name}={category}", array == category)
-        add(f"{name} is rare", is_rare)
+        commonest = counts.most_common(1)[0][0]
+        shown = tuple(category for category in usual if category != commonest and add(array == category))
+        fitted.append(Category(name=name, shown=shown, usual=usual, rare=add(is_rare)))
     if not made:
         return np.zeros((len(columns[0][2]) if columns else 0, 0), dtype=np.float32), ()
-    return np.stack(made, axis=1), tuple(names)
+    return np.stack(made, axis=1), tuple(fitted)
+
+
+def stored(
+    key: str,
+    columns: Callable[[], Sequence[tuple[str, bool, Sequence[Any]]]],
+    train: np.ndarray,
+    *,
+    names: Sequence[str],
+    separator: str = ",",
+) -> tuple[str, Encoding]:
+    """The file of the matrix of some columns, in numpy's format below the cache folder, and how its rows were made.
+
+    key: depends on all that decides the matrix. columns: asked for what `encode` takes where there is no such file.
+    names: of all columns of the rows that were read.
+    """
+    path = place("tables", f"{key_of(key, FORMAT)}.npy")
+    told = path.with_suffix(".json")
+    if not path.exists() or not told.exists():
+        x, fitted = encode(columns(), train)
+        fresh = told.with_suffix(".new.json")
+        encoding = Encoding(columns=fitted, names=tuple(names), separator=separator)
+        fresh.write_text(json.dumps(encoding.as_json()), encoding="utf-8")
+        fresh.replace(told)
+        fresh = path.with_suffix(".new.npy")
+        np.save(fresh, x)
+        fresh.replace(path)
+    return str(path), encoding_from(json.loads(told.read_text(encoding="utf-8")))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from zoo_core.errors import UsageError
 from zoo_core.paths import Survey
 from zoo_core.verified import hash_of
 from zoo_tasks.arrays import Npz
-from zoo_tasks.encoding import encode
+from zoo_tasks.encoding import stored
 from zoo_tasks.media import surveyed
 from zoo_tasks.opened import Store, split_data
 from zoo_tasks.splitting import Division, Items, Rules, divide, save_split
@@ -132,15 +133,19 @@ class Matrices:
         """The inputs in a file that is mapped into memory; rows of numbers scaled by what the training rows say."""
         x, _, ids, _ = self.arrays
         files = [hash_of(file.path).sha256 for file in self.recipe.files()]
-        path = place("tables", f"{key_of('npz', 1, files, self.division.digest(ids), self.recipe.arrays())}.npy")
+        key = key_of("npz", 1, files, self.division.digest(ids), self.recipe.arrays())
+        if x.ndim == 2:
+            numbers = x.astype(np.float64)
+
+            def columns() -> list[tuple[str, bool, list[Any]]]:
+                cells = [[value if np.isfinite(value) else None for value in column] for column in numbers.T]
+                return [(name, True, column) for name, column in zip(names, cells, strict=True)]
+
+            names = [f"column_{place}" for place in range(1, x.shape[1] + 1)]
+            file, encoding = stored(key, columns, self.division.splits["train"], names=names)
+            return Store(form="row", file=file, rows=np.arange(len(ids)), encoding=encoding)
+        path = place("tables", f"{key}.npy")
         if not path.exists():
-            if x.ndim == 2:
-                numbers = x.astype(np.float64)
-                columns = [
-                    (str(i), True, [value if np.isfinite(value) else None for value in numbers[:, i]])
-                    for i in range(x.shape[1])
-                ]
-                x, _ = encode(columns, self.division.splits["train"])
             fresh = path.with_suffix(".new.npy")
             np.save(fresh, x)
             fresh.replace(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import accumulate
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from zoo_core.contracts import Split, Target
+from zoo_core.encoding import Encoding
 from zoo_core.pictures import open_picture
 from zoo_core.sounds import open_sound
 from zoo_tasks.looks import Look
@@ -31,12 +32,16 @@ Form = Literal["file", "pixels", "sound", "text", "words", "row"]
 
 @dataclass(frozen=True, kw_only=True)
 class Store:
-    """Where examples are: an Arrow file, or the folder of media files. rows: of each example its row there."""
+    """Where examples are: an Arrow file, or the folder of media files. rows: of each example its row there.
+
+    encoding: how a row of numbers was made of the cells of a table; None where it was not.
+    """
 
     form: Form
     file: str
     rows: np.ndarray
     names: Sequence[str] = ()
+    encoding: Encoding | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +56,10 @@ class Examples:
     @property
     def num(self) -> int:
         return len(self.ids)
+
+    @property
+    def encoding(self) -> Encoding | None:
+        return self.store.encoding
 
     def raw(self, index: int) -> Any:
         return READ[self.store.form](self.store, int(index))
@@ -82,7 +91,7 @@ def split_data(items: Items, target: Target, division: Division, store: Store) -
 
 def _part(store: Store, index: np.ndarray) -> Store:
     names = Names([store.names[int(i)] for i in index]) if store.names else ()
-    return Store(form=store.form, file=store.file, rows=store.rows[index], names=names)
+    return replace(store, rows=store.rows[index], names=names)
 
 
 def pictures_store(root: Path, names: Sequence[str], looks: Sequence[Look]) -> Store:

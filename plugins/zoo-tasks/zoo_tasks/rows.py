@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ import numpy as np
 import pyarrow as pa
 
 from zoo_core.contracts import Target, TaskData
+from zoo_core.encoding import Encoding, is_missing, number
 from zoo_core.errors import UsageError
 from zoo_core.paths import Survey
 from zoo_core.verified import hash_of
-from zoo_tasks.columns import Columns, is_missing, label_list, number, plain, sort_names
-from zoo_tasks.encoding import encode
+from zoo_tasks.columns import Columns, label_list, plain, sort_names
+from zoo_tasks.encoding import stored
 from zoo_tasks.found import is_split, some
 from zoo_tasks.looks import Look, look_at, pictures, sizes, sounds
 from zoo_tasks.media import surveyed
@@ -262,28 +263,33 @@ class Rows:
 
     def _store(self) -> Store:
         form = self.columns.form
+        names, separator = self.columns.names, self.layout.form.separator
+        own = Encoding(names=names, separator=separator, column=self.columns.inputs[0])
         if form == "text" or form == "words":
-            return Store(form=form, file=self.file, rows=self.kept)
+            return Store(form=form, file=self.file, rows=self.kept, encoding=own if form == "text" else None)
         if form == "row":
-            return self._encoded()
+            file, encoding = self._encoded()
+            return Store(form="row", file=file, rows=np.arange(len(self.kept)), encoding=encoding)
         make = pictures_store if form == "image" else sounds_store
-        return make(self.folder, self._kept("x"), [self.looks[row] for row in self.kept])
+        store = make(self.folder, self._kept("x"), [self.looks[row] for row in self.kept])
+        return store if self.columns.inline else replace(store, encoding=own)
 
-    def _encoded(self) -> Store:
+    def _encoded(self) -> tuple[str, Encoding]:
         """The rows as numbers in a file of its own, since what they are scaled by depends on the training rows."""
-        train = self.division.splits["train"]
-        digest = self.division.digest(self.items.ids)
-        path = place("tables", f"{key_of(self.file, digest, FORMAT)}.npy")
-        if not path.exists():
-            inputs = [
+
+        def inputs() -> list[tuple[str, bool, list[Any]]]:
+            return [
                 (name, name in self.columns.numeric, self._kept(f"x{position}"))
                 for position, name in enumerate(self.columns.inputs)
             ]
-            x, _ = encode(inputs, train)
-            fresh = path.with_suffix(".new.npy")
-            np.save(fresh, x)
-            fresh.replace(path)
-        return Store(form="row", file=str(path), rows=np.arange(len(self.kept)))
+
+        return stored(
+            key_of(self.file, self.division.digest(self.items.ids), self.columns.names),
+            inputs,
+            self.division.splits["train"],
+            names=self.columns.names,
+            separator=self.layout.form.separator,
+        )
 
     def survey(self, inferred: tuple[str, ...]) -> Survey:
         if not len(self.kept):
@@ -307,7 +313,7 @@ class Rows:
             return sizes(self.looks, unit="pixels" if self.columns.form == "image" else "seconds")
         if self.columns.form == "row":
             num = len(self.columns.numeric)
-            width = opened_width(self._encoded().file) if self.division.splits["train"].size else 0
+            width = opened_width(self._encoded()[0]) if self.division.splits["train"].size else 0
             return f"{num} columns of numbers, {len(self.columns.inputs) - num} of categories; {width} inputs"
         unit = "words" if self.columns.form == "words" else "characters"
         lengths = np.array([len(x) for x in self._kept("x")])
