@@ -11,7 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from zoo_core import remote
 from zoo_core.catalog import catalog
 from zoo_core.errors import AccessError, IncompatibleError, IntegrityError, UsageError, ZooError
-from zoo_core.hub import RUN_FILES
+from zoo_core.hub import DELTA, RUN_FILES
 from zoo_core.lock import part_key, pins_of, read_lock, unpublished_in
 from zoo_core.plan import Plan
 from zoo_core.runs import StoredRun, read_run
@@ -52,7 +52,7 @@ def push_run(path: Path, repository: str, *, private: bool = False) -> str:
     """
     _refuse_unpublished(path)
     run = read_run(path)
-    verify(path / "delta.safetensors", run.delta)
+    verify(path / DELTA, run.delta)
     _refuse_what_only_this_machine_has(run)
     forbidden = remote.offline_by()
     if forbidden:
@@ -171,9 +171,10 @@ def _refuse_what_only_this_machine_has(run: StoredRun) -> None:
         raise IntegrityError(f"{run.path} lacks its zoo.lock; copy the whole folder, or fit the model again")
     for key, pin in pins_of(lock).items():
         if pin.folder is not None and not key.startswith("task:"):
+            published = f"zoo push {pin.folder} ORG/NAME, and fit on hub/ORG/NAME"
             raise UsageError(
                 f"{run.path} was fitted on files of the local folder {pin.folder} ({key}), which nobody else has; "
-                f"publish them first, and fit on hf/ORG/NAME"
+                f"publish them first{f': {published}' if DELTA in pin.files else ', and fit on hf/ORG/NAME'}"
             )
 
 

@@ -24,9 +24,21 @@ from zoo_core.pins import pin
 from zoo_core.plan import Plan, needed, pinned
 from zoo_core.verified import check, safe_name, some
 
-__all__ = ["RUN_FILES", "Progress", "fetch_run", "files_of", "folder", "pin", "pin_plan", "pin_plans", "verify"]
+__all__ = [
+    "DELTA",
+    "RUN_FILES",
+    "Progress",
+    "fetch_run",
+    "files_of",
+    "folder",
+    "pin",
+    "pin_plan",
+    "pin_plans",
+    "verify",
+]
 
-RUN_FILES = ("run.json", "delta.safetensors", "zoo.lock", "results.jsonl")  # of a stored run; a save has no results
+DELTA = "delta.safetensors"
+RUN_FILES = ("run.json", DELTA, "zoo.lock", "results.jsonl")  # of a stored run; a save has no results
 
 
 @dataclass(frozen=True, kw_only=True)
