@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from zoo_core.cli.completion import complete_adapters, complete_backbones, complete_heads, complete_tasks
 from zoo_core.cli.config import effective
 from zoo_core.cli.data import told
 from zoo_core.cli.options import (
@@ -39,10 +40,22 @@ FORMATS = ("table", "md", "csv", "json")
 @click.command()
 @click.argument("suite", required=False, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run; else runs/NAME, see `zoo config`.")
-@click.option("--task", "tasks", multiple=True, help="A task or a path, in place of a suite file; may be given again.")
-@click.option("--backbones", help="Backbones with commas between: 'starter/vit-nano,starter/convnet-nano'.")
-@click.option("--adapters", help="Adapters or chains: 'probe,full,partial(n=2)+norm'.")
-@click.option("--heads", help="Heads: 'linear,ncm'; without it the target picks one.")
+@click.option(
+    "--task",
+    "tasks",
+    multiple=True,
+    help="A task or a path, in place of a suite file; may be given again.",
+    shell_complete=complete_tasks,
+)
+@click.option(
+    "--backbones",
+    help="Backbones with commas between: 'starter/vit-nano,starter/convnet-nano'.",
+    shell_complete=complete_backbones,
+)
+@click.option(
+    "--adapters", help="Adapters or chains: 'probe,full,partial(n=2)+norm'.", shell_complete=complete_adapters
+)
+@click.option("--heads", help="Heads: 'linear,ncm'; without it the target picks one.", shell_complete=complete_heads)
 @click.option("--seeds", type=int, help="How many seeds, from 0.")
 @budget_options
 @click.option("--workers", type=int, help="Processes; one for each processor on a CPU, one on a GPU.")

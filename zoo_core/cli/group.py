@@ -6,11 +6,15 @@ import importlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from zoo_core.errors import nearest
 from zoo_core.settings import settings_file
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 __all__ = ["COMMANDS", "TAKE_PLUGINS", "run"]
 
@@ -33,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "push": ("zoo_core.cli.hub:push", "Publish a stored model on the Hub."),
     "cache": ("zoo_core.cli.cache:cache", "What lies in the caches; remove some of it."),
     "config": ("zoo_core.cli.config:config", "What is set, and where."),
+    "completion": ("zoo_core.cli.completion:completion", "What a shell reads to complete names."),
     "doctor": ("zoo_core.cli.names:doctor", "The health of every plugin."),
 }
 
@@ -65,7 +70,7 @@ def plugin_option() -> click.Option:
         is_eager=True,  # before names in other options are looked up
         type=click.Path(),
         metavar="FILE",
-        callback=lambda ctx, option, files: _add_plugins(files),
+        callback=lambda ctx, option, files: _add_plugins(ctx, files),
         help="A Python file with recipes, usable by name; may be given again.",
     )
 
@@ -89,13 +94,20 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in COMMANDS:
+        if args and args[0] not in COMMANDS and not ctx.resilient_parsing:
             ctx.fail(f"no command {args[0]!r}; there are {', '.join(COMMANDS)}{nearest(args[0], COMMANDS)}")
         if args and not ctx.resilient_parsing and not {"-h", "--help"} & set(args) and _has_settings():
             from zoo_core.cli.config import defaults  # only those who have settings pay for it
 
             ctx.default_map = {args[0]: defaults(args[0])}
         return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Commands by the table above, so that none is imported; options as click finds them."""
+        from click.shell_completion import CompletionItem  # imported at a TAB alone
+
+        found = [CompletionItem(name, help=text) for name, (_, text) in COMMANDS.items() if name.startswith(incomplete)]
+        return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -110,7 +122,7 @@ class LazyGroup(click.Group):
     is_eager=True,
     type=click.Path(),
     metavar="FILE",
-    callback=lambda ctx, option, files: _add_plugins(files),
+    callback=lambda ctx, option, files: _add_plugins(ctx, files),
     help="A Python file with recipes, usable by name; also after the command.",
 )
 @click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
@@ -144,8 +156,8 @@ def _path(error: click.UsageError) -> str:
     return f"{error.ctx.command_path.removeprefix('zoo').strip()} ".lstrip() if error.ctx is not None else ""
 
 
-def _add_plugins(files: Sequence[str]) -> None:
-    if files:
+def _add_plugins(ctx: click.Context, files: Sequence[str]) -> None:
+    if files and not ctx.resilient_parsing:  # a TAB runs nobody's code
         from zoo_core.unpublished import add_plugin  # only those who have a file pay for it
 
         for file in files:

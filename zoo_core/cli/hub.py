@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from zoo_core.cli.completion import complete_spec, complete_tasks
 from zoo_core.cli.downloads import count_text, downloading, size_text
 from zoo_core.cli.options import LOCK, lock_file
 from zoo_core.contracts import TARGET_KINDS, Target
@@ -35,8 +36,10 @@ __all__ = ["fetch", "lock", "push", "verify"]
 SHOWN = 5  # differences in a message
 PUBLISHED = "hub/"  # a model on the Hub that `zoo push` put there
 
-what_arguments = click.argument("what", nargs=-1, metavar="[SPEC | SUITE.toml]...")
-task_option = click.option("--task", help="The task of the specs; its files are taken along.")
+what_arguments = click.argument("what", nargs=-1, metavar="[SPEC | SUITE.toml]...", shell_complete=complete_spec)
+task_option = click.option(
+    "--task", help="The task of the specs; its files are taken along.", shell_complete=complete_tasks
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="A stable schema for programs.")
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from zoo_core.cli.completion import complete_spec, complete_tasks
 from zoo_core.cli.data import told
 from zoo_core.cli.downloads import downloading
 from zoo_core.cli.options import (
@@ -31,8 +32,13 @@ __all__ = ["evaluate", "fit"]
 
 
 @click.command()
-@click.argument("spec")
-@click.option("--task", required=True, help="What to fit on: a task, 'digits(shots=10)', or the path of your files.")
+@click.argument("spec", shell_complete=complete_spec)
+@click.option(
+    "--task",
+    required=True,
+    help="What to fit on: a task, 'digits(shots=10)', or the path of your files.",
+    shell_complete=complete_tasks,
+)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the fitted model.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides draws, new weights and order.")
 @budget_options

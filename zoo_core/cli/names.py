@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from zoo_core.cli import listing
+from zoo_core.cli.completion import complete_listed, complete_names
 from zoo_core.cli.health import Health, check_up
 from zoo_core.errors import PluginError
 from zoo_core.registry import registry
@@ -18,7 +19,7 @@ __all__ = ["doctor", "list_", "show"]
 
 
 @click.command("list")
-@click.argument("words", nargs=-1, metavar="[KIND] [PATTERN]")
+@click.argument("words", nargs=-1, metavar="[KIND] [PATTERN]", shell_complete=complete_listed)
 @click.option(
     "--json", "as_json", is_flag=True, help="An array of {name, kind, distribution, version, state, summary}."
 )
@@ -38,7 +39,7 @@ def list_(words: tuple[str, ...], as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_names)
 @click.option("--json", "as_json", is_flag=True, help="A stable schema for programs.")
 def show(name: str, as_json: bool) -> None:
     """Show one name in full: its arguments with types and defaults, what is known of it, who provides it.

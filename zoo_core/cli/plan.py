@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from zoo_core.cli.completion import complete_spec, complete_tasks
 from zoo_core.cli.data import told
 from zoo_core.cli.options import lock_file, lock_option
 from zoo_core.contracts import Source
@@ -22,8 +23,8 @@ __all__ = ["plan"]
 
 
 @click.command()
-@click.argument("what")
-@click.option("--task", help="The task that a spec is planned for.")
+@click.argument("what", shell_complete=complete_spec)
+@click.option("--task", help="The task that a spec is planned for.", shell_complete=complete_tasks)
 @click.option("--seed", type=int, help="The seed that a spec is planned with; 0 unless given.")
 @lock_option
 @click.option("--json", "as_json", is_flag=True, help="A stable schema for programs.")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from zoo_core.cli.completion import complete_backbones
 from zoo_core.cli.downloads import count_text
 from zoo_core.cli.lines import Lines, tell
 from zoo_core.cli.options import (
@@ -144,7 +145,7 @@ def predict(
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", shell_complete=complete_backbones)
 @_input_options
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="FILE.npy or FILE.parquet.")
 @click.option(
