@@ -12,6 +12,7 @@ from zoo_core.errors import RefusedError
 from zoo_core.hub import pin_plan
 from zoo_core.learner import Learner
 from zoo_core.resolve import resolve
+from zoo_core.testing import execution
 from zoo_core.testing.conformance import CHECKS, QUICK, Check, Subject
 from zoo_peft.methods import known_methods
 
@@ -100,6 +101,7 @@ def test_every_method_builds_on_bert_or_is_refused_with_a_reason(name: str, bert
 
 
 ROUNDED = ("adamss", "c3a", "deft")  # they compute in float32 whatever the weights are
+WIDE = ("peft/randlora", "peft/waveft")  # sums of many terms in another order: merged in float32, 1.3e-5 of the output
 
 
 @pytest.mark.exhaustive
@@ -115,5 +117,9 @@ ROUNDED = ("adamss", "c3a", "deft")  # they compute in float32 whatever the weig
     indirect=True,
     ids=str,
 )
-def test_a_method_of_the_catalogue_conforms_on_bert(check: Check, text: Subject) -> None:
+def test_a_method_of_the_catalogue_conforms_on_bert(
+    check: Check, text: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if any(name in str(text) for name in WIDE):
+        monkeypatch.setattr(execution, "FLOAT32", 3e-5)
     check(text)
