@@ -23,7 +23,7 @@ from zoo_tasks.store import Names, key_of, opened, write
 
 __all__ = ["Data", "Examples", "Store", "pictures_store", "sounds_store", "split_data"]
 
-PIXELS = 1  # raised when zoo_core.pictures gives other pixels for the same file
+PIXELS = 1  # raised when zoo_core.pictures gives other pixels for the same file; tests/test_store.py holds to it
 STORE_BYTES = 8 * 2**30  # of decoded pictures; a larger set is decoded anew each epoch
 PICTURES = pa.schema({"height": pa.int32(), "width": pa.int32(), "channels": pa.int32(), "pixels": pa.large_binary()})
 

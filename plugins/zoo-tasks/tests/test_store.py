@@ -1,0 +1,70 @@
+"""The store of decoded pictures: its version rises whenever the same file would give other pixels."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from zoo_core import pictures
+from zoo_core.pictures import open_picture
+from zoo_tasks import opened
+from zoo_tasks.folders import ImageFolder
+
+ODD = Path(__file__).parent / "odd_pictures.json"  # files of every mode, in base64, so that no encoder has a say
+# What those files decoded to, by version. A change of pixels raises PIXELS in zoo_tasks/opened.py and adds a line here:
+# stores that were written before are then not read any more. No line is ever changed.
+DECODED: Mapping[int, str] = {
+    1: "0138bacbffdb4096fa9632e518a64720",
+}
+
+
+def digest(folder: Path) -> str:
+    """128 bits of the sizes and pixels of all odd pictures."""
+    found = hashlib.sha256()
+    for name, text in sorted(json.loads(ODD.read_text()).items()):
+        (folder / name).write_bytes(base64.b64decode(text))
+        read = open_picture(folder / name)
+        found.update(f"{name} {read.dtype} {read.shape}".encode() + np.ascontiguousarray(read).tobytes())
+    return found.hexdigest()[:32]
+
+
+def test_other_pixels_need_another_version(tmp_path: Path) -> None:
+    assert max(DECODED) == opened.PIXELS
+    assert digest(tmp_path) == DECODED[opened.PIXELS], (
+        "files decode to other pixels than before: raise PIXELS in zoo_tasks/opened.py, and enter its digest here"
+    )
+    assert len(set(DECODED.values())) == len(DECODED)
+
+
+@pytest.mark.parametrize("change", ["turned no more", "16 bits cut off", "print in grey"])
+def test_the_digest_sees_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    own = pictures.pixels
+
+    def other(picture: Any, **options: Any) -> Any:
+        if change == "turned no more":
+            monkeypatch.setattr(pictures, "_upright", lambda picture: picture)
+        elif change == "16 bits cut off" and picture.mode.startswith("I;16"):
+            return (np.asarray(picture) >> 8).astype(np.uint8)
+        elif change == "print in grey" and picture.mode == "CMYK":
+            return np.asarray(picture.convert("L"))
+        return own(picture, **options)
+
+    monkeypatch.setattr(pictures, "pixels", other)
+    assert digest(tmp_path) != DECODED[opened.PIXELS]
+
+
+def test_a_raised_version_decodes_anew(two_classes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = ImageFolder(path=str(two_classes)).open(None).splits["train"]
+    with monkeypatch.context() as patch:
+        patch.setattr(opened, "PIXELS", opened.PIXELS + 1)
+        patch.setattr(opened, "open_picture", lambda file: 255 - np.asarray(Image.open(file)))
+        after = ImageFolder(path=str(two_classes)).open(None).splits["train"]
+    assert np.array_equal(after.raw(0), 255 - before.raw(0))
