@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -156,7 +155,7 @@ def _table(report: Report, width: int) -> str:
     from rich.text import Text
 
     stream = StringIO()
-    console = Console(file=stream, width=width, force_terminal=True, no_color="NO_COLOR" in os.environ or None)
+    console = Console(file=stream, width=width, force_terminal=True)  # it heeds NO_COLOR by itself
     for title, header, rows in _tables(report):
         table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         for name in header:
