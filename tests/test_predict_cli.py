@@ -517,6 +517,10 @@ def test_texts_of_a_table_are_those_of_a_column(tmp_path: Path) -> None:
     tabs = tmp_path / "x.tsv"
     tabs.write_text("text\tlabel\none text\t1\n")
     assert read(Inputs([str(tabs)], "text", column="text")) == [(f"{tabs}:2", "one text")]
+    (tmp_path / "note.txt").write_text("a line")
+    searched = Inputs([str(tmp_path)], "text", column="text")
+    assert [name.rpartition("/")[2] for name, _ in read(searched)] == ["note.txt:1", "x.csv", "x.tsv:2"]
+    assert [name.rpartition("/")[2] for name, _ in read(Inputs([str(tmp_path)], "text"))] == ["note.txt:1"]
     for column, reason in {
         None: "which column holds the texts? there are text, label; --column NAME says it",
         "texts": "no column 'texts'; there are text, label; did you mean text",

@@ -102,8 +102,14 @@ class Inputs:
             else:
                 yield from self._file(str(one))
         if not found:
-            suffixes = ", ".join(SUFFIXES[self.modality])
+            suffixes = ", ".join(self.suffixes)
             yield _failure(folder, NotFoundError(f"{folder} holds no {NOUNS[self.modality]} ({suffixes})"))
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Of the files that a folder is searched for; tables are among them where a column of theirs is named."""
+        own = SUFFIXES[self.modality]
+        return own if self.column is None or self.modality == "table" else (*own, *SUFFIXES["table"])
 
     def _walk(self, folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path | Failure]:
         """The files below a folder, sorted; hidden ones are left out. above: device and inode of those around it."""
@@ -122,7 +128,7 @@ class Inputs:
                 continue
             if path.is_dir():
                 yield from self._walk(path, (*above, here))
-            elif path.suffix.lower() in SUFFIXES[self.modality]:
+            elif path.suffix.lower() in self.suffixes:
                 yield path
             else:
                 self.num_passed += 1

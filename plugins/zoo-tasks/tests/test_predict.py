@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +132,19 @@ def test_a_moved_model_takes_rows_like_those_it_was_fitted_on(
     turned = tmp_path / "turned.csv"
     turned.write_text("hours,more,work,age\n" + "".join(f"{c[2]},x,{c[1]},{c[0]}\n" for c in rows))
     assert [one["scores"] for one in told(capsys, fitted, turned)[1]] == scores
+
+
+def test_rows_come_from_standard_input_and_are_prepared_in_worker_processes(
+    fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = table(tmp_path, "whole.csv", [row(n) for n in range(100, 110)])
+    _, wanted = told(capsys, fitted, whole)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(whole.read_bytes())))
+    code, found = told(capsys, fitted, "-", "--num-workers", "2", "--batch-size", "3")
+    assert code == 0
+    assert [one["item"] for one in found] == [f"-:{n}" for n in range(2, 12)]
+    for one, other in zip(found, wanted, strict=True):
+        assert one["scores"] == pytest.approx(other["scores"], rel=1e-5)  # another place in another batch
 
 
 def test_rows_that_cannot_be_encoded_are_rows_with_their_error(
