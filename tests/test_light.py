@@ -33,6 +33,8 @@ COMMANDS = [
     ["show", "starter/vit-nano"],
     ["show", "digits", "--json"],
     ["show", "linear"],
+    ["config", "--show-origin"],
+    ["completion", "zsh"],
     ["doctor"],
     ["doctor", "--json"],
     ["plan", "starter/vit-nano+full", "--task", "digits"],

@@ -150,6 +150,7 @@ def test_a_torn_line_longer_than_a_step_of_reading_is_moved_whole(path: Path) ->
         (json.dumps({**vars(RESULT), "status": "fine"}).encode(), "status cannot be 'fine'"),
         (json.dumps({**vars(RESULT), "seed": None}).encode(), "seed cannot be None"),
         (json.dumps({**vars(RESULT), "training": 3}).encode(), "training cannot be 3"),
+        (json.dumps({**vars(RESULT), "unpublished": 3}).encode(), "unpublished cannot be 3"),
     ],
 )
 def test_a_damaged_line_is_named_with_what_to_do(path: Path, line: bytes, told: str) -> None:

@@ -155,6 +155,18 @@ def test_recipe_of_a_file_is_listed_shown_and_planned(hada: Path, capfd: pytest.
     assert re.search(r"unpublished: +hada\.py \(sha256 [0-9a-f]{12}\)", out)
 
 
+def test_kind_of_a_recipe_is_that_of_its_verb(tmp_path: Path) -> None:
+    text = "from dataclasses import dataclass\nfrom typing import ClassVar\n"
+    for name, verbs in (("Net", "source build"), ("Top", "build"), ("Cats", "source open"), ("Trick", "source apply")):
+        methods = "".join(f"    def {verb}(self, *given): ...\n" for verb in verbs.split())
+        text += f"@dataclass(frozen=True, kw_only=True)\nclass {name}:\n    version: ClassVar[int] = 1\n{methods}"
+    text += "class NoRecipe:\n    def apply(self): ...\n@dataclass\nclass _Hidden:\n    def open(self): ...\n"
+    (tmp_path / "four.py").write_text(text, encoding="utf-8")
+    assert add_plugin(tmp_path / "four.py") == ("net", "top", "cats", "trick")
+    kinds = {row["name"]: row["kind"] for row in zoo_core.list_names() if row["distribution"] == "four.py"}
+    assert kinds == {"net": "backbone", "top": "head", "cats": "task", "trick": "adapter"}
+
+
 def test_file_in_the_working_directory_is_not_found_by_itself(hada: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(hada.parent)
     with pytest.raises(NotFoundError, match="no plugin provides a part 'hada'"):
@@ -258,6 +270,11 @@ def test_fit_is_stored_with_the_hash_and_used_in_another_process(
     row = json.loads((out / "zoo.lock").read_text(encoding="utf-8"))["parts"]["adapter:hada"]
     assert row["distribution"] == "hada.py"
     assert read(out / "results.jsonl")[0].unpublished == {"hada.py": row["sha256"]}
+
+    further = ("fit", f'run(path="{out}")', *FLAGS, "--out", str(tmp_path / "further"))
+    code, _, err = run(capfd, *further)
+    assert code == 0, err
+    assert read(tmp_path / "further" / "results.jsonl")[0].unpublished == {"hada.py": row["sha256"]}
 
     Image.new("L", (16, 16), 99).save(tmp_path / "a.png")
     used = anew("predict", "run", "a.png", "--plugin", "hada.py", "--format", "csv", cwd=tmp_path)

@@ -223,6 +223,7 @@ def _parsed(line: bytes, place: str) -> Result:
     if missing:
         raise IntegrityError(f"{place} lacks {', '.join(missing)}; {mend}")
     wrong = [name for name, check in _TYPES.items() if not check(row[name])]
+    wrong += ["unpublished"] if not isinstance(row.get("unpublished", {}), dict) else []
     if wrong:
         raise IntegrityError(f"{place}: {wrong[0]} cannot be {row[wrong[0]]!r:.60}; {mend}")
     return Result(**{name: value for name, value in row.items() if name in known})

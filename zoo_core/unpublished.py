@@ -25,6 +25,7 @@ from zoo_core.contracts import AdapterRecipe, BackboneRecipe, HeadRecipe, PartKi
 from zoo_core.errors import AccessError, NotFoundError, SpecError, UsageError, ZooError
 from zoo_core.index import Provider
 from zoo_core.interrupts import held_back, raise_interrupt
+from zoo_core.lock import read_lock, unpublished_in
 from zoo_core.registry import Registry
 from zoo_core.registry import registry as default_registry
 from zoo_core.spec import Part, Spec, parse
@@ -103,8 +104,23 @@ def part_of(recipe: Recipe, registry: Registry) -> Part:
 
 
 def files_of(parts: Iterable[Bound]) -> dict[str, str]:
-    """The sha256 of each file that parts come from without being published, by the file's name."""
-    return {part.provider.distribution: part.provider.sha256 for part in parts if part.provider.sha256}
+    """The sha256 of each file that parts come from without being published, by the file's name.
+
+    A stored run that is a backbone has those of what it was fitted with, as its own lock says.
+    """
+    found: dict[str, str] = {}
+    for part in parts:
+        if part.provider.sha256:
+            found[part.provider.distribution] = part.provider.sha256
+        folder = getattr(part.recipe, "path", None) if part.kind == "backbone" else None
+        seen: set[str] = set()
+        while folder is not None and folder not in seen:  # a run, and what that was fitted on
+            seen.add(folder)
+            lock = read_lock(Path(folder, "zoo.lock"))
+            found |= {row["distribution"]: row["sha256"] for row in unpublished_in(lock).values()}
+            rows = lock["parts"] if lock is not None else {}
+            folder = next((row.get("folder") for key, row in rows.items() if key.startswith("backbone:run(")), None)
+    return found
 
 
 def lacking(rows: Mapping[str, Any]) -> dict[str, Any]:
