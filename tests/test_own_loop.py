@@ -80,7 +80,7 @@ def training_split() -> Split:
 
 
 def batches(learner: Learner) -> DataLoader[Any]:
-    backbone: Any = learner.backbone
+    backbone = learner.source
     split = training_split()
     return DataLoader(Pairs(split, backbone.transform()), batch_sampler=InOrder(split.num), collate_fn=backbone.collate)
 
@@ -397,7 +397,7 @@ def test_training_draws_a_crop_anew_and_nothing_else_does() -> None:
 
 def test_they_work_in_worker_processes() -> None:
     learner = fresh(SPECS[0])
-    backbone: Any = learner.backbone
+    backbone = learner.source
     data, split = Pairs(training_split(), backbone.transform()), training_split()
     plain = [batch.target.tolist() for batch in DataLoader(data, batch_size=16, collate_fn=backbone.collate)]
     ahead = DataLoader(data, batch_size=16, collate_fn=backbone.collate, num_workers=2)
@@ -447,7 +447,7 @@ def test_tags_of_words_stand_at_their_first_pieces(tmp_path: Path) -> None:
 
     spec = save_transformers("bert", tmp_path)
     learner = zoo_core.load(spec, target=Target(kind="token_classes", names=("O", "B-PER")))
-    backbone: Any = learner.backbone
+    backbone = learner.source
     transform = backbone.transform(train=True)
     pairs = [(transform(["anna", "sleeps"]), [1, 0]), (transform(["no"]), [0])]
     batch = backbone.collate(pairs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -186,11 +187,52 @@ def test_stages_that_return_a_tuple_hand_on_the_rest_of_it() -> None:
 class Doubling(ToyBackbone):
     """Whose own code, and no module, doubles what leaves the last stage."""
 
+    masked = False
+
     def forward(self, inputs: object) -> Features:
-        features = super().forward(inputs)  # type: ignore[arg-type]
-        return Features(kind=features.kind, x=features.x * 2)
+        x = super().forward(inputs).x * 2  # type: ignore[arg-type]
+        mask = x.new_ones(x.shape[:2], dtype=torch.bool) if self.masked else None
+        return Features(kind=self.features.kind, x=x, mask=mask)
 
 
-def test_a_backbone_that_does_more_than_call_modules_is_refused() -> None:
-    with pytest.raises(RefusedError, match="cannot end after stage 2: its own code changes what it hands on"):
-        truncated(Doubling().eval(), 2)
+@pytest.mark.parametrize("kind", ["tokens", "map"])
+def test_a_pass_ends_early_where_the_backbone_does_more_than_call_modules(kind: Literal["tokens", "map"]) -> None:
+    torch.manual_seed(0)
+    whole = Doubling(kind).eval()
+    inputs = noisy(as_backbone(whole))
+    with torch.no_grad(), capture(whole, [1]) as states:
+        whole(inputs)
+    cut = truncated(copy.deepcopy(whole), 2).eval()
+    assert cut.ends_early
+    with torch.no_grad():
+        features = copy.deepcopy(cut)(inputs)
+        assert torch.equal(features.x, states[1])
+        assert torch.equal(cut.pool(features), masked_mean(features))
+        handle = cut.get_submodule(cut.stages[1]).register_forward_hook(lambda module, args, output: output + 1)
+        assert torch.equal(cut(inputs).x, states[1] + 1), "what an adapter makes of that stage is part of it"
+        handle.remove()
+    assert max(groups(cut).values()) == 2
+    with pytest.raises(RefusedError, match="has no `extend`"):
+        cut.extend(nn.Identity(), 1)
+
+
+def test_it_is_refused_where_the_mask_is_known_at_the_end_alone() -> None:
+    whole = Doubling().eval()
+    whole.masked = True
+    with pytest.raises(RefusedError, match="cannot end after stage 2: its own code, and no module, makes features"):
+        truncated(whole, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "until", "shape"),
+    [  # whose own code adds a class token, joins two halves, or hands on a size, between stages and features
+        ("cait_xxs24_224", 12, (2, 196, 192)),
+        ("cspresnet50", 6, (2, 256, 32, 32)),
+        ("mvitv2_tiny", 5, (2, 196, 384)),
+    ],
+)
+@pytest.mark.slow
+def test_a_family_of_timm_that_does_more_than_call_modules(name: str, until: int, shape: tuple[int, ...]) -> None:
+    cut = zoo_core.load_backbone(f"timm/{name}(weights=random,until={until})")
+    with torch.no_grad():
+        assert cut(cut.preparation.dummy(2)).x.shape == shape

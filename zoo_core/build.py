@@ -107,7 +107,7 @@ def build_backbone(plan: Plan) -> nn.Module:
     backbone.requires_grad_(False)
     backbone.eval()
     groups(backbone)  # one dummy pass: every stage is called exactly once
-    if plan.deferred:
+    if plan.deferred or plan.until is not None:
         _check_deferred(plan, as_backbone(backbone))
     return with_transforms(backbone)
 

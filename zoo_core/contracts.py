@@ -291,7 +291,7 @@ class Backbone(Protocol):
 
 if TYPE_CHECKING:
 
-    class LoadedBackbone(nn.Module, Backbone):
+    class LoadedBackbone(Backbone, nn.Module):
         """What `zoo_core.load_backbone` gives: a backbone, and what the core adds to each for a loop of your own.
 
         transform: one raw item -> one prepared example; collate: those of a batch -> inputs, or with targets a Batch;

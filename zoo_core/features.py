@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo_core.contracts import KINDS, Features, Kind
 from zoo_core.errors import IncompatibleError
 
-__all__ = ["convert", "joined", "masked_mean", "to_tokens"]
+__all__ = ["channels_first", "convert", "joined", "masked_mean", "to_tokens"]
 
 
 def convert(features: Features, kind: Kind, pool: Callable[[Features], Tensor]) -> Features:
@@ -50,6 +50,17 @@ def masked_mean(features: Features) -> Tensor:
         return x_BTD.mean(dim=1)
     real_BT1 = features.mask.unsqueeze(-1)  # filled, not multiplied: padding may hold what is not finite
     return x_BTD.masked_fill(~real_BT1, 0).sum(dim=1) / real_BT1.sum(dim=1)
+
+
+def channels_first(state: Tensor, stage: nn.Module) -> bool:
+    """Whether a state with four axes is [B, D, H, W] and not [B, H, W, D]. stage: the module that it leaves.
+
+    A map of a square picture tells its channels from its rows and columns; where it does not, a stage with convolutions
+    has its channels first.
+    """
+    _, first, second, third = state.shape
+    has_convolution = any(isinstance(module, nn.Conv2d) for module in stage.modules())
+    return has_convolution if (first == second) == (second == third) else second == third
 
 
 def joined(parts: list[Features]) -> Features:

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from zoo_core.contracts import Backbone, Features, Modality, Preparation, Raw, Target, as_backbone
 from zoo_core.data import decode
 from zoo_core.errors import IncompatibleError, UsageError, ZooError
-from zoo_core.features import masked_mean
+from zoo_core.features import channels_first, masked_mean
 from zoo_core.learner import Learner
 from zoo_core.measure import INFERENCE_BATCH
 from zoo_core.seams import capture, stage_modules
@@ -330,8 +330,7 @@ def _features(backbone: nn.Module, inputs: Mapping[str, Tensor], pool: Pool, sta
 def _mean_state(state: Tensor, stage: nn.Module, features: Features) -> Tensor:
     """The mean of a stage's state over real tokens [B, T, D], or positions [B, D, H, W] or [B, H, W, D].
 
-    A map of a square picture tells its channels from its rows and columns; where it does not, a stage with convolutions
-    has its channels first. Raises IncompatibleError for a state of another form.
+    Raises IncompatibleError for a state of another form.
     """
     if state.ndim == 2:
         return state
@@ -345,7 +344,4 @@ def _mean_state(state: Tensor, stage: nn.Module, features: Features) -> Tensor:
         return masked_mean(Features(kind="tokens", x=state, mask=mask))
     if state.ndim != 4:
         raise IncompatibleError(f"a state of shape {list(state.shape)} leaves this stage; allowed: tokens or a map")
-    _, first, second, third = state.shape
-    has_convolution = any(isinstance(module, nn.Conv2d) for module in stage.modules())
-    is_first = has_convolution if (first == second) == (second == third) else second == third
-    return state.mean(dim=(2, 3) if is_first else (1, 2))
+    return state.mean(dim=(2, 3) if channels_first(state, stage) else (1, 2))

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from zoo_core.contracts import Batch, Features, Kind, Output, Target, as_backbone
+from zoo_core.contracts import Batch, Features, Kind, Output, Target
 from zoo_core.errors import IncompatibleError, LawError, RefusedError, UsageError
 from zoo_core.features import convert
 from zoo_core.objective import ScaledHead
@@ -22,7 +22,7 @@ from zoo_core.seams import capture
 from zoo_core.sites import fold_changes
 
 if TYPE_CHECKING:
-    from zoo_core.contracts import Backbone
+    from zoo_core.contracts import LoadedBackbone
     from zoo_core.plan import Plan
 
 __all__ = ["Learner"]
@@ -57,9 +57,9 @@ class Learner(nn.Module):
         self._unfitted: dict[str, Tensor] = {}  # state of a closed-form head as it was built, until it is another
 
     @property
-    def source(self) -> Backbone:
+    def source(self) -> LoadedBackbone:
         """The backbone under its contract's type."""
-        return as_backbone(self.backbone)
+        return cast("LoadedBackbone", self.backbone)
 
     # -- one pass ---------------------------------------------------------------------------------------------------
 

@@ -2,9 +2,11 @@
 
 What leaves stage k are the features, unchanged. Every module that a pass calls later - the other stages, what lies
 between them, the last norm - is replaced by one that hands on what it is given, so that the backbone's own code still
-lays out the features and their mask; the law is checked on values. What follows the last stage (group L + 1) goes too,
-also with k = L: its weights were trained for what leaves the last stage, and have its width. So does a pooling with
-weights of its own; the mean over real tokens or positions takes its place.
+lays out the features and their mask; that they hold what left the stage is checked on values. Where that code does more
+than call modules, the pass ends at the stage instead, and the state is the features as it is.
+What follows the last stage (group L + 1) goes too, also with k = L: its weights were trained for what leaves the last
+stage, and have its width. So does a pooling with weights of its own; the mean over real tokens or positions takes its
+place.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from torch import Tensor, nn
 
 from zoo_core.contracts import Extendable, Features, FeatureSpec, Site, as_backbone
 from zoo_core.errors import RefusedError
-from zoo_core.features import masked_mean
+from zoo_core.features import channels_first, masked_mean
+from zoo_core.interrupts import raise_interrupt
 from zoo_core.seams import capture
 
 __all__ = ["Truncated", "truncated"]
@@ -30,12 +33,12 @@ INSIDE = "whole."  # before the paths of the backbone that was cut
 def truncated(backbone: nn.Module, until: int) -> Truncated:
     """The backbone up to stage `until`, counted from 1; it is cut in place. Its features are measured by a pass.
 
-    Raises RefusedError where the backbone does more after that stage than call modules.
+    Raises RefusedError where the pass has to end there, and which tokens are real is known at its end alone.
     """
     source = as_backbone(backbone)
     inputs = _inputs(backbone)
     with _looking(backbone), capture(backbone, [until - 1]) as states:
-        dropped, gives_tuple, has_pool = _look(backbone, inputs, until)
+        dropped, gives_tuple, has_pool, is_masked = _look(backbone, inputs, until)
     state = states[until - 1]
     rest = _Rest()
     if gives_tuple:
@@ -44,13 +47,17 @@ def truncated(backbone: nn.Module, until: int) -> Truncated:
         _put(backbone, name, _PassOn(backbone.get_submodule(name), rest if name in source.stages else None))
     found = Truncated(backbone, until, dropped, has_pool=has_pool, rest=rest)
     with _looking(backbone):
-        try:
+        features = _handed_on(found, inputs, state)
+        if features is None:
+            if is_masked or state.ndim not in (2, 3, 4):
+                raise RefusedError(
+                    f"the backbone cannot end after stage {until}: its own code, and no module, makes features of what "
+                    f"leaves it; take another stage or backbone"
+                )
+            found.ends_early, found.has_pool = True, False
+            stage = backbone.get_submodule(source.stages[until - 1])
+            found.channels_first = state.ndim != 4 or channels_first(state, stage)
             features = as_backbone(found)(inputs)
-        except Exception as error:
-            said = " ".join(f"{type(error).__name__}: {error}".split())
-            raise _refused(until, f"its own code goes on from there ({said:.160})") from error
-        if not _same_values(features.x, state):
-            raise _refused(until, "its own code changes what it hands on")
         pooled = features.x if features.kind == "pooled" else found.pool(features)
     dim, pooled_dim = features.x.shape[1 if features.kind == "map" else -1], pooled.shape[-1]
     found.features = FeatureSpec(kind=features.kind, dim=dim, pooled_dim=pooled_dim if pooled_dim != dim else None)
@@ -58,7 +65,10 @@ def truncated(backbone: nn.Module, until: int) -> Truncated:
 
 
 class Truncated(nn.Module):
-    """A backbone that ends after one of its stages, under the backbone contract."""
+    """A backbone that ends after one of its stages, under the backbone contract.
+
+    ends_early: the pass ends at that stage, and what leaves it is the features; channels_first: where that is a map.
+    """
 
     features: FeatureSpec
 
@@ -70,15 +80,35 @@ class Truncated(nn.Module):
         self.preparation = source.preparation
         self.stages = tuple(f"{INSIDE}{path}" for path in source.stages[:until])
         self.has_pool = has_pool
+        self.ends_early = False
+        self.channels_first = True
         self._dropped = tuple(f"{name}." for name in dropped)
         self._rest = rest
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Features:
+        if self.ends_early:
+            return self._laid_out(self._state(inputs))
         try:
             features: Features = self.whole(inputs)
         finally:
             self._rest.items = ()
         return features
+
+    def _state(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """What leaves the last stage, after all that adapters hooked to it."""
+        handle = self.get_submodule(self.stages[-1]).register_forward_hook(_end)
+        try:
+            self.whole(inputs)
+        except _End as end:
+            return end.state
+        finally:
+            handle.remove()
+        raise AssertionError("each stage is called once")
+
+    def _laid_out(self, state: Tensor) -> Features:
+        if state.ndim == 4:
+            return Features(kind="map", x=state if self.channels_first else state.permute(0, 3, 1, 2))
+        return Features(kind="tokens" if state.ndim == 3 else "pooled", x=state)
 
     def pool(self, features: Features) -> Tensor:
         """The backbone's own way where that has no weights, else the mean: float [B, D]."""
@@ -95,9 +125,21 @@ class Truncated(nn.Module):
 
     def extend(self, prompt: nn.Module, length: int) -> int:
         """As the whole backbone does it: see zoo_core.contracts.Extendable. Raises RefusedError where it does not."""
-        if not isinstance(self.whole, Extendable):
+        if not isinstance(self.whole, Extendable) or self.ends_early:
             raise RefusedError("the backbone has no `extend`, so no learned tokens can stand among its own")
         return self.whole.extend(prompt, length)
+
+
+class _End(Exception):  # noqa: N818
+    """Leaves a pass with the state of the last stage."""
+
+    def __init__(self, state: Tensor) -> None:
+        super().__init__()
+        self.state = state
+
+
+def _end(module: nn.Module, args: Any, output: Any) -> None:
+    raise _End(output[0] if isinstance(output, tuple) else output)
 
 
 class _Rest:
@@ -128,9 +170,9 @@ class _PassOn(nn.Module):
         return (state, *self._rest.items) if self._rest is not None and self._rest.items else state
 
 
-def _look(backbone: nn.Module, inputs: Mapping[str, Tensor], until: int) -> tuple[list[str], bool, bool]:
-    """One pass: the outermost modules first called after the stage, whether it gives a tuple, and its own pooling
-    has no weights.
+def _look(backbone: nn.Module, inputs: Mapping[str, Tensor], until: int) -> tuple[list[str], bool, bool, bool]:
+    """One pass: the outermost modules first called after the stage; whether the stage gives a tuple, the backbone's own
+    pooling has no weights, and its features have a mask.
     """
     stages = as_backbone(backbone).stages
     kept = tuple(f"{path}." for path in stages[:until])
@@ -158,7 +200,17 @@ def _look(backbone: nn.Module, inputs: Mapping[str, Tensor], until: int) -> tupl
     pooling = [name for name, found in when.items() if found == "pooling"]
     weighty = [name for name in pooling if next(backbone.get_submodule(name).parameters(), None) is not None]
     later = {name for name, found in when.items() if found == "after"} | {*stages[until:], *weighty}
-    return list(_outermost(backbone, later)), tuples[0], not weighty
+    return list(_outermost(backbone, later)), tuples[0], not weighty, features.mask is not None
+
+
+def _handed_on(found: Truncated, inputs: Mapping[str, Tensor], state: Tensor) -> Features | None:
+    """The features where they are what left the stage, else None."""
+    try:
+        features: Features = found(inputs)
+    except Exception as error:  # noqa: BLE001, code between modules may fail on what it is handed; then it is not called
+        raise_interrupt(error)
+        return None
+    return features if _same_values(features.x, state) else None
 
 
 def _outermost(backbone: nn.Module, names: set[str]) -> Iterator[str]:
@@ -205,9 +257,3 @@ def _same_values(x: Tensor, state: Tensor) -> bool:
     if x.is_meta or x.numel() != state.numel():
         return x.numel() == state.numel()
     return torch.equal(x.float().flatten().sort().values, state.float().flatten().sort().values)
-
-
-def _refused(until: int, reason: str) -> RefusedError:
-    return RefusedError(
-        f"the backbone cannot end after stage {until}: {reason}; take another stage, or another backbone"
-    )
