@@ -42,7 +42,7 @@ LAYERS = (
     ("cache", "data", "hub", "objective"),
     ("transforms",),
     ("learner",),  # puts predictions of values back into their units, which the objective's scaled head defines
-    ("build", "chain", "plain"),
+    ("accumulation", "build", "chain", "forecast", "plain", "recomputation"),
     ("measure", "runs"),
     ("inference",),  # batches of the size that measure times
     ("card", "descent", "stored"),  # descent times its steps as measure does

@@ -68,6 +68,46 @@ def test_fit_tells_what_it_chose_and_where_it_stands(zoo_here: Run, tmp_path: Pa
     assert all("2 of 2 steps" in line and "examples/s, loss" in line for line in err)
 
 
+@pytest.mark.parametrize(
+    ("flags", "passes"),
+    [
+        (
+            ("--micro-batch", "3", "--batch-size", "10", "--checkpoint-activations"),
+            "3 examples in a pass, 10 in a step",
+        ),
+        (("--batch-size", "auto"), " examples in a pass, 32 in a step"),
+    ],
+)
+def test_a_fit_that_saves_memory_says_how_and_is_the_same_trial(
+    zoo_here: Run, tmp_path: Path, flags: tuple[str, ...], passes: str
+) -> None:
+    words = ("--task", "digits(shots=2)", "--epochs", "1", "--num-rates", "1", "--device", "cpu")
+    code, out, _ = zoo_here("fit", "starter/vit-nano+bitfit", *words, *flags, "--out", tmp_path / "run")
+    assert code == 0
+    assert passes in out
+    row = json.loads((tmp_path / "run" / "results.jsonl").read_text())
+    assert row["chosen"]["micro_batch"] >= 1
+    plan = "starter/vit-nano+bitfit+linear task=digits(shots=2)"
+    batch = " batch_size=10" if "10" in flags else ""
+    assert row["trial"] == f"{plan} epochs=1{batch} num_rates=1 keep=best seed=0"
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (("--micro-batch", "0"), "--micro-batch 0: allowed: 1 or more, or auto"),
+        (("--micro-batch", "few"), "'few' is neither a whole number nor auto"),
+        (("--batch-size", "few"), "'few' is neither a whole number nor auto"),
+        (("--batch-size", "1"), "batch_size=1 is out of range"),
+    ],
+)
+def test_a_size_of_batch_that_cannot_be_is_told(
+    zoo_here: Run, tmp_path: Path, flags: tuple[str, ...], reason: str
+) -> None:
+    told(zoo_here("fit", "starter/vit-nano", "--task", "digits", "--out", tmp_path / "run", *flags), 2, reason)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_fit_into_an_existing_run_is_refused(zoo_here: Run, folders: dict[str, Path]) -> None:
     before = {path.name: path.read_bytes() for path in folders["classes"].iterdir()}
     shown = zoo_here("fit", "starter/vit-nano", "--task", "digits", "--out", folders["classes"], "--device", "cpu")

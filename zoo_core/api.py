@@ -19,6 +19,7 @@ from zoo_core.build import build, build_backbone, check_outline
 from zoo_core.checkpoint import UNFINISHED, Unfinished
 from zoo_core.contracts import BackboneRecipe, Modality, Split, Target, TaskRecipe, as_backbone
 from zoo_core.data import Loader, Splits, carve
+from zoo_core.descent import Thrift
 from zoo_core.encoding import encoding_of
 from zoo_core.errors import UsageError
 from zoo_core.hub import Progress as Download
@@ -278,12 +279,17 @@ def fit(
     num_workers: int = 0,
     lock: str | Path | None = None,
     frozen: bool = False,
+    micro_batch: int | str | None = None,
+    checkpoint_activations: bool = False,
     report: Callable[[Report], None] = lambda _: None,
 ) -> tuple[Learner, Result]:
     """Fits one model, its learning rate chosen on validation; stores it when `out` names a folder.
 
     budget: where it does not say which weights to keep, those of the epoch that is best on validation.
     lock, frozen: as for `load`.
+    micro_batch: examples of a pass, whose gradients add up to that of a batch; "auto": as many as fit into memory.
+    checkpoint_activations: stages keep only what enters them and are computed twice, which needs less memory. Neither
+    is part of what the fit is; a head that is fitted in closed form needs neither.
     The same call after an interruption, or a kill, goes on after the last epoch that was stored below `out`; on a CPU
     it ends with the bits of a fit that nothing interrupted.
     Returns the learner, in evaluation mode, and its result on the test split. Raises UsageError for a folder that
@@ -293,8 +299,9 @@ def fit(
     if budget.keep is None:
         budget = replace(budget, keep="best")
     plan = _pinned(spec, lock, frozen, task=task, budget=budget, seed=seed)
+    thrift = Thrift(micro_batch=micro_batch, checkpoint_activations=checkpoint_activations)
     if out is None:
-        result, learner, _ = run_trial(plan, device=device, num_workers=num_workers, report=report)
+        result, learner, _ = run_trial(plan, device=device, num_workers=num_workers, report=report, thrift=thrift)
         learner.plan = plan
         return learner, result
     check_files(plan.parts)
@@ -309,7 +316,7 @@ def fit(
         unfinished.begin()
         try:
             result, learner, splits = run_trial(
-                plan, device=device, num_workers=num_workers, report=report, unfinished=unfinished
+                plan, device=device, num_workers=num_workers, report=report, unfinished=unfinished, thrift=thrift
             )
             for name in HELD:  # of the same fit, killed while it was stored
                 (folder / name).unlink(missing_ok=True)

@@ -31,6 +31,7 @@ __all__ = [
     "Batch",
     "Change",
     "Context",
+    "Divisible",
     "Exportable",
     "Extendable",
     "FeatureSpec",
@@ -351,6 +352,18 @@ class Objective(Protocol):
     stages: tuple[int, ...]
 
     def __call__(self, output: Output, batch: Batch) -> dict[str, Tensor]: ...
+
+
+@runtime_checkable
+class Divisible(Protocol):
+    """An objective whose loss on a batch is a mean, so that a step can be made in pieces; an objective need not be one.
+
+    count: what the mean is over, a scalar: the examples, the targets that count, or the sum of their weights. The mean
+    of the losses of pieces, weighted by it, is the loss of the whole; terms that no batch enters stay as they are.
+    None: an objective that it wraps sees the batch as a whole.
+    """
+
+    def count(self, batch: Batch) -> Tensor | None: ...
 
 
 class BackboneRecipe(Protocol):

@@ -1,6 +1,6 @@
 """A fit by gradient: AdamW, warm-up and cosine, clipping, phases that join, the best epoch on validation.
 
-One forward pass per step. What an epoch changes is held in one place, `Descent`.
+One forward pass per step, unless it is made in pieces to save memory. What an epoch changes is held in `Descent`.
 """
 
 from __future__ import annotations
@@ -8,23 +8,26 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from zoo_core.accumulation import check_divides, counted, piece, pieces
 from zoo_core.checkpoint import Offer, State
 from zoo_core.contracts import Batch
 from zoo_core.data import Loader, draw_seed
-from zoo_core.errors import DivergedError, LawError
+from zoo_core.errors import DivergedError, LawError, UsageError
+from zoo_core.forecast import activations, available_bytes, fitting_batch, state_bytes
 from zoo_core.interrupts import held_back
 from zoo_core.learner import Learner
 from zoo_core.measure import Stopwatch, autocast, precision_of
 from zoo_core.plan import Budget
+from zoo_core.recomputation import recomputed, still
 
-__all__ = ["Descent", "Progress", "moving", "own_draws", "projectors"]
+__all__ = ["Descent", "Progress", "Thrift", "moving", "own_draws", "projectors"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +40,44 @@ class Progress:
     examples_per_second: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Thrift:
+    """How a fit saves memory; none of it is part of a trial's identity, as the gradients are the same.
+
+    micro_batch: examples of a pass, whose gradients are added up to that of a batch; auto: as many as fit into memory.
+    None: the batch as a whole. checkpoint_activations: whether stages compute their inner values twice, and keep none.
+    """
+
+    micro_batch: int | str | None = None
+    checkpoint_activations: bool = False
+
+    def __post_init__(self) -> None:
+        if self.micro_batch not in (None, "auto") and (type(self.micro_batch) is not int or self.micro_batch < 1):
+            raise UsageError(f"micro_batch={self.micro_batch!r}: allowed: a whole number, 1 or more, or auto")
+
+
 class Descent:
     """A fit by gradient under way: `run` trains the learner in place, epoch by epoch.
 
     losses: of the epochs done. step: steps done. kept_epoch: whose weights the learner holds when `run` is over,
-    counted from 1. kept_score: their validation score, None where nobody asked for it.
+    counted from 1. kept_score: their validation score, None where nobody asked for it. micro_batch: the examples of a
+    pass, where that was asked for.
     """
 
-    def __init__(self, learner: Learner, loader: Loader, *, budget: Budget, learning_rate: float, seed: int) -> None:
+    def __init__(
+        self,
+        learner: Learner,
+        loader: Loader,
+        *,
+        budget: Budget,
+        learning_rate: float,
+        seed: int,
+        thrift: Thrift | None = None,
+    ) -> None:
+        self._thrift = thrift or Thrift()
+        asked = self._thrift.micro_batch
+        self.micro_batch = min(asked, budget.batch_size) if isinstance(asked, int) else None
+        self._checked = 0  # the micro-batch that is known to divide the batch
         self._learner, self._loader, self._budget, self._seed = learner, loader, budget, seed
         self._learning_rate = learning_rate
         self.num_steps = loader.num_batches * budget.epochs
@@ -87,7 +120,8 @@ class Descent:
         looks = validate is not None and (keeps_best or self._budget.patience is not None)
         while len(self.losses) < self._budget.epochs and not self._is_out_of_patience:
             last = self._train_epoch(progress)
-            self._unseen = _still_unseen(self._learner, last, self._unseen, self._precision, self._seed)
+            few = last if self.micro_batch is None else piece(last, 0, self.micro_batch)
+            self._unseen = _still_unseen(self._learner, few, self._unseen, self._precision, self._seed)
             self.kept_epoch, self.kept_score = len(self.losses), None
             if looks and self.step > max(self._firsts.values()):
                 assert validate is not None, "it is there where it is asked"
@@ -116,6 +150,7 @@ class Descent:
             "waited": self._waited,
             "unseen": list(self._unseen),
             "seconds": self.seconds,
+            "micro_batch": self.micro_batch,
         }
         return State(values=values, parts={name: part for name, part in parts.items() if part})
 
@@ -129,6 +164,8 @@ class Descent:
             self._best_epoch, self._best = values["best"]
         self._best_weights = parts.get("best")
         self._started -= values["seconds"]
+        if self._thrift.micro_batch == "auto":
+            self.micro_batch = values["micro_batch"]  # another one would round otherwise
         self._unseen = {name: self._unseen[name] for name in values["unseen"]}
         table = self._optimiser.state_dict()
         for key, tensor in parts.get("optimiser", {}).items():
@@ -190,14 +227,70 @@ class Descent:
         return batch
 
     def _update(self, batch: Batch) -> Tensor:
-        """One forward pass, one backward pass, one update. Returns the loss, detached."""
-        with autocast(batch.target.device, self._precision):
-            loss = self._learner.loss(self._learner(batch.inputs), batch)
-        self._optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        """One forward pass, one backward pass, one update; or several passes on pieces. Returns the loss, detached."""
+        with recomputed(self._learner.backbone) if self._thrift.checkpoint_activations else nullcontext():
+            if self._thrift.micro_batch is None:
+                loss = self._gradient(batch, batch)
+            else:
+                loss = self._gradient_that_fits(batch)
         nn.utils.clip_grad_norm_(self._parameters, self._budget.clip)
         self._optimiser.step()
-        return loss.detach()
+        return loss
+
+    def _gradient(self, batch: Batch, *parts: Batch) -> Tensor:
+        """Leaves the gradient of a batch, the sum of those of its parts, in the parameters; the loss, detached."""
+        self._optimiser.zero_grad(set_to_none=True)
+        if len(parts) == 1:
+            loss = self._loss(batch)
+            loss.backward()
+            return loss.detach()
+        shares = [float(counted(self._learner, part)) for part in parts]
+        whole, total = sum(shares), torch.zeros((), device=batch.target.device)
+        for part, share in zip(parts, shares, strict=True):
+            if share or not whole:  # the mean over no target is no number
+                loss = self._loss(part) * (share / whole if whole else 1.0)
+                loss.backward()
+                total = total + loss.detach()
+        return total
+
+    def _loss(self, batch: Batch) -> Tensor:
+        with autocast(batch.target.device, self._precision):
+            return self._learner.loss(self._learner(batch.inputs), batch)
+
+    def _gradient_that_fits(self, batch: Batch) -> Tensor:
+        """In pieces of the micro-batch; if that is to be found, half of it where memory is too small.
+
+        The draws of a pass that did not fit are made again. Raises RefusedError where the batch cannot be divided.
+        """
+        seeks = self._thrift.micro_batch == "auto"
+        if self.micro_batch is None:
+            self.micro_batch = self._first_guess(batch)
+        while True:
+            if self.micro_batch < len(batch) and self._checked != self.micro_batch:
+                check_divides(self._learner, batch, self.micro_batch)
+                self._checked = self.micro_batch
+            drawn = _draws(self._loader.device) if seeks else {}
+            try:
+                return self._gradient(batch, *pieces(batch, self.micro_batch))
+            except torch.OutOfMemoryError:
+                if not seeks or self.micro_batch == 1:
+                    raise
+                self.micro_batch = (min(self.micro_batch, len(batch)) + 1) // 2
+            self._optimiser.zero_grad(set_to_none=True)
+            if self._loader.device.type == "cuda":
+                torch.cuda.empty_cache()
+            _draw_from(drawn, self._loader.device)
+
+    def _first_guess(self, batch: Batch) -> int:
+        """On a GPU the whole batch, which fails early; elsewhere what should fit, as too much may end the process."""
+        device, size = self._loader.device, self._budget.batch_size
+        if device.type == "cuda":
+            return size
+        few = piece(batch, 0, 2)
+        with own_draws(device, "forecast", self._seed), still(self._learner):
+            needed = activations(self._learner, lambda: self._loss(few), len(few))
+        free = available_bytes(device) - state_bytes(self._learner)
+        return fitting_batch(size, free=free, for_each=needed.bytes(recomputes=self._thrift.checkpoint_activations))
 
     def _join(self) -> None:
         """Lets the parameters train whose first step has come, and no others; the modes follow.
@@ -207,6 +300,7 @@ class Descent:
         for parameter, first in self._firsts.items():
             parameter.requires_grad_(first <= self.step)
         self._learner.train()
+        self._checked = 0
 
     def _weigh(self, found: float) -> None:
         """Takes an epoch's validation score into account; of equal ones the earlier epoch is the better."""

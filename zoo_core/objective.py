@@ -31,6 +31,11 @@ class CrossEntropy(nn.Module):
         weights = None if self.weights is None else self.weights.to(logits.dtype)
         return {"cross_entropy": nn.functional.cross_entropy(logits, target, weight=weights, ignore_index=-100)}
 
+    def count(self, batch: Batch) -> Tensor:
+        """The targets that count, or the sum of the weights of their classes."""
+        real = batch.target[batch.target != -100]
+        return torch.tensor(float(real.numel())) if self.weights is None else self.weights.double()[real].sum()
+
 
 class BinaryCrossEntropy(nn.Module):
     """Sigmoid cross-entropy for labels, mean over B and C. weights: float [C], how much each label counts, or None."""
@@ -47,6 +52,10 @@ class BinaryCrossEntropy(nn.Module):
         weights = None if self.weights is None else self.weights.to(target.dtype)
         loss = nn.functional.binary_cross_entropy_with_logits(output.predictions, target, weight=weights)
         return {"binary_cross_entropy": loss}
+
+    def count(self, batch: Batch) -> Tensor:
+        """The examples."""
+        return torch.tensor(float(len(batch)))
 
 
 class ScaledHead(nn.Module):
@@ -88,6 +97,10 @@ class SquaredError(nn.Module):
     def forward(self, output: Output, batch: Batch) -> dict[str, Tensor]:
         error = (output.predictions - batch.target) / self._head[0].scale
         return {"squared_error": error.square().mean()}
+
+    def count(self, batch: Batch) -> Tensor:
+        """The examples."""
+        return torch.tensor(float(len(batch)))
 
 
 def default_objective(target: Target, head: nn.Module, class_weights: Tensor | None = None) -> nn.Module:

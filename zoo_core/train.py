@@ -17,7 +17,7 @@ from torch import nn
 from zoo_core.build import checksum
 from zoo_core.checkpoint import Offer, State
 from zoo_core.data import Loader
-from zoo_core.descent import Descent, Progress, own_draws
+from zoo_core.descent import Descent, Progress, Thrift, own_draws
 from zoo_core.errors import DivergedError, LawError
 from zoo_core.features import convert, joined
 from zoo_core.learner import Learner
@@ -31,7 +31,7 @@ class Fitted:
     """What a fit did. losses: one for each epoch, mean over its steps. seconds: wall time, loading included.
 
     epoch: whose weights were kept, counted from 1; None in closed form. score: their validation score, None where
-    nobody asked for it or a finisher has changed them since.
+    nobody asked for it or a finisher has changed them since. micro_batch: examples of a pass, where that was asked for.
     """
 
     losses: tuple[float, ...]
@@ -40,6 +40,7 @@ class Fitted:
     training: dict[str, Any] | None
     epoch: int | None = None
     score: float | None = None
+    micro_batch: int | None = None
 
 
 def fit(
@@ -53,6 +54,7 @@ def fit(
     progress: Callable[[Progress], None] = lambda _: None,
     state: State | None = None,
     offer: Offer = lambda _: None,
+    thrift: Thrift | None = None,
 ) -> Fitted:
     """Trains a learner in place on the loader's device, and leaves it in evaluation mode.
 
@@ -61,6 +63,7 @@ def fit(
     the best epoch stay, or those of the last, as the budget says, and what the learner's finishers make of them.
     offer: is offered the state after each epoch that another follows. state: one of those, of an interrupted fit of
     this plan; on a CPU the fit that goes on from it ends with the bits of one that nothing interrupted.
+    thrift: how it saves memory, None: not at all; a fit in closed form has nothing to save.
     Raises DivergedError when the loss or a weight is no longer finite, LawError when something frozen has moved or
     state has appeared that the delta does not know.
     """
@@ -74,7 +77,7 @@ def fit(
             _fit_closed_form(learner, loader)
             fitted = Fitted(losses=(), num_steps=0, seconds=time.perf_counter() - started, training=None)
         else:
-            descent = Descent(learner, loader, budget=budget, learning_rate=learning_rate, seed=seed)
+            descent = Descent(learner, loader, budget=budget, learning_rate=learning_rate, seed=seed, thrift=thrift)
             if state is not None:
                 descent.restore(state)
             descent.run(validate, progress, offer)
@@ -98,6 +101,7 @@ def _finished(descent: Descent, learner: Learner, learning_rate: float) -> Fitte
         training=descent.rate,
         epoch=descent.kept_epoch,
         score=None if learner.finishers else descent.kept_score,
+        micro_batch=descent.micro_batch,
     )
 
 

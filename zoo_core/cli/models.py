@@ -13,13 +13,14 @@ from zoo_core.cli.completion import complete_spec, complete_tasks
 from zoo_core.cli.data import told
 from zoo_core.cli.downloads import downloading
 from zoo_core.cli.options import (
-    budget_options,
     check_device,
     device_option,
     fitting,
     lock_file,
     lock_options,
+    memory_options,
     threads_option,
+    thrifty,
     use_threads,
 )
 from zoo_core.interrupts import held_back
@@ -41,7 +42,7 @@ __all__ = ["evaluate", "fit"]
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the fitted model.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides draws, new weights and order.")
-@budget_options
+@memory_options
 @lock_options
 @click.option("--num-workers", type=int, default=0, show_default=True, help="Processes that prepare data ahead.")
 @threads_option
@@ -51,6 +52,8 @@ def fit(
     task: str,
     out: Path,
     seed: int,
+    micro_batch: int | str | None,
+    checkpoint_activations: bool,
     lock: Path | None,
     frozen: bool,
     num_workers: int,
@@ -70,6 +73,7 @@ def fit(
         from zoo_core.api import fit as run
         from zoo_core.checkpoint import UNFINISHED, standing
 
+    micro_batch = thrifty(budget, micro_batch)
     chosen = budget_from({name: value for name, value in budget.items() if value is not None})
     device = check_device(device)
     use_threads(threads)
@@ -90,6 +94,8 @@ def fit(
             num_workers=num_workers,
             lock=pins,
             frozen=frozen,
+            micro_batch=micro_batch,
+            checkpoint_activations=checkpoint_activations,
             report=report,
         )
     assert result.chosen is not None, "a fit that came back chose something"
@@ -101,6 +107,8 @@ def fit(
         found = candidate["validation_score"]
         kept = f" after epoch {candidate['epoch']} of {candidate['epochs']}" if "epoch" in candidate else ""
         click.echo(f"  {name}: {'diverged' if found is None else f'validation {found:.4f}'}{kept}{mark}")
+    if "micro_batch" in result.chosen:
+        click.echo(f"{result.chosen['micro_batch']} examples in a pass, {chosen.batch_size} in a step")
     click.echo(f"{result.num_trainable} of {result.num_parameters} parameters trained; stored in {out}")
 
 

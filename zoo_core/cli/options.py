@@ -26,7 +26,9 @@ __all__ = [
     "lock_file",
     "lock_option",
     "lock_options",
+    "memory_options",
     "threads_option",
+    "thrifty",
     "typed",
     "use_threads",
 ]
@@ -52,14 +54,59 @@ BUDGET_FLAGS: tuple[tuple[str, Any, str], ...] = (
 WITHOUT = {"patience": "never", "keep": "best in fit, last in bench"}  # what a field that is None stands for
 
 
-def budget_options(command: Command) -> Command:
+def budget_options(command: Command, flags: tuple[tuple[str, Any, str], ...] = BUDGET_FLAGS) -> Command:
     """One flag for each field of Budget, whose default its help shows; those not given are None."""
     defaults = Budget()
-    for flag, kind, text in reversed(BUDGET_FLAGS):
+    for flag, kind, text in reversed(flags):
         name = flag.removeprefix("--").replace("-", "_")
         shown = f"{text}  [default: {WITHOUT.get(name, getattr(defaults, name))}]"
         command = click.option(flag, type=kind, default=None, help=shown)(command)
     return command
+
+
+class CountOrAuto(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 on
+    """A whole number, or the word auto."""
+
+    name = "count"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return "[INTEGER|auto]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        if value == "auto" or isinstance(value, int):
+            return value  # type: ignore[no-any-return]
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a whole number nor auto", param, ctx)
+
+
+def memory_options(command: Command) -> Command:
+    """The budget's flags, of which --batch-size takes auto too, and those by which a fit saves memory."""
+    micro = "Examples in a pass; the gradients of a step's passes add up. auto: as many as fit into memory."
+    recompute = "Keep only what enters each stage, and compute the rest again: less memory, more time, the same bits."
+    command = click.option("--checkpoint-activations", is_flag=True, help=recompute)(command)
+    command = click.option("--micro-batch", type=CountOrAuto(), default=None, help=micro)(command)
+    flags = tuple(
+        (flag, CountOrAuto(), f"{text} auto: the default, with --micro-batch auto.")
+        if flag == "--batch-size"
+        else (flag, kind, text)
+        for flag, kind, text in BUDGET_FLAGS
+    )
+    return budget_options(command, flags)
+
+
+def thrifty(budget: dict[str, Any], micro_batch: int | str | None) -> int | str | None:
+    """The micro-batch that `memory_options` were given; auto is taken out of the budget, where it means the default.
+
+    Raises UsageError for a micro-batch that cannot be.
+    """
+    if isinstance(micro_batch, int) and micro_batch < 1:
+        raise UsageError(f"--micro-batch {micro_batch}: allowed: 1 or more, or auto")
+    if budget.get("batch_size") != "auto":
+        return micro_batch
+    budget["batch_size"] = None
+    return "auto" if micro_batch is None else micro_batch
 
 
 def typed(name: str, value: Any) -> Any:

@@ -23,7 +23,7 @@ from zoo_core.checkpoint import Offer, State, Unfinished
 from zoo_core.contracts import METRICS, Split, Target, TaskData
 from zoo_core.data import Loader, Splits, carve
 from zoo_core.declarations import blaming
-from zoo_core.descent import moving, projectors, put
+from zoo_core.descent import Thrift, moving, projectors, put
 from zoo_core.errors import DivergedError
 from zoo_core.learner import Learner
 from zoo_core.lock import part_key
@@ -91,10 +91,12 @@ def run_trial(
     num_workers: int = 0,
     report: Callable[[Report], None] = lambda _: None,
     unfinished: Unfinished | None = None,
+    thrift: Thrift | None = None,
 ) -> tuple[Result, Learner, Splits]:
     """The result of a trial with its chosen learner, in evaluation mode on the device, and the splits it saw.
 
-    unfinished: where its states are kept, from the last of which an interrupted one goes on.
+    unfinished: where its states are kept, from the last of which an interrupted one goes on. thrift: how it saves
+    memory; the micro-batch that it chose or was given is in the result's `chosen`.
     """
     assert plan.task is not None, "a trial has a task"
     device = torch.device(device)
@@ -110,6 +112,7 @@ def run_trial(
         num_workers=num_workers,
         report=report,
         unfinished=unfinished,
+        thrift=thrift,
     )
     peak = peak_memory_bytes(device)
     metric = plan.task.recipe.metric
@@ -124,7 +127,7 @@ def run_trial(
         score=found,
         split="test",
         num_examples=splits.test.num,
-        chosen={**chosen.candidates[chosen.best], "candidates": list(chosen.candidates)},
+        chosen=_told(chosen),
         num_trainable=trainable,
         num_parameters=total,
         train_seconds=chosen.train_seconds,
@@ -146,13 +149,14 @@ def choose(
     num_workers: int = 0,
     report: Callable[[Report], None] = lambda _: None,
     unfinished: Unfinished | None = None,
+    thrift: Thrift | None = None,
 ) -> Chosen:
     """Fits one candidate for each learning rate and keeps the best on validation; on a tie the one nearest the middle.
 
     Every candidate starts from the same state, sees the same examples in the same order, and ends with its last epoch,
     or with the best on validation, as the budget says; then its "epoch" says which of how many "epochs" that was.
     One that diverges, in training or in what it predicts, is not chosen; its score is None.
-    unfinished: as for `run_trial`. Raises DivergedError when that is so for all of them.
+    unfinished, thrift: as for `run_trial`. Raises DivergedError when that is so for all of them.
     """
     assert plan.task is not None, "a trial has a task"
     learner = build(plan, target=target).to(device)
@@ -182,7 +186,9 @@ def choose(
 
         trying.candidates[index] = {"learning_rate": rates[index], "validation_score": None}
         try:
-            fitted, found = _fit_candidate(plan, learner, fitting, validating, rates[index], tell, under_way, offer)
+            fitted, found = _fit_candidate(
+                plan, learner, fitting, validating, rates[index], tell, under_way, offer, thrift
+            )
             trying.weigh(plan, learner, index, fitted, found)
         except DivergedError as error:
             trying.diverged = str(error)
@@ -283,6 +289,7 @@ def _fit_candidate(
     progress: Callable[[Progress], None],
     state: State | None,
     offer: Offer,
+    thrift: Thrift | None,
 ) -> tuple[Fitted, float]:
     """Fits at one learning rate; what the fit did, and the validation score of the weights that it kept."""
     assert plan.task is not None, "a trial has a task"
@@ -303,6 +310,7 @@ def _fit_candidate(
         progress=progress,
         state=state,
         offer=offer,
+        thrift=thrift,
     )
     return fitted, sign * (validate(learner) if fitted.score is None else fitted.score)
 
@@ -344,6 +352,12 @@ def _loader(
         device=device,
         num_workers=num_workers,
     )
+
+
+def _told(chosen: Chosen) -> dict[str, Any]:
+    """What validation chose, every candidate, and the micro-batch where one was asked for."""
+    micro = {} if chosen.fitted.micro_batch is None else {"micro_batch": chosen.fitted.micro_batch}
+    return {**chosen.candidates[chosen.best], **micro, "candidates": list(chosen.candidates)}
 
 
 def _coverage(learner: Learner) -> dict[str, int]:

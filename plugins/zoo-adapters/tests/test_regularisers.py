@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import zoo_core
 from zoo_adapters.regulariser_modules import Interpolation, SpectralShrinkage, StartingPoint
 from zoo_adapters.regularisers import Bss, L2sp, Wise
+from zoo_core.accumulation import check_divides, counted, pieces
 from zoo_core.contracts import Batch, Features, Output
 from zoo_core.data import Loader, Subset, carve
 from zoo_core.errors import DivergedError, RefusedError, UsageError
@@ -470,3 +471,30 @@ def test_they_compose(tmp_path: Path) -> None:
         assert terms_of(learner).keys() == {"cross_entropy", "l2sp", "l2", "bss"}
         found.append(state(learner))
     assert not differing(*found)
+
+
+# -- steps in pieces ------------------------------------------------------------------------------------------------
+
+
+def gradient_of(adapters: str, size: int) -> Tensor:
+    """Of a batch in pieces of so many examples, each weighted by what the objective counts; in float64."""
+    learner = loaded(adapters).double()
+    whole = batch_of(6)
+    whole = Batch(inputs={name: x.double() for name, x in whole.inputs.items()}, target=whole.target, ids=whole.ids)
+    learner.eval()
+    for part in pieces(whole, size):
+        share = float(counted(learner, part)) / float(counted(learner, whole))
+        (learner.loss(learner(part.inputs), part) * share).backward()
+    return torch.cat([x.grad.flatten() for _, x in learner.trainable() if x.grad is not None])
+
+
+def test_pieces_of_a_batch_have_the_gradient_of_l2sp() -> None:
+    whole, parted = gradient_of("full+l2sp", 6), gradient_of("full+l2sp", 4)
+    assert float((whole - parted).abs().max()) <= 1e-12 * max(1.0, float(whole.abs().max()))  # float64, another order
+
+
+@pytest.mark.parametrize("adapters", ["full+bss", "full+bss+l2sp"])
+def test_singular_values_of_a_batch_cannot_be_had_in_pieces(adapters: str) -> None:
+    with pytest.raises(RefusedError, match=r"that loss sees a batch as a whole; leave --micro-batch out"):
+        check_divides(loaded(adapters), batch_of(), 2)
+    check_divides(loaded("bitfit+l2sp"), batch_of(), 2)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from zoo_core.contracts import Batch, Output
+from zoo_core.contracts import Batch, Divisible, Output
 from zoo_core.errors import RefusedError
 from zoo_core.features import masked_mean
 from zoo_core.learner import Learner
@@ -50,6 +50,10 @@ class StartingPoint(nn.Module):
             return terms
         size = torch.stack([parameter.square().sum() for parameter in self._new]).sum()
         return _with(terms, "l2", self.beta / 2 * size)
+
+    def count(self, batch: Batch) -> Tensor | None:
+        """That of the wrapped objective: the distances are the same on every piece of a batch."""
+        return self.objective.count(batch) if isinstance(self.objective, Divisible) else None
 
 
 class SpectralShrinkage(nn.Module):
