@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import wave
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -268,6 +269,28 @@ def test_pictures_inside_parquet_files_are_read(far: Far) -> None:
             assert split.targets[position] == (int(name) - 1) % 2
 
 
+def test_sounds_inside_parquet_files_are_read(far: Far) -> None:
+    def sound(seed: int) -> bytes:
+        stream = io.BytesIO()
+        with wave.open(stream, "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(8000)
+            file.writeframes(np.random.default_rng(seed).integers(-9, 9, 100).astype("<i2").tobytes())
+        return stream.getvalue()
+
+    columns = {
+        "audio": [{"bytes": sound(n), "path": f"{n}.wav"} for n in range(12)],
+        "digit": [n % 2 for n in range(12)],
+    }
+    add(far, {"train.parquet": as_parquet(columns, {"audio": {"_type": "Audio"}, "digit": {"_type": "Value"}})})
+    found = recipe(f"hub-data/{SET}")
+    assert (found.modality, found.target.names) == ("audio", ("0", "1"))
+    split = opened(f"hub-data/{SET}").splits["train"]
+    read = split.raw(0)
+    assert (read["sampling_rate"], read["array"].shape) == (8000, (100,))
+
+
 def test_class_folders_of_pictures_are_read_and_fitted_on(far: Far) -> None:
     files = {f"data/{label}/{n}.png": picture(50 * place + n) for place, label in enumerate("ab") for n in range(10)}
     add(far, files | {"README.md": b"# Two", ".gitattributes": b"*.png -text\n"})
@@ -292,6 +315,13 @@ def test_a_loading_script_is_neither_fetched_nor_run(far: Far, tmp_path: Path) -
     opened("hub-data/org/both")
     assert not [line for line in asked(far) if line.endswith(".py")]
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["a/../../../../out/1.png", "/out/a/1.png", "a/./1.png"])
+def test_a_name_that_leads_out_of_the_folder_is_refused(far: Far, name: str) -> None:
+    add(far, {name: picture(0), "b/2.png": picture(1)})
+    assert "which is no path inside a folder" in said(f"hub-data/{SET}")
+    assert not list(far.folder.rglob("1.png"))
 
 
 def test_names_that_are_no_data_set_are_told(far: Far) -> None:

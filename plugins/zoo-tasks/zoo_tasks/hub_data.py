@@ -250,7 +250,7 @@ def _listed(
     from zoo_core.errors import NotFoundError
     from zoo_core.hub import folder
     from zoo_core.pins import pin
-    from zoo_core.verified import read_memory, write_memory
+    from zoo_core.verified import read_memory, safe_name, write_memory
 
     card = pin(Source(repository=repository, revision=revision, patterns=(CARD,)), offline=offline)
     assert card.revision is not None
@@ -262,7 +262,7 @@ def _listed(
                 f"{repository} at {card.revision[:12]}: what it holds is not known on this machine, and requests are "
                 f"forbidden ({forbidden}); get it where they are not: zoo fetch SPEC --task TASK"
             )
-        names = sorted(remote.listing(repository, card.revision))
+        names = [safe_name(name, repository) for name in sorted(remote.listing(repository, card.revision))]
         write_memory(names, *memory)
     text = ""
     if CARD in card.files:
