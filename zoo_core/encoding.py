@@ -60,14 +60,17 @@ class Encoding:
     column: str | None = None
 
     def is_header(self, cells: Sequence[str]) -> bool:
-        """Whether a row names the columns. Raises UsageError where it names half of them or more, and not all."""
-        wanted, found = [column.name for column in self.columns], {cell.strip() for cell in cells}
+        """Whether a row names the columns. Raises UsageError where it names half of them and not all, or one twice."""
+        wanted, found = [column.name for column in self.columns], [cell.strip() for cell in cells]
         lacking = [name for name in wanted if name not in found]
         if lacking and 2 * len(lacking) <= len(wanted):
             raise UsageError(
                 f"no column {lacking[0]!r}, which the model was fitted on; there are {', '.join(sorted(found))}"
                 f"{nearest(lacking[0], found)}"
             )
+        twice = next((name for name in wanted if found.count(name) > 1), None)
+        if twice is not None and not lacking:
+            raise UsageError(f"column {twice!r} stands {found.count(twice)} times in the header; rename one")
         return not lacking
 
     def named(self, cells: Sequence[str], header: Sequence[str] | None) -> dict[str, str]:

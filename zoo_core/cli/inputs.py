@@ -237,11 +237,14 @@ class Inputs:
                 if is_first and encoding.is_header(row.cells):
                     header, is_first = [cell.strip() for cell in row.cells], False
                     continue
-                item: Item | Failure = Item(name=row.name, raw=encoding.encode(encoding.named(row.cells, header)))
-            except UsageError as error:
-                item = _failure(row.name, UsageError(f"{row.place}: {error}"))
+            except UsageError as error:  # what stands below it might be taken for something else
+                yield _failure(name, UsageError(f"{row.place}: {error}"))
+                return
             is_first = False
-            yield item
+            try:
+                yield Item(name=row.name, raw=encoding.encode(encoding.named(row.cells, header)))
+            except UsageError as error:
+                yield _failure(row.name, UsageError(f"{row.place}: {error}"))
 
     def _lines(self, name: str) -> Iterator[_Row | Failure]:
         """The rows of a table that are not empty; what ends the reading early comes last."""

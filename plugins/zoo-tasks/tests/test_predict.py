@@ -152,13 +152,16 @@ def test_rows_that_cannot_be_encoded_are_rows_with_their_error(
 ) -> None:
     (tmp_path / "x.csv").write_text("age,work,hours\nold,office,7\n30,sea\n30,never seen,7\n")
     (tmp_path / "y.csv").write_text("age,works,hours\n30,sea,7\n")
-    code, found = told(capsys, fitted, tmp_path / "x.csv", tmp_path / "y.csv")
+    (tmp_path / "z.csv").write_text("age,work,hours,age\n30,sea,7,31\n")
+    code, found = told(capsys, fitted, tmp_path / "x.csv", tmp_path / "y.csv", tmp_path / "z.csv")
     assert code == 5
     assert "x.csv, line 2: age is 'old', not a number" in found[0]["error"]
     assert "x.csv, line 3: 2 cells for 3 columns" in found[1]["error"]
     assert "scores" in found[2]  # a category that training has not seen is a rare one
     assert "y.csv, line 1: no column 'work', which the model was fitted on; there are age, hours" in found[3]["error"]
     assert "did you mean works" in found[3]["error"]
+    assert "z.csv, line 1: column 'age' stands 2 times in the header" in found[4]["error"]
+    assert len(found) == 5  # what stands below such a header is not taken for something else
 
 
 def test_features_of_a_table_are_of_the_same_rows(
