@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 import zoo_core
 from tests.hub_server import HubServer
 from zoo_core import list_names
+from zoo_core.suites.grid import load_suite
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -84,6 +85,19 @@ def test_the_readme_shows_what_the_benchmark_of_methods_prints() -> None:
     printed = run([sys.executable, "benchmarks/methods.py", "--summary"], ROOT).stdout
     assert printed.count("\n") > 15
     assert printed.strip().replace("+-", "\N{PLUS-MINUS SIGN}") in README
+
+
+def test_the_readme_shows_what_the_benchmark_of_real_sets_prints() -> None:
+    printed = run([sys.executable, "benchmarks/tasks.py", "--summary"], ROOT).stdout
+    assert printed.count("\n") > 5
+    assert printed.strip().replace("+-", "\N{PLUS-MINUS SIGN}") in README
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "suites").glob("*.toml")), ids=lambda path: path.stem)
+def test_every_suite_of_the_benchmarks_can_be_read(path: Path) -> None:
+    suite = load_suite(path)
+    assert suite.name == path.stem
+    assert len(suite.seeds) == 3
 
 
 @pytest.mark.slow
