@@ -54,7 +54,8 @@ LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}
 HEAVY_LEVEL = LEVELS["features"]  # from here on torch may be imported
 FACADES = {CORE, f"{CORE}.__main__"}  # they name what lies below them, wherever it lies
 SAME_LEVEL = {("cli", "api")}  # the commands are thin calls of the public functions
-LIGHT_COMMANDS = ("cli", "cli.completion", "cli.config", "cli.data", "cli.names", "cli.plan")  # of the heavy levels, these modules are light too
+# Of the heavy levels, these modules are light too.
+LIGHT_COMMANDS = ("cli", "cli.completion", "cli.config", "cli.data", "cli.names", "cli.plan")
 LIGHT_LIBRARIES = frozenset({"click", "rich"})
 FORBIDDEN = ("torch", "numpy", "pydantic", "huggingface_hub")  # named by the promise; the probes look for these
 
