@@ -11,9 +11,10 @@ place.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,7 +24,6 @@ from zoo_core.contracts import Extendable, Features, FeatureSpec, Site, as_backb
 from zoo_core.errors import RefusedError
 from zoo_core.features import channels_first, masked_mean
 from zoo_core.interrupts import raise_interrupt
-from zoo_core.seams import capture
 
 __all__ = ["Truncated", "truncated"]
 
@@ -35,33 +35,46 @@ def truncated(backbone: nn.Module, until: int) -> Truncated:
 
     Raises RefusedError where the pass has to end there, and which tokens are real is known at its end alone.
     """
-    source = as_backbone(backbone)
     inputs = _inputs(backbone)
-    with _looking(backbone), capture(backbone, [until - 1]) as states:
-        dropped, gives_tuple, has_pool, is_masked = _look(backbone, inputs, until)
-    state = states[until - 1]
-    rest = _Rest()
-    if gives_tuple:
-        backbone.get_submodule(source.stages[until - 1]).register_forward_hook(rest.note)
-    for name in dropped:
-        _put(backbone, name, _PassOn(backbone.get_submodule(name), rest if name in source.stages else None))
-    found = Truncated(backbone, until, dropped, has_pool=has_pool, rest=rest)
     with _looking(backbone):
+        seen = _look(backbone, inputs, until)
+    state = seen.output[0] if isinstance(seen.output, tuple) else seen.output
+    if not isinstance(state, Tensor):
+        raise RefusedError(
+            f"the backbone cannot end after stage {until}, which gives a {type(state).__name__} and no tensor; "
+            f"take another backbone"
+        )
+    rest = _Rest() if isinstance(seen.output, tuple) else None
+    if rest is not None:
+        backbone.get_submodule(as_backbone(backbone).stages[until - 1]).register_forward_hook(rest.note)
+    found, features = _cut(backbone, until, seen, inputs, state, rest)
+    with _looking(found):
+        pooled = features.x if features.kind == "pooled" else found.pool(features)
+    dim, pooled_dim = features.x.shape[1 if features.kind == "map" else -1], pooled.shape[-1]
+    found.features = FeatureSpec(kind=features.kind, dim=dim, pooled_dim=pooled_dim if pooled_dim != dim else None)
+    return found
+
+
+def _cut(
+    backbone: nn.Module, until: int, seen: _Seen, inputs: Mapping[str, Tensor], state: Tensor, rest: _Rest | None
+) -> tuple[Truncated, Features]:
+    """The backbone without what follows, and its features."""
+    stages = as_backbone(backbone).stages
+    for name in seen.dropped:
+        _put(backbone, name, _PassOn(backbone.get_submodule(name), rest if name in stages else None))
+    found = Truncated(backbone, until, seen.dropped, has_pool=seen.has_pool, rest=rest)
+    with _looking(found):
         features = _handed_on(found, inputs, state)
         if features is None:
-            if is_masked or state.ndim not in (2, 3, 4):
+            if seen.is_masked or state.ndim not in (2, 3, 4):
                 raise RefusedError(
                     f"the backbone cannot end after stage {until}: its own code, and no module, makes features of what "
                     f"leaves it; take another stage or backbone"
                 )
             found.ends_early, found.has_pool = True, False
-            stage = backbone.get_submodule(source.stages[until - 1])
-            found.channels_first = state.ndim != 4 or channels_first(state, stage)
+            found.channels_first = state.ndim != 4 or channels_first(state, backbone.get_submodule(stages[until - 1]))
             features = as_backbone(found)(inputs)
-        pooled = features.x if features.kind == "pooled" else found.pool(features)
-    dim, pooled_dim = features.x.shape[1 if features.kind == "map" else -1], pooled.shape[-1]
-    found.features = FeatureSpec(kind=features.kind, dim=dim, pooled_dim=pooled_dim if pooled_dim != dim else None)
-    return found
+    return found, features
 
 
 class Truncated(nn.Module):
@@ -72,7 +85,9 @@ class Truncated(nn.Module):
 
     features: FeatureSpec
 
-    def __init__(self, whole: nn.Module, until: int, dropped: Sequence[str], *, has_pool: bool, rest: _Rest) -> None:
+    def __init__(
+        self, whole: nn.Module, until: int, dropped: Sequence[str], *, has_pool: bool, rest: _Rest | None
+    ) -> None:
         super().__init__()
         source = as_backbone(whole)
         self.whole = whole
@@ -91,7 +106,8 @@ class Truncated(nn.Module):
         try:
             features: Features = self.whole(inputs)
         finally:
-            self._rest.items = ()
+            if self._rest is not None:
+                self._rest.items = ()
         return features
 
     def _state(self, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -167,22 +183,31 @@ class _PassOn(nn.Module):
 
     def forward(self, state: Any, *args: Any, **kwargs: Any) -> Any:
         """state: what the module would be given first."""
-        return (state, *self._rest.items) if self._rest is not None and self._rest.items else state
+        return state if self._rest is None else (state, *self._rest.items)
 
 
-def _look(backbone: nn.Module, inputs: Mapping[str, Tensor], until: int) -> tuple[list[str], bool, bool, bool]:
-    """One pass: the outermost modules first called after the stage; whether the stage gives a tuple, the backbone's own
-    pooling has no weights, and its features have a mask.
+@dataclass(frozen=True, kw_only=True)
+class _Seen:
+    """What one pass shows: the outermost modules first called after the stage, and what the stage gives; whether the
+    backbone's own pooling has no weights, and whether its features have a mask.
     """
+
+    dropped: Sequence[str]
+    output: Any
+    has_pool: bool
+    is_masked: bool
+
+
+def _look(backbone: nn.Module, inputs: Mapping[str, Tensor], until: int) -> _Seen:
     stages = as_backbone(backbone).stages
     kept = tuple(f"{path}." for path in stages[:until])
     when: dict[str, str] = {}  # by module outside of the stages that are kept: before, after, or in the pooling
     phase = ["before"]
-    tuples: list[bool] = []
+    given: list[Any] = []
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         phase[0] = "after"
-        tuples.append(isinstance(output, tuple))
+        given.append(copy.deepcopy(output))  # the next stage may write into what it is given
 
     with ExitStack() as stack:
         for name, module in backbone.named_modules():
@@ -200,7 +225,9 @@ def _look(backbone: nn.Module, inputs: Mapping[str, Tensor], until: int) -> tupl
     pooling = [name for name, found in when.items() if found == "pooling"]
     weighty = [name for name in pooling if next(backbone.get_submodule(name).parameters(), None) is not None]
     later = {name for name, found in when.items() if found == "after"} | {*stages[until:], *weighty}
-    return list(_outermost(backbone, later)), tuples[0], not weighty, features.mask is not None
+    return _Seen(
+        dropped=_outermost(backbone, later), output=given[0], has_pool=not weighty, is_masked=features.mask is not None
+    )
 
 
 def _handed_on(found: Truncated, inputs: Mapping[str, Tensor], state: Tensor) -> Features | None:
@@ -213,13 +240,13 @@ def _handed_on(found: Truncated, inputs: Mapping[str, Tensor], state: Tensor) ->
     return features if _same_values(features.x, state) else None
 
 
-def _outermost(backbone: nn.Module, names: set[str]) -> Iterator[str]:
+def _outermost(backbone: nn.Module, names: Set[str]) -> list[str]:
     """Those of the modules that lie in no other of them."""
-    found: tuple[str, ...] = ()
+    found: list[str] = []
     for name, _ in backbone.named_modules():
-        if name in names and not f"{name}.".startswith(found):
-            found = (*found, f"{name}.")
-            yield name
+        if name in names and not name.startswith(tuple(f"{outer}." for outer in found)):
+            found.append(name)
+    return found
 
 
 def _put(backbone: nn.Module, name: str, module: nn.Module) -> None:

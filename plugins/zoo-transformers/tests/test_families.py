@@ -13,7 +13,8 @@ from torch import Tensor
 
 from zoo_core.attention import attention_calls
 from zoo_core.contracts import ROLES, as_backbone
-from zoo_core.seams import boundary, groups, resume, stage_modules
+from zoo_core.seams import boundary, capture, groups, resume, stage_modules
+from zoo_core.truncation import truncated
 from zoo_transformers.backbones import Transformers
 from zoo_transformers.families import FAMILIES
 
@@ -177,3 +178,23 @@ def test_the_stages_are_the_blocks_that_the_configuration_counts(model_type: str
     backbone = built(tiny(model_type))
     assert len(set(map(id, stage_modules(backbone)))) == len(backbone.stages)
     assert not backbone.training
+
+
+@pytest.mark.parametrize("model_type", EVERY)
+def test_a_backbone_may_end_after_any_stage(model_type: str, tiny: Tiny) -> None:
+    whole = built(tiny(model_type))
+    inputs = prepared(whole, examples(whole))
+    num = len(whole.stages)
+    with torch.no_grad(), capture(whole, range(num)) as states:
+        expected = whole(inputs)
+    for until in (1, num):
+        cut = truncated(built(tiny(model_type)), until).eval()
+        with torch.no_grad():
+            features = cut(inputs)
+        assert torch.equal(rows(features.x), rows(states[until - 1]))
+        if model_type == "swin" and until < num:  # its own code merges neighbours, so the pass ends before
+            assert features.kind == "tokens"
+            continue
+        assert features.kind == expected.kind
+        assert (features.mask is None) == (expected.mask is None)
+        assert not cut.ends_early, "its features and their mask are laid out by its own code"
