@@ -38,6 +38,7 @@ pytest.importorskip("zoo_adapters")
 
 TASK = "digits(shots=5)"
 SPECS = ("starter/vit-nano+partial(n=2)", "starter/vit-nano+lora(r=4)")
+EACH = pytest.mark.parametrize("spec", [SPECS[0], pytest.param(SPECS[1], marks=pytest.mark.slow)])
 BUDGET = zoo_core.Budget(epochs=2, num_rates=1, batch_size=10, keep="last")
 NORMS = "starter/convnet-nano+partial(n=2)"  # batch norms, of which half are frozen
 
@@ -120,7 +121,7 @@ def largest_difference(learner: Learner, expected: dict[str, Tensor]) -> float:
 # -- three loops ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@EACH
 def test_a_plain_loop_makes_what_fit_makes(spec: str, fitted: Callable[[str], Any]) -> None:
     expected, rate = fitted(spec)
     learner = fresh(spec)
@@ -153,7 +154,7 @@ class ForTrainer(nn.Module):
         return {"loss": self.learner.loss(output, Batch(inputs=inputs, target=target)), "logits": output.predictions}
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@EACH
 def test_the_trainer_of_transformers_makes_what_fit_makes(
     spec: str, fitted: Callable[[str], Any], tmp_path: Path
 ) -> None:
@@ -188,7 +189,7 @@ def test_the_trainer_of_transformers_makes_what_fit_makes(
     assert largest_difference(learner, expected) <= 1e-6
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@EACH
 def test_lightning_makes_what_fit_makes(spec: str, fitted: Callable[[str], Any], tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what it imports
