@@ -6,7 +6,7 @@ load, load_backbone, load_run, load_runs, save, fetch, fit, evaluate, predict, e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -295,9 +295,7 @@ def fit(
     Returns the learner, in evaluation mode, and its result on the test split. Raises UsageError for a folder that
     already holds a run, or the beginning of another fit; it stays as it is.
     """
-    budget = budget or Budget()
-    if budget.keep is None:
-        budget = replace(budget, keep="best")
+    budget = (budget or Budget()).for_fit()
     plan = _pinned(spec, lock, frozen, task=task, budget=budget, seed=seed)
     thrift = Thrift(micro_batch=micro_batch, checkpoint_activations=checkpoint_activations)
     if out is None:

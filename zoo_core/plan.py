@@ -66,6 +66,10 @@ class Budget:
                     f"budget: {name}={found!r} is not one of {', '.join(words)}{nearest(str(found), words)}"
                 )
 
+    def for_fit(self) -> Budget:
+        """What `fit` makes of it: it keeps the best epoch where it is not told what to keep."""
+        return replace(self, keep="best") if self.keep is None else self
+
     def identity(self) -> dict[str, object]:
         """What decides the numbers of a trial: every field; `keep` only where it is best, as None and last are one."""
         return {name: value for name, value in asdict(self).items() if name != "keep" or value == "best"}

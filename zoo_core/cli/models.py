@@ -23,11 +23,17 @@ from zoo_core.cli.options import (
     thrifty,
     use_threads,
 )
+from zoo_core.cli.plan import lines_of
+from zoo_core.errors import ZooError
 from zoo_core.interrupts import held_back
-from zoo_core.plan import budget_from
+from zoo_core.lock import part_key, read_pins
+from zoo_core.plan import Budget, budget_from
+from zoo_core.resolve import resolve
+from zoo_core.suites.grid import check_shots
 
 if TYPE_CHECKING:
     from zoo_core.api import Evaluation
+    from zoo_core.descent import Thrift
 
 __all__ = ["evaluate", "fit"]
 
@@ -43,6 +49,7 @@ __all__ = ["evaluate", "fit"]
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the fitted model.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides draws, new weights and order.")
 @memory_options
+@click.option("--dry-run", is_flag=True, help="Show the plan, the download, memory and time; store and fetch nothing.")
 @lock_options
 @click.option("--num-workers", type=int, default=0, show_default=True, help="Processes that prepare data ahead.")
 @threads_option
@@ -54,6 +61,7 @@ def fit(
     seed: int,
     micro_batch: int | str | None,
     checkpoint_activations: bool,
+    dry_run: bool,
     lock: Path | None,
     frozen: bool,
     num_workers: int,
@@ -72,12 +80,17 @@ def fit(
         from zoo_core.api import fetch
         from zoo_core.api import fit as run
         from zoo_core.checkpoint import UNFINISHED, standing
+        from zoo_core.descent import Thrift
 
     micro_batch = thrifty(budget, micro_batch)
     chosen = budget_from({name: value for name, value in budget.items() if value is not None})
     device = check_device(device)
     use_threads(threads)
     pins, task = lock_file(lock), told(task)
+    if dry_run:
+        thrift = Thrift(micro_batch=micro_batch, checkpoint_activations=checkpoint_activations)
+        _rehearse(spec, task, chosen, seed, pins, device, num_workers, thrift)
+        return
     with downloading() as progress:
         fetch(spec, task=task, lock=pins, frozen=frozen, progress=progress)
     stands = standing(out / UNFINISHED)
@@ -110,6 +123,33 @@ def fit(
     if "micro_batch" in result.chosen:
         click.echo(f"{result.chosen['micro_batch']} examples in a pass, {chosen.batch_size} in a step")
     click.echo(f"{result.num_trainable} of {result.num_parameters} parameters trained; stored in {out}")
+
+
+def _rehearse(
+    spec: str, task: str, budget: Budget, seed: int, lock: Path | None, device: str, num_workers: int, thrift: Thrift
+) -> None:
+    """Shows what a fit would build, fetch and need; what cannot be known without a download, with the reason."""
+    from zoo_core.suites.rehearsal import downloads, forecast, shown
+
+    plan = resolve(spec, task=task, budget=budget.for_fit(), seed=seed, pins=read_pins(lock))
+    check_shots(plan)
+    lines = lines_of(plan)
+    for key, size in downloads(plan).items():
+        found = "nothing, it is here" if size == 0 else f"{size / 2**20:,.1f} MiB" if size else "unknown"
+        if size is None and plan.entry and plan.entry.num_parameters and key == part_key(plan.backbone):
+            found += f"; {plan.entry.num_parameters * 4 / 2**20:,.0f} MiB if its weights are float32"
+        lines.append(f"{'download:':21}{key}, {found}")
+    if not plan.sources:
+        lines.append(f"{'download:':21}nothing")
+    try:
+        lines += [
+            f"{name + ':':21}{text}"
+            for name, text in shown(forecast(plan, device=device, num_workers=num_workers, thrift=thrift)).items()
+        ]
+    except ZooError as error:
+        lines.append(f"{'memory and time:':21}not known: {error}")
+    for line in lines:
+        click.echo(line)
 
 
 @click.command()

@@ -14,12 +14,12 @@ from zoo_core.cli.options import lock_file, lock_option
 from zoo_core.contracts import Source
 from zoo_core.errors import UsageError
 from zoo_core.lock import Pinned, read_pins
-from zoo_core.plan import Plan
+from zoo_core.plan import Budget, Plan
 from zoo_core.resolve import resolve
 from zoo_core.suites.grid import check_shots, expand, load_suite, weights_of
 from zoo_core.unpublished import files_of
 
-__all__ = ["plan"]
+__all__ = ["lines_of", "plan"]
 
 
 @click.command()
@@ -30,6 +30,8 @@ __all__ = ["plan"]
 @click.option("--json", "as_json", is_flag=True, help="A stable schema for programs.")
 def plan(what: str, task: str | None, seed: int | None, lock: Path | None, as_json: bool) -> None:
     """Show what a spec or a suite file would build and train, and what would be refused, with reasons.
+
+    A spec is planned as `zoo fit` runs it, which keeps the best epoch; a suite as `zoo bench` does.
 
     \b
     zoo plan 'starter/vit-nano+partial(n=2)' --task digits
@@ -45,16 +47,15 @@ def plan(what: str, task: str | None, seed: int | None, lock: Path | None, as_js
     else:
         if task is None:
             raise UsageError("zoo plan SPEC needs --task; `zoo list task` shows what there is")
-        found = resolve(what, task=told(task), seed=seed or 0, pins=pins)
+        found = resolve(what, task=told(task), budget=Budget().for_fit(), seed=seed or 0, pins=pins)
         check_shots(found)
         plans, refusals = [_row(found)], []
     if as_json:
         click.echo(json.dumps({"plans": plans, "refusals": refusals}, indent=2))
         return
     for row in plans if len(plans) == 1 else ():
-        for name, value in row.items():
-            if name != "unpublished" or value:
-                click.echo(f"{name + ':':21}{_shown(name, value)}")
+        for line in _lines(row):
+            click.echo(line)
     if len(plans) > 1:
         for row in plans:
             files = f"  unpublished: {', '.join(row['unpublished'])}" if row["unpublished"] else ""
@@ -62,6 +63,15 @@ def plan(what: str, task: str | None, seed: int | None, lock: Path | None, as_js
         click.echo(f"{len(plans)} trials, {sum(max(1, len(row['learning_rates'])) for row in plans)} fits")
     for refusal in refusals:
         click.echo(f"refused: {refusal['trial']}: {refusal['reason']}")
+
+
+def lines_of(found: Plan) -> list[str]:
+    """A plan as `zoo plan` shows it."""
+    return _lines(_row(found))
+
+
+def _lines(row: dict[str, Any]) -> list[str]:
+    return [f"{name + ':':21}{_shown(name, value)}" for name, value in row.items() if name != "unpublished" or value]
 
 
 def _row(found: Plan) -> dict[str, Any]:

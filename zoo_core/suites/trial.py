@@ -45,7 +45,17 @@ from zoo_core.suites.grid import weights_of
 from zoo_core.train import Fitted, Progress, calibrate, fit
 from zoo_core.unpublished import files_of
 
-__all__ = ["Chosen", "Report", "choose", "open_task", "provenance", "run_trial", "score_split"]
+__all__ = [
+    "Chosen",
+    "Report",
+    "choose",
+    "open_task",
+    "plain_loader",
+    "provenance",
+    "run_trial",
+    "score_split",
+    "training_loader",
+]
 
 PACKAGES = ("zoo-core", "torch", "torchvision", "numpy", "safetensors")
 
@@ -117,7 +127,7 @@ def run_trial(
     peak = peak_memory_bytes(device)
     metric = plan.task.recipe.metric
     precision = precision_of(plan.budget.precision, device)
-    loader = _loader(plan, chosen.learner, splits.test, splits.target, device, num_workers)
+    loader = plain_loader(plan, chosen.learner, splits.test, splits.target, device, num_workers)
     found, _ = score_split(chosen.learner, loader, metric, splits.target, precision)
     trainable, total = count_parameters(chosen.learner)
     result = replace(
@@ -160,8 +170,8 @@ def choose(
     """
     assert plan.task is not None, "a trial has a task"
     learner = build(plan, target=target).to(device)
-    fitting = _training_loader(plan, learner, train, target, device, num_workers)
-    validating = _loader(plan, learner, val, target, device, num_workers)
+    fitting = training_loader(plan, learner, train, target, device, num_workers)
+    validating = plain_loader(plan, learner, val, target, device, num_workers)
     if plan.weights == "random":
         calibrate(learner, fitting)
     rates: tuple[float | None, ...] = plan.learning_rates or (None,)
@@ -321,9 +331,10 @@ def score_split(learner: Learner, loader: Loader, metric: str, target: Target, p
     return score(metric, predictions, loader.targets, target), predictions
 
 
-def _training_loader(
+def training_loader(
     plan: Plan, learner: Learner, split: Split, target: Target, device: torch.device, num_workers: int
 ) -> Loader:
+    """The batches that a trial trains on: drawn and augmented as its plan says, in order for a closed form."""
     assert plan.task is not None, "a trial has a task"
     return Loader(
         split,
@@ -339,9 +350,10 @@ def _training_loader(
     )
 
 
-def _loader(
+def plain_loader(
     plan: Plan, learner: Learner, split: Split, target: Target, device: torch.device, num_workers: int
 ) -> Loader:
+    """The batches that a trial is scored on: all examples in order."""
     assert plan.task is not None, "a trial has a task"
     return Loader(
         split,
