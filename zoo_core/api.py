@@ -86,7 +86,7 @@ def load(
     does not pin. `hub/ORG/NAME` alone, without a target, is the fitted model itself that `zoo push` published.
     Example: `zoo_core.load("starter/vit-nano+partial(n=2)", num_classes=3)`.
     """
-    if (num_classes, classes, target) == (None, None, None) and _is_published(spec):
+    if all(given is None for given in (num_classes, classes, target)) and _is_published(spec):
         return load_run(str(spec))
     plan = _pinned(spec, lock, frozen, target=_wanted(num_classes, classes, target), seed=seed)
     learner = build(plan, class_weights=_weights(class_weights, plan.target))
