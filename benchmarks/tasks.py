@@ -31,6 +31,7 @@ SHARED = ROOT.parent / "shared" / "data"
 WEIGHTS = ROOT / "runs" / "weights"
 SUITES = ("flowers", "sst2", "conll2003", "fsdd", "adult", "zh-waimai", "fashion-mnist")
 METHODS = ("probe", "full", "lora")
+SEEDS = 3
 SOURCE = ("starter/convnet-nano(weights=random)+full", 'mnist(path="../shared/data/mnist")', "runs/source")
 FRAMES, BINS = 64, 64
 SPECTROGRAM = {
@@ -118,7 +119,8 @@ def summary() -> str:
         scores = stored(suite)
         for method in dict.fromkeys(method for method, _ in scores):
             pair = [scores.get((method, weights), []) for weights in ("pretrained", "random")]
-            gain = f"{statistics.mean(pair[0]) - statistics.mean(pair[1]):+.1f}" if all(pair) else ""
+            means = [statistics.mean(scores) for scores in pair if len(scores) >= SEEDS]
+            gain = f"{means[0] - means[1]:+.1f}" if len(means) == 2 else ""
             lines.append(f"| {suite} | `{method}` | {cell(pair[0])} | {cell(pair[1])} | {gain} |")
     return "\n".join(lines)
 
@@ -138,11 +140,10 @@ def stored(suite: str) -> dict[tuple[str, str], list[float]]:
 
 
 def cell(scores: list[float]) -> str:
-    """Mean and deviation over seeds, nothing for nothing."""
-    if not scores:
+    """Mean and deviation over seeds; nothing where a run has not come to its last seed."""
+    if len(scores) < SEEDS:
         return ""
-    spread = f" +- {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
-    return f"{statistics.mean(scores):.1f}{spread}"
+    return f"{statistics.mean(scores):.1f} +- {statistics.stdev(scores):.1f}"
 
 
 if __name__ == "__main__":
