@@ -47,7 +47,7 @@ def main() -> int:
         hub.add(NAME, model_folder(here))
         environment = {**os.environ, **hub.environment(here / "huggingface"), "ZOO_CACHE": str(here / "zoo")}
         environment["PYTHONPATH"] = str(ROOT / "tests" / "real")
-        task = f'sst2(files="{SST2}",limit={chosen.limit})'
+        task = f'real-sst2(files="{SST2}",limit={chosen.limit})'
         grid = [
             *("--task", task, "--backbones", SPEC, "--adapters", chosen.adapters, "--seeds", str(chosen.seeds)),
             *("--epochs", str(chosen.epochs), "--batch-size", "16"),

@@ -261,7 +261,7 @@ def test_a_fitted_model_reads_text_files_line_by_line(
         (tmp_path / name).write_text("1\ta film that is warm\n0\tthe film is neither\n" * 3)
     new, run = tmp_path / "new.txt", tmp_path / "run"
     new.write_text(f"{SENTENCES[0]}\n\n{SENTENCES[1]}\u2028cat\r\n", encoding="utf-8")
-    words = ("fit", f'hf(files="{tiny("bert")}")', "--task", f'sst2(files="{tmp_path}")', "--out", str(run))
+    words = ("fit", f'hf(files="{tiny("bert")}")', "--task", f'real-sst2(files="{tmp_path}")', "--out", str(run))
     subprocess.run(  # a process that has the task, a plugin of the tests, on its path
         [sys.executable, "-m", "zoo_core.cli", *words, "--epochs", "1", "--num-rates", "1", "--device", "cpu"],
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3] / "tests" / "real")},

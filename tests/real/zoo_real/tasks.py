@@ -1,4 +1,4 @@
-"""Tasks of ../shared/data, from its folders: `sst2(files=F)`, `trec(files=F)` and `flowers(files=F)`."""
+"""Tasks of ../shared/data, from its folders: `real-sst2(files=F)`, `real-trec(files=F)` and `flowers(files=F)`."""
 
 from __future__ import annotations
 
