@@ -40,9 +40,9 @@ __all__ = [
     "HeadRecipe",
     "Kind",
     "LinearMap",
+    "Located",
     "Metric",
     "Modality",
-    "Located",
     "Objective",
     "Output",
     "PartKind",
@@ -142,9 +142,9 @@ class FileHash:
 class Source:
     """Where files come from: a Hub repository at a revision (None: its default branch), or a folder laid out like one.
 
+    repository: `ORG/NAME`, or `datasets/ORG/NAME` of data, as in their addresses.
     patterns: globs of what any build needs, such as a configuration or a tokeniser; all files that fit are taken.
     weights: globs of what only pre-trained weights need, best first; of the first that fits any file, all are taken.
-    repository: `ORG/NAME`, or `datasets/ORG/NAME` of data, as in their addresses.
     """
 
     repository: str | None = None

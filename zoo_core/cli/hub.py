@@ -200,9 +200,7 @@ def push(folder: Path, repository: str, private: bool) -> None:
 # --- plans and what they read ----------------------------------------------------------------------------------------
 
 
-def _plans(
-    what: Sequence[str], task: str | None, pins: Mapping[str, Pinned], *, offline: bool = False
-) -> list[Plan]:
+def _plans(what: Sequence[str], task: str | None, pins: Mapping[str, Pinned], *, offline: bool = False) -> list[Plan]:
     """The plans of specs, suite files and published models; what no lock, catalogue or record pins is left open."""
     plans: list[Plan] = []
     for text in what:
