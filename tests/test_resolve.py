@@ -262,6 +262,7 @@ def test_two_texts_of_one_trial_have_one_digest_and_one_text(plan: Resolve, one:
                 "augment": "light",
                 "patience": 3,
                 "precision": "bfloat16",
+                "keep": "best",
             }.items()
         ),
     ],

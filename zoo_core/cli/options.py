@@ -88,7 +88,7 @@ def memory_options(command: Command) -> Command:
     command = click.option("--checkpoint-activations", is_flag=True, help=recompute)(command)
     command = click.option("--micro-batch", type=CountOrAuto(), default=None, help=micro)(command)
     flags = tuple(
-        (flag, CountOrAuto(), f"{text} auto: the default, with --micro-batch auto.")
+        (flag, CountOrAuto(), f"{text} auto: the default, in passes that fit into memory.")
         if flag == "--batch-size"
         else (flag, kind, text)
         for flag, kind, text in BUDGET_FLAGS
