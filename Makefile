@@ -23,7 +23,7 @@ bench: $(STAMP)
 	$(BIN)/zoo bench $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 # mypy runs once for the core and once for each plugin, because every plugin has a folder `tests` of its own.
 lint: $(STAMP)

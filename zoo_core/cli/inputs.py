@@ -24,6 +24,7 @@ from zoo_core.inference import Failure, Item, split_words
 
 __all__ = ["STDIN", "Inputs", "check_given"]
 
+CELL = 2**30  # characters; csv refuses more than 128 thousand unless told
 STDIN = "-"
 SUFFIXES: dict[Modality, tuple[str, ...]] = {  # of the files that a folder is searched for
     "image": (
@@ -253,6 +254,7 @@ class Inputs:
         separator = "\t" if Path(name).suffix.lower() in (".tab", ".tsv") else "," if told.isspace() else told
         try:
             with _opened(name, errors="strict", newline="") as stream:
+                csv.field_size_limit(CELL)
                 reader = csv.reader(stream, delimiter=separator, skipinitialspace=True)
                 for number, cells in enumerate(reader, 1):
                     if cells:
