@@ -136,6 +136,7 @@ def refused(folder: Path, error: type[ZooError], *reasons: str) -> None:
         assert reason in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_loaded_run_predicts_the_same_bits_in_a_fresh_process(fitted: Path, pictures: list[Any]) -> None:
     here = zoo_core.predict(zoo_core.load_run(fitted), pictures)
     program = (
@@ -425,6 +426,7 @@ print(json.dumps([[one.labels, one.scores] for one in after]))
 """
 
 
+@pytest.mark.slow
 def test_what_a_loop_of_ones_own_trained_is_loaded_with_the_same_bits_in_another_process(tmp_path: Path) -> None:
     out = tmp_path / "a" / "own"
     done = subprocess.run(
@@ -469,6 +471,7 @@ def test_a_bench_into_the_folder_of_a_fitted_model_is_refused(copy: Path) -> Non
     assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_bench_runs_a_file_and_a_second_call_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     suite = tmp_path / "tiny.toml"
     suite.write_text(

@@ -182,6 +182,7 @@ def test_help_of_bench_says_what_its_exit_code_means(zoo_here: Run) -> None:
     assert "The exit code is 1 if a trial failed" in " ".join(out.split())
 
 
+@pytest.mark.slow
 def test_examples_of_plan_fit_evaluate_predict_and_report_work(
     zoo_here: Run, examples: dict[str, list[list[str]]], tmp_path: Path
 ) -> None:

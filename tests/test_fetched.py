@@ -213,6 +213,7 @@ def test_a_bench_goes_on_with_the_commit_it_began_with(far: Far, monkeypatch: py
     assert results(far.folder / "run") == before
 
 
+@pytest.mark.slow
 def test_a_backbone_that_cannot_be_had_is_rows_and_the_others_run(far: Far, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(FAR))
     far.server.add("org/gated", far.files, gated=True)

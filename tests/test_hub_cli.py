@@ -115,6 +115,7 @@ def test_fetch_tells_mistakes_in_a_line(far: Far, monkeypatch: pytest.MonkeyPatc
     assert "nowhere" in far.refused(3, "fetch", "nowhere/org/other")
 
 
+@pytest.mark.slow
 def test_a_download_has_a_bar_on_a_terminal_and_none_elsewhere(far: Far) -> None:
     far.server.fault(Slow(bytes_per_second=10_000), origin="cdn")
     command = [sys.executable, "-m", "zoo_core.cli", "fetch", SPEC]

@@ -117,6 +117,7 @@ assert not any(name.startswith("zoo") for name in sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_a_process_without_zoo_predicts_the_same_from_a_stored_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -430,6 +430,7 @@ def test_standard_input_is_paths_in_order(
     assert zoo_here("predict", folders["classes"], "-") == (0, "", [])
 
 
+@pytest.mark.slow
 def test_each_line_is_answered_before_the_next_is_given(
     folders: dict[str, Path], tmp_path: Path, digit: np.ndarray[Any, Any]
 ) -> None:
@@ -448,6 +449,7 @@ def test_each_line_is_answered_before_the_next_is_given(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals are POSIX")
 @pytest.mark.parametrize("command", ["predict", "embed"])
+@pytest.mark.slow
 def test_a_terminal_shows_a_bar_of_items_and_a_rate(
     folders: dict[str, Path], tmp_path: Path, digit: np.ndarray[Any, Any], command: str
 ) -> None:

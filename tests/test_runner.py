@@ -110,6 +110,7 @@ def test_the_run_that_others_are_compared_with_is_whole(whole: Path, rows_of: Ro
 
 
 @linux
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_results_and_leaves_no_process(
     zoo: Zoo, whole: Path, kill: ModuleType, scores_of: Scores
 ) -> None:
@@ -262,6 +263,7 @@ def test_failures_and_refusals_are_rows_with_their_reasons(mixed: Any, zoo: Zoo,
     )
 
 
+@pytest.mark.slow
 def test_a_failure_stays_until_retry_runs_it_again(mixed: Any, zoo: Zoo, tmp_path: Path, rows_of: Rows) -> None:
     out = Path(shutil.copytree(mixed.out, tmp_path / "out"))
     before = rows_of(out)

@@ -84,6 +84,7 @@ save_file(found, sys.argv[2])
 """
 
 
+@pytest.mark.slow
 def test_a_new_process_loads_a_run_and_predicts_the_same_bits(tmp_path: Path) -> None:
     expected = {}
     for index, (spec, task) in enumerate(SPECS):

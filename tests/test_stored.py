@@ -144,6 +144,7 @@ def test_a_delta_names_the_whole_chain_of_digests_that_it_stands_on(tree: Path) 
     assert len({table_of(tree / str(period))["base_digest"] for period in range(4)}) == 4
 
 
+@pytest.mark.slow
 def test_periodic_fine_tuning_goes_on_from_the_last_weights(tree: Path) -> None:
     weights = "network.blocks.3.mlp.fc1.weight"
     seen = [zoo_core.load_backbone("starter/vit-nano").get_parameter(weights)]
@@ -156,6 +157,7 @@ def test_periodic_fine_tuning_goes_on_from_the_last_weights(tree: Path) -> None:
     assert not any(torch.equal(before, after) for before, after in pairwise(seen))
 
 
+@pytest.mark.slow
 def test_a_tree_of_runs_is_copied_or_moved_as_a_whole(
     tree: Path, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

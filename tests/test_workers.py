@@ -86,6 +86,7 @@ def test_trials_before_and_after_go_on(failures: dict[str, Result]) -> None:
     assert (failures["first"].status, failures["last"].status) == ("ok", "ok")
 
 
+@pytest.mark.slow
 def test_scores_do_not_depend_on_the_number_of_workers_or_on_what_they_did_before(plan: Resolve) -> None:
     specs = ("nasty/tokens+full", "nasty/map(weights=random)+norm", "nasty/tokens+probe+ncm", "nasty/tokens+noise")
     plans = [plan(spec, seed=seed) for seed, spec in enumerate(specs)]

@@ -399,6 +399,7 @@ with torch.inference_mode():
 """
 
 
+@pytest.mark.slow
 def test_a_trained_one_saved_and_loaded_in_a_new_process_predicts_bit_equally(tmp_path: Path) -> None:
     pixels, expected, folders = torch.linspace(-2, 2, 4 * 3 * 32 * 32).reshape(4, 3, 32, 32), [], []
     for preset in ("parallel", "adapter-plus"):
@@ -429,6 +430,7 @@ def test_a_deep_copy_has_layers_of_its_own(preset: str) -> None:
 
 
 @pytest.mark.parametrize("preset", ["houlsby", "parallel", "adapter-plus"])  # pfeiffer is half of houlsby
+@pytest.mark.slow
 def test_compiled_it_is_one_graph_and_gives_the_same(preset: str) -> None:
     learner = loaded(f"bottleneck(preset={preset},init=houlsby)")
     inputs = inputs_of(learner)

@@ -390,6 +390,7 @@ with torch.inference_mode():
 """
 
 
+@pytest.mark.slow
 def test_fitted_heads_saved_and_loaded_in_a_new_process_predict_bit_equally(
     tmp_path: Path, resolve_toy: Resolve
 ) -> None:
