@@ -5,7 +5,7 @@
 
 The suites are benchmarks/suites/methods-*.toml; from the folder of the repository `zoo bench SUITE` runs one of them
 too. Data and the weights of MobileNet are of ../shared/data, read by the plugin in tests/real; all-MiniLM-L6-v2
-comes from a Hub on this machine. A run that was interrupted goes on. --summary prints one table of what is stored.
+comes from a Hub on this machine. A run that was interrupted goes on. --summary prints two tables of what is stored.
 """
 
 from __future__ import annotations
@@ -58,25 +58,49 @@ def main() -> int:
 
 
 def summary() -> str:
-    """Of each adapter on each task: mean and deviation of the accuracy in %, and what it trains besides the head."""
-    found: dict[str, dict[str, str]] = {}
-    for suite in SUITES:
-        by_adapter: dict[str, list[dict[str, Any]]] = {}
-        for line in (ROOT / "benchmarks" / "results" / f"methods-{suite}.jsonl").read_text().splitlines():
-            row = json.loads(line)
-            by_adapter.setdefault(row["adapters"], []).append(row)
-        head = by_adapter["probe"][0]["num_trainable"]
-        for adapter, rows in by_adapter.items():
-            if any(row["status"] != "ok" for row in rows):
-                cell = rows[0]["status"]
-            else:
-                scores = [100 * row["score"] for row in rows]
-                trained = rows[0]["num_trainable"] - head
-                cell = f"{statistics.mean(scores):.1f} +- {statistics.stdev(scores):.1f}, {trained:,}"
-            found.setdefault(adapter.replace("(r=4)", ""), {})[suite] = cell
+    """Two tables: what each adapter reaches and trains on each task, and what it costs there."""
+    rows = {suite: by_adapter(suite) for suite in SUITES}
+    probes = {suite: rows[suite]["probe"][0]["num_trainable"] for suite in SUITES}
+    names = list(dict.fromkeys(name for suite in SUITES for name in rows[suite]))
+    reached = {name: [score(rows[suite].get(name), probes[suite]) for suite in SUITES] for name in names}
+    costs = {name: [cost(rows[suite].get(name)) for suite in SUITES] for name in names}
+    return f"{table(reached)}\n\n{table(costs)}"
+
+
+def by_adapter(suite: str) -> dict[str, list[dict[str, Any]]]:
+    """The stored rows of a suite, one for each seed, by the name of the adapter."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for line in (ROOT / "benchmarks" / "results" / f"methods-{suite}.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        found.setdefault(row["adapters"].replace("(r=4)", ""), []).append(row)
+    return found
+
+
+def score(rows: list[dict[str, Any]] | None, head: int) -> str:
+    """Mean and deviation of the accuracy in %, and what is trained besides the head."""
+    if not rows:
+        return ""
+    if any(row["status"] != "ok" for row in rows):
+        return str(rows[0]["status"])
+    scores = [100 * row["score"] for row in rows]
+    return f"{statistics.mean(scores):.1f} +- {statistics.stdev(scores):.1f}, {rows[0]['num_trainable'] - head:,}"
+
+
+def cost(rows: list[dict[str, Any]] | None) -> str:
+    """Examples per second in training and in inference, and MiB at the most: medians over seeds."""
+    if not rows or any(row["status"] != "ok" for row in rows):
+        return ""
+    rates = [
+        statistics.median(row[phase]["examples_per_second"] for row in rows) for phase in ("training", "inference")
+    ]
+    memory = statistics.median(row["peak_memory_bytes"] for row in rows) / 2**20
+    return f"{rates[0]:,.0f}, {rates[1]:,.0f}, {memory:,.0f}"
+
+
+def table(cells: dict[str, list[str]]) -> str:
+    """Markdown: a row for each adapter, a column for each task."""
     lines = [f"| adapter | {' | '.join(SUITES)} |", f"|---|{'---|' * len(SUITES)}"]
-    lines += [f"| `{name}` | {' | '.join(cells.get(suite, '') for suite in SUITES)} |" for name, cells in found.items()]
-    return "\n".join(lines)
+    return "\n".join(lines + [f"| `{name}` | {' | '.join(row)} |" for name, row in cells.items()])
 
 
 if __name__ == "__main__":
