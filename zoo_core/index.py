@@ -176,9 +176,13 @@ class Index:
 
     def _claims(self) -> Iterator[Provider]:
         reserved = reserved_names()
+        bare = {name.rpartition(":")[2] for name in reserved}
         for distribution in self.distributions:
             owner_name = normalise(distribution["name"])
             for provider in self._rows(distribution):
+                if provider.name not in bare:
+                    yield provider
+                    continue
                 owner = reserved.get(f"{provider.kind}:{provider.name}", reserved.get(provider.name))
                 tells_only = provider.origin == "record" and provider.describes == provider.name  # claims no name
                 if owner is None or owner == owner_name or tells_only:
@@ -295,16 +299,16 @@ def _in_front(folders: Mapping[str, Folder]) -> tuple[list[Distribution], list[s
 
 def _settled(claims: Sequence[Provider], facts: Sequence[Provider], owners: Mapping[str, str]) -> Iterator[Provider]:
     """The providers under the law of one owner, in their order."""
-    by_name: dict[tuple[int, str], list[Provider]] = {}
-    position = {kind: number for number, kind in enumerate(KINDS)}
+    by_kind: dict[str, dict[str, list[Provider]]] = {kind: {} for kind in KINDS}
     for claim in claims:
         if claim.origin != "record" or claim.describes != claim.name:
-            by_name.setdefault((position.get(claim.kind, len(KINDS)), claim.name), []).append(claim)
+            by_kind[claim.kind].setdefault(claim.name, []).append(claim)
     for fact in facts:
-        by_name.setdefault((position.get(fact.kind, len(KINDS)), fact.name), [fact])
-    for key in sorted(by_name):
-        rows = by_name[key]
-        yield from rows if len(rows) == 1 else _settle(rows, owners)
+        by_kind[fact.kind].setdefault(fact.name, [fact])
+    for by_name in by_kind.values():
+        for name in sorted(by_name):
+            rows = by_name[name]
+            yield from rows if len(rows) == 1 else _settle(rows, owners)
 
 
 def _settle(rows: Sequence[Provider], owners: Mapping[str, str]) -> list[Provider]:

@@ -73,8 +73,10 @@ def is_large(backbone: TimmBackbone) -> bool:
 
 
 def pictures(backbone: TimmBackbone) -> dict[str, Tensor]:
+    """Laid out in memory as the backbone gives them to its network, since sums in another order end in other bits."""
     shape = backbone.preparation.dummy(1 if is_large(backbone) else 2)["pixel_values"].shape
-    return {"pixel_values": torch.randn(shape, generator=torch.Generator().manual_seed(1))}
+    pixels = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    return {"pixel_values": pixels.contiguous(memory_format=torch.channels_last) if backbone.channels_last else pixels}
 
 
 @pytest.mark.parametrize("architecture", EACH)
@@ -227,3 +229,50 @@ def test_a_family_that_nobody_took_apart_has_one_stage_and_says_so() -> None:
     assert isinstance(backbone, TimmBackbone)
     assert backbone.stages == ("model",)
     assert set(groups(backbone).values()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "expected"),
+    [
+        ("test_efficientnet", True),
+        ("resnet10t", True),
+        ("mobileone_s0", False),  # a 1 x 1 convolution with stride 2 of three channels: oneDNN's bug
+        ("vgg11", False),
+        ("test_vit", False),
+    ],
+)
+def test_maps_are_channels_last_where_it_is_faster_and_safe(architecture: str, expected: bool) -> None:
+    backbone = Timm(name=architecture).build(None, "random")
+    assert isinstance(backbone, TimmBackbone)
+    assert backbone.channels_last is expected
+
+
+@pytest.mark.parametrize(("architecture", "expected"), [("test_efficientnet", True), ("test_vit", False)])
+def test_the_first_convolution_reads_pictures_in_that_layout(architecture: str, expected: bool) -> None:
+    backbone = Timm(name=architecture).build(None, "random")
+    assert isinstance(backbone, TimmBackbone)
+    found: list[bool] = []
+    first = next(module for module in backbone.modules() if isinstance(module, nn.Conv2d))
+    first.register_forward_pre_hook(
+        lambda _, inputs: found.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    with torch.no_grad():
+        backbone(backbone.preparation.dummy(2))
+    assert found == [expected]
+
+
+@pytest.mark.parametrize("architecture", ["test_efficientnet", "test_resnet", "mobileone_s0"])
+def test_gradients_do_not_depend_on_the_layout(architecture: str) -> None:
+    backbone = Timm(name=architecture).build(None, "random").double()
+    assert isinstance(backbone, TimmBackbone)
+    inputs = {"pixel_values": torch.randn(2, 3, 64, 64, dtype=torch.float64)}
+    found = []
+    for channels_last in (backbone.channels_last, False):
+        backbone.channels_last = channels_last
+        torch.manual_seed(0)
+        backbone.zero_grad()
+        backbone.pool(backbone(inputs)).square().sum().backward()
+        found.append([x.grad.clone() for x in backbone.parameters() if x.grad is not None])
+    assert found[0]
+    for ours, usual in zip(*found, strict=True):
+        torch.testing.assert_close(ours, usual, rtol=1e-8, atol=1e-10)

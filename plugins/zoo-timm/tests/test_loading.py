@@ -42,6 +42,8 @@ def saved(architecture: str, folder: Path, **arguments: object) -> nn.Module:
 
 def same_features(backbone: TimmBackbone, plain: nn.Module) -> bool:
     pixels = torch.randn(backbone.preparation.dummy(2)["pixel_values"].shape)
+    if backbone.channels_last:
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         features = backbone({"pixel_values": pixels})
         theirs = plain.forward_features(pixels)  # type: ignore[operator]
@@ -249,7 +251,7 @@ def test_pre_trained_weights_without_files_are_refused() -> None:
 def test_real_weights_are_what_timm_loads(tmp_path: Path) -> None:
     backbone = built(Timm(files=str(REAL)), REAL)
     plain = timm.create_model(f"local-dir:{REAL}", pretrained=True).eval()
-    pixels = torch.randn(2, 3, 224, 224)
+    pixels = torch.randn(2, 3, 224, 224).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         features = backbone({"pixel_values": pixels})
         theirs = plain.forward_features(pixels)  # type: ignore[operator]

@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 from torch import nn
 
-__all__ = ["FAMILIES", "VARIANTS", "Family", "Layout", "family_of", "stages_of"]
+__all__ = ["FAMILIES", "VARIANTS", "Family", "Layout", "family_of", "is_safe_channels_last", "stages_of"]
 
+NUM_SAFE_CHANNELS = 16
 Layout = Literal["map", "map, channels last", "tokens", "pooled"]
 
 
@@ -25,12 +26,14 @@ class Family:
     stages: patterns of module names, of which `*` stands for one part; none: nobody has taken the family apart.
     only: the type of the modules that are stages, where a pattern also fits others.
     has_head: whether timm's forward_head pools; encoders for language models have none and are pooled by the mean.
+    channels_last: whether pictures of a map lie in memory as [B, H, W, C], in which most convolutions are faster.
     """
 
     layout: Layout
     stages: tuple[str, ...] = ()
     only: type[nn.Module] = nn.Module
     has_head: bool = True
+    channels_last: bool = True
 
 
 def _same(layout: Layout, stages: str, *modules: str) -> Iterator[tuple[str, Family]]:
@@ -51,7 +54,7 @@ FAMILIES: Mapping[str, Family] = {
     **dict(_same("map", "stages.*.blocks.*", "pvt_v2", "repvit", "resnetv2", "shvit", "swiftformer")),
     **dict(_same("map", "stages.*.blocks.*", "swin_transformer_v2_cr", "tiny_vit", "vovnet")),
     **dict(_same("map", "stages.*.*", "byoanet", "byobnet", "cpubone", "csatv2", "cspnext", "lcnetv2", "lowformer")),
-    **dict(_same("map", "stages.*.*", "mobilevit", "nfnet", "starnet")),
+    **dict(_same("map", "stages.*.*", "mobilevit", "starnet")),
     **dict(_same("map", "stages.*", "gcvit", "hgnet")),
     **dict(_same("map, channels last", "layers.*.blocks.*", "swin_transformer", "swin_transformer_v2")),
     **dict(_same("map, channels last", "stages.*.blocks.*", "mambaout", "sequencer")),
@@ -69,6 +72,7 @@ FAMILIES: Mapping[str, Family] = {
     "inception_v4": Family("map", ("features.*",)),
     "levit": Family("tokens", ("stages.*.blocks.*",)),
     "nest": Family("map", ("levels.*",)),
+    "nfnet": Family("map", ("stages.*.*",), channels_last=False),
     "pit": Family("tokens"),
     "qwen3_vit": Family("map, channels last"),
     "rdnet": Family("map", ("dense_stages.*",)),
@@ -77,7 +81,7 @@ FAMILIES: Mapping[str, Family] = {
     "selecsls": Family("map", ("features.*",)),
     "tresnet": Family("map", ("body.layer*.*",)),
     "twins": Family("tokens", ("blocks.*.*",)),
-    "vgg": Family("map", ("features.*",), nn.Conv2d),
+    "vgg": Family("map", ("features.*",), nn.Conv2d, channels_last=False),
     "vision_transformer_sam": Family("map", ("blocks.*",)),
     "visformer": Family("map", ("stage*.*",)),
     "volo": Family("tokens"),  # adds its positions between two stages, of the width that is there
@@ -111,6 +115,21 @@ def stages_of(network: nn.Module, family: Family) -> tuple[str, ...]:
         name
         for name, module in network.named_modules()
         if isinstance(module, family.only) and any(_fits(name, stage) for stage in family.stages)
+    )
+
+
+def is_safe_channels_last(network: nn.Module) -> bool:
+    """Whether no convolution of 1 x 1 with a stride reads fewer than 16 channels.
+
+    On processors its weights' gradient is written past its workspace in that layout (oneDNN issue 6035), which ends in
+    wrong gradients or the process.
+    """
+    return not any(
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == (1, 1)
+        and max(module.stride) > 1
+        and module.in_channels // module.groups < NUM_SAFE_CHANNELS
+        for module in network.modules()
     )
 
 

@@ -15,7 +15,7 @@ from zoo_core.features import masked_mean
 from zoo_core.preparations import ImagePreparation
 from zoo_core.prompts import PromptTokens
 from zoo_timm.export import Build, write
-from zoo_timm.families import Layout, family_of, stages_of
+from zoo_timm.families import Layout, family_of, is_safe_channels_last, stages_of
 from zoo_timm.sites import sites_of
 
 __all__ = ["TimmBackbone"]
@@ -56,6 +56,7 @@ class TimmBackbone(nn.Module):
         self.build_whole = build_whole
         self.layout = family.layout
         self.has_head = family.has_head
+        self.channels_last = family.layout == "map" and family.channels_last and is_safe_channels_last(network)
         stages = stages_of(network, family)
         self.model = network if stages else Whole(network)
         self.stages = tuple(f"model.{name}" for name in stages) or ("model",)
@@ -76,7 +77,8 @@ class TimmBackbone(nn.Module):
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Features:
         """inputs: `pixel_values`, float [B, 3, H, W]. Features are float32 where the weights have half precision."""
-        pixel_values = inputs["pixel_values"].to(self._dtype())
+        layout = torch.channels_last if self.channels_last else torch.preserve_format
+        pixel_values = inputs["pixel_values"].to(self._dtype(), memory_format=layout)
         if isinstance(self.model, Whole):
             x = self.model(pixel_values)
         else:
