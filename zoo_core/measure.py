@@ -19,6 +19,7 @@ from zoo_core.contracts import METRICS, Batch, Target
 from zoo_core.data import Loader
 from zoo_core.errors import DivergedError, UsageError, ZooError, nearest
 from zoo_core.learner import Learner
+from zoo_core.memory import give_back_freed
 from zoo_core.words import IGNORED, OUTSIDE, by_word, entities
 
 __all__ = [
@@ -270,10 +271,13 @@ class Stopwatch:
 
 
 def inference_rate(learner: Learner, loader: Loader, *, precision: str = "float32") -> dict[str, Any] | None:
-    """Rate of forward passes on one batch that is already on the device; loading is not in it."""
+    """Rate of forward passes on one batch that is already on the device; loading is not in it.
+
+    After a split was scored with the same loader, which has warmed up all that a pass needs.
+    """
     batch: Batch = next(iter(loader.epoch()))
     learner.eval()
-    watch = Stopwatch(loader.device)
+    watch = Stopwatch(loader.device, warmup=0)
     with torch.inference_mode(), autocast(loader.device, precision):
         end = time.perf_counter() + INFERENCE_SECONDS
         while time.perf_counter() < end or watch.windows < 3:
@@ -299,6 +303,7 @@ def reset_peak_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
+    give_back_freed()
     mark = Path("/proc/self/clear_refs")
     try:
         mark.write_text("5")

@@ -19,9 +19,9 @@ from zoo_core.cli.options import (
     lock_file,
     lock_options,
     memory_options,
+    prepare_process,
     threads_option,
     thrifty,
-    use_threads,
 )
 from zoo_core.cli.plan import lines_of
 from zoo_core.errors import ZooError
@@ -85,7 +85,7 @@ def fit(
     micro_batch = thrifty(budget, micro_batch)
     chosen = budget_from({name: value for name, value in budget.items() if value is not None})
     device = check_device(device)
-    use_threads(threads)
+    prepare_process(threads)
     pins, task = lock_file(lock), told(task)
     if dry_run:
         thrift = Thrift(micro_batch=micro_batch, checkpoint_activations=checkpoint_activations)
@@ -173,7 +173,7 @@ def evaluate(folder: Path, split: str, as_json: bool, threads: int | None, devic
     with held_back():
         from zoo_core.api import evaluate as run
 
-    use_threads(threads)
+    prepare_process(threads)
     found = run(folder, split=split, device=check_device(device))
     click.echo(json.dumps(asdict(found), indent=2) if as_json else _evaluation(found))
 

@@ -27,10 +27,10 @@ __all__ = [
     "lock_option",
     "lock_options",
     "memory_options",
+    "prepare_process",
     "threads_option",
     "thrifty",
     "typed",
-    "use_threads",
 ]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -116,14 +116,20 @@ def typed(name: str, value: Any) -> Any:
 
 
 def threads_option(command: Command) -> Command:
-    """`--threads` of a command that works in this process; its value goes to `use_threads`."""
+    """`--threads` of a command that works in this process; its value goes to `prepare_process`."""
     text = "Threads on a CPU, which may change the last bits of a score; without it torch takes all processors."
     return click.option("--threads", type=int, help=text)(command)
 
 
-def use_threads(threads: int | None) -> None:
-    """Sets how many threads torch takes; None leaves it as it is. Raises UsageError for a count that is none."""
+def prepare_process(threads: int | None) -> None:
+    """Sets how many threads torch takes, None leaves it as it is, and has freed memory kept.
+
+    Raises UsageError for a count that is none.
+    """
+    from zoo_core.memory import keep_freed
+
     check_count("threads", threads)
+    keep_freed()
     if threads is not None:
         import torch
 

@@ -20,8 +20,8 @@ from zoo_core.cli.options import (
     device_option,
     lock_file,
     lock_options,
+    prepare_process,
     threads_option,
-    use_threads,
 )
 from zoo_core.errors import IntegrityError, NotFoundError, SpecError, UsageError
 from zoo_core.interrupts import held_back
@@ -115,7 +115,7 @@ def predict(
         from zoo_core.runs import load_stored
 
     device = check_device(device)
-    use_threads(threads)
+    prepare_process(threads)
     stored = _stored(run)
     target = stored.target
     _check_scores(target, top_k, all_scores)
@@ -187,7 +187,7 @@ def embed(
         from zoo_core.inference import Failure, embedded
 
     device = check_device(device)
-    use_threads(threads)
+    prepare_process(threads)
     check_given(files)
     check_out(out)
     network, modality, stored = _network(model, lock_file(lock), frozen)

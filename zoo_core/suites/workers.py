@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from zoo_core.errors import RefusedError, ZooError
+from zoo_core.memory import keep_freed
 from zoo_core.plan import Plan
 from zoo_core.registry import registry
 from zoo_core.store import Result, Status
@@ -165,6 +166,7 @@ def _work(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches us too; the parent ends us
     os.dup2(2, 1)  # what a plugin prints is no part of the table
     torch.set_num_threads(threads)
+    keep_freed()
     last = 0.0
 
     def report(news: Report) -> None:
