@@ -95,6 +95,9 @@ def test_a_model_is_fitted_on_a_data_set_of_the_hub_and_its_run_asks_for_nothing
     commit = add(far, {"train.csv": rows(120), "test.csv": rows(40, 120), "README.md": b"# Flowers\n"})
     code, _, err = far.zoo("fit", TABLE, "--task", f"hub-data/{SET}", "--out", "run", *FIT)
     assert code == 0, err
+    assert err.startswith(f"hub-data/{SET} is read: table, 2 classes, accuracy\n  datasets/{SET} at {commit[:12]}: "), (
+        err
+    )
     lock = read_lock(Path("run/zoo.lock"))
     assert lock is not None
     row = lock["parts"][f"task:hub-data/{SET}"]

@@ -24,6 +24,7 @@ from zoo_core.cli.options import (
     typed,
 )
 from zoo_core.errors import NotFoundError, UsageError
+from zoo_core.paths import is_path
 from zoo_core.report import render
 from zoo_core.store import read
 
@@ -155,7 +156,7 @@ def _suite(
         return replace(suite, budget=replace(suite.budget, **budget), **changes)  # type: ignore[arg-type]
     if not tasks or grid["backbones"] is None:
         raise UsageError("a grid by flags needs --task and --backbones; `zoo list task` and `zoo list backbone` help")
-    table = {"tasks": [told(task) for task in tasks], "budget": budget, "seeds": seeds or 3}
+    table = {"tasks": [told(task) if is_path(task) else task for task in tasks], "budget": budget, "seeds": seeds or 3}
     for name, text in grid.items():
         if text is not None:
             parts = parse_parts(text) if name == "heads" else parse_specs(text)

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from zoo_core.contracts import Located
 from zoo_core.errors import UsageError
+from zoo_core.lock import read_pins
 from zoo_core.paths import Surveyed, is_path, task_part
 from zoo_core.registry import registry
 from zoo_core.resolve import located
@@ -49,19 +51,25 @@ def data(path: str, as_json: bool) -> int:
     return UsageError.exit_code if found.problems else 0
 
 
-def told(task: str) -> str:
-    """The text of a task that was given on a command line; of a path, what was inferred is told on standard error."""
-    if not is_path(task):
-        return task
+def told(task: str, *, lock: Path | None = None, frozen: bool = False) -> str:
+    """The text of a task that was given on a command line.
+
+    Of a path and of a data set of the Hub, what was inferred is told on standard error.
+    """
+    given = is_path(task)
     part = task_part(task)
-    recipe = registry().bind(part, "task").recipe
+    bound = registry().bind(part, "task")
+    if not given and not isinstance(bound.recipe, Located):
+        return task
+    recipe = located(bound, read_pins(lock), offline=frozen).recipe
     target = recipe.target
     size = "" if target.size is None else f"{target.size} "
-    click.echo(f"{task} is read as '{part}': {recipe.modality}, {size}{target.kind}, {recipe.metric}", err=True)
+    spelt = f" as '{part}'" if given else ""
+    click.echo(f"{task} is read{spelt}: {recipe.modality}, {size}{target.kind}, {recipe.metric}", err=True)
     if isinstance(recipe, Surveyed):
         for line in recipe.inferred():
             click.echo(f"  {line}", err=True)
-    return str(part)
+    return str(part) if given else task
 
 
 def _part(text: str) -> Part:

@@ -86,7 +86,8 @@ def fit(
     chosen = budget_from({name: value for name, value in budget.items() if value is not None})
     device = check_device(device)
     prepare_process(threads)
-    pins, task = lock_file(lock), told(task)
+    pins = lock_file(lock)
+    task = told(task, lock=pins, frozen=frozen)
     if dry_run:
         thrift = Thrift(micro_batch=micro_batch, checkpoint_activations=checkpoint_activations)
         _rehearse(spec, task, chosen, seed, pins, device, num_workers, thrift)

@@ -37,7 +37,8 @@ def plan(what: str, task: str | None, seed: int | None, lock: Path | None, as_js
     zoo plan 'starter/vit-nano+partial(n=2)' --task digits
     zoo plan my-suite.toml
     """  # noqa: D301 - click reads the character \b as: keep these lines
-    pins = read_pins(lock_file(lock))
+    lock = lock_file(lock)
+    pins = read_pins(lock)
     if what.endswith(".toml"):
         if task is not None or seed is not None:
             raise UsageError("a suite file names its tasks and seeds; leave --task and --seed out")
@@ -47,7 +48,7 @@ def plan(what: str, task: str | None, seed: int | None, lock: Path | None, as_js
     else:
         if task is None:
             raise UsageError("zoo plan SPEC needs --task; `zoo list task` shows what there is")
-        found = resolve(what, task=told(task), budget=Budget().for_fit(), seed=seed or 0, pins=pins)
+        found = resolve(what, task=told(task, lock=lock), budget=Budget().for_fit(), seed=seed or 0, pins=pins)
         check_shots(found)
         plans, refusals = [_row(found)], []
     if as_json:
