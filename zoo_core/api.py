@@ -20,7 +20,7 @@ from zoo_core.checkpoint import UNFINISHED, Unfinished
 from zoo_core.contracts import BackboneRecipe, Modality, Split, Target, TaskRecipe, as_backbone
 from zoo_core.data import Loader, Splits, carve
 from zoo_core.descent import Thrift
-from zoo_core.encoding import encoding_of
+from zoo_core.encoding import Encoding, encoding_of
 from zoo_core.errors import UsageError
 from zoo_core.hub import Progress as Download
 from zoo_core.hub import fetch_run, files_of, pin_plan
@@ -299,8 +299,8 @@ def fit(
     plan = _pinned(spec, lock, frozen, task=task, budget=budget, seed=seed)
     thrift = Thrift(micro_batch=micro_batch, checkpoint_activations=checkpoint_activations)
     if out is None:
-        result, learner, _ = run_trial(plan, device=device, num_workers=num_workers, report=report, thrift=thrift)
-        learner.plan = plan
+        result, learner, splits = run_trial(plan, device=device, num_workers=num_workers, report=report, thrift=thrift)
+        _tell_origin(learner, plan, splits)
         return learner, result
     check_files(plan.parts)
     folder = Path(out)
@@ -318,18 +318,23 @@ def fit(
             )
             for name in HELD:  # of the same fit, killed while it was stored
                 (folder / name).unlink(missing_ok=True)
-            assert plan.task is not None, "fit has a task"
-            is_table = plan.task.recipe.modality == "table"
-            num_columns = len(splits.train.raw(0)) if is_table else None
-            save_run(learner, plan, folder, num_columns=num_columns, encoding=encoding_of(splits.test))
+            _tell_origin(learner, plan, splits)
+            save_run(learner, plan, folder)
             append(folder / "results.jsonl", result)
             _write_lock(plan, folder)
             unfinished.finish()
         finally:
             if not any((folder / name).exists() for name in HELD):
                 unfinished.leave()
-    learner.plan = plan
     return learner, result
+
+
+def _tell_origin(learner: Learner, plan: Plan, splits: Splits) -> None:
+    """Has a learner carry what it was built from, and how the rows that it saw were made of a table."""
+    assert plan.task is not None, "fit has a task"
+    learner.plan, learner.encoding = plan, encoding_of(splits.test)
+    if plan.task.recipe.modality == "table":
+        learner.num_columns = len(splits.train.raw(0))
 
 
 def _write_lock(plan: Plan, folder: Path) -> None:
@@ -407,15 +412,17 @@ def predict(
     """Predictions for raw items, in their order.
 
     learner: from `fit` or `load_run`. items: a list of pictures (paths, PIL pictures, uint8 arrays), of texts, of
-    sounds (paths of WAV files, or {"array": float [N], "sampling_rate": Hz}), or of rows of numbers. names: what to
-    call each item; otherwise its path, or its position.
+    sounds (paths of WAV files, or {"array": float [N], "sampling_rate": Hz}), or of rows of a table: numbers as the
+    model saw them, or {"column": value} as the table has them, encoded as they were for the fit. names: what to call
+    each item; otherwise its path, or its position.
     A prediction's scores are one for each output, in the order of the target; of token classes, labels and scores are
     one for each word, its likeliest class and that one's probability.
     Example: `zoo_core.predict(zoo_core.load_run("runs/my-digits"), ["scan1.png", "scan2.png"])`.
     Raises UsageError for items that are none, NotFoundError for a path that is not there.
     """
     _check_model("predict", learner, "zoo_core.load_run")
-    found = predicted(learner, _items("predict", items, learner.source.modality, names), device=device)
+    given = _items("predict", items, learner.source.modality, names, learner.encoding)
+    found = predicted(learner, given, device=device)
     return [_raised(one) for one in found]
 
 
@@ -437,7 +444,7 @@ def embed(
     """
     _check_model("embed", model, "zoo_core.load_backbone")
     backbone = as_backbone(model.backbone if isinstance(model, Learner) else model)
-    given = _items("embed", items, backbone.modality, None)
+    given = _items("embed", items, backbone.modality, None, model.encoding if isinstance(model, Learner) else None)
     rows = [_raised(one).features for one in embedded(model, given, pool=pool, stage=stage, device=device)]
     return torch.stack(rows) if rows else torch.empty(0, backbone.features.width("pooled"))
 
@@ -448,12 +455,26 @@ def _check_model(call: str, model: object, loader: str) -> None:
         raise UsageError(f"{call} takes {wanted}, found a path; write {loader}({str(model)!r})")
 
 
-def _items(call: str, items: Sequence[Any], modality: Modality, names: Sequence[str] | None) -> list[Item]:
+def _items(
+    call: str, items: Sequence[Any], modality: Modality, names: Sequence[str] | None, encoding: Encoding | None
+) -> list[Item]:
     _check_items(call, items, modality)
     called = list(names) if names is not None else [_called(item, position) for position, item in enumerate(items)]
     if len(called) != len(items):
         raise UsageError(f"{len(called)} names for {len(items)} items; each item has one")
-    return [Item(name=name, raw=item) for name, item in zip(called, items, strict=True)]
+    raws = (_encoded(item, encoding) for item in items) if modality == "table" else items
+    return [Item(name=name, raw=raw) for name, raw in zip(called, raws, strict=True)]
+
+
+def _encoded(row: Any, encoding: Encoding | None) -> Any:
+    """A row of a table as the model was given it; numbers are as they are."""
+    if not isinstance(row, Mapping):
+        return row
+    if encoding is None:
+        raise UsageError(
+            "a row with the names of its columns is for a model that was fitted on a table of files; give its numbers"
+        )
+    return encoding.encode(row)
 
 
 def _raised(found: Found | Failure) -> Found:

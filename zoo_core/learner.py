@@ -23,6 +23,7 @@ from zoo_core.sites import fold_changes
 
 if TYPE_CHECKING:
     from zoo_core.contracts import LoadedBackbone
+    from zoo_core.encoding import Encoding
     from zoo_core.plan import Plan
 
 __all__ = ["Learner"]
@@ -35,6 +36,7 @@ class Learner(nn.Module):
 
     It keeps its laws inside another module, after a parent's `.train()`, compiled or deep-copied.
     plan: what it was built from, which `zoo_core.save` stores with it; None for one that was put together by hand.
+    num_columns: of the rows that a table's model was fitted on. encoding: how inputs were made of a table's cells.
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Module, consumes: Kind, objective: nn.Module, target: Target):
@@ -45,6 +47,8 @@ class Learner(nn.Module):
         self.consumes: Kind = consumes
         self.target = target
         self.plan: Plan | None = None
+        self.num_columns: int | None = None
+        self.encoding: Encoding | None = None
         self.finishers: list[Callable[[Learner], None]] = []  # called in order when training is over
         self._scales: dict[nn.Parameter, float] = {}  # by identity: an adapter that wraps a part renames parameters
         self._starts: dict[nn.Parameter, float] = {}

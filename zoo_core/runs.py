@@ -58,18 +58,8 @@ class StoredRun:
     encoding: Encoding | None = None
 
 
-def save_run(
-    learner: Learner,
-    plan: Plan,
-    path: Path,
-    *,
-    num_columns: int | None = None,
-    encoding: Encoding | None = None,
-) -> None:
-    """Writes the delta and run.json into an existing folder; run.json comes last, so a torn save is not a run.
-
-    num_columns: of the rows that a table's model was fitted on. encoding: how they were made.
-    """
+def save_run(learner: Learner, plan: Plan, path: Path) -> None:
+    """Writes the delta and run.json into an existing folder; run.json comes last, so a torn save is not a run."""
     delta = path / DELTA
     fresh = path / f"{DELTA}.new"
     tensors = learner.delta()  # copied, since tied ones share memory, which the format does not express
@@ -89,8 +79,8 @@ def save_run(
         "parts": _identities(plan),
         "chain": links_of(plan),
         "places": places_of(plan, path),
-        "num_columns": num_columns,
-        **({"encoding": encoding.as_json()} if encoding is not None else {}),
+        "num_columns": learner.num_columns,
+        **({"encoding": learner.encoding.as_json()} if learner.encoding is not None else {}),
         "delta": {"sha256": sha256_of(delta), "size": delta.stat().st_size},
     }
     fresh = path / f"{FILE}.new"
@@ -170,7 +160,7 @@ def load_stored(run: StoredRun, *, backbone: nn.Module | None = None) -> Learner
     if backbone is not None:
         _own(learner)
     learner.load_delta(read_tensors(file))
-    learner.plan = run.plan
+    learner.plan, learner.num_columns, learner.encoding = run.plan, run.num_columns, run.encoding
     return learner
 
 

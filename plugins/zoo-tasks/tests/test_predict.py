@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import zoo_core
 from zoo_core.cli import main
 from zoo_core.cli.inputs import Inputs
 from zoo_core.encoding import Category, Encoding, Number, encoding_from
-from zoo_core.errors import IntegrityError
+from zoo_core.errors import IntegrityError, UsageError
 from zoo_core.inference import Item
 from zoo_core.plan import Budget
 from zoo_core.runs import read_run
@@ -132,6 +133,29 @@ def test_a_moved_model_takes_rows_like_those_it_was_fitted_on(
     turned = tmp_path / "turned.csv"
     turned.write_text("hours,more,work,age\n" + "".join(f"{c[2]},x,{c[1]},{c[0]}\n" for c in rows))
     assert [one["scores"] for one in told(capsys, fitted, turned)[1]] == scores
+
+
+def test_python_takes_rows_as_the_table_has_them(fitted: Path, tmp_path: Path) -> None:
+    learner = zoo_core.load_run(fitted)
+    assert learner.encoding is not None
+    rows = [dict(zip(HEADER, row(n), strict=True)) for n in range(200, 212)]
+    numbers = [learner.encoding.encode(cells) for cells in rows]
+    assert zoo_core.predict(learner, rows) == zoo_core.predict(learner, numbers)
+    assert torch.equal(zoo_core.embed(learner, rows), zoo_core.embed(learner, numbers))
+    zoo_core.save(learner, tmp_path / "again")
+    again = zoo_core.load_run(tmp_path / "again")
+    assert again.num_columns == learner.num_columns
+    assert zoo_core.predict(again, rows) == zoo_core.predict(learner, rows)
+    with pytest.raises(UsageError, match=f"no column '{HEADER[0]}', which the model was fitted on"):
+        zoo_core.predict(learner, [{HEADER[1]: "1"}])
+
+
+def test_rows_by_column_need_a_model_of_a_table_of_files() -> None:
+    budget = Budget(epochs=1, num_rates=1)
+    learner, _ = zoo_core.fit("starter/mlp-nano(weights=random)+full", task="diabetes", budget=budget)
+    assert learner.num_columns == 10
+    with pytest.raises(UsageError, match="give its numbers"):
+        zoo_core.predict(learner, [{"age": 1.0}])
 
 
 def test_rows_come_from_standard_input_and_are_prepared_in_worker_processes(
