@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -205,6 +206,33 @@ def test_a_malformed_catalogue_leaves_the_names_of_its_distribution(tmp_path: Pa
     problem = next(found for found in index.distributions if found["name"] == "acme")["problems"][0]
     assert "catalogue.json" in problem
     assert Catalog(index).find("space/none") is None
+
+
+def test_an_entry_is_like_another_one_but_for_what_it_says_itself(tmp_path: Path) -> None:
+    small = {"like": "space/nano", "num_stages": 2, "summary": "half of it"}
+    make_acme(tmp_path, {"backbone": {"space/nano": NANO, "space/pico": small, "space/twin": {"like": "space/nano"}}})
+    index = index_of(tmp_path)
+    summaries = {provider.name: provider.summary for provider in index.providers}
+    assert summaries["space/pico"] == "half of it"
+    assert summaries["space/twin"] == summaries["space/nano"] == NANO["summary"]
+    known = Catalog(index)
+    nano = known.find("space/nano")
+    assert nano is not None
+    assert known.find("space/twin") == replace(nano, name="space/twin", describes="space/twin")
+    pico = known.find("space/pico")
+    assert pico == replace(nano, name="space/pico", describes="space/pico", num_stages=2, summary="half of it")
+
+
+@pytest.mark.parametrize(
+    ("like", "told"),
+    [("space/nono", "did you mean space/nano"), ("space/x", "names no entry of the same kind that is whole"), (3, "3")],
+)
+def test_an_entry_that_is_like_none_is_a_mistake_of_its_own(tmp_path: Path, like: object, told: str) -> None:
+    make_acme(tmp_path, {"backbone": {"space/nano": NANO, "space/x": {"like": like}}})
+    known = Catalog(index_of(tmp_path))
+    with pytest.raises(PluginError, match=told):
+        known.find("space/x")
+    assert known.find("space/nano") is not None
 
 
 def test_a_catalogue_may_not_tell_of_a_name_that_another_distribution_owns(tmp_path: Path) -> None:

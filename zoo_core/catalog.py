@@ -1,7 +1,8 @@
 """What is known of a name before anything of it is imported: from catalogues beside providers and from records.
 
 Two sources, one Entry. A catalogue is `catalogue.json` in the top-level package of a distribution with zoo entry
-points: `{"backbone": {"starter/vit-nano": {"modality": "image", ...}}}`. A record is one TOML file about one set of
+points: `{"backbone": {"starter/vit-nano": {"modality": "image", ...}}}`; an entry `{"like": NAME, ...}` is that of
+another name of its kind but for what it says itself. A record is one TOML file about one set of
 weights or one version of a data set, in `models` or `tasks` of a package that a `zoo.records` entry point names; it
 also says its licence and its source, and pins what it fetches where somebody has seen the files: their commit and
 sha256 go together, and without them a lock pins them on first use. Every field is checked; a mistake stays with its
@@ -160,7 +161,8 @@ class Catalog:
                 names = self._catalogue(path).get(provider.kind)
                 if isinstance(names, dict) and name in names:
                     label = f"{path}: {provider.kind} {name!r}"
-                    return _entry(names[name], name=name, kind=provider.kind, label=label, owner=provider.distribution)
+                    told = _spelt_out(names, name, label, provider.distribution)
+                    return _entry(told, name=name, kind=provider.kind, label=label, owner=provider.distribution)
         return None
 
     def _catalogue(self, path: str) -> dict[str, Any]:
@@ -210,6 +212,19 @@ def _read_record(provider: Provider) -> Entry:
     if lacking:
         raise _malformed(owner, f"{provider.value}: a record states its {' and '.join(lacking)}")
     return replace(entry, describes=describes)
+
+
+def _spelt_out(names: Mapping[str, Any], name: str, label: str, owner: str) -> Any:
+    """An entry of a catalogue with what it takes from the one that it is like."""
+    told = names[name]
+    if not isinstance(told, dict) or "like" not in told:
+        return told
+    like = told["like"]
+    other = names.get(like) if isinstance(like, str) else None
+    if not isinstance(other, dict) or "like" in other:
+        near = nearest(like, names) if isinstance(like, str) and other is None else ""
+        raise _malformed(owner, f"{label}: like {like!r:.80} names no entry of the same kind that is whole{near}")
+    return {**other, **{key: value for key, value in told.items() if key != "like"}}
 
 
 def _entry(facts: Any, *, name: str, kind: PartKind, label: str, owner: str) -> Entry:

@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable
-from typing import Literal, NamedTuple, TypeAlias, TypedDict
+from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict
 
 __all__ = [
     "CORE",
@@ -266,7 +266,7 @@ def _add_catalogue(found: Distribution, owned: dict[tuple[str, str], Name], top:
     found["stamps"][path] = _stamp(path)
     for kind, names in content.items() if isinstance(content, dict) else [("", content)]:
         for name, facts in names.items() if isinstance(names, dict) else [("", names)]:
-            summary = facts.get("summary", "") if isinstance(facts, dict) else None
+            summary = _summary(facts, names)
             if not isinstance(summary, str) or (kind, name.partition("/")[0]) not in owned:
                 problem = f"{kind} {name!r} is not a table about a name that the distribution's entry points own"
                 found["problems"].append(f"{path}: {problem}")
@@ -274,6 +274,16 @@ def _add_catalogue(found: Distribution, owned: dict[tuple[str, str], Name], top:
                 owned[kind, name] = owned[kind, name]._replace(summary=summary)
             else:
                 found["names"].append(Name("catalogue", kind, name, path, name, summary))
+
+
+def _summary(facts: Any, names: Any) -> Any:
+    """Of an entry of a catalogue, or of the one that it is like; anything but text is a mistake."""
+    if not isinstance(facts, dict):
+        return None
+    if "summary" not in facts and "like" in facts:
+        other = names.get(facts["like"]) if isinstance(facts["like"], str) else None
+        facts = other if isinstance(other, dict) else {}
+    return facts.get("summary", "")
 
 
 def _add_records(found: Distribution, package_name: str, locate: Locate) -> None:

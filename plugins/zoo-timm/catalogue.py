@@ -33,7 +33,7 @@ from zoo_timm.config import preparation_of, registered
 from zoo_timm.loading import from_description
 from zoo_timm.network import TimmBackbone
 
-__all__ = ["catalogue", "entry", "facts", "tags"]
+__all__ = ["catalogue", "entry", "facts", "shortened", "tags"]
 
 PACKAGE = Path(__file__).parent / "zoo_timm"
 
@@ -55,7 +55,7 @@ def main() -> int:
     found = {job: result for job, result in made.items() if not isinstance(result, str)}
     entries = {f"timm/{name}": entry(name, found[_job(name)], known) for name in names}
     _write(PACKAGE / "tags.json", known)
-    _write(PACKAGE / "catalogue.json", {"backbone": entries})
+    _write(PACKAGE / "catalogue.json", {"backbone": shortened(entries)})
     sys.stdout.write(f"{len(entries)} names of {len(known)} architectures\n")
     return 0
 
@@ -170,6 +170,18 @@ def catalogue(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """The entries of some names, made anew."""
     known = tags()
     return {f"timm/{name}": entry(name, facts(name), known) for name in names}
+
+
+def shortened(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """The entries as they are written: of weights with a tag, what the architecture without one does not say."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for name, told in entries.items():
+        architecture, _, tag = name.partition(".")
+        usual = entries.get(architecture, {}) if tag else {}
+        is_like = usual and usual.keys() <= told.keys()
+        own = {key: value for key, value in told.items() if usual.get(key) != value}
+        found[name] = {"like": architecture, **own} if is_like else told
+    return found
 
 
 def _described(name: str) -> PretrainedCfg:

@@ -19,7 +19,11 @@ from zoo_timm.backbones import Timm, known_tags
 
 FOLDER = Path(__file__).parents[1]
 PROJECT = tomllib.loads((FOLDER / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-CATALOGUE = json.loads((FOLDER / "zoo_timm" / "catalogue.json").read_text(encoding="utf-8"))["backbone"]
+WRITTEN = json.loads((FOLDER / "zoo_timm" / "catalogue.json").read_text(encoding="utf-8"))["backbone"]
+CATALOGUE = {  # each entry whole
+    name: {key: value for key, value in {**WRITTEN.get(told.get("like"), {}), **told}.items() if key != "like"}
+    for name, told in WRITTEN.items()
+}
 MAKE = "python plugins/zoo-timm/catalogue.py makes it anew"
 SAMPLE = (
     *("test_vit", "test_resnet.r160_in1k", "vit_tiny_patch16_224.augreg_in21k", "beit_base_patch16_224"),
@@ -102,6 +106,11 @@ def test_a_name_without_a_tag_has_the_facts_of_its_default_weights() -> None:
     for architecture, tags in known_tags().items():
         if tags:
             assert CATALOGUE[f"timm/{architecture}"] == CATALOGUE[f"timm/{architecture}.{next(iter(tags))}"]
+
+
+def test_an_entry_is_written_as_what_tells_it_from_its_architecture() -> None:
+    assert load_maker().shortened(CATALOGUE) == WRITTEN
+    assert WRITTEN["timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"] == {"like": "timm/vit_tiny_patch16_224"}
 
 
 def test_licences_and_repositories_are_those_that_timm_states() -> None:
