@@ -440,7 +440,7 @@ def test_a_killed_process_goes_on_when_it_is_started_again(by: signal.Signals, t
     process = start(out)
     again, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    assert f"going on in {out}: learning rate 2 of 2, after epoch" in err
+    assert f"an unfinished fit is in {out}: learning rate 2 of 2, after epoch" in err
     assert again.replace(str(out), str(tmp_path / "whole")) == told
     assert stored(out) == stored(tmp_path / "whole")
     assert not (out / UNFINISHED).exists()

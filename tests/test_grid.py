@@ -14,7 +14,16 @@ from zoo_core.contracts import FileHash
 from zoo_core.errors import AccessError, NotFoundError, SuiteError, UsageError
 from zoo_core.lock import Pinned
 from zoo_core.plan import Budget, Plan, pinned
-from zoo_core.suites.grid import Grid, expand, load_suite, starter_suite, suite_from, weights_of
+from zoo_core.suites.grid import (
+    Grid,
+    chains_in,
+    expand,
+    load_suite,
+    named_by,
+    starter_suite,
+    suite_from,
+    weights_of,
+)
 
 GRID: Mapping[str, Any] = {
     "name": "mine",
@@ -72,6 +81,33 @@ def test_a_file_and_flags_give_one_suite(tmp_path: Path) -> None:
     assert by_file == suite_from({**GRID, "description": "two of each"}, name="x")
     for name in ("tasks", "backbones", "adapters", "heads", "seeds", "budget"):
         assert getattr(by_file, name) == getattr(by_flags, name), name
+
+
+def test_a_pattern_stands_for_the_backbones_that_fit() -> None:
+    assert named_by("starter/v*(weights=random)") == ("starter/vit-nano(weights=random)",)
+    assert named_by("timm/test_vit") == ("timm/test_vit",)
+    assert named_by("timm/test_vit?.*") == ("timm/test_vit2.r160_in1k", "timm/test_vit3.r160_in1k")
+    assert named_by("timm/test_vit2*") == ("timm/test_vit2.r160_in1k",), "which is what test_vit2 stands for"
+    grid = {"backbones": 'timm/resnet10t*,run(path="a*b,c"),starter/?it-nano', "adapters": "probe", "heads": None}
+    suite = suite_of_flags(None, ("digits",), grid, seeds=1, budget={})
+    assert [str(spec) for spec in suite.backbones] == [
+        "timm/resnet10t.c3_in1k",
+        'run(path="a*b,c")',
+        "starter/vit-nano",
+    ]
+    in_a_file = suite_from({"tasks": ["digits"], "backbones": ["starter/*-nano(weights=random)"]}, name="x")
+    assert [str(spec) for spec in in_a_file.backbones] == [
+        f"starter/{name}-nano(weights=random)" for name in ("convnet", "mlp", "vit")
+    ]
+    with pytest.raises(NotFoundError, match=r"no backbone fits 'starter/vit-man\*'; did you mean starter/vit-nano"):
+        named_by("starter/vit-man*")
+    with pytest.raises(UsageError, match=r"found '\*'"):
+        suite_of_flags(None, ("digits",), {**grid, "backbones": "starter/vit-nano+*"}, seeds=1, budget={})
+
+
+def test_commas_in_brackets_and_quotes_part_no_patterns() -> None:
+    text = ' a/*(x=[1,2],y="p,)q") , b*+c(z="\\"," ),d'
+    assert chains_in(text) == ('a/*(x=[1,2],y="p,)q")', 'b*+c(z="\\"," )', "d")
 
 
 def test_flags_change_seeds_and_budget_of_a_file(tmp_path: Path) -> None:

@@ -115,6 +115,13 @@ def test_what_was_inferred_of_a_path_is_told_on_standard_error(zoo: Any) -> None
     assert done.code == 2
     assert "a fit would stop\n  1 of 20 pictures cannot be read: dark/1.png (has no bytes)" in done.out
 
+    done = zoo("plan", "starter/convnet-nano+probe", "--task", "set")
+    assert done.code == 3
+    assert done.line.endswith("; what is here under that name is written ./set")
+
+    (zoo.cwd / "semi.csv").write_text("age;side\n1;low\n2;high\n")
+    assert 'separator=";" may be what parts its cells' in zoo("data", "./semi.csv").line
+
     done = zoo("data", "digits")
     assert (done.code, done.line) == (
         2,

@@ -16,6 +16,7 @@ from zoo_core.errors import UsageError, nearest
 __all__ = ["Category", "Encoded", "Encoding", "Number", "encoding_from", "encoding_of", "is_missing", "number"]
 
 MISSING = frozenset({"", "na", "n/a", "nan", "none", "null"})
+LARGEST = 3.4e38  # of float32
 SHORT = 8  # characters, from which on a cell is no word for nothing
 
 
@@ -101,9 +102,12 @@ class Encoding:
             nothing = is_missing(cell)
             if isinstance(column, Number):
                 value = None if nothing else number(cell)
-                if value is None and not nothing:
+                if value is None and not (nothing and not _is_infinite(cell)):
                     raise UsageError(f"{column.name} is {cell!r:.40}, not a number")
-                found += [0.0 if value is None else (value - column.mean) / column.deviation] if column.scaled else []
+                scaled = 0.0 if value is None else (value - column.mean) / column.deviation
+                if abs(scaled) > LARGEST:
+                    raise UsageError(f"{column.name} is {cell!r:.40}, too far from what the model was fitted on")
+                found += [scaled] if column.scaled else []
                 found += [float(nothing)] if column.missing else []
             else:
                 text = "" if nothing else str(cell).strip()
@@ -159,6 +163,10 @@ def is_missing(value: Any) -> bool:
     if isinstance(value, str):  # millions of cells pass here, and few are so short
         return (len(value) < SHORT and value.strip().lower() in MISSING) or value.isspace()
     return value is None or (isinstance(value, float) and not math.isfinite(value))
+
+
+def _is_infinite(value: Any) -> bool:
+    return isinstance(value, float) and math.isinf(value)
 
 
 def number(value: Any) -> float | None:

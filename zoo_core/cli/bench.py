@@ -143,7 +143,7 @@ def _suite(
 ) -> Suite:
     """The suite of a file or of the flags; --seeds and the budget's flags also change a file's."""
     from zoo_core.spec import parse_parts, parse_specs
-    from zoo_core.suites.grid import load_suite, starter_suite, suite_from
+    from zoo_core.suites.grid import PATTERN, chains_in, load_suite, starter_suite, suite_from
 
     flags = [f"--{name}" for name, text in grid.items() if text is not None] + ["--task"] * bool(tasks)
     changes: dict[str, Any] = {"seeds": tuple(range(seeds))} if seeds is not None and seeds > 0 else {}
@@ -158,7 +158,9 @@ def _suite(
         raise UsageError("a grid by flags needs --task and --backbones; `zoo list task` and `zoo list backbone` help")
     table = {"tasks": [told(task) if is_path(task) else task for task in tasks], "budget": budget, "seeds": seeds or 3}
     for name, text in grid.items():
-        if text is not None:
+        if name == "backbones" and text is not None and PATTERN & set(text):
+            table[name] = list(chains_in(text))
+        elif text is not None:
             parts = parse_parts(text) if name == "heads" else parse_specs(text)
             table[name] = [str(part) for part in parts]
     return suite_from(table, name="bench")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from zoo_core.contracts import Located
-from zoo_core.errors import UsageError
+from zoo_core.errors import NotFoundError, UsageError
 from zoo_core.lock import read_pins
 from zoo_core.paths import Surveyed, is_path, task_part
 from zoo_core.registry import registry
@@ -58,7 +58,13 @@ def told(task: str, *, lock: Path | None = None, frozen: bool = False) -> str:
     """
     given = is_path(task)
     part = task_part(task)
-    bound = registry().bind(part, "task")
+    try:
+        bound = registry().bind(part, "task")
+    except NotFoundError as error:
+        here = not given and Path(task).exists()
+        raise NotFoundError(
+            f"{error}; what is here under that name is written ./{task}" if here else str(error)
+        ) from None
     if not given and not isinstance(bound.recipe, Located):
         return task
     recipe = located(bound, read_pins(lock), offline=frozen).recipe

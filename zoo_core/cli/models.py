@@ -96,7 +96,7 @@ def fit(
         fetch(spec, task=task, lock=pins, frozen=frozen, progress=progress)
     stands = standing(out / UNFINISHED)
     if stands is not None:
-        click.echo(f"going on in {out}: {stands}", err=True)
+        click.echo(f"an unfinished fit is in {out}: {stands}", err=True)
     with fitting(spec) as report:
         _, result = run(
             spec,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from zoo_core.errors import (
     ZooError,
     nearest,
 )
+from zoo_core.index import list_names
 from zoo_core.lock import Pinned, part_key
 from zoo_core.paths import task_part
 from zoo_core.plan import Budget, Plan, Trial, budget_from, reseeded
@@ -31,17 +33,22 @@ from zoo_core.spec import Part, Spec, parse, parse_part
 from zoo_core.unpublished import Recipe, SpecLike, part_of, spec_of
 
 __all__ = [
+    "PATTERN",
     "Grid",
     "Refusal",
     "Suite",
+    "chains_in",
     "check_shots",
     "expand",
     "load_suite",
+    "named_by",
     "starter_suite",
     "suite_from",
     "weights_of",
 ]
 
+PATTERN = frozenset("*?")  # in the name of a backbone
+_CHAIN = r'(?:"(?:[^"\\]|\\.)*"|\((?:"(?:[^"\\]|\\.)*"|[^)"])*\)|[^,("])+'
 KEYS = ("name", "description", "tasks", "backbones", "adapters", "heads", "seeds", "budget")
 
 
@@ -118,12 +125,35 @@ def suite_from(table: Mapping[str, object], *, name: str) -> Suite:
         name=_text(table, "name", name),
         description=_text(table, "description", ""),
         tasks=tuple(task_part(text) for text in _texts(table, "tasks")),
-        backbones=tuple(parse(text) for text in _texts(table, "backbones")),
+        backbones=tuple(parse(text) for given in _texts(table, "backbones") for text in named_by(given)),
         adapters=tuple(parse(text) for text in _texts(table, "adapters", default=("probe",))),
         heads=tuple(parse_part(text) for text in _texts(table, "heads")) if "heads" in table else (None,),
         seeds=_seeds(table.get("seeds", 3)),
         budget=budget_from(budget),
     )
+
+
+def named_by(text: str) -> tuple[str, ...]:
+    """The backbones that a pattern stands for, `timm/vit_tiny*` or `starter/*(weights=random)`; others as they are.
+
+    Of a name with and without tags of weights those with. Raises NotFoundError where nothing fits.
+    """
+    name = text.partition("(")[0].partition("+")[0].partition("@")[0].strip()
+    if not PATTERN & set(name):
+        return (text,)
+    rows = list_names("backbone", name, index=default_registry().index)
+    found = [row["name"] for row in rows if row["state"] == "ok"]
+    if not found:
+        known = [provider.name for provider in default_registry().index.providers if provider.kind == "backbone"]
+        near = nearest(name.strip("*?"), known)
+        raise NotFoundError(f"no backbone fits {name!r}{near}; `zoo list backbone` shows what there is")
+    tagged = {each.rpartition(".")[0] for each in found}
+    return tuple(text.replace(name, each, 1) for each in found if each not in tagged)
+
+
+def chains_in(text: str) -> tuple[str, ...]:
+    """The texts between the commas of a flag, of which some may be patterns: no comma inside brackets or quotes."""
+    return tuple(chain.strip() for chain in re.findall(_CHAIN, text) if chain.strip())
 
 
 def expand(

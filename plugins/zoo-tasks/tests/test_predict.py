@@ -148,6 +148,11 @@ def test_python_takes_rows_as_the_table_has_them(fitted: Path, tmp_path: Path) -
     assert zoo_core.predict(again, rows) == zoo_core.predict(learner, rows)
     with pytest.raises(UsageError, match=f"no column '{HEADER[0]}', which the model was fitted on"):
         zoo_core.predict(learner, [{HEADER[1]: "1"}])
+    for value, told in {float("inf"): "age is inf, not a number", 1e300: "age is 1e[+]300, too far from"}.items():
+        with pytest.raises(UsageError, match=told):
+            zoo_core.predict(learner, [{**rows[0], "age": value}])
+    missing = {**rows[0], "age": float("nan")}
+    assert zoo_core.predict(learner, [missing]) == zoo_core.predict(learner, [{**missing, "age": ""}])
 
 
 def test_rows_by_column_need_a_model_of_a_table_of_files() -> None:

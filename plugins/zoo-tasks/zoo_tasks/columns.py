@@ -19,6 +19,7 @@ __all__ = ["LOOKED_AT", "Columns", "Given", "infer", "label_list", "plain", "sor
 
 LOOKED_AT = 50_000
 MANY = 20  # whole numbers of more than so many values are values, of fewer they are classes
+SEPARATORS = (";", "\t", "|")  # of files that call themselves CSV
 TARGETS = ("label", "labels", "target", "class", "category", "y", "value", "values", "score", "tags", "ner_tags")
 TEXTS = ("text", "sentence", "review", "body", "content", "question", "comment", "document", "title")
 TOKENS = ("tokens", "words")
@@ -95,7 +96,8 @@ def infer(rows: Sequence[Row], given: Given, *, where: str, complete: bool) -> C
     if form == "row":
         inputs = given.features or tuple(name for name in free if name not in target)
         if not inputs:
-            raise UsageError(f"{where} has no columns besides {', '.join(target)}; nothing to predict it from")
+            hint = _other_separator(names) or "nothing to predict it from"
+            raise UsageError(f"{where} has no columns besides {', '.join(target)}; {hint}")
     kind, separator = _kind(rows, target, given)
     numeric = frozenset(name for name in inputs if form == "row" and _is_numeric(rows, name))
     classes = _classes(rows, target, kind, separator, given.strip) if complete else None
@@ -166,6 +168,12 @@ def _inputs(rows: Sequence[Row], given: Given, free: Sequence[str]) -> tuple[Any
     return "row", (), "input: every other column, a table of numbers and categories; features=[...], text= change it"
 
 
+def _other_separator(names: Sequence[str]) -> str:
+    """What may be wrong with a file of one column whose name holds what often parts cells."""
+    odd = next((mark for mark in SEPARATORS if len(names) == 1 and mark in names[0]), None)
+    return f'separator="{odd}" may be what parts its cells' if odd else ""
+
+
 def _target(rows: Sequence[Row], names: Sequence[str], used: set[str | None], where: str) -> str:
     free = [name for name in names if name not in used]
     for wanted in TARGETS:
@@ -173,9 +181,8 @@ def _target(rows: Sequence[Row], names: Sequence[str], used: set[str | None], wh
         if found:
             return found[0]
     if not free:
-        raise UsageError(
-            f"{where} has no column for the target among {', '.join(names)}; target=COLUMN says which it is"
-        )
+        hint = _other_separator(names) or "target=COLUMN says which it is"
+        raise UsageError(f"{where} has no column for the target among {', '.join(names)}; {hint}")
     return free[-1]
 
 
