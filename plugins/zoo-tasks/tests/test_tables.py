@@ -75,6 +75,13 @@ def test_a_table_of_texts(write: Write) -> None:
     assert recipe.inferred()[0] == "input: column review, text; text=COLUMN changes it, features=[...] takes numbers"
 
 
+def test_a_word_among_numbers_is_told(write: Write) -> None:
+    rows = "".join(f"{'?' if n % 7 == 3 else n},{'' if n % 7 == 3 else n},{'ab'[n % 2]}\n" for n in range(28))
+    recipe = Csv(path=str(write("t.csv", f"age,size,side\n{rows}")))
+    told = "age: categories, since 4 of 28 cells are no numbers, '?' first; empty is missing"
+    assert [line for line in recipe.inferred() if "categories, since" in line] == [told]
+
+
 def test_every_inference_can_be_overridden(write: Write) -> None:
     rows = "".join(f"the title {n},a body of text {n},{n % 5},{'ab'[n % 2]}\n" for n in range(40))
     path = str(write("t.csv", f"title,body,stars,side\n{rows}"))

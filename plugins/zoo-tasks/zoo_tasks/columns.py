@@ -106,6 +106,7 @@ def infer(rows: Sequence[Row], given: Given, *, where: str, complete: bool) -> C
     lines = [
         why,
         f"target: {', '.join(target)}, {kind}{_shown(classes, kind)}; target=, kind= change it",
+        *(filter(None, (_nearly_numeric(rows, name) for name in inputs if form == "row" and name not in numeric))),
         *([f"split: column {split}; split=COLUMN changes it"] if split else []),
         *([f"group: column {given.group}, never divided"] if given.group else []),
     ]
@@ -266,6 +267,16 @@ def _all(rows: Sequence[Row], name: str, holds: Any) -> bool:
 
 def _is_numeric(rows: Sequence[Row], name: str) -> bool:
     return _all(rows, name, lambda value: not isinstance(value, list | dict) and number(value) is not None)
+
+
+def _nearly_numeric(rows: Sequence[Row], name: str) -> str:
+    """A remark on a column of categories most of whose cells are numbers: one odd word for nothing may be why."""
+    held = [row[name] for row in rows if not is_missing(row.get(name)) and not isinstance(row[name], list | dict)]
+    odd = [value for value in held if number(value) is None]
+    if not odd or 2 * len(odd) >= len(held):
+        return ""
+    counted = f"{len(odd)} of {len(held)} cells are no numbers, {odd[0]!r:.40} first"
+    return f"{name}: categories, since {counted}; empty is missing"
 
 
 def _is_text(rows: Sequence[Row], name: str) -> bool:
