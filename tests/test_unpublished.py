@@ -462,3 +462,19 @@ def test_suite_takes_objects_and_its_report_is_marked(hada: Path, tmp_path: Path
     table = render(results, form="md")
     assert "starter/vit-nano+hada(start=0.9)+linear (unpublished: hada.py) |" in table
     assert "starter/vit-nano+lora(r=2)+linear |" in table
+
+
+def test_a_module_beside_a_plugin_file_is_imported_from_the_python_path_alone(tmp_path: Path) -> None:
+    (tmp_path / "beside.py").write_text("START = 0.5\n", encoding="utf-8")
+    text = HADA.replace("start: float = 1.0", "start: float = START").replace(
+        "from dataclasses import dataclass\n", "from dataclasses import dataclass\n\nfrom beside import START\n"
+    )
+    (tmp_path / "hada.py").write_text(text, encoding="utf-8")
+    command = [sys.executable, "-m", "zoo_core.cli", "show", "hada", "--json", "--plugin", "hada.py"]
+    alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    core = str(Path(zoo_core.__file__).parents[1])
+    for path, code in {core: 2, os.pathsep.join((".", core)): 0}.items():
+        environment = {**alone, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stderr
+    assert json.loads(done.stdout)["arguments"][0]["default"] == "0.5"
