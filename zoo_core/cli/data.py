@@ -61,10 +61,9 @@ def told(task: str, *, lock: Path | None = None, frozen: bool = False) -> str:
     try:
         bound = registry().bind(part, "task")
     except NotFoundError as error:
-        here = not given and Path(task).exists()
-        raise NotFoundError(
-            f"{error}; what is here under that name is written ./{task}" if here else str(error)
-        ) from None
+        if given or not Path(task).exists():
+            raise
+        raise NotFoundError(f"{error}; what is here under that name is written ./{task}") from error
     if not given and not isinstance(bound.recipe, Located):
         return task
     recipe = located(bound, read_pins(lock), offline=frozen).recipe
