@@ -103,6 +103,9 @@ def test_a_pattern_stands_for_the_backbones_that_fit() -> None:
         named_by("starter/vit-man*")
     with pytest.raises(UsageError, match=r"found '\*'"):
         suite_of_flags(None, ("digits",), {**grid, "backbones": "starter/vit-nano+*"}, seeds=1, budget={})
+    for slip in ("starter/vit*(weights=random", 'starter/vit*(weights="random)', "starter/vit*,,starter/mlp-nano"):
+        with pytest.raises((NotFoundError, UsageError)):
+            suite_of_flags(None, ("digits",), {**grid, "backbones": slip}, seeds=1, budget={})
 
 
 def test_commas_in_brackets_and_quotes_part_no_patterns() -> None:

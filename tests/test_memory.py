@@ -12,11 +12,28 @@ import pytest
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc can be told")
 
-# Passes of convolutions, as they fill and free memory; prints the pages that the kernel gave for the last ten.
-SCRIPT = """
-import json, resource, sys
-from pathlib import Path
+# Passes of convolutions, as they fill and free memory: the pages that the kernel gave for the last ten.
+FAULTS = """
+import os, resource
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
+
+def faults():
+    with torch.device("cpu"):
+        network = torch.nn.Sequential(*(torch.nn.Conv2d(32, 32, 1) for _ in range(6)))
+        x = torch.randn(16, 32, 64, 64)
+    with torch.no_grad():
+        for step in range(13):
+            if step == 3:
+                before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            network(x)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+"""
+SCRIPT = f"""{FAULTS}
+import json, sys
+from pathlib import Path
 from zoo_core.memory import give_back_freed, keep_freed
 
 def resident():
@@ -24,29 +41,18 @@ def resident():
 
 kept = keep_freed() if sys.argv[1] == "keep" else None
 torch.set_num_threads(1)
-network = torch.nn.Sequential(*(torch.nn.Conv2d(32, 32, 1) for _ in range(6)))
-x = torch.randn(16, 32, 64, 64)
-with torch.no_grad():
-    for step in range(13):
-        if step == 3:
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        network(x)
-faults, held = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, resident()
+found, held = faults(), resident()
 give_back_freed()
-print(json.dumps({"kept": kept, "faults": faults, "given_back": held - resident()}))
+print(json.dumps({{"kept": kept, "faults": found, "given_back": held - resident()}}))
 """
-COUNTING = """
-import os, resource
-from dataclasses import dataclass
-from typing import ClassVar
-
+COUNTING = f"""{FAULTS}
 @dataclass(frozen=True, kw_only=True)
 class Counting:
     version: ClassVar[int] = 1
-    accepts: ClassVar[frozenset[str]] = frozenset({"map", "tokens", "pooled"})
+    accepts: ClassVar[frozenset[str]] = frozenset({{"map", "tokens", "pooled"}})
     seams: ClassVar[frozenset[str]] = frozenset()
     needs: ClassVar[tuple[frozenset[str], ...]] = ()
-    changes: ClassVar[frozenset[str]] = frozenset({"added"})
+    changes: ClassVar[frozenset[str]] = frozenset({{"added"}})
     batchable: ClassVar[bool] = False
     mergeable: ClassVar[bool] = False
     learning_rates: ClassVar[tuple[float, ...]] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
@@ -58,18 +64,8 @@ class Counting:
         return None
 
     def apply(self, learner, context):
-        import torch
-
-        with torch.device("cpu"):
-            network = torch.nn.Sequential(*(torch.nn.Conv2d(32, 32, 1) for _ in range(6)))
-            x = torch.randn(16, 32, 64, 64)
-        with torch.no_grad():
-            for step in range(13):
-                if step == 3:
-                    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-                network(x)
         with open(os.environ["COUNTED"], "a") as file:
-            print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, file=file)
+            print(faults(), file=file)
         backbone = learner.backbone
         backbone.register_parameter("counting", torch.nn.Parameter(torch.zeros(1)))
         last = backbone.get_submodule(backbone.stages[-1])

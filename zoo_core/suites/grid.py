@@ -152,8 +152,13 @@ def named_by(text: str) -> tuple[str, ...]:
 
 
 def chains_in(text: str) -> tuple[str, ...]:
-    """The texts between the commas of a flag, of which some may be patterns: no comma inside brackets or quotes."""
-    return tuple(chain.strip() for chain in re.findall(_CHAIN, text) if chain.strip())
+    """The texts between the commas of a flag, of which some may be patterns: no comma inside brackets or quotes.
+
+    A text whose brackets or quotes do not close is one chain, whose mistake the parser tells.
+    """
+    if re.fullmatch(f"{_CHAIN}(?:,{_CHAIN})*", text) is None:
+        return (text,)
+    return tuple(chain.strip() for chain in re.findall(_CHAIN, text))
 
 
 def expand(

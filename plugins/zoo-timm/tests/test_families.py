@@ -20,7 +20,7 @@ from zoo_core.attention import attention_calls
 from zoo_core.contracts import ROLES, Site
 from zoo_core.seams import boundary, groups, resume, stage_modules
 from zoo_timm.backbones import Timm
-from zoo_timm.families import FAMILIES
+from zoo_timm.families import FAMILIES, is_safe_channels_last
 from zoo_timm.network import TimmBackbone
 from zoo_timm.sites import FUSED, READ
 
@@ -261,13 +261,28 @@ def test_the_first_convolution_reads_pictures_in_that_layout(architecture: str, 
     assert found == [expected]
 
 
-@pytest.mark.parametrize("architecture", ["test_efficientnet", "test_resnet", "mobileone_s0"])
+@pytest.mark.parametrize(
+    ("convolution", "safe"),
+    [
+        (nn.Conv2d(8, 32, 1, stride=2), False),
+        (nn.Conv2d(64, 64, 1, stride=(1, 2), groups=8), False),
+        (nn.Conv2d(16, 32, 1, stride=2), True),
+        (nn.Conv2d(8, 32, 1), True),
+        (nn.Conv2d(8, 32, 3, stride=2), True),
+    ],
+)
+def test_what_onednn_gets_wrong_is_not_laid_out_channels_last(convolution: nn.Conv2d, safe: bool) -> None:
+    assert is_safe_channels_last(nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), convolution)) is safe
+
+
+@pytest.mark.parametrize("architecture", ["test_efficientnet", "test_resnet"])
 def test_gradients_do_not_depend_on_the_layout(architecture: str) -> None:
     backbone = Timm(name=architecture).build(None, "random").double()
     assert isinstance(backbone, TimmBackbone)
+    assert backbone.channels_last
     inputs = {"pixel_values": torch.randn(2, 3, 64, 64, dtype=torch.float64)}
     found = []
-    for channels_last in (backbone.channels_last, False):
+    for channels_last in (True, False):
         backbone.channels_last = channels_last
         torch.manual_seed(0)
         backbone.zero_grad()
