@@ -23,7 +23,8 @@ PLUGIN_FOLDERS = [ROOT / "registry", *sorted(path.parent for path in ROOT.glob("
 
 # A module imports only from the rows above its own. Packages (cli, suites, testing) have one level for all their files.
 LAYERS = (
-    ("errors", "interrupts", "memory"),
+    ("errors", "interrupts", "memory", "writing"),
+    ("processes",),
     ("contracts",),
     ("scan", "spec", "versions"),
     ("encoding", "paths", "settings"),

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from zoo_core.contracts import Batch, Modality, Preparation, Raw, Split, Target, TaskData
 from zoo_core.errors import RefusedError, UsageError, ZooError
 from zoo_core.pictures import open_picture, pixels
+from zoo_core.processes import same_path
 from zoo_core.sounds import open_sound
 from zoo_core.words import IGNORED, on_tokens, word_targets
 
@@ -420,13 +421,15 @@ class Loader:
         keys = [(epoch, positions) for positions in self._order(epoch)]
         ahead: Iterable[Batch | ZooError] = (self._prepared[key] for key in keys)
         if self._num_workers:
-            ahead = DataLoader(
+            loader = DataLoader(
                 self._prepared,
                 sampler=keys,
                 batch_size=None,
                 num_workers=self._num_workers,
                 generator=torch.Generator(),  # else it draws the workers' seeds from the caller's
             )
+            with same_path():
+                ahead = iter(loader)
         for batch in ahead:
             if isinstance(batch, ZooError):
                 raise batch

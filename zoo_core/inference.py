@@ -22,6 +22,7 @@ from zoo_core.errors import IncompatibleError, UsageError, ZooError
 from zoo_core.features import channels_first, masked_mean
 from zoo_core.learner import Learner
 from zoo_core.measure import INFERENCE_BATCH
+from zoo_core.processes import same_path
 from zoo_core.seams import capture, stage_modules
 from zoo_core.words import by_word
 
@@ -174,7 +175,7 @@ def _ready(
         for batch in batches:
             yield preparing[batch]
         return
-    yield from DataLoader(
+    loader = DataLoader(
         preparing,
         sampler=batches,  # drawn from as workers become free, so that the items need not fit into memory
         batch_size=None,
@@ -182,6 +183,9 @@ def _ready(
         generator=torch.Generator(),  # else it draws the workers' seeds from the caller's
         worker_init_fn=_leave_interrupts,
     )
+    with same_path():
+        ahead = iter(loader)
+    yield from ahead
 
 
 def _leave_interrupts(worker: int) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo_core.contracts import FileHash
 from zoo_core.errors import AccessError, IncompatibleError, IntegrityError, NotFoundError
+from zoo_core.writing import write_whole
 
 if TYPE_CHECKING:
     from zoo_core.bind import Bound
@@ -127,9 +128,7 @@ def read_pins(path: Path | None) -> dict[str, Pinned]:
 
 def write_lock(path: Path, lock: Mapping[str, Any]) -> None:
     """Writes a lock whole: a reader sees the old file or the new one."""
-    fresh = path.with_suffix(".lock.new")
-    fresh.write_text(json.dumps(lock, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    fresh.replace(path)
+    write_whole(path, json.dumps(lock, indent=2, sort_keys=True) + "\n")
 
 
 def check_lock(path: Path, held: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:

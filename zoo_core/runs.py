@@ -32,6 +32,7 @@ from zoo_core.resolve import resolve
 from zoo_core.spec import Part, Spec, parse, parse_part
 from zoo_core.unpublished import lacking
 from zoo_core.weights import read_tensors, sha256_of, verify
+from zoo_core.writing import replacing, write_whole
 
 __all__ = ["StoredRun", "load_stored", "load_together", "read_run", "save_run"]
 
@@ -61,12 +62,11 @@ class StoredRun:
 def save_run(learner: Learner, plan: Plan, path: Path) -> None:
     """Writes the delta and run.json into an existing folder; run.json comes last, so a torn save is not a run."""
     delta = path / DELTA
-    fresh = path / f"{DELTA}.new"
     tensors = learner.delta()  # copied, since tied ones share memory, which the format does not express
-    save_file(
-        {name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}, fresh
-    )
-    fresh.replace(delta)
+    with replacing(delta) as fresh:
+        save_file(
+            {name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}, fresh
+        )
     table = {
         "format": FORMAT,
         "spec": str(plan.spec),
@@ -83,9 +83,7 @@ def save_run(learner: Learner, plan: Plan, path: Path) -> None:
         **({"encoding": learner.encoding.as_json()} if learner.encoding is not None else {}),
         "delta": {"sha256": sha256_of(delta), "size": delta.stat().st_size},
     }
-    fresh = path / f"{FILE}.new"
-    fresh.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
-    fresh.replace(path / FILE)
+    write_whole(path / FILE, json.dumps(table, indent=2) + "\n")
 
 
 def read_run(path: Path, *, needs_task: bool = True) -> StoredRun:

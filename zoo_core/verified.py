@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import time
-import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 from zoo_core.contracts import FileHash
 from zoo_core.errors import AccessError, IntegrityError, NotFoundError
 from zoo_core.settings import cache_folder
+from zoo_core.writing import write_whole
 
 __all__ = [
     "check",
@@ -121,14 +121,9 @@ def read_memory(*place: str) -> Any:
 def write_memory(value: object, *place: str) -> None:
     """Writes a value in JSON below the cache folder, whole or not at all; a folder that cannot be written is fine."""
     path = Path(cache_folder(), *place)
-    fresh = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            fresh.write_text(json.dumps(value), encoding="utf-8")
-            fresh.replace(path)
-        except OSError:
-            fresh.unlink(missing_ok=True)
+        write_whole(path, json.dumps(value))
     except OSError:
         return
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from zoo_core.errors import AccessError, UsageError, ZooError
+from zoo_core.writing import fresh_name, move_into_place
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,10 +66,11 @@ class _Npy:
     def __init__(self, out: Path) -> None:
         self.out, self.ids = out, out.with_suffix(".ids.txt")
         self.num = self.dim = 0
+        self._fresh = {path: Path(fresh_name(path)) for path in (self.ids, self.out)}
 
     def __enter__(self) -> _Npy:
-        self._rows = _fresh(self.out).open("wb")
-        self._names = _fresh(self.ids).open("w", encoding="utf-8", errors="backslashreplace", newline="\n")
+        self._rows = self._fresh[self.out].open("wb")
+        self._names = self._fresh[self.ids].open("w", encoding="utf-8", errors="backslashreplace", newline="\n")
         return self
 
     def add(self, item: str, features_D: Tensor) -> None:
@@ -90,15 +92,15 @@ class _Npy:
             if self.num:
                 self._rows.seek(0)
                 self._header()
-        for path in (self.ids, self.out):
-            _settle(path, whole=kind is None and self.num > 0)
+        for path, fresh in self._fresh.items():
+            _settle(fresh, path, whole=kind is None and self.num > 0)
 
 
 class _Parquet:
     """Columns `item`, text, and `features`, a list of D float32."""
 
     def __init__(self, out: Path) -> None:
-        self.out = out
+        self.out, self._fresh = out, Path(fresh_name(out))
         self._arrow, self._parquet = _pyarrow("pyarrow"), _pyarrow("pyarrow.parquet")
         self._writer: Any = None
         self._items: list[str] = []
@@ -119,7 +121,7 @@ class _Parquet:
         kind = arrow.list_(arrow.float32(), matrix.shape[1])
         schema = arrow.schema([("item", arrow.string()), ("features", kind)])
         if self._writer is None:
-            self._writer = self._parquet.ParquetWriter(_fresh(self.out), schema)
+            self._writer = self._parquet.ParquetWriter(self._fresh, schema)
         features = arrow.FixedSizeListArray.from_arrays(arrow.array(matrix.reshape(-1)), matrix.shape[1])
         self._writer.write_table(arrow.table([arrow.array(self._items, arrow.string()), features], schema=schema))
         self._items, self._rows = [], []
@@ -131,19 +133,15 @@ class _Parquet:
             self._write()
         if self._writer is not None:
             self._writer.close()
-            _settle(self.out, whole=kind is None)
+            _settle(self._fresh, self.out, whole=kind is None)
 
 
-def _fresh(path: Path) -> Path:
-    return path.with_name(f"{path.name}.new")
-
-
-def _settle(path: Path, *, whole: bool) -> None:
+def _settle(fresh: Path, path: Path, *, whole: bool) -> None:
     """Puts what was written in its place, or away."""
     if whole:
-        _fresh(path).replace(path)
+        move_into_place(fresh, path)
     else:
-        _fresh(path).unlink(missing_ok=True)
+        fresh.unlink(missing_ok=True)
 
 
 def _pyarrow(module: str) -> Any:

@@ -12,6 +12,8 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from types import ModuleType
 
+from zoo_core.processes import same_path
+
 __all__ = ["begin", "context", "num_processors", "without_main"]
 
 PRELOADED = "zoo_core.suites.preloaded"
@@ -28,19 +30,22 @@ def context() -> ForkServerContext:
 def begin() -> None:
     """Starts those imports now, while this process goes on with its own. It ends when this process does."""
     context()
-    forkserver.ensure_running()
+    with same_path():
+        forkserver.ensure_running()
 
 
 @contextmanager
 def without_main() -> Iterator[None]:
     """Starts processes that do not run the user's script again, so that it needs no `if __name__ == "__main__"`.
 
-    A worker needs nothing of it: what a plan holds comes from plugins, which are imported by name.
+    A worker needs nothing of it: what a plan holds comes from plugins, which are imported by name, where this process
+    finds them.
     """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:
-        yield
+        with same_path():  # the server may have died since `begin`
+            yield
     finally:
         sys.modules["__main__"] = main
 

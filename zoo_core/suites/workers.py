@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+import zoo_core
 from zoo_core.errors import RefusedError, ZooError
 from zoo_core.memory import keep_freed
 from zoo_core.plan import Plan
@@ -145,7 +146,8 @@ class _Pool:
         if len(self._workers) == self._num_workers:
             return None
         ours, theirs = self._context.Pipe()
-        arguments = (theirs, dict(os.environ), self._device, self._threads, registry().files)
+        core = str(zoo_core.__file__)
+        arguments = (theirs, dict(os.environ), self._device, self._threads, registry().files, core)
         process = self._context.Process(target=_work, args=arguments, daemon=True)
         with forking.without_main():
             process.start()
@@ -158,7 +160,7 @@ class _Pool:
 
 
 def _work(
-    pipe: Connection, environment: Mapping[str, str], device: str, threads: int, files: Mapping[str, bytes]
+    pipe: Connection, environment: Mapping[str, str], device: str, threads: int, files: Mapping[str, bytes], core: str
 ) -> None:
     _end_with_parent()
     os.environ.clear()  # what the fork server began with may have changed since: a token, a cache folder
@@ -179,6 +181,9 @@ def _work(
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
             message = pipe.recv_bytes()
+            if zoo_core.__file__ != core:  # before Python 3.13 a preload sees nothing that a program put on its path
+                pipe.send(f"its process has the zoo-core of {zoo_core.__file__}, not {core}; put that on PYTHONPATH")
+                continue
             try:
                 load_again(files)
                 plan = pickle.loads(message)  # noqa: S301 - our own parent's bytes

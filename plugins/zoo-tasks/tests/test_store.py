@@ -5,6 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -68,3 +71,56 @@ def test_a_raised_version_decodes_anew(two_classes: Path, monkeypatch: pytest.Mo
         patch.setattr(opened, "open_picture", lambda file: 255 - np.asarray(Image.open(file)))
         after = ImageFolder(path=str(two_classes)).open(None).splits["train"]
     assert np.array_equal(after.raw(0), 255 - before.raw(0))
+
+
+AT_ONCE = """
+import os, sys
+from pathlib import Path
+from zoo_core.paths import task_part
+from zoo_core.registry import registry
+
+bound = registry().bind(task_part(sys.argv[1]), "task")
+bound.recipe.source(), bound.recipe.target
+import zoo_tasks.rows, zoo_tasks.matrices, zoo_tasks.media, datasets.arrow_writer  # so that all begin together
+children = []
+for _ in range(8):
+    if child := os.fork():
+        children.append(child)
+    else:
+        while not Path(sys.argv[2]).exists():
+            pass
+        try:
+            data = bound.recipe.open(None)
+            found = [str(data.splits[name].raw(0)) for name in data.splits]
+        except BaseException as error:
+            print(type(error).__name__, error, file=sys.stderr)
+            os._exit(1)
+        os._exit(0)
+Path(sys.argv[2]).touch()
+sys.exit(sum(bool(os.waitpid(child, 0)[1]) for child in children))
+"""
+
+
+@pytest.mark.parametrize("kind", ["table", "matrix", "pictures in npz", "pictures", "texts"])
+def test_eight_processes_may_be_the_first_to_read_a_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two_classes: Path, kind: str
+) -> None:
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cold"))
+    noise, y = np.random.default_rng(0), np.arange(60) % 2
+    path = tmp_path / {"table": "t.csv", "texts": "t.jsonl"}.get(kind, "t.npz")
+    if kind == "table":
+        rows = [f"{a},{b},{label}" for (a, b), label in zip(noise.normal(size=(60, 2)), y, strict=True)]
+        path.write_text("\n".join(["a,b,label", *rows]))
+    elif kind == "texts":
+        rows = [json.dumps({"text": f"the number {i} is written here", "label": "ab"[i % 2]}) for i in range(60)]
+        path.write_text("\n".join(rows))
+    elif kind == "matrix":
+        np.savez(path, x=noise.normal(size=(60, 3)), y=y)
+    else:
+        np.savez(path, x=noise.integers(0, 256, (60, 8, 8), dtype=np.uint8), y=y)
+    chosen = two_classes if kind == "pictures" else path
+    command = [sys.executable, "-c", AT_ONCE, str(chosen), str(tmp_path / "go")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    left = [file for file in (tmp_path / "cold").rglob("*") if re.fullmatch(r".+\.[0-9a-f]{8}", file.name)]
+    assert not left

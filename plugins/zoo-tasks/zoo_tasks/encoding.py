@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from zoo_core.encoding import Category, Encoding, Number, encoding_from
-from zoo_tasks.store import key_of, place
+from zoo_tasks.store import key_of, place, put
 
 __all__ = ["RARE", "encode", "stored"]
 
@@ -80,11 +80,7 @@ def stored(
     told = path.with_suffix(".json")
     if not path.exists() or not told.exists():
         x, fitted = encode(columns(), train)
-        fresh = told.with_suffix(".new.json")
         encoding = Encoding(columns=fitted, names=tuple(names), separator=separator)
-        fresh.write_text(json.dumps(encoding.as_json()), encoding="utf-8")
-        fresh.replace(told)
-        fresh = path.with_suffix(".new.npy")
-        np.save(fresh, x)
-        fresh.replace(path)
+        put(told, lambda stream: stream.write(json.dumps(encoding.as_json()).encode()))
+        put(path, lambda stream: np.save(stream, x))
     return str(path), encoding_from(json.loads(told.read_text(encoding="utf-8")))

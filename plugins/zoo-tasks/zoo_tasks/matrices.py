@@ -18,7 +18,7 @@ from zoo_tasks.encoding import stored
 from zoo_tasks.media import surveyed
 from zoo_tasks.opened import Store, split_data
 from zoo_tasks.splitting import Division, Items, Rules, divide, save_split
-from zoo_tasks.store import key_of, place
+from zoo_tasks.store import key_of, place, put
 
 __all__ = ["Matrices"]
 
@@ -146,9 +146,7 @@ class Matrices:
             return Store(form="row", file=file, rows=np.arange(len(ids)), encoding=encoding)
         path = place("tables", f"{key}.npy")
         if not path.exists():
-            fresh = path.with_suffix(".new.npy")
-            np.save(fresh, x)
-            fresh.replace(path)
+            put(path, lambda stream: np.save(stream, x))
         return Store(form="row", file=str(path), rows=np.arange(len(ids)))
 
     def survey(self, inferred: tuple[str, ...]) -> Survey:

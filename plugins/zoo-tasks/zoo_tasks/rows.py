@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
@@ -27,7 +26,7 @@ from zoo_tasks.media import surveyed
 from zoo_tasks.opened import Store, pictures_store, sounds_store, split_data
 from zoo_tasks.reading import Media, Row, rows_of
 from zoo_tasks.splitting import Division, Items, Rules, divide, save_split
-from zoo_tasks.store import key_of, opened, place, write
+from zoo_tasks.store import key_of, opened, place, put, write
 from zoo_tasks.tables import Layout, Recipe, check_classes
 
 __all__ = ["Rows"]
@@ -328,9 +327,8 @@ def _extracted(value: Media) -> str:
     name = f"{sha256[:2]}/{sha256}"
     path = place(MEDIA, name)
     if not path.exists():
-        fresh = path.with_name(f"{path.name}.{os.getpid()}")
-        fresh.write_bytes(value.content)
-        fresh.replace(path)
+        content = value.content
+        put(path, lambda stream: stream.write(content))
     return name
 
 

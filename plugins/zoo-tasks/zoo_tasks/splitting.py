@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ import numpy as np
 from zoo_core.contracts import Target
 from zoo_core.errors import UsageError, nearest
 from zoo_tasks.found import some
-from zoo_tasks.store import place
+from zoo_tasks.store import place, put
 
 __all__ = ["HELD", "Division", "Items", "Rules", "divide", "save_split"]
 
@@ -132,12 +133,11 @@ def save_split(division: Division, ids: Sequence[str]) -> tuple[str, str]:
     digest = division.digest(ids)
     path = place("splits", f"{digest}.csv")
     if not path.exists():
-        fresh = path.with_suffix(".new")
-        with fresh.open("w", encoding="utf-8", newline="") as stream:
-            writer = csv.writer(stream)
-            writer.writerow(("item", "split"))
-            writer.writerows((ids[int(i)], name) for name, index in division.splits.items() for i in index)
-        fresh.replace(path)
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerow(("item", "split"))
+        writer.writerows((ids[int(i)], name) for name, index in division.splits.items() for i in index)
+        put(path, lambda stream: stream.write(text.getvalue().encode()))
     return digest, str(path)
 
 

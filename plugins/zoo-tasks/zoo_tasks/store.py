@@ -9,19 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, overload
 
 from zoo_core.errors import AccessError
 from zoo_core.settings import cache_folder
+from zoo_core.writing import replacing
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Names", "key_of", "opened", "place", "write"]
+__all__ = ["Names", "key_of", "opened", "place", "put", "write"]
 
 BATCH = 1000  # rows that are in memory while a file is written
 
@@ -52,23 +53,31 @@ def write(key: str, rows: Iterable[Mapping[str, Any]], schema: pa.Schema, *, bat
     import pyarrow as pa
     from datasets.arrow_writer import ArrowWriter
 
-    fresh = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
+    features = datasets.Features.from_arrow_schema(schema)
+    with _told(path), replacing(path) as fresh, ArrowWriter(path=fresh, features=features) as writer:
+        held: list[Mapping[str, Any]] = []
+        for row in rows:
+            held.append(row)
+            if len(held) == batch:
+                writer.write_table(pa.Table.from_pylist(held, schema=schema))
+                held = []
+        writer.write_table(pa.Table.from_pylist(held, schema=schema))
+        writer.finalize()
+    return path
+
+
+def put(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Has `write` make a file below the cache folder, which appears whole, however many processes make it at once."""
+    with _told(path), replacing(path) as fresh, open(fresh, "wb") as stream:  # noqa: PTH123 - it is text
+        write(stream)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
     try:
-        with ArrowWriter(path=str(fresh), features=datasets.Features.from_arrow_schema(schema)) as writer:
-            held: list[Mapping[str, Any]] = []
-            for row in rows:
-                held.append(row)
-                if len(held) == batch:
-                    writer.write_table(pa.Table.from_pylist(held, schema=schema))
-                    held = []
-            writer.write_table(pa.Table.from_pylist(held, schema=schema))
-            writer.finalize()
-        fresh.replace(path)
+        yield
     except OSError as error:
         raise AccessError(f"{path} cannot be written ({error.strerror}); set ZOO_CACHE to another folder") from error
-    finally:
-        fresh.unlink(missing_ok=True)
-    return path
 
 
 @cache

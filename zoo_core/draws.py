@@ -1,0 +1,291 @@
+"""Random numbers of one's own: each part, example and fit draws from a seed of its own, whatever others draw meanwhile.
+
+Building and preparing leave torch's global generator alone: while `seeded` or `apart` is open, every operation of this
+thread draws from a private generator, and torch.manual_seed, fork_rng and the like of this thread mean that one.
+Training would be slowed by this, so `own_draws` seeds the global generator, one fit at a time, and puts it back.
+Locks are taken in one order, that of training before that of building, so they cannot wait for each other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+__all__ = ["apart", "draw_seed", "own_draws", "seeded"]
+
+
+def draw_seed(*parts: object) -> int:
+    """A seed of 63 bits that depends on every part, the same on every machine."""
+    text = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+@contextmanager
+def seeded(*parts: object) -> Iterator[torch.Generator]:
+    """A part's own random draws while it is built; one part is built at a time, as libraries change globals meanwhile.
+
+    Draws as `apart` says. Yields another generator with the same seed, for parts that take one.
+    """
+    with _locks.building, apart(*parts):
+        yield torch.Generator().manual_seed(draw_seed(*parts))
+
+
+@contextmanager
+def apart(*parts: object) -> Iterator[None]:
+    """This thread's draws from a private generator that is seeded from the parts; those of other threads as ever.
+
+    The numbers are those that torch's global generator would give with that seed. What seeds or sets torch's generator
+    of the CPU inside, torch.manual_seed too, does so to the private one; a GPU's that was seeded is put back; only the
+    methods of `torch.default_generator` itself reach the caller's, which the conformance kit refuses.
+    """
+    with _gpus_kept(), _redirected():
+        opened, before = _here.source is None, _here.source
+        _here.source = _Source(draw_seed(*parts))
+        try:
+            if opened:
+                with _Private():
+                    yield
+            else:
+                yield  # the mode that is open reads the source that is current
+        finally:
+            _here.source = before
+
+
+@contextmanager
+def own_draws(device: torch.device, *parts: object) -> Iterator[None]:
+    """Dropout of training draws from a seed of its own; the caller's random state is put back.
+
+    One thread at a time; the global generator is used, so another thread that draws from it meanwhile, without this,
+    changes what training draws. Within `seeded` or `apart` it is their private generator, and nobody is waited for.
+    """
+    if _here.source is not None:
+        with apart(*parts):
+            yield
+        return
+    devices = [device] if device.type == "cuda" else []
+    with _locks.training, torch.random.fork_rng(devices=devices):
+        seed = draw_seed(*parts)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every GPU
+        if devices:
+            _default_generator(device).manual_seed(seed)
+        yield
+
+
+# -- locks ------------------------------------------------------------------------------------------------------------
+
+
+class _Locks:
+    """One for building a part and one for training, both of the process."""
+
+    def __init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        """A forked process has none of the threads that held them."""
+        self.building = threading.RLock()
+        self.training = threading.RLock()
+        self.redirecting = threading.Lock()
+
+
+_locks = _Locks()
+if hasattr(os, "register_at_fork"):  # Windows does not fork
+    os.register_at_fork(after_in_child=_locks.renew)
+
+
+# -- the private generators of a thread -------------------------------------------------------------------------------
+
+
+class _Source:
+    """The private generators of one seed, one for each device that is drawn on."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._generators: dict[str, torch.Generator] = {}
+
+    def at(self, device: torch.device) -> torch.Generator:
+        index = torch.get_device_module(device).current_device() if _lacks_index(device) else device.index
+        key = f"{device.type}:{index}"
+        if key not in self._generators:
+            self._generators[key] = torch.Generator(device).manual_seed(self._seed)
+        return self._generators[key]
+
+    def manual_seed(self, seed: int) -> torch.Generator:
+        """As torch.manual_seed: all devices; the generator of the CPU."""
+        self._generators.clear()
+        found = torch.Generator().manual_seed(seed)
+        self._seed = found.initial_seed()  # a negative one is another number
+        self._generators["cpu:None"] = found
+        return found
+
+    def seed(self) -> int:
+        """As torch.seed: a seed that nobody knows beforehand."""
+        return self.manual_seed(torch.Generator().seed()).initial_seed()
+
+
+class _Here(threading.local):
+    """What the current thread draws from; None: torch's global generators."""
+
+    source: _Source | None = None
+
+
+_here = _Here()
+CPU = torch.device("cpu")
+
+
+class _Private(TorchDispatchMode):
+    """Hands the private generator to every operation of this thread that draws."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        source = _here.source
+        if source is None or torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **kwargs)
+        device = _device_of(args, kwargs)
+        given = _given(func, args, kwargs)
+        if device.type == "meta" or (isinstance(given, torch.Generator) and given is not _default_generator(device)):
+            return func(*args, **kwargs)
+        taking = _taking_generator(func)
+        if taking is not None:
+            place = _place_of("generator", taking)
+            if place < len(args):
+                args = (*args[:place], source.at(device), *args[place + 1 :])
+            else:
+                kwargs = kwargs | {"generator": source.at(device)}
+            return taking(*args, **kwargs)
+        with self:  # an operation made of others, in inference mode: those draw
+            found = func.decompose(*args, **kwargs)
+        if found is not NotImplemented:
+            return found
+        if not any(_values_of(name, func, args, kwargs) for name in ("dropout_p", "dropout", "p")):
+            return func(*args, **kwargs)  # attention without dropout
+        return _in_place_of_global(source.at(device), device, func, args, kwargs)
+
+
+def _in_place_of_global(own: torch.Generator, device: torch.device, func: Any, args: Any, kwargs: Any) -> Any:
+    """One operation that knows no generator but the global one, which has the private state for as long as it takes."""
+    general = _default_generator(device)
+    held = general.get_state()
+    general.set_state(own.get_state())
+    try:
+        with _disable_current_modes():
+            return func(*args, **kwargs)
+    finally:
+        own.set_state(general.get_state())
+        general.set_state(held)
+
+
+@cache
+def _taking_generator(func: OpOverload[Any, Any]) -> OpOverload[Any, Any] | None:
+    """The operation itself, or its overload with the same arguments and a generator; None where there is none."""
+    names = [argument.name for argument in func._schema.arguments]
+    if "generator" in names:
+        return func
+    packet = func.overloadpacket
+    overloads = [getattr(packet, name) for name in packet.overloads()]
+    for other in overloads:
+        own = [argument.name for argument in other._schema.arguments]
+        if "generator" in own and [name for name in own if name != "generator"] == names:
+            return other
+    return None
+
+
+def _place_of(name: str, func: OpOverload[Any, Any]) -> int:
+    """Where an argument of that name stands among those that may go without it; beyond all, where it may not."""
+    for place, argument in enumerate(func._schema.arguments):
+        if argument.name == name and not argument.kwarg_only:
+            return place
+    return len(func._schema.arguments)
+
+
+def _values_of(name: str, func: OpOverload[Any, Any], args: Any, kwargs: Mapping[str, Any]) -> Any:
+    place = _place_of(name, func)
+    return args[place] if place < len(args) else kwargs.get(name)
+
+
+def _given(func: OpOverload[Any, Any], args: Any, kwargs: Mapping[str, Any]) -> Any:
+    return _values_of("generator", func, args, kwargs)
+
+
+def _device_of(args: Any, kwargs: Mapping[str, Any]) -> torch.device:
+    """Where an operation draws: on the device that it names, else where its first tensor is."""
+    if kwargs.get("device") is not None:
+        return torch.device(kwargs["device"])
+    for value in (*args, *kwargs.values()):
+        for each in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(each, Tensor):
+                return each.device
+    return CPU
+
+
+def _lacks_index(device: torch.device) -> bool:
+    return device.type not in ("cpu", "mps") and device.index is None
+
+
+def _default_generator(device: torch.device) -> torch.Generator:
+    """torch's global generator of a device."""
+    if device.type == "cpu":
+        return torch.default_generator
+    module = torch.get_device_module(device)
+    if device.type == "mps":
+        return module._get_default_mps_generator()  # type: ignore[no-any-return]
+    index = module.current_device() if device.index is None else device.index
+    return module.default_generators[index]  # type: ignore[no-any-return]
+
+
+# -- what seeds and sets torch's generators ---------------------------------------------------------------------------
+
+
+class _Current:
+    """Stands for torch's generator of the CPU in torch.random: in a thread with a source of its own, for that one's."""
+
+    def __getattr__(self, name: str) -> Any:
+        source = _here.source
+        if source is None:
+            return getattr(torch.default_generator, name)
+        return getattr(source if name in ("manual_seed", "seed") else source.at(CPU), name)
+
+
+_current = _Current()
+_redirections = 0
+
+
+@contextmanager
+def _redirected() -> Iterator[None]:
+    """torch.manual_seed, get_rng_state, fork_rng and the like of a thread mean the source of that thread."""
+    _redirect(1)
+    try:
+        yield
+    finally:
+        _redirect(-1)
+
+
+def _redirect(change: int) -> None:
+    global _redirections
+    with _locks.redirecting:
+        _redirections += change
+        torch.random.default_generator = _current if _redirections else torch.default_generator  # type: ignore[assignment]
+
+
+@contextmanager
+def _gpus_kept() -> Iterator[None]:
+    """A GPU's global generator that is seeded inside has its state again; one that another thread draws from goes on."""
+    if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
+        yield
+        return
+    before = [(each, each.initial_seed(), each.get_state()) for each in torch.cuda.default_generators]
+    try:
+        yield
+    finally:
+        for each, seed, state in before:
+            if each.initial_seed() != seed:
+                each.set_state(state)
