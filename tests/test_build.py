@@ -12,9 +12,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from zoo_core.build import build, build_backbone, checksum, seeded
+from zoo_core.build import build, build_backbone, checksum
 from zoo_core.catalog import Entry
 from zoo_core.contracts import Context, Features, FeatureSpec, Source, Target, Weights
+from zoo_core.draws import seeded
 from zoo_core.errors import LawError, PluginError, RefusedError
 from zoo_core.learner import Learner
 from zoo_core.objective import ScaledHead

@@ -149,6 +149,127 @@ def test_an_age_is_a_number_of_hours_days_or_weeks(far: Far, age: str) -> None:
     assert "allowed: a whole number of hours, days or weeks" in far.refused(2, "cache", "prune", f"--older-than={age}")
 
 
+# --- what is not zoo's, and links ------------------------------------------------------------------------------------
+
+
+def test_files_that_zoo_did_not_write_are_not_shown_and_stay(far: Far, aged: Callable[..., Path]) -> None:
+    """ZOO_CACHE may be a folder with other things in it, as that of Hugging Face."""
+    root = far.folder / "zoo"
+    others = ("notes.txt", "index-mine.json", "thesis/chapter.txt", "datasets/squad/1.0/x.arrow", "datasets/_lock")
+    kept = [aged(root / name, seconds=50 * 86400) for name in others]
+    gone = [aged(root / name) for name in ("index-0123abcd.json", "failures.json", "datasets/0a.arrow")]
+    listed(far)
+    assert far.zoo("cache", "prune", "--older-than", "30d", "--yes")[1] == "nothing to remove\n"
+    assert far.zoo("cache", "rm", "zoo", "--yes")[0] == 0
+    assert [path.exists() for path in (*kept, *gone)] == [True] * len(kept) + [False] * len(gone)
+
+
+def test_of_a_link_in_a_room_the_link_goes_alone_and_frees_its_own_size(
+    far: Far, tmp_path: Path, aged: Callable[..., Path]
+) -> None:
+    target = aged(tmp_path / "store" / "big.npy")
+    (tmp_path / "store" / "folder").mkdir()
+    inside = aged(tmp_path / "store" / "folder" / "a.png")
+    for name in ("tables/0a.npy", "hub-data/0a/a.png"):
+        path = far.folder / "zoo" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(target)
+    (far.folder / "zoo" / "hub-data" / "0b").symlink_to(tmp_path / "store" / "folder")
+    assert listed(far)["zoo:tables", "room"]["size"] < 1000
+    assert far.zoo("cache", "rm", "zoo:tables", "zoo:hub-data", "--yes")[0] == 0
+    assert (target.exists(), inside.exists()) == (True, True)
+    assert not [path for path in (far.folder / "zoo").rglob("*") if path.is_symlink()]
+
+
+def test_a_room_behind_a_link_is_refused_by_rm_and_left_by_prune(
+    far: Far, tmp_path: Path, aged: Callable[..., Path]
+) -> None:
+    inside = [aged(tmp_path / "store" / name, seconds=50 * 86400) for name in ("0a.npy", "0b.npy.0123abcd")]
+    link = far.folder / "zoo" / "tables"
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(tmp_path / "store")
+    kept = aged(far.folder / "zoo" / "looks" / "0a.json")
+    line = far.refused(4, "cache", "rm", "zoo", "--yes")
+    assert f"zoo:tables lies behind the link {link} to {tmp_path / 'store'}" in line
+    assert f"rm {link}" in line
+    assert far.zoo("cache", "prune", "--older-than", "30d", "--yes")[1] == "nothing to remove\n"
+    assert all(path.exists() for path in (*inside, kept)), "a refusal comes before anything is removed"
+    assert f"behind the link {link}" in far.zoo("cache", "ls")[1]
+
+
+@pytest.mark.parametrize("name", ["", "blobs", "snapshots", "snapshots/COMMIT"])
+def test_commits_behind_a_linked_folder_are_refused_by_rm_and_left_by_prune(
+    far: Far, tmp_path: Path, aged: Callable[..., Path], name: str
+) -> None:
+    far.zoo("fetch", SPEC)
+    before = far.server.head(BASE)
+    far.server.commit(BASE, {"config.json": far.files["config.json"] + b" "})
+    far.zoo("fetch", SPEC)
+    aged(repository(far) / "blobs" / "abc.incomplete")
+    (config,) = (repository(far) / "snapshots" / before).glob("config.json")
+    os.utime(config.resolve(), (OLD, OLD))
+    link = repository(far) / name.replace("COMMIT", before)
+    store = tmp_path / "store" / "models--org--base" / link.relative_to(repository(far))
+    store.parent.mkdir(parents=True)
+    if name.startswith("snapshots"):  # so that its links lead where they led
+        (tmp_path / "store" / "models--org--base" / "blobs").symlink_to(repository(far) / "blobs")
+    link.rename(store)
+    link.symlink_to(store)
+    inside = sorted(path for path in (tmp_path / "store").rglob("*"))
+    assert inside
+    for words in (("rm", f"{BASE}@{before[:9]}"), ("prune",)):
+        code, out, err = far.zoo("cache", *words, "--yes")
+        if words == ("prune",):
+            assert code == 0
+        else:
+            assert (code, f"lies behind the link {link} to {store}" in err) == (4, True), out + err
+        assert link.is_symlink()
+        assert sorted(path for path in (tmp_path / "store").rglob("*")) == inside
+    assert (repository(far) / "snapshots" / before / "config.json").exists()
+
+
+def test_rm_of_a_commit_leaves_what_its_links_lead_to_elsewhere(
+    far: Far, tmp_path: Path, aged: Callable[..., Path]
+) -> None:
+    far.zoo("fetch", SPEC)
+    before = far.server.head(BASE)
+    far.server.commit(BASE, {"config.json": far.files["config.json"] + b" ", "model.safetensors": b"other"})
+    far.zoo("fetch", SPEC)
+    snapshot = repository(far) / "snapshots" / before
+    entry, blob = snapshot / "model.safetensors", (snapshot / "config.json").resolve()
+    direct, shared = aged(tmp_path / "store" / "direct"), aged(tmp_path / "store" / "shared")
+    for link, target in ((entry, direct), (blob, shared)):
+        link.unlink()
+        link.symlink_to(target)
+    assert far.zoo("cache", "rm", f"{BASE}@{before[:9]}", "--yes")[1].endswith("freed\n")
+    assert (direct.exists(), shared.exists()) == (True, True)
+    assert (snapshot.exists(), blob.is_symlink()) == (False, False)
+    assert (BASE, "commit") in listed(far)
+
+
+def test_what_was_set_aside_is_a_room(far: Far, aged: Callable[..., Path]) -> None:
+    path = aged(far.folder / "zoo" / "set-aside" / "models--org--base" / "abc" / "sub" / "x.bin", seconds=50 * 86400)
+    assert listed(far)["zoo:set-aside", "room"]["size"] == 1000
+    assert far.zoo("cache", "prune", "--older-than", "30d", "--yes")[0] == 0
+    assert not path.exists()
+
+
+def test_the_index_takes_away_old_index_files_and_nothing_else(tmp_path: Path) -> None:
+    from zoo_core.index import NUM_KEPT, _prune
+
+    ours = [tmp_path / f"index-{number:08x}.json" for number in range(NUM_KEPT + 4)]
+    ours += [tmp_path / "index-00000000.json.0123abcd"]
+    others = ["index-mine.json", "index-2024.csv", "index-0123abcd.json.bak", "index-0123abcd.json.backup00"]
+    others += ["index-0123abcd.jsonl", "index-.json", "index-0123abcde.json", "index-0123abcd"]
+    for age, path in enumerate([*ours, *(tmp_path / name for name in others)]):
+        path.write_text("{}")
+        os.utime(path, (10**9 - age, 10**9 - age))
+    _prune(str(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [*others, *(path.name for path in ours[:NUM_KEPT])]
+    )
+
+
 def test_temporary_names_are_those_that_are_written(far: Far, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pattern is of names that other modules make: what they write is caught half-way."""
     from zoo_core.index import _write

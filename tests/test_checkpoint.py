@@ -14,17 +14,21 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 import zoo_core
 from zoo_core import checkpoint
+from zoo_core.build import build
 from zoo_core.checkpoint import UNFINISHED, State, Unfinished, standing
-from zoo_core.contracts import Context
-from zoo_core.errors import DivergedError, IntegrityError, UsageError
+from zoo_core.contracts import Context, Target, Weights
+from zoo_core.errors import AccessError, DivergedError, IntegrityError, UsageError
 from zoo_core.learner import Learner
+from zoo_core.plain import write_plain
 from zoo_core.plan import Budget, Plan
 from zoo_core.suites.trial import Chosen, Report, choose
 from zoo_core.testing.recipes import ToyAdapter, ToyBackbones, ToyHint, ToyOpen, ToyTasks, toy_plan
+from zoo_core.testing.toys import ToyBackbone
 
 MAP = ToyBackbones(kind="map")  # with batch norms, whose statistics move in training
 EPOCHS = 3
@@ -387,8 +391,9 @@ def test_a_kill_while_the_model_is_stored_costs_nothing(tmp_path: Path, undistur
     """At whichever file: the same call stores them again."""
     with pytest.raises(KeyboardInterrupt):
         zoo_core.fit(SPEC, task=TASK, out=tmp_path, budget=SHORT, report=interrupting(4))
-    for name in ("delta.safetensors", "run.json", "results.jsonl"):
+    for name in ("delta.safetensors", "results.jsonl"):  # run.json is written whole or not at all
         (tmp_path / name).write_bytes((undisturbed / name).read_bytes()[:-9])
+    (tmp_path / "run.json").write_bytes((undisturbed / "run.json").read_bytes())
     zoo_core.fit(SPEC, task=TASK, out=tmp_path, budget=SHORT)
     assert stored(tmp_path) == stored(undisturbed)
     zoo_core.load_run(tmp_path)
@@ -444,3 +449,218 @@ def test_a_killed_process_goes_on_when_it_is_started_again(by: signal.Signals, t
     assert again.replace(str(out), str(tmp_path / "whole")) == told
     assert stored(out) == stored(tmp_path / "whole")
     assert not (out / UNFINISHED).exists()
+
+
+# -- what is not ours ---------------------------------------------------------------------------------------------
+
+
+MINE = ("notes.txt", "notes.json", "12.json", "weights.safetensors", "000001.json.bak", "000001-x.safetensors.old")
+
+
+def test_files_that_were_never_written_stay_beside_the_states_and_after_them(tmp_path: Path) -> None:
+    folder = tmp_path / UNFINISHED
+    folder.mkdir()
+    for name in MINE:
+        (folder / name).write_text("mine")
+    (folder / "000009-sub.safetensors.0123abcd").write_bytes(b"a write that was killed")
+    unfinished = kept(folder, [State(values={"n": n}, parts={"moves": some(n)}) for n in range(4)])
+    assert {path.name for path in folder.iterdir()} == {
+        *MINE,
+        *(f"00000{number}{end}" for number in (3, 4) for end in (".json", "-moves.safetensors")),
+    }
+    state = found_in(folder)
+    assert state is not None
+    assert state.values == {"n": 3}
+    unfinished.leave()
+    assert unfinished.holds_states()
+    unfinished.finish()
+    assert sorted(path.name for path in folder.iterdir()) == sorted(MINE)
+    assert all((folder / name).read_text() == "mine" for name in MINE)
+    assert not unfinished.holds_states()
+    Unfinished(folder, {}).leave()
+    assert sorted(path.name for path in folder.iterdir()) == sorted(MINE)
+
+
+def test_a_folder_with_nothing_else_in_it_goes_with_the_states(tmp_path: Path) -> None:
+    unfinished = kept(tmp_path / UNFINISHED, [State(values={}, parts={"moves": some(1)})])
+    unfinished.finish()
+    assert list(tmp_path.iterdir()) == []
+    unfinished = kept(tmp_path / UNFINISHED, [])
+    (tmp_path / UNFINISHED / "000001-moves.safetensors").write_bytes(b"torn")
+    unfinished.leave()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_finish_that_is_killed_leaves_a_whole_earlier_state_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlink = Path.unlink
+    for num_removed in range(4):
+        folder = tmp_path / str(num_removed)
+        unfinished = kept(folder, [State(values={"n": n}, parts={"moves": some(n)}) for n in range(2)])
+        left = iter(range(num_removed))
+
+        def killed(path: Path, missing_ok: bool = False, left: Any = left) -> None:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            unlink(path, missing_ok=missing_ok)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "unlink", killed)
+            with pytest.raises(KeyboardInterrupt):
+                unfinished.finish()
+        state = found_in(folder)
+        assert (state and dict(state.values)) == {0: {"n": 1}, 1: {"n": 0}}.get(num_removed)
+
+
+def test_a_link_in_the_place_of_the_folder_is_refused_and_what_it_leads_to_stays(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    kept(elsewhere, [State(values={"n": n}, parts={"moves": some(n)}) for n in range(2)])
+    before = sorted(elsewhere.iterdir())
+    (tmp_path / UNFINISHED).symlink_to(elsewhere)
+    with pytest.raises(UsageError, match=f"unfinished is a link to {elsewhere}.*remove the link"):
+        found_in(tmp_path / UNFINISHED)
+    Unfinished(tmp_path / UNFINISHED, {}).leave()
+    assert sorted(elsewhere.iterdir()) == before
+    assert (tmp_path / UNFINISHED).is_symlink()
+
+
+RUN = ("run.json", "results.jsonl", "zoo.lock", "delta.safetensors")
+
+
+def read(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != ".lock"}
+
+
+def copy(names: tuple[str, ...], folder: Path, to: Path) -> None:
+    to.mkdir(exist_ok=True)
+    for name in names:
+        (to / name).write_bytes((folder / name).read_bytes())
+
+
+@pytest.mark.parametrize("inside", [(), ("notes.json", "000001-fit-weights.safetensors")])
+def test_a_finished_run_beside_a_folder_of_that_name_is_refused(
+    inside: tuple[str, ...], tmp_path: Path, undisturbed: Path
+) -> None:
+    """As it was seen: the run was deleted."""
+    copy(RUN, undisturbed, tmp_path)
+    (tmp_path / UNFINISHED).mkdir()
+    for name in inside:
+        (tmp_path / UNFINISHED / name).write_text("mine")
+    before = read(tmp_path)
+    with pytest.raises(UsageError, match=r"already holds a run .run\.json."):
+        zoo_core.fit(SPEC, task=TASK, out=tmp_path, budget=SHORT)
+    assert read(tmp_path) == before
+    assert sorted(path.name for path in (tmp_path / UNFINISHED).iterdir()) == sorted(inside)
+
+
+def of_another_fit(content: bytes) -> bytes:
+    return content.replace(b'"digest":"', b'"digest":"0').replace(b'"digest": "', b'"digest": "0')
+
+
+OTHERS: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
+    "a run of another fit": ("run.json", of_another_fit),
+    "a damaged run": ("run.json", lambda content: content[:-9]),
+    "results of another fit": ("results.jsonl", lambda content: content + of_another_fit(content)),
+    "results that are none": ("results.jsonl", lambda content: b"[1]\n"),
+    "another lock": ("zoo.lock", lambda content: content.replace(b'"version": "', b'"version": "0')),
+    "a list": ("zoo.lock", lambda content: b"[]"),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_beside_states_too_a_file_of_another_run_is_refused_and_stays(
+    case: str, tmp_path: Path, undisturbed: Path
+) -> None:
+    name, change = OTHERS[case]
+    with pytest.raises(KeyboardInterrupt):
+        zoo_core.fit(SPEC, task=TASK, out=tmp_path, budget=SHORT, report=interrupting(4))
+    copy(RUN, undisturbed, tmp_path)
+    changed = change((tmp_path / name).read_bytes())
+    assert changed != (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(changed)
+    before = read(tmp_path)
+    with pytest.raises(UsageError, match=f"already holds a run .{name}."):
+        zoo_core.fit(SPEC, task=TASK, out=tmp_path, budget=SHORT)
+    assert read(tmp_path) == before
+    assert (tmp_path / UNFINISHED).is_dir()
+
+
+def test_beside_states_the_files_of_the_same_fit_are_written_again(tmp_path: Path, undisturbed: Path) -> None:
+    """It was killed after it was stored and before its states went; the torn row is what `append` leaves then."""
+    with pytest.raises(KeyboardInterrupt):
+        zoo_core.fit(SPEC, task=TASK, out=tmp_path, budget=SHORT, report=interrupting(4))
+    copy(RUN, undisturbed, tmp_path)
+    row = (tmp_path / "results.jsonl").read_bytes()
+    (tmp_path / "results.jsonl").write_bytes(row + row[:-9])
+    zoo_core.fit(SPEC, task=TASK, out=tmp_path, budget=SHORT)
+    assert stored(tmp_path) == stored(undisturbed)
+    assert not (tmp_path / UNFINISHED).exists()
+
+
+# -- exports that fail ----------------------------------------------------------------------------------------------
+
+
+class _Full(ToyBackbone):
+    """Its library finds no room, or does, and somebody uses the name in the meantime."""
+
+    out = Path()
+    has_room = False
+
+    def export(self, folder: Path, head: nn.Linear | None, target: Target) -> str:
+        (folder / "config.json").write_text("{}")
+        self.out.mkdir()
+        (self.out / "mine.txt").write_text("mine")
+        if not self.has_room:
+            raise OSError(28, "No space left on device")
+        return f"{folder} loads it"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Fulls(ToyBackbones):
+    def build(self, files: Path | None, weights: Weights) -> nn.Module:
+        return _Full(self.kind)
+
+
+@pytest.mark.parametrize("has_room", [False, True])
+def test_an_export_that_fails_removes_what_it_wrote_alone(
+    has_room: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_Full, "out", tmp_path / "plain")
+    monkeypatch.setattr(_Full, "has_room", has_room)
+    with pytest.raises(AccessError, match=f"{tmp_path}/plain cannot be written"):
+        write_plain(build(toy_plan(backbone=_Fulls())), tmp_path / "plain")
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["plain", "plain/mine.txt"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=repr)
+def test_so_does_an_export_of_adapters(error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    timm = pytest.importorskip("timm")
+    writing = pytest.importorskip("zoo_peft.writing")
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 3}
+    base, out = tmp_path / "base", tmp_path / "out"
+    base.mkdir()
+    save_file(
+        timm.create_model("vit_tiny_patch16_224", num_classes=0, **sizes).state_dict(), base / "model.safetensors"
+    )
+    described = {
+        "architecture": "vit_tiny_patch16_224",
+        "model_args": sizes,
+        "pretrained_cfg": {"input_size": [3, 32, 32]},
+    }
+    (base / "config.json").write_text(json.dumps(described))
+    learner = zoo_core.load(f'timm(files="{base}")+lora', num_classes=3)
+
+    def full(tensors: object, path: Path, metadata: object) -> None:
+        path.write_bytes(b"half")
+        raise error
+
+    def joined(tensors: object, path: Path, metadata: object) -> None:
+        (path.parent / "mine.txt").write_text("mine")
+        full(tensors, path, metadata)
+
+    for write, left in ((full, None), (joined, ["mine.txt"])):
+        monkeypatch.setattr(writing, "save_file", write)
+        with pytest.raises(AccessError if isinstance(error, OSError) else KeyboardInterrupt):
+            zoo_core.export(learner, out, form="peft")
+        assert (sorted(path.name for path in out.iterdir()) if out.exists() else None) == left

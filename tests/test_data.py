@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from zoo_core.contracts import Batch, Preparation, Split, Target
-from zoo_core.data import AUGMENTATIONS, Loader, Subset, carve, decode, draw_seed
+from zoo_core.data import AUGMENTATIONS, Loader, Subset, carve, decode
+from zoo_core.draws import draw_seed
 from zoo_core.errors import NotFoundError, RefusedError, UsageError
 from zoo_core.plan import Budget
 from zoo_core.preparations import ImagePreparation

@@ -1,22 +1,31 @@
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from tests.tiny import SIZES, tiny  # noqa: F401 -- a fixture
+from zoo_core import descent
 from zoo_core.build import build
+from zoo_core.checkpoint import UNFINISHED, State, Unfinished, laid_out_like
 from zoo_core.contracts import METRICS, Context, Split, Target
 from zoo_core.data import Loader
 from zoo_core.errors import UsageError
+from zoo_core.hub import pin_plan
 from zoo_core.learner import Learner
 from zoo_core.plan import Budget, Plan, pinned
+from zoo_core.resolve import resolve
 from zoo_core.suites.trial import Chosen, choose, run_trial
 from zoo_core.testing.recipes import ToyAdapter, ToyBackbones, ToyHint, ToyMemory, ToyOpen, ToyTasks, toy_plan
+from zoo_core.testing.subject import THREE, examples_of
 from zoo_core.testing.toys import ToySplit
 from zoo_core.train import Fitted, fit
 
@@ -243,3 +252,176 @@ def test_the_best_is_part_of_a_trials_identity_and_the_last_is_what_it_always_wa
 def test_other_words_for_what_to_keep_are_refused() -> None:
     with pytest.raises(UsageError, match=r"keep='bets' is not one of best, last; did you mean best"):
         Budget(keep="bets")  # type: ignore[arg-type]
+
+
+# --- every kind of backbone that training opens -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Raw examples of a modality with three classes."""
+
+    examples: list[Any]
+
+    @property
+    def num(self) -> int:
+        return len(self.examples)
+
+    @property
+    def targets(self) -> Any:
+        return np.arange(self.num) % 3
+
+    @property
+    def groups(self) -> None:
+        return None
+
+    @property
+    def ids(self) -> list[str]:
+        return list(map(str, range(self.num)))
+
+    def raw(self, index: int) -> Any:
+        return self.examples[index]
+
+
+TRAINED = Budget(epochs=3, batch_size=4)  # three steps an epoch
+
+
+@pytest.fixture
+def one_thread() -> None:
+    """A pass through networks this small takes less than threads take to wait for one another."""
+    torch.set_num_threads(1)
+
+
+def fit_of(spec: str, folder: Path, *, budget: Budget = TRAINED, goes_on: bool = False) -> tuple[Fitted, Learner]:
+    """A fit that stores its state after the first epoch, or one that goes on from there with a learner of its own."""
+    plan = pin_plan(resolve(spec, target=THREE))
+    learner = build(plan)
+    loader = Loader(
+        Drawn(examples_of(learner.source.modality, 12)),
+        modality=learner.source.modality,
+        target=THREE,
+        preparation=learner.source.preparation,
+        batch_size=budget.batch_size,
+        shuffled=True,
+    )
+    unfinished = Unfinished(folder, {})
+    unfinished.begin()
+    unfinished._free_at = 0.0  # the first state that is offered is stored
+    assert (unfinished.state is not None) == goes_on
+
+    def offer(make: Callable[[], State]) -> None:
+        if unfinished.state is None and not any(folder.glob("*.json")):
+            unfinished.offer(make)
+
+    scores = iter([2.0, 1.0, 0.5][1 if goes_on else 0 :])  # the first epoch is the best
+    fitted = fit(
+        learner,
+        loader,
+        budget=budget,
+        learning_rate=1e-2,
+        seed=0,
+        validate=lambda _: next(scores),
+        state=unfinished.state,
+        offer=offer,
+    )
+    return fitted, learner
+
+
+def tensors_that_differ(spec: str, folder: Path, **more: Any) -> list[str]:
+    """Names of what an interrupted fit leaves with other bits than an undisturbed one."""
+    undisturbed, expected = fit_of(spec, folder, **more)
+    fitted, found = fit_of(spec, folder, goes_on=True, **more)
+    assert (fitted.num_steps, fitted.epoch, fitted.score) == (
+        undisturbed.num_steps,
+        undisturbed.epoch,
+        undisturbed.score,
+    )
+    state = found.state_dict()
+    differ = [name for name, tensor in expected.state_dict().items() if not torch.equal(tensor, state[name])]
+    return differ + [f"loss {epoch}" for epoch, loss in enumerate(fitted.losses) if loss != undisturbed.losses[epoch]]
+
+
+def vision_of_transformers(folder: Path) -> str:
+    """The spec of a small ViT of transformers in a folder."""
+    import transformers  # seconds, for one test
+
+    sizes: dict[str, Any] = SIZES | {"image_size": 16, "patch_size": 4}
+    transformers.ViTModel(transformers.ViTConfig(**sizes)).save_pretrained(folder)
+    preprocessor = {
+        "size": {"height": 16, "width": 16},
+        "resample": 2,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor), encoding="utf-8")
+    return f'hf(files="{folder}")'
+
+
+OPENED = (
+    *("starter/vit-nano", "starter/convnet-nano", "starter/mlp-nano(weights=random)"),
+    *("timm/test_resnet(weights=random)", "timm/test_vit(weights=random)", "timm/test_efficientnet(weights=random)"),
+)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("backbone", [*OPENED, "bert", "wav2vec2", "vision"])
+def test_a_fit_of_an_open_backbone_goes_on_bit_for_bit(
+    backbone: str,
+    tmp_path: Path,
+    tiny: Callable[[str], str],  # noqa: F811
+) -> None:
+    if backbone == "vision":
+        backbone = vision_of_transformers(tmp_path)
+    elif backbone not in OPENED:
+        backbone = tiny(backbone)
+    assert not tensors_that_differ(f"{backbone}+full", tmp_path / UNFINISHED)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("chain", ["lora(r=2,roles=[conv])", "partial(n=1)+lora(r=2,roles=[conv])"])
+def test_a_fit_of_updates_to_convolutions_goes_on_bit_for_bit(chain: str, tmp_path: Path) -> None:
+    assert not tensors_that_differ(f"{OPENED[1]}+{chain}", tmp_path / UNFINISHED)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("more", [{"keep": "best"}, {"keep": "best", "patience": 2}, {"patience": 1}])
+def test_the_best_of_convolutions_is_put_back_bit_for_bit(more: Any, tmp_path: Path) -> None:
+    assert not tensors_that_differ(f"{OPENED[1]}+full", tmp_path / UNFINISHED, budget=replace(TRAINED, **more))
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_moments_in_another_order_in_memory_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(descent, "laid_out_like", lambda _, value: value)
+    differ = tensors_that_differ(f"{OPENED[1]}+full", tmp_path / UNFINISHED)
+    assert any(name.startswith("backbone.network.") for name in differ)
+
+
+def test_a_tensor_is_laid_out_as_its_own() -> None:
+    own = torch.zeros(4, 3, 5, 5).to(memory_format=torch.channels_last)
+    value = torch.randn(4, 3, 5, 5)
+    found = laid_out_like(own, value)
+    assert found.stride() == own.stride() != value.stride()
+    assert torch.equal(found, value)
+    assert found.data_ptr() != own.data_ptr()
+
+
+def test_a_buffer_of_any_length_lies_in_memory_as_in_a_file() -> None:
+    learner = build(pin_plan(resolve(f"{OPENED[0]}+knn", target=THREE)))
+    delta = learner.delta()
+    name = next(name for name, tensor in delta.items() if tensor.ndim == 2 and not tensor.numel())
+    bank = torch.randn(delta[name].shape[1], 7).T
+    assert not bank.is_contiguous()
+    learner.load_delta(delta | {name: bank})
+    assert torch.equal(learner.delta()[name], bank)
+    assert learner.delta()[name].is_contiguous()
+
+
+@pytest.mark.parametrize("spec", [f"{OPENED[1]}+lora(r=2,roles=[conv])", f"{OPENED[3]}+lora(r=2,roles=[conv])"])
+def test_merged_convolutions_lie_in_memory_as_those_of_the_base(spec: str) -> None:
+    learner = build(pin_plan(resolve(spec, target=THREE)))
+    base = build(pin_plan(resolve(spec.partition("+")[0], target=THREE))).backbone.state_dict()
+    merged = learner.merge().backbone.state_dict()
+    assert {name: x.stride() for name, x in merged.items()} == {name: x.stride() for name, x in base.items()}

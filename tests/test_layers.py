@@ -23,22 +23,22 @@ PLUGIN_FOLDERS = [ROOT / "registry", *sorted(path.parent for path in ROOT.glob("
 
 # A module imports only from the rows above its own. Packages (cli, suites, testing) have one level for all their files.
 LAYERS = (
-    ("errors", "interrupts", "memory", "writing"),
+    ("errors", "interrupts", "memory", "once", "writing"),
     ("processes",),
     ("contracts",),
     ("scan", "spec", "versions"),
     ("encoding", "paths", "settings"),
     ("index",),
     ("bind",),
-    ("catalog", "declarations", "lock", "verified"),
+    ("catalog", "declarations", "lock", "trust", "verified"),
     ("registry",),  # a name may be a record's
     ("plan", "store", "unpublished"),
-    ("resolve",),
-    ("ranking",),
+    ("folders", "resolve"),
+    ("ranking", "standing"),
     ("report",),
     # torch from here on
     ("features", "pictures", "preparations", "prompts", "remote", "shadows", "sites", "sounds", "weights", "words"),
-    ("attention", "checkpoint", "downloads", "seams"),
+    ("attention", "checkpoint", "downloads", "draws", "seams"),
     ("pins", "truncation"),
     ("cache", "data", "hub", "objective"),
     ("transforms",),

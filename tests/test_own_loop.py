@@ -27,7 +27,8 @@ from torch.utils.data import DataLoader, Dataset
 
 import zoo_core
 from zoo_core.contracts import Batch, Split, Target
-from zoo_core.data import Loader, carve, draw_seed
+from zoo_core.data import Loader, carve
+from zoo_core.draws import draw_seed
 from zoo_core.errors import PluginError, UsageError
 from zoo_core.learner import Learner
 from zoo_core.testing.toys import ToyBackbone

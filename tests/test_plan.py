@@ -76,7 +76,7 @@ def test_where_a_folder_lies_is_no_part_of_a_trial(nasty: Any) -> None:
     """The same bytes in two places are one trial; other bytes in one place are two."""
 
     def planned(folder: str, sha: str) -> Plan:
-        key = f"task:boxes({folder})"
+        key = f'task:boxes(files="{folder}")'
         files = {"rows.csv": FileHash(sha256=sha * 32, size=1)}
         plan: Plan = nasty.resolve("nasty/tokens", task=f'boxes(files="{folder}")')
         assert plan.unpinned == (key,)

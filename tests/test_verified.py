@@ -6,12 +6,24 @@ import hashlib
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from zoo_core.contracts import FileHash
 from zoo_core.errors import AccessError, IntegrityError, NotFoundError
-from zoo_core.verified import check, git_sha1, hash_of, is_noted, note, read_memory, safe_name, write_memory
+from zoo_core.verified import (
+    check,
+    git_sha1,
+    hash_of,
+    hashes_of,
+    is_noted,
+    note,
+    read_memory,
+    safe_name,
+    write_memory,
+    wrong_in,
+)
 
 CONTENT = bytes(range(256)) * 100
 
@@ -124,3 +136,63 @@ def test_what_changed_a_moment_ago_is_not_noted(file: Path) -> None:
     file.write_bytes(CONTENT)
     note([file], "finite")
     assert not is_noted([file], "finite")
+
+
+# --- a folder --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path, memory: Path) -> Path:
+    """Three files, of which one lies deeper and one is a link to a file elsewhere."""
+    root = tmp_path / "folder"
+    (root / "deep").mkdir(parents=True)
+    (tmp_path / "elsewhere").write_bytes(b"elsewhere")
+    (root / "a").write_bytes(CONTENT)
+    (root / "deep" / "b").write_bytes(b"b")
+    (root / "link").symlink_to(tmp_path / "elsewhere")
+    time.sleep(0.05)  # longer than RACY_NS
+    return root
+
+
+NAMES = ("a", "deep/b", "link")
+
+
+def test_a_folder_is_hashed_once_and_then_each_file_is_looked_at(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = hashes_of(folder, NAMES)
+    assert found == {name: hash_of(folder / name) for name in NAMES}
+    hashed: list[str] = []
+    digest = hashlib.file_digest
+
+    def noted(stream: Any, kind: str) -> Any:
+        hashed.append(Path(stream.name).name)
+        return digest(stream, kind)
+
+    monkeypatch.setattr(hashlib, "file_digest", noted)
+    assert (hashes_of(folder, NAMES), hashed) == (found, [])
+    before = (folder / "a").stat()
+    (folder / "a").write_bytes(CONTENT[::-1])
+    os.utime(folder / "a", ns=(before.st_atime_ns, before.st_mtime_ns))
+    (folder.parent / "elsewhere").write_bytes(b"ELSEWHERE")
+    changed = hashes_of(folder, NAMES)
+    assert (sorted(hashed), changed["deep/b"]) == (["a", "link"], found["deep/b"])
+    assert changed["a"] != found["a"]
+    assert changed["link"] != found["link"]
+    hashed.clear()
+    assert (hashes_of(folder, NAMES, again=True), sorted(hashed)) == (changed, ["a", "b", "link"])
+
+
+def test_what_is_wrong_in_a_folder_is_told_by_name(folder: Path) -> None:
+    expected = dict(hashes_of(folder, NAMES))
+    assert wrong_in(folder, expected) == {}
+    (folder / "a").write_bytes(b"other")
+    (folder / "link").unlink()
+    wrong = wrong_in(folder, expected)
+    assert {name: type(error) for name, error in wrong.items()} == {"a": IntegrityError, "link": NotFoundError}
+
+
+def test_a_damaged_memory_of_a_folder_is_as_none(folder: Path, memory: Path) -> None:
+    found = hashes_of(folder, NAMES)
+    (place,) = [path for path in memory.iterdir() if path.name.startswith("folder-")]
+    for text in ("{", "[]", '{"a": 3, "link": [], "deep/b": {"x": 1}}'):
+        place.write_text(text)
+        assert hashes_of(folder, NAMES) == found

@@ -63,9 +63,14 @@ def test_one_name_for_all_would_fail(tmp_path: Path) -> None:
 def test_what_raises_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_whole(path, "before")
-    with pytest.raises(KeyboardInterrupt), replacing(path) as fresh:
-        Path(fresh).write_text("half")
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with replacing(path) as fresh:
+            Path(fresh).write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert (path.read_text(), list(tmp_path.iterdir())) == ("before", [path])
     with pytest.raises(FileNotFoundError), replacing(path):
         pass  # nothing was written

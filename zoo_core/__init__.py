@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from zoo_core.resolve import resolve
     from zoo_core.spec import Spec, parse
     from zoo_core.store import Result
+    from zoo_core.trust import trusting
     from zoo_core.unpublished import add_plugin
 
 __all__ = [
@@ -60,6 +61,7 @@ __all__ = [
     "resolve",
     "save",
     "show",
+    "trusting",
 ]
 
 __version__ = "0.1.0"
@@ -74,6 +76,7 @@ _MODULES = {
     **dict.fromkeys(("Spec", "parse"), "spec"),
     "Result": "store",
     "add_plugin": "unpublished",
+    "trusting": "trust",
 }
 
 

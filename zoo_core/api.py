@@ -5,6 +5,7 @@ load, load_backbone, load_run, load_runs, save, fetch, fit, evaluate, predict, e
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -307,15 +308,15 @@ def fit(
     prepare_folder(folder)
     unfinished = Unfinished(folder / UNFINISHED, _identity(plan, device))
     if not unfinished.folder.is_dir():
-        _refuse_a_run(folder)  # before the lock too, which would mend a torn line of that run
+        _refuse_held(folder, HELD)  # before the lock too, which would mend a torn line of that run
     with RunLock(folder):
-        if not unfinished.folder.is_dir():
-            _refuse_a_run(folder)
+        _refuse_another(folder, plan, unfinished)
         unfinished.begin()
         try:
             result, learner, splits = run_trial(
                 plan, device=device, num_workers=num_workers, report=report, unfinished=unfinished, thrift=thrift
             )
+            _refuse_another(folder, plan, unfinished)
             for name in HELD:  # of the same fit, killed while it was stored
                 (folder / name).unlink(missing_ok=True)
             _tell_origin(learner, plan, splits)
@@ -349,7 +350,30 @@ def _identity(plan: Plan, device: str) -> dict[str, object]:
 
 
 def _refuse_a_run(folder: Path) -> None:
-    held = [name for name in (*HELD, UNFINISHED) if (folder / name).exists()]
+    _refuse_held(folder, (*HELD, UNFINISHED))
+
+
+def _refuse_another(folder: Path, plan: Plan, unfinished: Unfinished) -> None:
+    """Raises UsageError where a folder holds a run, unless that is evidently this fit, killed while it was stored."""
+    is_whole = all((folder / name).exists() for name in HELD)
+    is_this = unfinished.holds_states() or (unfinished.folder.is_dir() and not is_whole)
+    _refuse_held(folder, [name for name in HELD if not (is_this and _is_of(folder / name, plan))])
+
+
+def _is_of(file: Path, plan: Plan) -> bool:
+    """Whether the digest in a file of a run is the plan's, in each row of its results; of a lock, all that it says."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        if file.name == "zoo.lock":
+            return bool(json.loads(text) == json.loads(json.dumps(lock_of(plan.parts, plan.pins))))
+        rows = [json.loads(row) for row in (text.splitlines() if file.suffix == ".jsonl" else [text])]
+        return all(row["digest"] == plan.digest for row in rows)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
+def _refuse_held(folder: Path, names: Iterable[str]) -> None:
+    held = [name for name in names if (folder / name).exists()]
     if held:
         raise UsageError(f"{folder} already holds a run ({held[0]}); give --out a new folder, or remove that one")
 

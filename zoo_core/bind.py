@@ -5,11 +5,11 @@ from __future__ import annotations
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from zoo_core.contracts import PartKind
+from zoo_core.contracts import TRUSTS, Located, PartKind, Source
 from zoo_core.errors import PluginError, SpecError, UsageError, ZooError, nearest
 from zoo_core.index import Provider
 from zoo_core.interrupts import raise_interrupt
@@ -25,6 +25,7 @@ class Argument:
     attribute: the field that holds the value; another one than `name` where a recipe's field says in its metadata
     `{"argument": name}`, because its class means something else by that name.
     silent: at its default it is left out of identities, which are older than it.
+    trust: what any other value than the default widens, one of TRUSTS; see zoo_core.trust.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Argument:
     minimum: int | None = None
     common: bool = False
     silent: bool = False
+    trust: str = ""
 
 
 COMMON: Mapping[PartKind, tuple[Argument, ...]] = {
@@ -70,6 +72,29 @@ class Bound:
     revision: str | None = None
     implied: Mapping[str, Value] = field(default_factory=dict)
     qualified: bool = False
+
+    @cached_property
+    def source(self) -> Source | None:
+        """Where its files come from, as its recipe says; heads have none. Raises what the recipe raises."""
+        return None if self.kind == "head" else self.recipe.source()
+
+    @property
+    def reads(self) -> bool:
+        """Whether it has files of its own; told without a request."""
+        return isinstance(self.recipe, Located) or self.source is not None
+
+    def specs(self) -> tuple[Spec, ...]:
+        """The specs that its arguments hold."""
+        return tuple(value for value in self._values().values() if isinstance(value, Spec))
+
+    def widened(self) -> tuple[tuple[str, str, Value], ...]:
+        """Name, word and value of each argument that widens what is trusted, see Argument.trust."""
+        arguments, values = arguments_of(self.provider, type(self.recipe)), self._values()
+        return tuple(
+            (argument.name, argument.trust, _plain(values[argument.name]))
+            for argument in arguments
+            if argument.trust and not _same(values[argument.name], argument.default)
+        )
 
     def canonical(self) -> Part:
         """The part for people: by the name that was written, defaults left out, arguments sorted."""
@@ -137,8 +162,15 @@ def _arguments(provider: Provider, recipe: type) -> tuple[Argument, ...]:
             default = declared.default
             if declared.default_factory is not MISSING:
                 default = declared.default_factory()
-            name = declared.metadata.get("argument", declared.name)
-            own.append(Argument(name=name, attribute=declared.name, type=hints[declared.name], default=default))
+            name, trust = declared.metadata.get("argument", declared.name), declared.metadata.get("trust", "")
+            if trust and (trust not in TRUSTS or default is MISSING):
+                problem = f"widens the trust {trust!r}; allowed: {', '.join(TRUSTS)}, and it has a default"
+                raise _plugin_error(provider, f"{recipe.__qualname__}.{declared.name} {problem}")
+            own.append(
+                Argument(
+                    name=name, attribute=declared.name, type=hints[declared.name], default=default, trust=str(trust)
+                )
+            )
     return (*own, *common)
 
 

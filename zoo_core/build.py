@@ -7,7 +7,6 @@ must still be there, and no frozen value may have changed; the error names the a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -15,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from zoo_core.contracts import ROLES, Backbone, Context, FeatureSpec, Target, Weights, as_backbone
-from zoo_core.data import draw_seed
 from zoo_core.declarations import blaming
+from zoo_core.draws import seeded
 from zoo_core.errors import LawError, PluginError, RefusedError
 from zoo_core.learner import Learner
 from zoo_core.lock import part_key
@@ -28,23 +27,10 @@ from zoo_core.seams import groups
 from zoo_core.transforms import with_transforms
 from zoo_core.truncation import truncated
 
-__all__ = ["build", "build_backbone", "check_outline", "checksum", "seeded"]
+__all__ = ["build", "build_backbone", "check_outline", "checksum"]
 
 
 CHECKED_AT_ONCE = 2**20  # values; all of a large tensor would show in a trial's peak memory
-
-
-@contextmanager
-def seeded(*parts: object) -> Iterator[torch.Generator]:
-    """A part's own random draws: torch's global generator is seeded from the parts, and put back afterwards.
-
-    Yields a generator with the same seed, for parts that take one.
-    """
-    seed = draw_seed(*parts)
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield torch.Generator().manual_seed(seed)
 
 
 def build(

@@ -1,12 +1,14 @@
 """What lies in the caches: zoo's own rooms below ZOO_CACHE, and of the Hugging Face cache what zoo resolved.
 
 Which repositories zoo resolved is told by the pins that it remembers. Nothing else of the Hugging Face cache is shown
-or removed, and removal is left to its own strategy, which keeps files that other commits share.
+or removed, and removal is left to its own strategy, which keeps files that other commits share. Nothing is removed
+through a link: of one in a room the link goes at most, and what lies behind a linked folder stays.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import Iterable, Iterator
@@ -15,10 +17,10 @@ from pathlib import Path
 from typing import Literal
 
 from huggingface_hub import CachedRepoInfo, CacheNotFound, HFCacheInfo, constants, scan_cache_dir
-from huggingface_hub.file_download import repo_folder_name
 
+from zoo_core.downloads import ROOM
 from zoo_core.errors import AccessError, NotFoundError, nearest
-from zoo_core.remote import DATASETS
+from zoo_core.remote import DATASETS, repository_folder
 from zoo_core.settings import cache_folder
 
 __all__ = ["OWN", "Entry", "chosen", "cover", "removed", "stale"]
@@ -27,12 +29,19 @@ OWN = "zoo:"  # before the name of a room of ours
 UNUSED = "not used for so long"
 BUSY_SECONDS = 600.0  # what changed so shortly ago may be under way
 TEMPORARY = re.compile(r".+\.[0-9a-f]{8}|index-[0-9a-f]+\.json\.\d+")  # of a write that is moved into place when whole
+WRITTEN = re.compile(r"[^.]+\.(json|npy|arrow|csv)")  # what lies directly in a room
+INDEX = re.compile(r"(index-[0-9a-f]{8}|failures)\.json")  # what lies directly in the cache folder
+DEEP = ("hub-data", "media", ROOM)  # rooms whose files have the names of others, in folders
 ROOMS = {
     "datasets": "your files as Arrow tables, made again when a task needs them",
+    "hub-data": "links to files of repositories, made again when a task needs them",
     "index": "what is installed, read again by the next command",
+    "listings": "which files a commit holds, asked for again",
     "looks": "what was found out of your files",
+    "media": "pictures and sounds inside tables as files, made again when a task needs them",
     "noted": "what was found out of files",
     "pins": "commits and hashes of repositories, asked for again",
+    ROOM: "files of the Hugging Face cache that were wrong, and are of no use any more",
     "splits": "which example is in which split, drawn again with the same result",
     "tables": "decoded pictures and sounds, made again when a task needs them",
     "verified": "which files were hashed",
@@ -44,7 +53,8 @@ class Entry:
     """Something that can be removed by itself. used_at: seconds since 1970, when it was last read or written.
 
     name: `ORG/NAME` of a repository, `datasets/ORG/NAME`, or `zoo:ROOM`. revision: the commit, of a repository.
-    paths: its files; of a commit, the folder of the repository.
+    paths: its files; of a commit, the folder of the repository. link: the linked folder that it lies behind, and then
+    nothing of it is removed; None for most.
     """
 
     name: str
@@ -55,6 +65,7 @@ class Entry:
     used_at: float
     paths: tuple[Path, ...]
     remark: str = ""
+    link: Path | None = None
 
 
 def cover() -> list[Entry]:
@@ -86,9 +97,9 @@ def chosen(entries: Iterable[Entry], name: str) -> list[Entry]:
 def stale(entries: Iterable[Entry], *, older_than: float | None = None) -> list[Entry]:
     """What is of no use any more: partial and unlinked files, and commits whose repository has a newer one here.
 
-    older_than: seconds; also whatever was not used for so long.
+    older_than: seconds; also whatever was not used for so long. What lies behind a linked folder is left out.
     """
-    entries, now = list(entries), time.time()
+    entries, now = [entry for entry in entries if entry.link is None], time.time()
     newest: dict[str, Entry] = {}
     for entry in entries:
         if entry.kind == "commit" and entry.used_at > newest.get(entry.name, entry).used_at:
@@ -109,7 +120,17 @@ def stale(entries: Iterable[Entry], *, older_than: float | None = None) -> list[
 
 
 def removed(entries: Iterable[Entry]) -> int:
-    """Removes entries; how many bytes that freed. Raises AccessError for what cannot be removed."""
+    """Removes entries; how many bytes that freed.
+
+    Raises AccessError for what cannot be removed, and before anything is for what lies behind a linked folder.
+    """
+    entries = list(entries)
+    for entry in entries:
+        if entry.link is not None:
+            raise AccessError(
+                f"{entry.name} lies behind the link {entry.link} to {entry.link.readlink()}, through which zoo removes "
+                f"nothing; remove the link: rm {entry.link}"
+            )
     freed = 0
     commits: dict[Path, list[str]] = {}
     for entry in entries:
@@ -119,7 +140,7 @@ def removed(entries: Iterable[Entry]) -> int:
             continue
         for path in entry.paths:
             try:
-                size = path.stat().st_size
+                size = path.lstat().st_size
                 path.unlink()
                 freed += size
             except FileNotFoundError:
@@ -132,50 +153,78 @@ def removed(entries: Iterable[Entry]) -> int:
     for repository in info.repos:
         if repository.repo_path in commits:
             alone = replace(info, repos=frozenset({repository}))  # else a fork's equal commit might go in its place
-            plan = alone.delete_revisions(*commits[repository.repo_path])
-            plan.execute()
-            freed += plan.expected_freed_size
+            freed += _removed_commits(alone, repository.repo_path, commits[repository.repo_path])
     return freed
+
+
+def _removed_commits(info: HFCacheInfo, folder: Path, commits: list[str]) -> int:
+    """Removes commits of one repository, and of what their files lead to that alone which lies in its folder."""
+    plan = info.delete_revisions(*commits)
+    own = frozenset(path for path in plan.blobs if path.parent.resolve().is_relative_to(folder.resolve()))
+    before = _held(folder)
+    replace(plan, blobs=own).execute()
+    return before - _held(folder)
+
+
+def _held(folder: Path) -> int:
+    """The bytes of the files below a folder, without what links lead to."""
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
 
 
 # --- ours ------------------------------------------------------------------------------------------------------------
 
 
 def _rooms() -> Iterator[Entry]:
-    """A room for each folder below the cache folder, and one for the files of the index."""
+    """A room for each folder that zoo makes below the cache folder, and one for the files of the index."""
     root = Path(cache_folder())
-    if not root.is_dir():
-        return
-    own = [path for path in root.iterdir() if path.is_file()]
-    rooms = {"index": own} | {
-        path.name: [file for file in path.rglob("*") if file.is_file()] for path in root.iterdir() if path.is_dir()
-    }
-    for name, files in sorted(rooms.items()):
+    for name in ROOMS:
+        place = root if name == "index" else root / name
+        link = place if place.is_symlink() and place != root else None
+        files = list(_files_of(name, place))
         partial = [path for path in files if TEMPORARY.fullmatch(path.name) and _is_quiet(path)]
         kept = [path for path in files if path not in set(partial)]
         if kept:
-            yield _entry(f"{OWN}{name}", "room", kept, ROOMS.get(name, ""))
+            yield _entry(f"{OWN}{name}", "room", kept, ROOMS[name], link)
         if partial:
-            yield _entry(f"{OWN}{name}", "partial", partial, "left by a process that was killed")
+            yield _entry(f"{OWN}{name}", "partial", partial, "left by a process that was killed", link)
 
 
-def _entry(name: str, kind: Literal["room", "partial", "unlinked"], files: list[Path], remark: str) -> Entry:
+def _files_of(room: str, place: Path) -> Iterator[Path]:
+    """The files of a room, and links in it as such; nothing that zoo does not write there."""
+    if not place.is_dir():
+        return
+    pattern = INDEX if room == "index" else WRITTEN
+    for path in place.rglob("*") if room in DEEP else place.iterdir():
+        stem = path.name.rpartition(".")[0] if TEMPORARY.fullmatch(path.name) else path.name
+        is_file = path.is_symlink() or path.is_file()
+        if is_file and (room in DEEP or pattern.fullmatch(stem)):
+            yield path
+
+
+def _entry(
+    name: str, kind: Literal["room", "partial", "unlinked"], files: list[Path], remark: str, link: Path | None = None
+) -> Entry:
     return Entry(
         name=name,
         kind=kind,
         revision=None,
         num_files=len(files),
-        size_bytes=sum(path.stat().st_size for path in files if path.exists()),
+        size_bytes=sum(path.lstat().st_size for path in files if os.path.lexists(path)),
         used_at=max(map(_used_at, files)),
         paths=tuple(files),
-        remark=remark,
+        remark=_told(link) or remark,
+        link=link,
     )
 
 
+def _told(link: Path | None) -> str:
+    return "" if link is None else f"behind the link {link} to {link.readlink()}, and stays"
+
+
 def _used_at(path: Path) -> float:
-    """When a file was last read or written; one that has just gone is as new as can be."""
+    """When a file was last read or written, of a link the link; one that has just gone is as new as can be."""
     try:
-        stat = path.stat()
+        stat = path.lstat()
     except FileNotFoundError:
         return time.time()
     return max(stat.st_atime, stat.st_mtime)
@@ -198,6 +247,7 @@ def _commits() -> Iterator[Entry]:
         name = _called(repository)
         for revision in repository.revisions:
             if revision.commit_hash in resolved.get(name, ()):
+                link = _linked(repository.repo_path, revision.commit_hash)
                 yield Entry(
                     name=name,
                     kind="commit",
@@ -206,23 +256,33 @@ def _commits() -> Iterator[Entry]:
                     size_bytes=revision.size_on_disk,
                     used_at=max((file.blob_last_accessed for file in revision.files), default=revision.last_modified),
                     paths=(repository.repo_path,),
+                    remark=_told(link),
+                    link=link,
                 )
 
 
 def _leftovers() -> Iterator[Entry]:
     """Interrupted downloads of repositories that zoo resolved, and files that no commit of them has any more."""
     for name in sorted(_resolved()):
-        bare = name.removeprefix(DATASETS)
-        kind = "model" if bare == name else "dataset"
-        folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=bare, repo_type=kind))
+        folder = repository_folder(name)
+        link = _linked(folder)
         blobs = [path for path in (folder / "blobs").glob("*") if path.is_file() and _is_quiet(path)]
-        linked = {path.resolve() for path in (folder / "snapshots").rglob("*") if path.is_symlink()}
+        links = [path for path in (folder / "snapshots").rglob("*") if path.is_symlink()]
+        linked = {path.resolve() for path in links}
         partial = [path for path in blobs if path.name.endswith(".incomplete")]
         unlinked = [path for path in blobs if path not in set(partial) and path.resolve() not in linked]
+        if any(path.is_dir() for path in links):  # where more links may be, which are not looked for
+            unlinked = []
         if partial:
-            yield _entry(name, "partial", partial, "a download that was interrupted")
+            yield _entry(name, "partial", partial, "a download that was interrupted", link)
         if unlinked:
-            yield _entry(name, "unlinked", unlinked, "of no commit that is here")
+            yield _entry(name, "unlinked", unlinked, "of no commit that is here", link)
+
+
+def _linked(folder: Path, commit: str = "") -> Path | None:
+    """The first link among a repository's folder and the folders in it that hold its files; None for none."""
+    folders = (folder, folder / "blobs", folder / "refs", folder / "snapshots", folder / "snapshots" / commit)
+    return next((path for path in folders if path.is_symlink()), None)
 
 
 def _hub() -> HFCacheInfo | None:

@@ -16,7 +16,6 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cache
 from typing import Any, get_args
 
 from zoo_core.contracts import (
@@ -35,6 +34,7 @@ from zoo_core.contracts import (
 )
 from zoo_core.errors import AmbiguousError, PluginError, SpecError, ZooError, nearest
 from zoo_core.index import Index, Provider, load_index
+from zoo_core.once import Once
 from zoo_core.scan import read_text
 from zoo_core.spec import parse_part
 
@@ -185,7 +185,7 @@ def facts(entry: Entry | None) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in known.items()}
 
 
-@cache
+@Once
 def catalog() -> Catalog:
     """The catalog of this process's environment."""
     return Catalog(load_index())

@@ -12,9 +12,9 @@ from typing import Any
 
 from zoo_core.errors import IncompatibleError, IntegrityError, NotFoundError
 from zoo_core.hub import files_of
-from zoo_core.lock import PLACES, Pinned, part_key
+from zoo_core.lock import Pinned, part_key
 from zoo_core.plan import Plan
-from zoo_core.spec import Part, Spec
+from zoo_core.spec import Part, Spec, Value, parse_part
 
 __all__ = ["check_links", "links_of", "moved", "places_of"]
 
@@ -92,17 +92,28 @@ def _is_same(beside: Path, folder: str) -> bool:
 
 
 def _at(part: Part, now: Mapping[str, str]) -> Part:
-    arguments = tuple(
-        (key, now.get(value, value) if key in PLACES and isinstance(value, str) else value)
-        for key, value in part.arguments
-    )
-    return replace(part, arguments=arguments)
+    """A part whose arguments name the folders, and files in them, where they are now."""
+    return replace(part, arguments=tuple((key, _place(value, now)) for key, value in part.arguments))
+
+
+def _place(value: Value, now: Mapping[str, str]) -> Value:
+    for folder, place in now.items():
+        if isinstance(value, str) and value == folder:
+            return place
+        if isinstance(value, str) and Path(value).parent == Path(folder) and Path(place, Path(value).name).is_file():
+            return os.path.join(place, Path(value).name)  # noqa: PTH118 - as it was written, `./` included
+    return value
 
 
 def _key(key: str, pin: Pinned, now: Mapping[str, str]) -> str:
-    """The key of a part in a lock, which ends with its folder."""
+    """The key of a part in a lock, whose arguments name its folder; in locks before December 2026 it ended with it."""
+    if not pin.folder or pin.folder not in now:
+        return key
     end = f"({pin.folder})"
-    return f"{key.removesuffix(end)}({now[pin.folder]})" if pin.folder and pin.folder in now else key
+    if key.endswith(end):
+        return f"{key.removesuffix(end)}({now[pin.folder]})"
+    kind, _, text = key.partition(":")
+    return f"{kind}:{_at(parse_part(text), now)}"
 
 
 def _pin(pin: Pinned, now: Mapping[str, str]) -> Pinned:

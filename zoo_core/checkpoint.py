@@ -9,23 +9,27 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
+import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from zoo_core.errors import AccessError, IntegrityError, UsageError, ZooError
 from zoo_core.weights import read_tensors, sha256_of
+from zoo_core.writing import replacing, write_whole
 
-__all__ = ["UNFINISHED", "Offer", "State", "Unfinished", "standing"]
+__all__ = ["UNFINISHED", "Offer", "State", "Unfinished", "laid_out_like", "standing"]
 
 UNFINISHED = "unfinished"  # the folder of the states, in that of the run
+STATE = re.compile(r"\d{6,}\.json")
+WRITTEN = re.compile(r"\d{6,}(\.json|-.+\.safetensors)(\.[0-9a-f]{8})?|state\.new")  # the last by earlier versions
 FORMAT = 1
 KEPT = 2  # states
 SAVE_SECONDS = 10.0  # at least so long between states: what an interruption may cost beside the epoch under way
@@ -66,11 +70,16 @@ class Unfinished:
         """Makes the folder, or reads the last whole state of one that is there.
 
         A state that is damaged is passed over, with a warning, for the one before it. Raises UsageError for a state of
-        another fit, IntegrityError where there are states and none is whole.
+        another fit and for a folder that is a link, IntegrityError where there are states and none is whole.
         """
+        if self.folder.is_symlink():
+            raise UsageError(
+                f"{self.folder} is a link to {self.folder.readlink()}, and states are not removed through one; "
+                "remove the link, or give --out another folder"
+            )
         try:
             self.folder.mkdir(exist_ok=True)
-            files = sorted(self.folder.glob("*.json"), reverse=True)
+            files = _states(self.folder)
         except OSError as error:
             raise _explained(error, self.folder) from error
         problems = []
@@ -90,6 +99,10 @@ class Unfinished:
         if problems:
             raise IntegrityError(f"{problems[0]}; remove {self.folder} to start anew")
 
+    def holds_states(self) -> bool:
+        """Whether there is a state, whole or not and of whatever fit."""
+        return bool(_states(self.folder))
+
     def offer(self, make: Callable[[], State]) -> None:
         """Stores the state that `make` gives, if it is time for one."""
         if time.monotonic() >= self._free_at:
@@ -99,19 +112,26 @@ class Unfinished:
             self._free_at = time.monotonic() + max(SAVE_SECONDS, SHARE * took)
 
     def finish(self) -> None:
-        """Removes the folder: what it was for is stored. It vanishes in one step, and is emptied then."""
-        gone = self.folder.with_name(f".{self.folder.name}-done")
-        shutil.rmtree(gone, ignore_errors=True)
+        """Removes the states, the last one first: what they are for is stored. The folder goes if that was all in it.
+
+        A kill in between leaves a fit that goes on from an earlier state, or one that is finished.
+        """
         try:
-            self.folder.rename(gone)
+            self._remove(_written_in(self.folder))
         except OSError as error:
             raise _explained(error, self.folder) from error
-        shutil.rmtree(gone, ignore_errors=True)
 
     def leave(self) -> None:
-        """Removes the folder if it holds nothing to go on from."""
-        if not any(self.folder.glob("*.json")):
-            shutil.rmtree(self.folder, ignore_errors=True)
+        """Removes what was written if there is nothing to go on from, and the folder if nothing else is in it."""
+        if not self.folder.is_symlink() and not self.holds_states():
+            with suppress(OSError):
+                self._remove(_written_in(self.folder))
+
+    def _remove(self, files: Iterable[Path]) -> None:
+        for file in files:
+            file.unlink(missing_ok=True)
+        with suppress(OSError):  # it is not empty, or has gone
+            self.folder.rmdir()
 
     def _save(self, state: State) -> None:
         number = self._number + 1
@@ -123,11 +143,7 @@ class Unfinished:
                 written[name] = (tensors, row)
             rows = {name: row for name, (_, row) in written.items()}
             table = {"format": FORMAT, "identity": self._identity, "values": state.values, "parts": rows}
-            fresh = self.folder / "state.new"
-            fresh.write_text(json.dumps(table) + "\n", encoding="utf-8")
-            _sync(fresh)
-            fresh.rename(self.folder / f"{number:06}.json")
-            _sync(self.folder)
+            write_whole(self.folder / f"{number:06}.json", json.dumps(table) + "\n")
         except OSError as error:
             raise _explained(error, self.folder) from error
         self._number, self._written = number, written
@@ -135,20 +151,20 @@ class Unfinished:
 
     def _write(self, number: int, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         file = self.folder / f"{number:06}-{name}.safetensors"
-        save_file(_apart(tensors), file)
-        _sync(file)
+        with replacing(file) as fresh:
+            save_file(_apart(tensors), fresh)
         return {"file": file.name, "sha256": sha256_of(file), "size": file.stat().st_size}
 
     def _clear(self) -> None:
-        """Removes all but the last states and what they name."""
-        states = sorted(self.folder.glob("*.json"), reverse=True)
+        """Removes what was written, but for the last states and what they name."""
+        states = _states(self.folder)
         wanted = {file.name for file in states[:KEPT]}
         for file in states[:KEPT]:
             try:
                 wanted |= {row["file"] for row in json.loads(file.read_text(encoding="utf-8"))["parts"].values()}
             except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 continue  # a damaged one before the one just written holds nothing
-        for file in sorted(self.folder.iterdir(), key=lambda file: file.suffix == ".safetensors"):  # the JSON first
+        for file in _written_in(self.folder):
             if file.name not in wanted:
                 file.unlink(missing_ok=True)
 
@@ -188,9 +204,19 @@ class Unfinished:
         return {name: tensor.clone() for name, tensor in read_tensors(file).items()}  # the file may go
 
 
+def laid_out_like(own: Tensor, value: Tensor) -> Tensor:
+    """The value in a memory of its own, on the device of a tensor of its shape and in the order that one lies in there.
+
+    A file holds tensors in the order of their axes. Equal values in another order are not the same to what walks
+    through memory: it may pair, or add up, other elements.
+    """
+    with torch.no_grad():
+        return torch.empty_like(own, dtype=value.dtype, requires_grad=False).copy_(value)
+
+
 def standing(folder: Path) -> str | None:
     """Where the fit of a folder of states stands, in words for people; None where there is no state."""
-    for file in sorted(folder.glob("*.json"), reverse=True):
+    for file in _states(folder):
         try:
             values = json.loads(file.read_text(encoding="utf-8"))["values"]
             num_done, num = values["num_done"], len(values["candidates"])
@@ -201,6 +227,18 @@ def standing(folder: Path) -> str | None:
             return "every learning rate is done"
         return f"learning rate {num_done + 1} of {num}, after epoch {epochs}"
     return None
+
+
+def _states(folder: Path) -> list[Path]:
+    """The states in a folder, the last one first."""
+    files = [file for file in folder.glob("*.json") if STATE.fullmatch(file.name)]
+    return sorted(files, key=lambda file: int(file.stem), reverse=True)
+
+
+def _written_in(folder: Path) -> list[Path]:
+    """The states in a folder, the last one first, and then every other file with a name that is given here."""
+    states = _states(folder)
+    return states + [file for file in folder.iterdir() if WRITTEN.fullmatch(file.name) and file not in states]
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -223,15 +261,6 @@ def _difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         if then.get(name) != now.get(name)
     ]
     return "; ".join(changed) or "the files or the recipes behind its names have changed since"
-
-
-def _sync(path: Path) -> None:
-    """Waits until a file, or a folder's names, are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _explained(error: OSError, path: Path) -> ZooError:

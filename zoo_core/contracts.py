@@ -25,6 +25,7 @@ __all__ = [
     "PART_KINDS",
     "ROLES",
     "TARGET_KINDS",
+    "TRUSTS",
     "AdapterRecipe",
     "Backbone",
     "BackboneRecipe",
@@ -56,6 +57,7 @@ __all__ = [
     "TargetKind",
     "TaskData",
     "TaskRecipe",
+    "Trust",
     "Weights",
     "as_backbone",
 ]
@@ -67,11 +69,13 @@ PartKind = Literal["backbone", "adapter", "head", "task"]
 Seam = Literal["stage", "attention", "prompt"]  # what an adapter needs of a backbone besides modules and roles
 Weights = Literal["pretrained", "random"]
 Change = Literal["base", "added", "objective", "schedule"]  # what an adapter touches; nothing at all: probe
+Trust = Literal["pickle", "code"]  # what an argument may allow: that pickles are read, that foreign code runs
 
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
 KINDS: tuple[Kind, ...] = get_args(Kind)
 TARGET_KINDS: tuple[TargetKind, ...] = get_args(TargetKind)
 PART_KINDS: tuple[PartKind, ...] = get_args(PartKind)
+TRUSTS: tuple[Trust, ...] = get_args(Trust)
 ROLES: tuple[str, ...] = (
     *("attn.q", "attn.k", "attn.v", "attn.out"),
     *("mlp.in", "mlp.gate", "mlp.out"),
@@ -145,6 +149,8 @@ class Source:
     repository: `ORG/NAME`, or `datasets/ORG/NAME` of data, as in their addresses.
     patterns: globs of what any build needs, such as a configuration or a tokeniser; all files that fit are taken.
     weights: globs of what only pre-trained weights need, best first; of the first that fits any file, all are taken.
+    All that a part reads is named here: results count for as long as the content of these files is the same, and what
+    is not named may change unseen. Of a folder, a pattern without wildcards may lead out of it (`../labels.csv`).
     """
 
     repository: str | None = None
@@ -230,7 +236,8 @@ class Output:
 class Context:
     """What an adapter may know while it is applied.
 
-    generator: its own source of random draws, derived from (seed, part); torch's global one is seeded alike.
+    generator: its own source of random draws, derived from (seed, part); without one, torch draws from another with the
+    same seed, whatever other threads draw meanwhile.
     load: turns a spec or a stored run into a frozen learner (a teacher).
     files: the folder that holds the files of the adapter's own `source`, verified. base: the repository or folder that
     the backbone's files come from, None for one that has none.
@@ -369,6 +376,10 @@ class Divisible(Protocol):
 class BackboneRecipe(Protocol):
     """Owns a namespace if it has a field `name`: the rest of the name. `version` is raised when its numbers change.
 
+    A field of any recipe whose value widens what is trusted says so in its metadata, `field(default=False,
+    metadata={"trust": "pickle"})`, with one of TRUSTS: any other value than its default is then taken from the user
+    of this call alone, and refused where a stored run, a suite file or a record holds it; see zoo_core.trust.
+    A field of type zoo_core.Spec names other parts (a teacher): what those are made from is part of its identity too.
     A namespace of any kind may have a class method `recipe_for(name)`: the recipe of that name, with its own arguments.
     """
 
@@ -379,7 +390,7 @@ class BackboneRecipe(Protocol):
         ...
 
     def build(self, files: Path | None, weights: Weights) -> nn.Module:
-        """A Backbone with the weights asked for; a random one draws from torch's global generator, which is seeded.
+        """A Backbone with the weights asked for; a random one draws as torch does by itself, from a seed of its own.
 
         files: the folder that holds the files of `source`, verified; of a random one perhaps without its weights.
         Where neither catalogue nor record describes the name, a random one is first built on the meta device and

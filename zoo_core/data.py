@@ -6,9 +6,8 @@ Where neither augmentation nor preparation draws anything, each example is prepa
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,23 +18,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from zoo_core.contracts import Batch, Modality, Preparation, Raw, Split, Target, TaskData
+from zoo_core.draws import draw_seed, example_draws
 from zoo_core.errors import RefusedError, UsageError, ZooError
 from zoo_core.pictures import open_picture, pixels
 from zoo_core.processes import same_path
 from zoo_core.sounds import open_sound
 from zoo_core.words import IGNORED, on_tokens, word_targets
 
-__all__ = ["AUGMENTATIONS", "Loader", "Splits", "Subset", "augmentation", "carve", "decode", "draw_seed"]
+__all__ = ["AUGMENTATIONS", "Loader", "Splits", "Subset", "augmentation", "carve", "decode"]
 
 AUGMENTATIONS = ("none", "light", "strong")
 KEEP_BYTES = 2**30  # prepared examples kept in memory for each loader; beyond, they are prepared again each epoch
 VALIDATION_SHARE = 0.2  # of the training split, where a task brings no validation split of its own
-
-
-def draw_seed(*parts: object) -> int:
-    """A seed of 63 bits that depends on every part, the same on every machine."""
-    text = "\x1f".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 @dataclass(frozen=True)
@@ -332,12 +326,9 @@ class _Prepared(Dataset[Batch | ZooError]):
             found = f"{num_words} words" if num_words else f"{type(example).__name__}, not a list of words,"
             raise UsageError(f"example {self.ids[position]} has {found} and {num_tags} tags; each word has one")
 
-    @contextmanager
-    def _draws(self, purpose: str, epoch: int, position: int) -> Iterator[None]:
-        """One example's own random numbers, whichever batch and process it is prepared in; a GPU's are left alone."""
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(draw_seed(purpose, self.seed, epoch, self.ids[position]))
-            yield
+    def _draws(self, purpose: str, epoch: int, position: int) -> AbstractContextManager[None]:
+        """One example's own random numbers, whichever batch, process and thread it is prepared in."""
+        return example_draws(purpose, self.seed, epoch, self.ids[position])
 
 
 def _checked_targets(split: Split, target: Target) -> Tensor:

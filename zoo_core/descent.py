@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from zoo_core.accumulation import check_divides, counted, piece, pieces
-from zoo_core.checkpoint import Offer, State
+from zoo_core.checkpoint import Offer, State, laid_out_like
 from zoo_core.contracts import Batch
-from zoo_core.data import Loader, draw_seed
+from zoo_core.data import Loader
+from zoo_core.draws import own_draws
 from zoo_core.errors import DivergedError, LawError, UsageError
 from zoo_core.forecast import activations, available_bytes, fitting_batch, state_bytes
 from zoo_core.interrupts import held_back
@@ -27,7 +28,7 @@ from zoo_core.measure import Stopwatch, autocast, precision_of
 from zoo_core.plan import Budget
 from zoo_core.recomputation import recomputed, still
 
-__all__ = ["Descent", "Progress", "Thrift", "moving", "own_draws", "projectors"]
+__all__ = ["Descent", "Progress", "Thrift", "moving", "projectors"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,9 +169,12 @@ class Descent:
             self.micro_batch = values["micro_batch"]  # another one would round otherwise
         self._unseen = {name: self._unseen[name] for name in values["unseen"]}
         table = self._optimiser.state_dict()
+        parameters = [parameter for group in self._optimiser.param_groups for parameter in group["params"]]
         for key, tensor in parts.get("optimiser", {}).items():
             at, _, name = key.partition(".")
-            table["state"].setdefault(int(at), {})[name] = tensor
+            is_moment = name != "step"
+            value = laid_out_like(parameters[int(at)], tensor) if is_moment else tensor
+            table["state"].setdefault(int(at), {})[name] = value
         self._optimiser.load_state_dict(table)
         known = self._schedule.state_dict()
         rates = [base * share(self.step) for base, share in zip(known["base_lrs"], self._shares, strict=True)]
@@ -400,12 +404,3 @@ def _draw_from(states: Mapping[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(states["cpu"])
     if device.type == "cuda":
         torch.cuda.set_rng_state(states["cuda"], device)
-
-
-@contextmanager
-def own_draws(device: torch.device, *parts: object) -> Iterator[None]:
-    """Dropout draws from a seed of its own; the caller's random state is put back."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(draw_seed(*parts))
-        yield

@@ -1,7 +1,7 @@
 """Files that a plan names -> files on this machine, each of the size and sha256 that its pin says.
 
 Everything after the pin is decided by hashes; who delivers the bytes does not matter. What is here is used without a
-request, and what is damaged is downloaded once more.
+request, and what is damaged is set aside and downloaded once more; what is as the Hub tells stays, whatever is pinned.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from huggingface_hub import constants
 from zoo_core import remote
 from zoo_core.bind import Bound
 from zoo_core.contracts import Source, Weights
-from zoo_core.downloads import right_file
+from zoo_core.downloads import is_as_recorded, right_file
 from zoo_core.errors import IntegrityError, NotFoundError, ZooError
+from zoo_core.folders import check_locked
 from zoo_core.lock import Pinned, part_key
 from zoo_core.pins import pin
 from zoo_core.plan import Plan, needed, pinned
-from zoo_core.verified import check, safe_name, some
+from zoo_core.verified import check, safe_name, some, wrong_in
 
 __all__ = [
     "DELTA",
@@ -60,8 +61,11 @@ def pin_plan(plan: Plan, *, frozen: bool = False) -> Plan:
 
 
 def pin_plans(plans: Sequence[Plan], *, frozen: bool = False) -> list[Plan]:
-    """The plans with every file pinned; what several of them name is looked up once, and so is of one commit."""
-    open_keys = sorted({key for plan in plans for key in plan.unpinned})
+    """The plans with every file pinned; what several of them name is looked up once, and so is of one commit.
+
+    Local folders are looked at in any case. Raises IntegrityError for one that holds something else than the lock says.
+    """
+    open_keys = sorted({key for plan in plans for key in plan.unpinned if key not in plan.locked})
     if frozen and open_keys:
         raise NotFoundError(f"not in the lock: {some(open_keys)}; write it with zoo lock SPEC, or leave --frozen out")
     pins: dict[str, Pinned] = {}
@@ -70,6 +74,8 @@ def pin_plans(plans: Sequence[Plan], *, frozen: bool = False) -> list[Plan]:
             if key not in pins:
                 random = plan.weights == "random" and key == part_key(plan.backbone)
                 pins[key] = pin(plan.sources[key], weights="random" if random else "pretrained")
+            if key in plan.locked:
+                check_locked(key, plan.locked[key], pins[key])
     return [pinned(plan, {key: pins[key] for key in plan.unpinned}) for plan in plans]
 
 
@@ -107,16 +113,17 @@ def folder(
 ) -> Path:
     """The folder that holds these files of a pin, each with its size and sha256 checked; names as in a repository.
 
-    What is not in the Hugging Face cache is downloaded at the pin's commit; what is damaged there is removed and
-    downloaded once more. progress: is told of each piece that arrives.
+    What is not in the Hugging Face cache is downloaded at the pin's commit; what is damaged there is set aside, with a
+    warning, and downloaded once more. progress: is told of each piece that arrives.
     Raises NotFoundError (not here, and offline; or a local file is gone), AccessError, IntegrityError (wrong content
-    even so, or of a local folder), ZooError (no room).
+    even so, or of a local folder, or behind a linked one; or a pin that the Hub contradicts), ZooError (no room).
     """
     assert names, "a folder for no files"
     for name in names:
         if name not in pin.files:
             raise NotFoundError(f"{pin.repository or pin.folder} has no {name} among its pinned files; pin it again")
-        safe_name(name, "the lock")
+        if pin.folder is None:  # the files of a local one are the user's own, and may lie beside it
+            safe_name(name, "the lock")
     wrong = _wrong(pin, names)
     if pin.repository is None or pin.revision is None:
         for error in wrong.values():
@@ -161,13 +168,12 @@ def fetch_run(name: str, revision: str | None = None) -> Path:
 
 def _wrong(pin: Pinned, names: Sequence[str], *, again: bool = False) -> dict[str, ZooError]:
     """What is not right on this machine: not there (NotFoundError), or other content (IntegrityError)."""
+    if pin.repository is None or pin.revision is None:
+        return wrong_in(_folder_of(pin), {name: pin.files[name] for name in names}, again=again)
     wrong: dict[str, ZooError] = {}
     for name in names:
         try:
-            if pin.repository is None or pin.revision is None:
-                path: Path | None = _folder_of(pin) / safe_name(name, "the lock")
-            else:
-                path = remote.cached(pin.repository, pin.revision, safe_name(name, "the lock"))
+            path = remote.cached(pin.repository, pin.revision, safe_name(name, "the lock"))
             if path is None:
                 raise NotFoundError(f"{name} of {pin.repository} at {pin.revision} is not on this machine")
             check(path, pin.files[name], again=again)
@@ -189,8 +195,12 @@ def _may_download(pin: Pinned, wrong: Mapping[str, ZooError], *, offline: bool) 
     forbidden = "offline" if offline else remote.offline_by()
     if forbidden:
         get = "get it where they are not: zoo fetch SPEC"
-        for error in wrong.values():
+        for name, error in wrong.items():
             if isinstance(error, IntegrityError):
+                path = remote.cached(pin.repository, pin.revision, name)
+                if path is not None and is_as_recorded(path):
+                    get = "the pin is wrong: restore the lock, or write it again where they are not: zoo lock SPEC"
+                    error = IntegrityError(f"{error}, which the cache's own record of {where} agrees with")
                 raise IntegrityError(f"{error}, and requests are forbidden ({forbidden}); {get}") from error
         raise NotFoundError(
             f"{where}: {some(list(wrong))} not on this machine, and requests are forbidden ({forbidden}); {get}"

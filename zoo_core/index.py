@@ -30,6 +30,7 @@ from zoo_core.scan import (
 )
 from zoo_core.settings import cache_folder, read_settings, settings_file
 from zoo_core.versions import in_range
+from zoo_core.writing import write_whole
 
 if TYPE_CHECKING:
     from zoo_core.contracts import PartKind  # at run time its dataclasses would cost a third of `zoo list`
@@ -52,6 +53,7 @@ FORMAT = 1  # raised when scan.py reads something else from the same files
 NUM_KEPT = 16  # index files in the cache folder: one for each environment and way of starting Python
 RACY_NS = 100_000_000  # a folder that changed so shortly ago may change again within one tick of its clock
 KINDS = ("backbone", "adapter", "head", "task")
+HEX = frozenset("0123456789abcdef")
 
 
 class Provider(NamedTuple):
@@ -403,22 +405,27 @@ def _read(file: str | None) -> object:
 def _write(file: str, content: object) -> None:
     """Writes a cache file in one step; a folder that may not be written is no reason to complain."""
     body = json.dumps(content, separators=(",", ":"))
-    temporary = f"{file}.{os.getpid()}"
     try:
         os.makedirs(os.path.dirname(file), exist_ok=True)
-        with open(temporary, "w", encoding="utf-8") as opened:
-            opened.write(f"{FORMAT} {_crc(body)}\n{body}")
-        os.replace(temporary, file)
+        write_whole(file, f"{FORMAT} {_crc(body)}\n{body}")
     except OSError:
         return
 
 
 def _prune(cache: str) -> None:
-    """Keeps the newest index files, and no half-written one that a killed process left."""
+    """Keeps the newest index files, and no half-written one that a killed process left; other files stay."""
     try:
-        found = [entry for entry in os.scandir(cache) if entry.name.startswith("index-")]
-        found.sort(key=lambda entry: entry.stat().st_mtime_ns, reverse=True)
+        found = [entry for entry in os.scandir(cache) if _is_index(entry.name)]
+        found.sort(key=lambda entry: entry.stat(follow_symlinks=False).st_mtime_ns, reverse=True)
         for entry in found[NUM_KEPT:]:
             os.unlink(entry.path)
     except OSError:
         return
+
+
+def _is_index(name: str) -> bool:
+    """Whether a name is `index-HASH.json`, or that of one that is being written."""
+    start, _, rest = name.partition(".json")
+    mark = start.removeprefix("index-")
+    written = f"index-{mark}.json" + (f".{rest[1:]}" if rest else "")
+    return written == name and len(mark) == 8 and set(mark + rest[1:]) <= HEX and len(rest) in (0, 9)

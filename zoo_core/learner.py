@@ -282,7 +282,8 @@ class Learner(nn.Module):
             for name, tensor in own.items():
                 if name in self._unsized:
                     path, _, leaf = name.rpartition(".")
-                    setattr(self.get_submodule(path), leaf, tensors[name].to(tensor, copy=True))
+                    found = tensors[name].to(tensor, copy=True)
+                    setattr(self.get_submodule(path), leaf, found.contiguous())  # as it lies in a file
                 else:
                     tensor.copy_(tensors[name])
 

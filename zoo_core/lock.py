@@ -6,6 +6,7 @@ those inside the part's own package.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -20,28 +21,28 @@ if TYPE_CHECKING:
     from zoo_core.bind import Bound
 
 __all__ = [
-    "PLACES",
     "Pinned",
     "check_lock",
     "lock_of",
     "part_key",
+    "pin_of",
     "pins_of",
     "read_lock",
     "read_pins",
+    "told_apart",
     "unpublished_in",
     "write_lock",
 ]
 
 FORMAT = 1
-PLACES = ("files", "path")  # arguments that say where the files of a local folder lie
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pinned:
     """The files of one part by name, each with its hash.
 
-    repository, revision: the Hub repository and the commit they are of. folder: the local one they lie in. Neither:
-    they are inside the part's package.
+    repository, revision: the Hub repository and the commit they are of. folder: the local one they lie in, where others
+    may lie now. Neither: they are inside the part's package.
     """
 
     files: Mapping[str, FileHash]
@@ -49,19 +50,44 @@ class Pinned:
     revision: str | None = None
     folder: str | None = None
 
+    @property
+    def content(self) -> str:
+        """128 bits, in hex, of the names of its files and what they hold."""
+        rows = sorted(f"{name}\0{file.sha256}" for name, file in self.files.items())
+        return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:32]
+
 
 def part_key(part: Bound) -> str:
-    """What a part is called in a lock: `backbone:timm/resnet18`, with `@revision` and `(folder)` if written.
+    """What a part is called in a lock: `backbone:timm/resnet18`, with `@revision` if one was written.
 
-    A task that reads a user's files stands with all its arguments, since those decide which files it reads.
+    One that reads files stands with its arguments, `task:csv(path="a.csv")`, since those decide which files it reads.
     """
-    if part.kind == "task" and getattr(part.recipe, "path", None):
+    if part.reads:
         written = part.canonical()
         arguments = tuple(argument for argument in written.arguments if argument[0] not in part.common)
-        return f"task:{replace(written, kind=None, arguments=arguments)}"
-    revision = f"@{part.revision}" if part.revision else ""
-    folder = next((place for name in PLACES if (place := getattr(part.recipe, name, None))), None)
-    return f"{part.kind}:{part.name}{revision}" + (f"({folder})" if folder else "")
+        if arguments:
+            return f"{part.kind}:{replace(written, kind=None, arguments=arguments)}"
+    return _named(part)
+
+
+def pin_of(pins: Mapping[str, Pinned], part: Bound) -> Pinned | None:
+    """What pins hold of a part that reads files, also under the key that locks had for it before December 2026."""
+    found = pins.get(part_key(part))
+    if found is not None or part.source is None:
+        return found
+    place = part.source.folder or part.source.repository
+    before = pins.get(_named(part) + (f"({part.source.folder})" if part.source.folder is not None else ""))
+    return before if before is not None and place in (before.folder, before.repository) else None
+
+
+def _named(part: Bound) -> str:
+    return f"{part.kind}:{part.name}" + (f"@{part.revision}" if part.revision else "")
+
+
+def told_apart(pins: Mapping[str, Pinned]) -> tuple[dict[str, Pinned], dict[str, Pinned]]:
+    """The pins of commits and packages, which never change, and those of local folders, which are looked at again."""
+    fixed = {key: pin for key, pin in pins.items() if pin.folder is None}
+    return fixed, {key: pin for key, pin in pins.items() if pin.folder is not None}
 
 
 def lock_of(parts: Iterable[Bound], pins: Mapping[str, Pinned]) -> dict[str, Any]:
@@ -132,11 +158,22 @@ def write_lock(path: Path, lock: Mapping[str, Any]) -> None:
 
 
 def check_lock(path: Path, held: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Both locks together. Raises IncompatibleError when a part is not what the run began with."""
+    """Both locks together: what a local folder or a plugin file holds is as it is now.
+
+    Rows that were made from what they held before are superseded, see standing.py. Raises IncompatibleError when a part
+    is of another distribution, version or commit than the run began with.
+    """
     for name, row in wanted["parts"].items():
         before = held["parts"].get(name)
-        if before is not None and before != row:
-            changed = sorted(key for key in before.keys() | row.keys() if before.get(key) != row.get(key))
+        if before is not None:
+            kept = before.keys() | row.keys()
+            if before.get("folder") is not None and row.get("folder") is not None:
+                kept -= {"files", "folder"}
+            if before.get("sha256") and row.get("sha256") and before["distribution"] == row["distribution"]:
+                kept -= {"sha256"}
+            changed = sorted(key for key in kept if before.get(key) != row.get(key))
+            if not changed:
+                continue
             raise IncompatibleError(
                 f"{path} was made with {name} of another {changed[0]}: {before.get(changed[0])} then, "
                 f"{row.get(changed[0])} now; install what it was made with, or use a new --out"

@@ -10,9 +10,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable
 from dataclasses import asdict
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from huggingface_hub import constants
@@ -22,11 +20,12 @@ from zoo_core.catalog import catalog
 from zoo_core.contracts import FileHash, Source, Weights
 from zoo_core.downloads import right_file
 from zoo_core.errors import IntegrityError, NotFoundError, ZooError, nearest
+from zoo_core.folders import called, check_weights, look
 from zoo_core.index import load_index
 from zoo_core.lock import Pinned, pins_of
 from zoo_core.plan import needed
 from zoo_core.remote import Listed, MissingError, UnreachableError
-from zoo_core.verified import git_sha1, hash_of, read_memory, safe_name, some, write_memory
+from zoo_core.verified import git_sha1, read_memory, safe_name, write_memory
 
 __all__ = ["pin"]
 
@@ -43,12 +42,12 @@ def pin(source: Source, *, offline: bool = False, weights: Weights = "pretrained
     AccessError (gated, refused, not reached), IntegrityError (content that is not what the Hub tells of it).
     """
     if source.repository is None:
-        return _pin_folder(source, weights)
+        return look(source, weights)
     known = _recall(source, source.revision)
     forbidden = "offline" if offline else remote.offline_by()
     if known is None and forbidden:
         raise NotFoundError(
-            f"{_called(source)} has not been pinned on this machine, and requests are forbidden ({forbidden}); "
+            f"{called(source)} has not been pinned on this machine, and requests are forbidden ({forbidden}); "
             f"get it first where they are not: zoo fetch SPEC"
         )
     if known is not None and (forbidden or remote.is_commit(source.revision)):
@@ -58,7 +57,7 @@ def pin(source: Source, *, offline: bool = False, weights: Weights = "pretrained
     except UnreachableError as error:
         if known is None:
             raise
-        logger.warning("%s; going on with what %s was before: %s", error, _called(source), known.revision)
+        logger.warning("%s; going on with what %s was before: %s", error, called(source), known.revision)
         found = known
     except MissingError as error:
         others = (name for name in _known_repositories() if name != source.repository)
@@ -71,7 +70,7 @@ def _pin_repository(source: Source, repository: str, weights: Weights) -> Pinned
     found = _recall(source, commit)
     if found is None:
         listed = remote.listing(repository, commit)
-        _check_weights(source, listed, weights)
+        check_weights(source, listed, weights)
         files = {}
         for name in needed(source, "pretrained", listed):
             safe_name(name, repository)
@@ -99,40 +98,9 @@ def _hash_listed(repository: str, commit: str, name: str, listed: Listed) -> Fil
     return FileHash(sha256=hashlib.sha256(content).hexdigest(), size=len(content))
 
 
-def _pin_folder(source: Source, weights: Weights) -> Pinned:
-    assert source.folder is not None, "a source is a repository or a folder"
-    root = Path(source.folder).expanduser()
-    if not root.is_dir():
-        raise NotFoundError(f"no folder {source.folder}; files=DIR takes one that is laid out like a repository")
-    wanted = (*source.patterns, *source.weights)
-    if all((root / name).is_file() for name in wanted):  # a table names its file; what lies beside it is not walked
-        names = {name: root / name for name in wanted}
-    else:
-        names = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()}
-    _check_weights(source, names, weights)
-    return Pinned(
-        folder=source.folder, files={name: hash_of(names[name]) for name in needed(source, "pretrained", names)}
-    )
-
-
 def _checked(source: Source, found: Pinned, weights: Weights) -> Pinned:
-    _check_weights(source, found.files, weights)
+    check_weights(source, found.files, weights)
     return found
-
-
-def _check_weights(source: Source, names: Iterable[str], weights: Weights) -> None:
-    """Raises NotFoundError if pre-trained weights are wanted and none of the names is theirs."""
-    names = sorted(names)
-    is_there = any(fnmatchcase(name, pattern) for pattern in source.weights for name in names)
-    if weights == "pretrained" and source.weights and not is_there:
-        raise NotFoundError(
-            f"{_called(source)} has no weights: no file fits {', '.join(source.weights)}{_pickles(names)}"
-        )
-
-
-def _pickles(names: Iterable[str]) -> str:
-    found = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
-    return f"; it has {some(found)}, which is read only with allow_pickle=true" if found else ""
 
 
 # --- what is remembered ----------------------------------------------------------------------------------------------
@@ -170,9 +138,3 @@ def _known_repositories() -> list[str]:
         if entry is not None and entry.repository is not None:
             names.add(entry.repository)
     return sorted(names)
-
-
-def _called(source: Source) -> str:
-    if source.repository is None:
-        return str(source.folder)
-    return source.repository + (f" at {source.revision}" if source.revision else "")

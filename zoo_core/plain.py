@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -37,14 +38,17 @@ def write_plain(learner: Learner, folder: Path) -> str:
     merged = learner.merge().cpu()
     backbone = merged.backbone
     assert isinstance(backbone, Exportable), "a merged backbone is what it was"
+    fresh = folder.with_name(f"{folder.name}.{os.urandom(4).hex()}")  # nobody else's, so that all of it may go again
     try:
-        folder.mkdir(parents=True)
+        fresh.mkdir(parents=True)
     except OSError as error:
         raise AccessError(f"{folder} cannot be made ({error.strerror}); name another folder") from error
     try:
-        return backbone.export(folder, _linear(merged), merged.target)
+        told = backbone.export(fresh, _linear(merged), merged.target)
+        fresh.rename(folder)
+        return told.replace(str(fresh), str(folder))
     except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(fresh, ignore_errors=True)
         if isinstance(error, OSError):
             raise AccessError(f"{folder} cannot be written ({error}); name another folder") from error
         raise

@@ -6,11 +6,14 @@ of files, never text, so a plan has none before its files are pinned.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from fnmatch import fnmatchcase
+from fnmatch import fnmatchcase, translate
+from pathlib import Path
 from typing import Any, Literal
 
 from zoo_core.bind import Bound
@@ -18,12 +21,13 @@ from zoo_core.catalog import Entry
 from zoo_core.contracts import Source, Target, Weights
 from zoo_core.declarations import MAX_RATES
 from zoo_core.errors import UsageError, nearest
-from zoo_core.lock import PLACES, Pinned, part_key
+from zoo_core.lock import Pinned, part_key
 from zoo_core.spec import Part, Spec
 
-__all__ = ["Budget", "Plan", "Trial", "budget_from", "needed", "pinned", "reseeded"]
+__all__ = ["Budget", "Plan", "Trial", "budget_from", "literal", "needed", "pinned", "reseeded"]
 
 DIGEST_FORMAT = 1  # raised when the digest of an unchanged trial would change
+HERE = "./"  # in an identity, the folder of a local source, wherever it lies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +125,9 @@ class Plan:
 
     task: None when a model is loaded for a target alone. adapters: without those that change nothing. entry: what the
     catalogue says of the backbone, None if nothing. deferred: checks that need the built backbone.
+    inner: the parts that arguments name by specs, such as a teacher.
     sources: where the files of its parts come from, by the keys of a lock. pins: the files that are known by sha256.
+    locked: what a lock of the user's says of local folders, which are looked at all the same.
     digest: identity of the trial; None while its files are not pinned. combination: the same without the seed.
     base_digest: identity of the backbone before any adapter, the same for all trials on it.
     """
@@ -140,8 +146,10 @@ class Plan:
     num_stages: int | None
     first_stage: int | None
     deferred: tuple[str, ...] = ()
+    inner: tuple[Bound, ...] = ()
     sources: Mapping[str, Source] = field(default_factory=dict)
     pins: Mapping[str, Pinned] = field(default_factory=dict)
+    locked: Mapping[str, Pinned] = field(default_factory=dict)
     digest: str | None = None
     base_digest: str | None = None
     combination: str | None = None
@@ -153,8 +161,13 @@ class Plan:
 
     @property
     def parts(self) -> tuple[Bound, ...]:
-        """Every bound part: backbone, adapters, head, task."""
-        return (self.backbone, *self.adapters, self.head, *((self.task,) if self.task else ()))
+        """Every bound part: backbone, adapters, head, task, and those that arguments name."""
+        return (self.backbone, *self.adapters, self.head, *((self.task,) if self.task else ()), *self.inner)
+
+    @property
+    def contents(self) -> dict[str, str]:
+        """Of each part that is made from a local folder what that holds, see Pinned.content; empty while not pinned."""
+        return {key: pin.content for key, pin in self.pins.items() if pin.folder is not None}
 
     @property
     def until(self) -> int | None:
@@ -187,6 +200,7 @@ def pinned(plan: Plan, pins: Mapping[str, Pinned]) -> Plan:
         "task": _identity(plan, plan.task) if plan.task else None,
         "target": asdict(plan.target),
         "budget": plan.budget.identity(),
+        **({"inner": [_identity(plan, part) for part in plan.inner]} if plan.inner else {}),
     }
     combination = _digest(identity)
     return replace(plan, combination=combination, digest=_seeded(combination, plan.seed), base_digest=_digest(base))
@@ -196,13 +210,27 @@ def needed(source: Source | None, weights: Weights, files: Mapping[str, Any]) ->
     """Which of the files a build with these weights reads, by name; of a package, which has no source, all or none."""
     if source is None:
         return tuple(sorted(files)) if weights == "pretrained" else ()
-    wanted = {name for pattern in source.patterns for name in files if fnmatchcase(name, pattern)}
+    wanted = _fitting(source.patterns, files)
     for pattern in source.weights if weights == "pretrained" else ():
-        fitting = {name for name in files if fnmatchcase(name, pattern)}
+        fitting = _fitting([pattern], files)
         if fitting:
             wanted |= fitting
             break
     return tuple(sorted(wanted))
+
+
+def literal(pattern: str) -> str | None:
+    """The one name that a pattern of a source fits; None for one with wildcards."""
+    name = re.sub(r"\[([*?[])\]", r"\1", pattern)
+    return name if glob.escape(name) == pattern else None
+
+
+def _fitting(patterns: Sequence[str], files: Mapping[str, Any]) -> set[str]:
+    """The names that fit any of the patterns; of 100,000, and as many patterns without wildcards, in a moment."""
+    names = {literal(pattern) for pattern in patterns}
+    globs = [translate(pattern) for pattern in patterns if literal(pattern) is None]
+    fits = re.compile("|".join(globs)).match if globs else None
+    return {name for name in files if name in names or (fits is not None and fits(name))}
 
 
 def _identity(plan: Plan, part: Bound) -> dict[str, object]:
@@ -215,12 +243,28 @@ def _identity(plan: Plan, part: Bound) -> dict[str, object]:
     if source is not None and source.folder is not None:
         fields = identity["fields"]
         assert isinstance(fields, dict)
-        kept = {name: value for name, value in fields.items() if name not in PLACES and value != source.folder}
-        identity["fields"] = kept
+        placed = ((name, _placed(value, source)) for name, value in fields.items())
+        identity["fields"] = {name: value for name, value in placed if value != HERE}
     if pin is None:
         return identity
-    weights = plan.weights if part is plan.backbone else "pretrained"
+    weights = plan.weights if part is plan.backbone else part.common.get("weights", "pretrained")
     return identity | {"files": {name: pin.files[name].sha256 for name in needed(source, weights, pin.files)}}
+
+
+def _placed(value: object, source: Source) -> object:
+    """An argument, seen from the folder of a local source.
+
+    HERE for the folder itself, or for the one file that is read; a file among others by its name; others as they are.
+    """
+    if not isinstance(value, str) or not value or source.folder is None:
+        return value
+    path, folder = Path(value).expanduser(), Path(source.folder).expanduser()
+    if value == source.folder or path == folder:
+        return HERE
+    patterns = (*source.patterns, *source.weights)
+    if path.parent != folder or not any(fnmatchcase(path.name, each) for each in patterns):
+        return value
+    return HERE if len(patterns) == 1 and literal(patterns[0]) is not None else f"{HERE}{path.name}"
 
 
 def _seeded(combination: str | None, seed: int) -> str | None:

@@ -55,7 +55,8 @@ class Row:
     """One combination that has a score. rank: 1 is the task's best. tied: its interval overlaps the best one's.
 
     gain: score minus that of random initialisation, positive is better; None where there is no such row to compare.
-    num_failed, num_refused: seeds without a score. unpublished: names of plugin files that parts of it come from.
+    num_failed, num_refused: seeds without a score. num_outdated: seeds that were made from other files than there are
+    now. unpublished: names of plugin files that parts of it come from.
     """
 
     rank: int
@@ -79,6 +80,7 @@ class Row:
     train_seconds: float | None
     num_failed: int
     num_refused: int
+    num_outdated: int = 0
     unpublished: tuple[str, ...] = ()
 
 
@@ -111,17 +113,24 @@ class Difference:
     difference: Estimate
 
 
-def report_of(results: Iterable[Result]) -> Report:
-    """The report of results, in whatever order they come; of several results of one trial, the one that stands."""
-    standing, remarks = _one_for_each_seed(latest(results).values())
+def report_of(
+    results: Iterable[Result], *, outdated: frozenset[str] = frozenset(), remarks: Sequence[str] = ()
+) -> Report:
+    """The report of results, in whatever order they come; of several results of one trial, the one that stands.
+
+    A superseded result is left out. outdated: digests of those whose files have changed since. remarks: lines that go
+    before its own.
+    """
+    current = (result for result in results if result.superseded is None)
+    standing, own = _one_for_each_seed(latest(current).values())
     groups: dict[_Key, list[Result]] = {}
     for result in standing:
         groups.setdefault(_key(result), []).append(result)
     scored = {key: group for key, group in groups.items() if any(result.status == "ok" for result in group)}
     rows: list[Row] = []
     for table in sorted({_table_of(key) for key in scored}):
-        rows.extend(_ranked([_row(key, scored) for key in scored if _table_of(key) == table]))
-    return Report(rows=tuple(rows), failures=tuple(_failures(standing)), remarks=tuple(remarks))
+        rows.extend(_ranked([_row(key, scored, outdated) for key in scored if _table_of(key) == table]))
+    return Report(rows=tuple(rows), failures=tuple(_failures(standing)), remarks=(*remarks, *own))
 
 
 def differences(results: Iterable[Result], baseline: str) -> tuple[Difference, ...]:
@@ -129,7 +138,7 @@ def differences(results: Iterable[Result], baseline: str) -> tuple[Difference, .
 
     baseline: a spec as the table writes it, head included. Raises NotFoundError if no row has it.
     """
-    standing, _ = _one_for_each_seed(latest(results).values())
+    standing, _ = _one_for_each_seed(latest(each for each in results if each.superseded is None).values())
     scores: dict[tuple[tuple[str, ...], str], dict[int, float]] = {}
     for result in standing:
         if result.status == "ok" and result.score is not None:
@@ -230,7 +239,7 @@ def _one_for_each_seed(results: Iterable[Result]) -> tuple[list[Result], list[st
     return [found[pair] for pair in sorted(found)], remarks
 
 
-def _row(key: _Key, groups: Mapping[_Key, Sequence[Result]]) -> Row:
+def _row(key: _Key, groups: Mapping[_Key, Sequence[Result]], outdated: frozenset[str]) -> Row:
     group = groups[key]
     scored = [result for result in group if result.status == "ok" and result.score is not None]
     return Row(
@@ -255,6 +264,7 @@ def _row(key: _Key, groups: Mapping[_Key, Sequence[Result]]) -> Row:
         train_seconds=_median(result.train_seconds for result in scored),
         num_failed=sum(result.status == "failed" for result in group),
         num_refused=sum(result.status == "refused" for result in group),
+        num_outdated=sum(result.digest in outdated for result in group),
         unpublished=tuple(name for name, _ in key.unpublished),
     )
 

@@ -9,7 +9,6 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass, replace
 from fnmatch import fnmatchcase
-from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +19,7 @@ from zoo_core.errors import AmbiguousError, NotFoundError, PluginError, UsageErr
 from zoo_core.index import Failure, Index, Provider, State, load_index, reserved_names
 from zoo_core.index import list_names as names_of
 from zoo_core.interrupts import held_back, raise_interrupt
+from zoo_core.once import Once
 from zoo_core.scan import mtime_ns, normalise
 from zoo_core.spec import Part, parse_part
 
@@ -224,7 +224,7 @@ class Registry:
         return f"no plugin provides {_a(wanted)} {name!r}{held}{nearest(name, known)}{unread}; {help_}"
 
 
-@cache
+@Once
 def registry() -> Registry:
     """The registry of this process's environment; Python plugins that are installed later need a new process."""
     return Registry(load_index())

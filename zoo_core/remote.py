@@ -30,6 +30,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
     XetDownloadError,
 )
+from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.tqdm import tqdm
 
@@ -47,6 +48,7 @@ __all__ = [
     "listing",
     "offline_by",
     "reach",
+    "repository_folder",
     "resolve",
     "told",
 ]
@@ -131,17 +133,25 @@ def listing(repository: str, commit: str) -> dict[str, Listed]:
     }
 
 
-def reach(repository: str, commit: str, name: str) -> None:
-    """Asks whether a file can be had, which tells soon and precisely what `download` tells late or wrongly.
+def reach(repository: str, commit: str, name: str) -> str:
+    """The ETag that the Hub tells of a file: of one in LFS its sha256, else git's sha1; a proxy may tell another text.
 
-    The client's download waits half a minute for a Hub that is down, and says of a disabled repository to check the
-    connection.
+    Asking for it tells soon and precisely what `download` tells late or wrongly: the client's download waits half a
+    minute for a Hub that is down, and says of a disabled repository to check the connection.
     """
     address = hf_hub_url(**_named(repository), filename=name, revision=commit, endpoint=endpoint())
     found = _ask(lambda: get_hf_file_metadata(address, endpoint=endpoint()), repository, commit)
     if found.commit_hash is None or found.etag is None:
         lacking = "X-Repo-Commit" if found.commit_hash is None else "ETag"
         raise _no_hub(ValueError(f"no header {lacking}"))
+    return str(found.etag)
+
+
+def repository_folder(repository: str) -> Path:
+    """Where the Hugging Face cache keeps a repository; it need not exist."""
+    named = _named(repository)
+    kind = named["repo_type"] or "model"
+    return Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=named["repo_id"], repo_type=kind))
 
 
 def cached(repository: str, commit: str, name: str) -> Path | None:

@@ -37,15 +37,23 @@ LEGEND = {
 }
 
 
-def render(results: Iterable[Result], *, form: str = "table", width: int | None = None) -> str:
-    """The report as text. form: table, text, md, csv (raw numbers in full precision) or json.
+def render(
+    results: Iterable[Result],
+    *,
+    form: str = "table",
+    width: int | None = None,
+    outdated: frozenset[str] = frozenset(),
+    remarks: Sequence[str] = (),
+) -> str:
+    """The report as text. form: table, text, md, csv (raw numbers in full precision, no remarks) or json.
 
+    outdated, remarks: as for `report_of`.
     A table has colours and borders on a terminal and is plain text elsewhere. width: of the terminal, None: its own.
     Raises UsageError for another form.
     """
     if form not in FORMATS:
         raise UsageError(f"unknown format {form!r}; there are {', '.join(FORMATS)}{nearest(form, FORMATS)}")
-    report = report_of(results)
+    report = report_of(results, outdated=outdated, remarks=remarks)
     if form == "csv":
         return _csv(report)
     if form == "json":
@@ -116,7 +124,7 @@ def _rate(rate: Rate | None) -> str:
 
 
 def _missing(row: Row) -> str:
-    counts = {"failed": row.num_failed, "refused": row.num_refused}
+    counts = {"failed": row.num_failed, "refused": row.num_refused, "out of date": row.num_outdated}
     return ", ".join(f"{count} {word}" for word, count in counts.items() if count)
 
 
@@ -213,7 +221,7 @@ CSV_COLUMNS = (
     *("score", "score_std", "score_half_width", "num_seeds", "gain", "gain_half_width"),
     *("num_trainable", "num_parameters", "training_examples_per_second", "training_unsteady"),
     *("inference_examples_per_second", "inference_unsteady", "peak_memory_bytes", "train_seconds"),
-    *("num_failed", "num_refused", "status", "reason", "unpublished"),
+    *("num_failed", "num_refused", "num_outdated", "status", "reason", "unpublished"),
 )
 
 

@@ -30,15 +30,16 @@ from zoo_core.contracts import (
 from zoo_core.declarations import TRAINING, broken, check_adapter, check_head, check_task
 from zoo_core.errors import IncompatibleError, NotFoundError, RefusedError, UsageError, ZooError
 from zoo_core.index import reserved_names
-from zoo_core.lock import Pinned, part_key
+from zoo_core.lock import Pinned, part_key, pin_of
 from zoo_core.paths import task_part
 from zoo_core.plan import Budget, Plan, pinned
 from zoo_core.registry import Registry
 from zoo_core.registry import registry as default_registry
 from zoo_core.spec import Part, Spec
+from zoo_core.trust import check_trust
 from zoo_core.unpublished import SpecLike, part_of, spec_of
 
-__all__ = ["DEFAULT_HEAD", "check_built", "check_until", "consumed", "located", "resolve"]
+__all__ = ["DEFAULT_HEAD", "bind_task", "check_built", "check_until", "consumed", "located", "resolve"]
 
 DEFAULT_HEAD = "linear"  # what every target kind gets when a spec names no head
 
@@ -46,37 +47,47 @@ DEFAULT_HEAD = "linear"  # what every target kind gets when a spec names no head
 def resolve(
     spec: SpecLike,
     *,
-    task: str | Part | TaskRecipe | None = None,
+    task: str | Part | TaskRecipe | Bound | None = None,
     target: Target | None = None,
     budget: Budget | None = None,
     seed: int = 0,
     pins: Mapping[str, Pinned] | None = None,
     offline: bool = False,
+    afresh: bool = True,
+    stored: str | None = None,
     registry: Registry | None = None,
     catalog: Catalog | None = None,
 ) -> Plan:
     """The plan of one trial; either a task or a target says what is predicted.
 
     spec: text, recipe objects, or a list of both: "starter/vit-nano+lora(r=4)", ["starter/vit-nano", Lora(r=4)].
+    task: or what `bind_task` gave for several trials.
     pins: files that a lock pins, by part; they go before what a catalogue or a record says.
     offline: no request is sent, not even for a task of the Hub, whose files tell its target; the lock pins it.
+    afresh: whether local folders are still to be looked at, and the pins only say what must be found there; False for
+    pins that were just made, or whose files are checked when they are used.
+    stored: what spec and task were read from, as a run or a suite file; None where they are the user's of this call.
     Raises SpecError, NotFoundError, AmbiguousError, UsageError (a wrong argument), PluginError, and RefusedError with
-    the reason where the parts do not go together.
+    the reason where the parts do not go together, or something stored asks for more trust than this call gives it.
     """
     registry = registry or default_registry()
     catalog = catalog or default_catalog()
     budget = budget or Budget()
     parts = spec_of(spec, registry).parts
-    bound_task = registry.bind(_task(task, registry), "task") if task else None
-    if bound_task is not None:
-        bound_task = located(bound_task, pins or {}, offline=offline)
-        check_task(bound_task)
+    bound_task: Bound | None = None
+    if isinstance(task, Bound):
+        bound_task = task
+    elif task:
+        bound_task = bind_task(task, pins or {}, offline=offline, registry=registry)
     if target is None:
         if bound_task is None:
             raise UsageError("nothing says what is predicted; give a task or a target (num_classes, classes)")
         target = bound_task.recipe.target
     assert target is not None
     backbone, adapters, head = _bind_chain(parts, registry)
+    inner = _inner((backbone, *adapters, head, *((bound_task,) if bound_task else ())), registry)
+    for part in (backbone, *adapters, head, *((bound_task,) if bound_task else ()), *inner):
+        check_trust(part, stored)
     entry = catalog.find(backbone.name, "backbone")
     if entry is not None and entry.modality is None:
         entry = None  # of a namespace as a whole, such as hf(files="DIR")
@@ -106,8 +117,9 @@ def resolve(
         num_stages=num_stages,
         first_stage=first_stage,
         deferred=_deferred(entry),
+        inner=inner,
     )
-    return _with_files(plan, pins or {}, catalog)
+    return _with_files(plan, pins or {}, catalog, afresh)
 
 
 def check_built(
@@ -131,6 +143,13 @@ def check_built(
     _check_modality(part, known, plan.task)
     _check_head(part, known, plan.head, plan.adapters, plan.target)
     _check_adapters(part, known, plan.adapters, num_stages)
+
+
+def bind_task(task: str | Part | TaskRecipe, pins: Mapping[str, Pinned], *, offline: bool, registry: Registry) -> Bound:
+    """A task with its recipe, where its files are known and its declarations checked; for one trial or for many."""
+    found = located(registry.bind(_task(task, registry), "task"), pins, offline=offline)
+    check_task(found)
+    return found
 
 
 def located(task: Bound, pins: Mapping[str, Pinned], *, offline: bool = False) -> Bound:
@@ -309,26 +328,44 @@ def _rates(adapters: Sequence[Bound], head: Bound, num_rates: int) -> tuple[floa
     return tuple(grid[start : start + num_rates])
 
 
-def _with_files(plan: Plan, given: Mapping[str, Pinned], catalog: Catalog) -> Plan:
+def _inner(parts: Sequence[Bound], registry: Registry) -> tuple[Bound, ...]:
+    """The parts that specs among the arguments of some parts name, and those that these name."""
+    found: list[Bound] = []
+    for part in parts:
+        for spec in part.specs():
+            first, *rest = spec.parts
+            bound = [registry.bind(first, "backbone"), *(registry.bind(each) for each in rest)]
+            found += [*bound, *_inner(bound, registry)]
+    return tuple(found)
+
+
+def _with_files(plan: Plan, given: Mapping[str, Pinned], catalog: Catalog, afresh: bool) -> Plan:
     """The plan with the sources of its parts, and those files pinned that a lock, a catalogue or a record pins."""
     sources: dict[str, Source] = {}
     pins: dict[str, Pinned] = {}
+    locked: dict[str, Pinned] = {}
+    commits = {pin.repository: pin.revision for key, pin in given.items() if "@" not in key.partition("(")[0]}
     for part in plan.parts:
-        key = part_key(part)
         entry = plan.entry if part is plan.backbone else catalog.find(part.name, part.kind)
         source = _source(part, entry)
+        key = part_key(part)
         if source is None:
             if entry is not None and entry.files:
                 pins[key] = Pinned(files=entry.files)  # in its package
             continue
         if part is plan.backbone and plan.weights == "random" and not source.patterns:
             continue
+        held = pin_of(given, part)
+        if held is None and source.repository and source.revision is None and source.repository in commits:
+            source = replace(source, revision=commits[source.repository])  # one commit, whatever else is read of it
         sources[key] = source
-        if key in given:
-            pins[key] = _checked(key, given[key], source)
+        if held is not None and source.folder is not None and afresh:
+            locked[key] = _checked(key, held, source)
+        elif held is not None:
+            pins[key] = _checked(key, held, source)
         elif entry is not None and entry.files and entry.revision == source.revision:
             pins[key] = Pinned(repository=source.repository, revision=entry.revision, files=entry.files)
-    return pinned(replace(plan, sources=sources), pins)
+    return pinned(replace(plan, sources=sources, locked=locked), pins)
 
 
 def _source(part: Bound, entry: Entry | None) -> Source | None:
@@ -336,7 +373,7 @@ def _source(part: Bound, entry: Entry | None) -> Source | None:
     if part.kind == "head":
         return None
     try:
-        source: Source | None = part.recipe.source()
+        source = part.source
     except ZooError:
         raise
     except Exception as error:  # a plugin's own code ran; whatever it raises is told as its fault

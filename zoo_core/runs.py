@@ -110,7 +110,8 @@ def read_run(path: Path, *, needs_task: bool = True) -> StoredRun:
     except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
         raise IntegrityError(f"{file} is damaged ({_said(error)}); copy it again, or fit the model again") from error
     spec, pins = moved(path, spec, pins_of(read_lock(path / "zoo.lock")), places)
-    trial: dict[str, Any] = {"target": target, "budget": budget, "seed": seed, "pins": pins}
+    trial: dict[str, Any] = {"target": target, "budget": budget, "seed": seed, "pins": pins, "afresh": needs_task}
+    trial["stored"] = f"the run {path}"
     try:
         try:
             plan = pin_plan(resolve(spec, task=task, offline=not needs_task, **trial))

@@ -15,8 +15,9 @@ from types import TracebackType
 from typing import Any, Literal, TypeAlias, get_args
 
 from zoo_core.errors import AccessError, IntegrityError, NotFoundError, UsageError, ZooError
+from zoo_core.writing import sync, write_whole
 
-__all__ = ["Result", "RunLock", "Status", "append", "find", "latest", "read", "repair"]
+__all__ = ["Result", "RunLock", "Status", "amend", "append", "find", "latest", "read", "repair"]
 
 Status: TypeAlias = Literal["ok", "refused", "failed"]
 Json: TypeAlias = Mapping[str, Any]
@@ -37,7 +38,8 @@ class Result:
     median), batch_size, precision, repeats. coverage: what the weights file filled. created_at: UTC, ISO 8601.
     backbone: without its `weights` argument. adapters: joined with `+`. weights: pretrained, random, or
     `as built` where nothing says that the backbone was pre-trained. unpublished: sha256 of each plugin file that parts
-    come from, by the file's name.
+    come from, by the file's name. sources: of each part that was made from local files a digest of what they held, by
+    its key in the lock; None in a row of an earlier version. superseded: why the row no longer counts, None if it does.
     """
 
     trial: str
@@ -68,6 +70,8 @@ class Result:
     seed: int
     weights: str
     unpublished: Json = field(default_factory=dict)
+    sources: Json | None = None
+    superseded: str | None = None
 
 
 def append(path: Path, result: Result) -> None:
@@ -90,7 +94,7 @@ def append(path: Path, result: Result) -> None:
                 written += file.write(line[written:]) or 0
             os.fsync(file.fileno())
         if is_new:
-            _sync_folder(path.parent)
+            sync(path.parent)
     except OSError as error:
         raise _explained(error, path, "written") from error
 
@@ -137,6 +141,22 @@ def repair(path: Path) -> None:
             _log.warning("%s: a torn last line was moved to %s; its trial runs again", path, aside.name)
         file.flush()
         os.fsync(file.fileno())
+
+
+def amend(path: Path, changes: Mapping[int, Json]) -> None:
+    """Sets keys of some rows, by their position in what `read` gives, in one step; all else stays as it was written.
+
+    Only for the process that owns the run. Raises AccessError or ZooError as `append` does.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+        rows = [position for position, line in enumerate(lines) if line.strip()]
+        for position, change in changes.items():
+            row = json.loads(lines[rows[position]]) | change
+            lines[rows[position]] = json.dumps(row, separators=(",", ":")).encode()
+        write_whole(path, b"\n".join(lines))
+    except OSError as error:
+        raise _explained(error, path, "written") from error
 
 
 def find(results: Iterable[Result], digest: str) -> Result | None:
@@ -224,6 +244,8 @@ def _parsed(line: bytes, place: str) -> Result:
         raise IntegrityError(f"{place} lacks {', '.join(missing)}; {mend}")
     wrong = [name for name, check in _TYPES.items() if not check(row[name])]
     wrong += ["unpublished"] if not isinstance(row.get("unpublished", {}), dict) else []
+    wrong += ["sources"] if not isinstance(row.get("sources"), dict | None) else []
+    wrong += ["superseded"] if not isinstance(row.get("superseded"), str | None) else []
     if wrong:
         raise IntegrityError(f"{place}: {wrong[0]} cannot be {row[wrong[0]]!r:.60}; {mend}")
     return Result(**{name: value for name, value in row.items() if name in known})
@@ -278,15 +300,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _sync_folder(folder: Path) -> None:
-    """So that a new file's name is on disk too."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _explained(error: OSError, path: Path, verb: str) -> ZooError:

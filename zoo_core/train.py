@@ -17,7 +17,8 @@ from torch import nn
 from zoo_core.build import checksum
 from zoo_core.checkpoint import Offer, State
 from zoo_core.data import Loader
-from zoo_core.descent import Descent, Progress, Thrift, own_draws
+from zoo_core.descent import Descent, Progress, Thrift
+from zoo_core.draws import own_draws
 from zoo_core.errors import DivergedError, LawError
 from zoo_core.features import convert, joined
 from zoo_core.learner import Learner

@@ -1,8 +1,8 @@
 """Files whose content is known: hashed and looked at once, and remembered for as long as the file is the same one.
 
 A file is the same while its device, inode, size and both times are (a write changes the time of change, which no
-program can set back). The memory lies in the cache folder, one small file for each; where that cannot be written,
-nothing is remembered and everything works.
+program can set back). The memory lies in the cache folder, one small file for each, or for a folder; where that cannot
+be written, nothing is remembered and everything works.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from zoo_core.contracts import FileHash
-from zoo_core.errors import AccessError, IntegrityError, NotFoundError
+from zoo_core.errors import AccessError, IntegrityError, NotFoundError, ZooError
 from zoo_core.settings import cache_folder
 from zoo_core.writing import write_whole
 
@@ -24,17 +26,21 @@ __all__ = [
     "check",
     "git_sha1",
     "hash_of",
+    "hashes_of",
     "is_noted",
     "note",
     "read_memory",
     "safe_name",
     "some",
     "write_memory",
+    "wrong_in",
 ]
 
 # A file that changed so shortly ago may change again within one tick of the clock that stamps it, unseen.
 RACY_NS = 20_000_000
 SHOWN = 3  # names in a message
+THREADS = 4
+PIECE = 64  # files that a thread takes at once
 
 
 def check(path: Path, expected: FileHash, *, again: bool = False) -> None:
@@ -42,7 +48,27 @@ def check(path: Path, expected: FileHash, *, again: bool = False) -> None:
 
     again: hash it even if it is known to be right. The file is left where it is.
     """
-    found = hash_of(path, again=again, expected_size=expected.size)
+    _compare(path, hash_of(path, again=again, expected_size=expected.size), expected)
+
+
+def wrong_in(root: Path, expected: Mapping[str, FileHash], *, again: bool = False) -> dict[str, ZooError]:
+    """What is not right in a folder, by name: an IntegrityError for another content, a NotFoundError for no file.
+
+    again: as for `check`.
+    """
+    wrong: dict[str, ZooError] = {
+        name: NotFoundError(f"{root / name} is missing") for name in expected if not (root / name).is_file()
+    }
+    found = hashes_of(root, [name for name in expected if name not in wrong], again=again)
+    for name, file in found.items():
+        try:
+            _compare(root / name, file, expected[name])
+        except IntegrityError as error:
+            wrong[name] = error
+    return wrong
+
+
+def _compare(path: Path, found: FileHash, expected: FileHash) -> None:
     if found.size != expected.size:
         raise IntegrityError(f"{path} has {found.size} bytes, expected {expected.size}")
     if found.sha256 != expected.sha256:
@@ -71,6 +97,58 @@ def hash_of(path: Path, *, again: bool = False, expected_size: int | None = None
         raise NotFoundError(f"{path} is missing") from None
     except OSError as error:
         raise AccessError(f"{path} cannot be read ({error.strerror}); mend its rights") from error
+
+
+def hashes_of(root: Path, names: Sequence[str], *, again: bool = False) -> dict[str, FileHash]:
+    """The sha256 and size of files in a folder, by name; each from memory where it has not changed, unless `again`.
+
+    The memory of a folder is one file, so that 100,000 of its files cost a stat each.
+    Raises NotFoundError and AccessError as `hash_of` does.
+    """
+    place = "verified", f"folder-{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:32]}.json"
+    held = read_memory(*place)
+    known: dict[str, Any] = {} if again or not isinstance(held, dict) else held
+    start, found, unknown = f"{root}{os.sep}", dict[str, FileHash](), list[str]()
+    for name in names:
+        row = known.get(name)
+        try:
+            stat = os.stat(start + name if name[0] != "/" else name)  # noqa: PTH116 - a third of the time of pathlib
+        except OSError:
+            unknown.append(name)  # what is wrong is told below
+            continue
+        if isinstance(row, list) and row[5:] and row[:5] == [stat.st_dev, stat.st_ino, *_stamp(stat)]:
+            found[name] = FileHash(sha256=row[5], size=stat.st_size)
+        else:
+            unknown.append(name)
+    if unknown:
+        pieces = [unknown[start : start + PIECE] for start in range(0, len(unknown), PIECE)]
+        with ThreadPoolExecutor(THREADS) as threads:  # hashing lets others run
+            hashed = [one for piece in threads.map(partial(_hashed, root), pieces) for one in piece]
+        found |= {name: file for name, (file, _) in zip(unknown, hashed, strict=True)}
+        rows = {name: row for name, (_, row) in zip(unknown, hashed, strict=True) if row is not None}
+        if rows:
+            write_memory((held if isinstance(held, dict) else {}) | rows, *place)
+    return {name: found[name] for name in names}
+
+
+def _hashed(root: Path, names: Sequence[str]) -> list[tuple[FileHash, list[Any] | None]]:
+    """The hash of each file, and what to remember of it: nothing if it changed a moment ago, and may again unseen."""
+    found: list[tuple[FileHash, list[Any] | None]] = []
+    for name in names:
+        path = root / name
+        try:
+            with path.open("rb", buffering=0) as stream:
+                before = os.fstat(stream.fileno())
+                sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+                after = os.fstat(stream.fileno())
+        except FileNotFoundError:
+            raise NotFoundError(f"{path} is missing") from None
+        except OSError as error:
+            raise AccessError(f"{path} cannot be read ({error.strerror}); mend its rights") from error
+        settled = _stamp(before) == _stamp(after) and time.time_ns() - after.st_ctime_ns > RACY_NS
+        row = [after.st_dev, after.st_ino, *_stamp(after), sha256] if settled else None
+        found.append((FileHash(sha256=sha256, size=after.st_size), row))
+    return found
 
 
 def git_sha1(content: bytes) -> str:

@@ -26,7 +26,6 @@ from zoo_core.cli.options import (
 from zoo_core.errors import NotFoundError, UsageError
 from zoo_core.paths import is_path
 from zoo_core.report import render
-from zoo_core.store import read
 
 if TYPE_CHECKING:
     from zoo_core.hub import Progress as Download
@@ -120,18 +119,26 @@ def bench(
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--format", "form", type=click.Choice(FORMATS), default="table", help="How the results are printed.")
 def report(folders: tuple[Path, ...], form: str) -> None:
-    """Print the table of one or several runs, from their results alone.
+    """Print the table of one or several runs.
+
+    Results that are superseded are left out, and those whose files have changed or are gone since are named.
 
     \b
     zoo report runs/starter --format md
     """  # noqa: D301 - click reads the character \b as: keep these lines
-    results = []
+    from zoo_core.standing import standing_of
+
+    found = []
     for folder in folders:
-        path = folder / "results.jsonl"
-        if not path.is_file():
+        if not (folder / "results.jsonl").is_file():
             raise NotFoundError(f"{folder} holds no results.jsonl; `zoo bench --out {folder}` makes one")
-        results += read(path)
-    click.echo(render(results, form=form))
+        found.append(standing_of(folder))
+    rows = [row for each in found for row in each.rows]
+    outdated = frozenset(digest for each in found for digest in each.outdated)
+    remarks = [remark for each in found for remark in each.remarks]
+    click.echo(render(rows, form=form, outdated=outdated, remarks=remarks))
+    for remark in remarks if form == "csv" else ():  # which has no place for them
+        click.echo(f"note: {remark}", err=True)
 
 
 def _suite(
@@ -207,6 +214,8 @@ def _watching(name: str, folder: Path) -> Iterator[Callable[[News], None]]:
 
         def watch(news: News) -> None:
             progress.update(bar, completed=news.done, total=news.total)
+            if news.superseded:
+                progress.console.print(_superseded(news), highlight=False, style="dim")
             if news.download is not None:
                 progress.update(bar, now=_arriving(news.download))
             if news.report is not None and news.plan is not None:
@@ -222,7 +231,14 @@ def _line(news: News) -> None:
     if news.result is not None:
         click.echo(_told(news), err=True)
     elif news.plan is None and news.download is None:
+        if news.superseded:
+            click.echo(_superseded(news), err=True)
         click.echo(f"{news.done} of {news.total} trials are done already", err=True)
+
+
+def _superseded(news: News) -> str:
+    count = "1 stored result is" if news.superseded == 1 else f"{news.superseded} stored results are"
+    return f"{count} superseded: what they were made from holds something else now; `zoo report` tells more"
 
 
 def _arriving(download: Download) -> str:

@@ -40,8 +40,9 @@ def cache() -> None:
 def list_(as_json: bool) -> None:
     """List what lies there, the largest first: name, commit, size, files, and when it was last used.
 
-    zoo:ROOM is below ZOO_CACHE (see `zoo config`) and is made again when it is needed; the rest are repositories of the
-    Hub, in the usual cache of Hugging Face.
+    zoo:ROOM is below ZOO_CACHE (see `zoo config`) and is made again when it is needed, but for the wrong files that lie
+    in zoo:set-aside; the rest are repositories of the Hub, in the usual cache of Hugging Face. What lies behind a link
+    to a folder is shown and never removed.
     """
     from zoo_core.cache import cover
 

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from zoo_core.contracts import TRUSTS
 from zoo_core.errors import nearest
 from zoo_core.settings import settings_file
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-__all__ = ["COMMANDS", "TAKE_PLUGINS", "run"]
+__all__ = ["COMMANDS", "TAKE_PLUGINS", "TAKE_STORED", "run"]
 
 # Name of the command -> where it lies, and its line in `zoo --help`; in the order in which they are shown.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -60,6 +61,9 @@ TAKE_PLUGINS = frozenset(
     }
 )
 
+# Commands that resolve specs which may be stored, in runs, suite files or records.
+TAKE_STORED = (TAKE_PLUGINS | {"push"}) - {"list", "show", "data"}
+
 
 def plugin_option() -> click.Option:
     """`--plugin FILE`: its recipes are usable by name in what follows, and nothing is found without being named."""
@@ -72,6 +76,19 @@ def plugin_option() -> click.Option:
         metavar="FILE",
         callback=lambda ctx, option, files: _add_plugins(ctx, files),
         help="A Python file with recipes, usable by name; may be given again.",
+    )
+
+
+def trust_option() -> click.Option:
+    """`--trust WORD`: what a stored spec may ask for in this call."""
+    return click.Option(
+        ["--trust"],
+        multiple=True,
+        expose_value=False,
+        metavar="|".join(TRUSTS),
+        is_eager=True,
+        callback=lambda ctx, option, words: _trust(ctx, words),
+        help="Let stored runs, suite files and records ask for this; may be given again.",
     )
 
 
@@ -89,6 +106,8 @@ class LazyGroup(click.Group):
         assert isinstance(command, click.Command), f"{module}:{name} is no command"
         if cmd_name in TAKE_PLUGINS and not any(option.name == "plugin" for option in command.params):
             command.params.append(plugin_option())
+        if cmd_name in TAKE_STORED and not any(option.name == "trust" for option in command.params):
+            command.params.append(trust_option())
         return command
 
     def resolve_command(
@@ -162,6 +181,13 @@ def _add_plugins(ctx: click.Context, files: Sequence[str]) -> None:
 
         for file in files:
             add_plugin(file)
+
+
+def _trust(ctx: click.Context, words: Sequence[str]) -> None:
+    if words and not ctx.resilient_parsing:
+        from zoo_core.trust import trusting  # only those who trust pay for it
+
+        ctx.with_resource(trusting(*words))
 
 
 def _has_settings() -> bool:

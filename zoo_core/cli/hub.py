@@ -24,7 +24,8 @@ from zoo_core.errors import (
     UsageError,
     ZooError,
 )
-from zoo_core.lock import Pinned, lock_of, part_key, pins_of, read_lock, read_pins, write_lock
+from zoo_core.folders import check_locked, look
+from zoo_core.lock import Pinned, lock_of, part_key, pin_of, pins_of, read_lock, read_pins, write_lock
 from zoo_core.plan import Plan, needed
 from zoo_core.resolve import resolve
 from zoo_core.stored import beneath
@@ -273,14 +274,27 @@ def _checked(what: Sequence[str], task: str | None, file: Path) -> str:
             differences.append(f"{key} has {lacking}")
     for plan in _plans(what, task, pins_of(held), offline=True):
         keys = [part_key(part) for part in plan.parts]
-        differences += [f"{key} is not in it" for key in dict.fromkeys(keys) if key not in held["parts"]]
-        differences += [f"{key} is not pinned" for key in plan.unpinned if key in held["parts"]]
+        named = {key for part, key in zip(plan.parts, keys, strict=True) if pin_of(pins_of(held), part) is not None}
+        differences += [f"{key} is not in it" for key in dict.fromkeys(keys) if key not in {*held["parts"], *named}]
+        differences += [
+            f"{key} is not pinned" for key in plan.unpinned if key in held["parts"] and key not in plan.locked
+        ]
+        differences += _changed(plan)
     if differences:
         shown = "; ".join(list(dict.fromkeys(differences))[:SHOWN])
         raise IncompatibleError(
             f"{file} is not what is here: {shown}; install what it names, or write it again: zoo lock SPEC"
         )
     return f"{file} fits: {len(held['parts'])} parts, {len(pins_of(held))} with files"
+
+
+def _changed(plan: Plan) -> Iterator[str]:
+    """What local folders hold now in place of what a lock says."""
+    for key, pin in plan.locked.items():
+        try:
+            check_locked(key, pin, look(plan.sources[key], "random"))
+        except ZooError as error:
+            yield str(error)
 
 
 def _lacking(row: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ import itertools
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from zoo_core.catalog import Catalog
@@ -23,12 +23,12 @@ from zoo_core.errors import (
     nearest,
 )
 from zoo_core.index import list_names
-from zoo_core.lock import Pinned, part_key
+from zoo_core.lock import Pinned, part_key, told_apart
 from zoo_core.paths import task_part
-from zoo_core.plan import Budget, Plan, Trial, budget_from, reseeded
-from zoo_core.registry import Registry
+from zoo_core.plan import Budget, Plan, Trial, budget_from, pinned, reseeded
+from zoo_core.registry import Bound, Registry
 from zoo_core.registry import registry as default_registry
-from zoo_core.resolve import resolve
+from zoo_core.resolve import bind_task, resolve
 from zoo_core.spec import Part, Spec, parse, parse_part
 from zoo_core.unpublished import Recipe, SpecLike, part_of, spec_of
 
@@ -58,6 +58,7 @@ class Suite:
 
     heads: None stands for the head that the target picks. An element of `adapters` may end in a head of its own; it is
     then not combined with `heads`. Each element may also be text, a recipe object, or of specs a list of both.
+    stored: the file that it was read from, whose specs are not trusted as those are that a user types; see trust.py.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Suite:
     seeds: tuple[int, ...] = (0, 1, 2)
     budget: Budget = field(default_factory=Budget)
     description: str = ""
+    stored: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +110,7 @@ def load_suite(path: Path) -> Suite:
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise SuiteError(f"{path} is not TOML: {error}") from error
     try:
-        return suite_from(table, name=path.stem)
+        return replace(suite_from(table, name=path.stem), stored=f"the suite {path}")
     except UsageError as error:
         raise SuiteError(f"{path}: {error}") from error
 
@@ -172,13 +174,15 @@ def expand(
 ) -> Grid:
     """Every trial of a suite, resolved; two texts of one trial are one.
 
-    pins: files that a lock pins. pin: pins what is left, as zoo_core.hub.pin_plan does; without it, such plans stay
-    without a digest. offline: as for `resolve`. What makes no sense, needs a broken plugin, or cannot be pinned is a
-    refusal. Unknown names and wrong arguments are errors: they are typing mistakes. Raises SuiteError when nothing is
-    left to run.
+    pins: files that a lock pins; local folders are looked at all the same. pin: pins what is left, as
+    zoo_core.hub.pin_plan does; without it, such plans stay without a digest. offline: as for `resolve`. What makes no
+    sense, needs a broken plugin, or cannot be pinned is a refusal. Unknown names and wrong arguments are errors: they
+    are typing mistakes. Raises SuiteError when nothing is left to run.
     """
     registry, catalog = registry or default_registry(), catalog or default_catalog()
-    known = dict(pins or {})
+    given = dict(pins or {})
+    seen: dict[str, Pinned] = {}  # local folders that were looked at for a trial before
+    bound: dict[str, Bound] = {}
     unreached: dict[tuple[str, ...], str] = {}  # parts that could not be pinned are asked for once
     plans: dict[str, Plan] = {}
     refusals: dict[str, Refusal] = {}
@@ -186,21 +190,26 @@ def expand(
     for task, spec in itertools.product(tasks, _specs(suite, registry)):
         first, reason = None, ""
         try:
+            if str(task) not in bound:
+                bound[str(task)] = bind_task(task, given, offline=offline, registry=registry)
             first = resolve(
                 spec,
-                task=task,
+                task=bound[str(task)],
                 budget=suite.budget,
-                pins=known,
+                pins=given,
                 offline=offline,
+                stored=suite.stored,
                 registry=registry,
                 catalog=catalog,
             )
+            first = pinned(first, {key: seen[key] for key in first.unpinned if key in seen})
             check_shots(first, catalog)
         except IncompatibleError as error:
             first, reason = None, str(error)
         if first is not None and first.unpinned and pin is not None:
             first, reason = _pinned(first, pin, unreached)
-            known |= first.pins if first is not None else {}
+            fixed, folders = told_apart(first.pins if first is not None else {})
+            given, seen = given | fixed, seen | folders
         for seed in suite.seeds:
             if first is None:
                 trial = Trial(spec=spec, task=task, budget=suite.budget, seed=seed)

@@ -18,7 +18,8 @@ import torch
 from zoo_core.build import build
 from zoo_core.contracts import Split, TaskData
 from zoo_core.data import KEEP_BYTES, Loader, Splits, Subset, carve, decode
-from zoo_core.descent import Thrift, moving, own_draws
+from zoo_core.descent import Thrift, moving
+from zoo_core.draws import own_draws
 from zoo_core.errors import ZooError
 from zoo_core.forecast import activations, available_bytes, fitting_batch, state_bytes
 from zoo_core.hub import files_of, pin_plan

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zoo_core.errors import AccessError, NotFoundError, UsageError, ZooError
 from zoo_core.interrupts import held_back
-from zoo_core.lock import check_lock, lock_of, part_key, pins_of, read_lock, read_pins, write_lock
+from zoo_core.lock import check_lock, lock_of, part_key, pins_of, read_lock, read_pins, told_apart, write_lock
 from zoo_core.plan import Plan
-from zoo_core.store import Result, RunLock, append, latest, read
+from zoo_core.standing import marks
+from zoo_core.store import Result, RunLock, amend, append, latest, read
 from zoo_core.suites import forking
 from zoo_core.suites.grid import Grid, Refusal, Suite, expand
 from zoo_core.unpublished import check_files
@@ -36,10 +37,14 @@ MODEL = "run.json"  # what a fit writes last; runs.py needs torch, and a mistake
 
 @dataclass(frozen=True, kw_only=True)
 class News:
-    """Where a run stands: trials done of all, and what is new: a download, a report of a plan under way, a result."""
+    """Where a run stands: trials done of all, and what is new: a download, a report of a plan under way, a result.
+
+    superseded: how many stored results have just been found to be made from what is no longer there.
+    """
 
     done: int
     total: int
+    superseded: int = 0
     download: Progress | None = None
     plan: Plan | None = None
     report: Report | None = None
@@ -51,7 +56,7 @@ def open_grid(suite: Suite, out: Path, *, lock: Path | None = None, frozen: bool
 
     frozen: nothing is asked or downloaded; what no lock pins, or is not here, raises NotFoundError.
     """
-    pins = read_pins(lock) | pins_of(read_lock(out / LOCK))
+    pins = read_pins(lock) | told_apart(pins_of(read_lock(out / LOCK)))[0]  # folders are looked at anew
 
     def pin(plan: Plan) -> Plan:
         from zoo_core.hub import pin_plan  # a quarter of a second, for grids that need it
@@ -62,7 +67,8 @@ def open_grid(suite: Suite, out: Path, *, lock: Path | None = None, frozen: bool
     if frozen and any(plan.sources for plan in grid.plans):
         from zoo_core.hub import files_of, pin_plans  # as above
 
-        pin_plans(grid.plans, frozen=True)
+        plans = {_key(plan): plan for plan in pin_plans(grid.plans, frozen=True)}
+        grid = replace(grid, plans=tuple(plans.values()))
         for plan, part in _distinct_parts(grid.plans):
             files_of(plan, part, offline=True)
     return grid
@@ -91,15 +97,15 @@ def run_grid(
         check_files(plan.parts, elsewhere=True)
     prepare_folder(out)
     with RunLock(out):
-        _lock(grid.plans, out)
-        path, known = out / RESULTS, _known(out)
+        path, num_superseded = out / RESULTS, _supersede(grid, out)
+        known = _known(out)
         for refused in map(_refused, grid.refusals):
-            if refused.digest not in known:
+            if refused.digest not in known or known[refused.digest].reason != refused.reason:
                 append(path, refused)
                 known[refused.digest] = refused
         missing = _missing(grid, known, retry=retry)
         done, total = len(grid.plans) - len(missing), len(grid.plans)
-        watch(News(done=done, total=total))
+        watch(News(done=done, total=total, superseded=num_superseded))
         if missing:
             forking.begin()
             missing_files = _fetch(missing, lambda progress: watch(News(done=done, total=total, download=progress)))
@@ -166,12 +172,24 @@ def _distinct_parts(plans: Sequence[Plan]) -> list[tuple[Plan, Bound]]:
     return list(found.values())
 
 
-def _lock(plans: Sequence[Plan], out: Path) -> None:
-    parts = [part for plan in plans for part in plan.parts]
-    pins = {key: pin for plan in plans for key, pin in plan.pins.items()}
+def _supersede(grid: Grid, out: Path) -> int:
+    """Writes what the grid is made from into the run's lock, and marks rows of what was there before; how many.
+
+    The rows come first: a kill in between leaves the lock of before, and the next call does both.
+    """
+    parts = [part for plan in grid.plans for part in plan.parts]
+    pins = {key: pin for plan in grid.plans for key, pin in plan.pins.items()}
     path, wanted = out / LOCK, lock_of(parts, pins)
     held = read_lock(path)
-    write_lock(path, wanted if held is None else check_lock(path, held, wanted))
+    lock = wanted if held is None else check_lock(path, held, wanted)
+    rows = read(out / RESULTS) if (out / RESULTS).exists() else []
+    refused = [str(refusal.trial) for refusal in grid.refusals]
+    changes = marks(rows, grid.plans, refused, held=held, lock=lock)
+    if changes:
+        amend(out / RESULTS, changes)
+    if lock != held:
+        write_lock(path, lock)
+    return sum(bool(change["superseded"]) and rows[position].superseded is None for position, change in changes.items())
 
 
 def _key(plan: Plan) -> str:

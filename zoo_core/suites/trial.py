@@ -410,6 +410,7 @@ def provenance(plan: Plan, device: torch.device | str) -> Result:
         seed=plan.seed,
         weights=weights_of(plan),
         unpublished=files_of(plan.parts),
+        sources=plan.contents,
     )
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-import zoo_core
+from zoo_core import errors
 from zoo_core.errors import RefusedError, ZooError
 from zoo_core.memory import keep_freed
 from zoo_core.plan import Plan
@@ -29,6 +29,7 @@ from zoo_core.registry import registry
 from zoo_core.store import Result, Status
 from zoo_core.suites import forking
 from zoo_core.suites.trial import Report, provenance, run_trial
+from zoo_core.trust import trusted, trusting
 from zoo_core.unpublished import load_again
 
 __all__ = ["Event", "attempt", "run_all", "without_score"]
@@ -146,8 +147,8 @@ class _Pool:
         if len(self._workers) == self._num_workers:
             return None
         ours, theirs = self._context.Pipe()
-        core = str(zoo_core.__file__)
-        arguments = (theirs, dict(os.environ), self._device, self._threads, registry().files, core)
+        held = (registry().files, str(errors.__file__), trusted())
+        arguments = (theirs, dict(os.environ), self._device, self._threads, *held)
         process = self._context.Process(target=_work, args=arguments, daemon=True)
         with forking.without_main():
             process.start()
@@ -160,7 +161,13 @@ class _Pool:
 
 
 def _work(
-    pipe: Connection, environment: Mapping[str, str], device: str, threads: int, files: Mapping[str, bytes], core: str
+    pipe: Connection,
+    environment: Mapping[str, str],
+    device: str,
+    threads: int,
+    files: Mapping[str, bytes],
+    core: str,
+    trust: frozenset[str],
 ) -> None:
     _end_with_parent()
     os.environ.clear()  # what the fork server began with may have changed since: a token, a cache folder
@@ -178,11 +185,11 @@ def _work(
             last = now
             pipe.send(news)
 
-    with contextlib.suppress(EOFError, BrokenPipeError):
+    with contextlib.suppress(EOFError, BrokenPipeError), trusting(*trust):
         while True:
             message = pipe.recv_bytes()
-            if zoo_core.__file__ != core:  # before Python 3.13 a preload sees nothing that a program put on its path
-                pipe.send(f"its process has the zoo-core of {zoo_core.__file__}, not {core}; put that on PYTHONPATH")
+            if errors.__file__ != core:  # before Python 3.13 a preload sees nothing that a program put on its path
+                pipe.send(f"its process has the zoo-core of {errors.__file__}, not {core}; put that on PYTHONPATH")
                 continue
             try:
                 load_again(files)

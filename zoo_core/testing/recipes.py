@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from zoo_core.bind import Bound
+from zoo_core.bind import COMMON, Bound
 from zoo_core.contracts import (
     Batch,
     Change,
@@ -242,7 +242,8 @@ def bound(kind: PartKind, name: str, recipe: Any, common: Mapping[str, Any] | No
         summary="",
         describes=name,
     )
-    return Bound(kind=kind, name=name, provider=provider, recipe=recipe, common=common or {}, written=Part(name))
+    common = {argument.name: argument.default for argument in COMMON[kind]} | dict(common or {})
+    return Bound(kind=kind, name=name, provider=provider, recipe=recipe, common=common, written=Part(name))
 
 
 def toy_plan(

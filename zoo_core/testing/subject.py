@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo_core.build import build, seeded
+from zoo_core import draws
+from zoo_core.build import build
 from zoo_core.contracts import Batch, Change, Modality, Raw, Target
 from zoo_core.data import decode
 from zoo_core.hub import pin_plan
@@ -143,8 +144,6 @@ def wake(parameters: Iterable[nn.Parameter], *, seed: int = 1) -> None:
             parameter.add_(0.1 + 0.4 * noise)
 
 
-@contextmanager
-def own_draws(*parts: object) -> Iterator[None]:
+def own_draws(*parts: object) -> AbstractContextManager[None]:
     """Dropout and whatever else draws from torch's global generator, seeded; the caller's state is put back."""
-    with seeded("conformance", *parts):
-        yield
+    return draws.own_draws(torch.device("cpu"), "conformance", *parts)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,9 +69,14 @@ def export_lora(learner: Learner, folder: Path) -> str:
     try:
         save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise AccessError(f"{folder} cannot be written ({error}); name another folder") from error
+    except BaseException as error:
+        with suppress(OSError):  # what somebody else has put there in the meantime stays, and the folder with it
+            for name in (TENSORS, CONFIG):
+                (folder / name).unlink(missing_ok=True)
+            folder.rmdir()
+        if isinstance(error, OSError):
+            raise AccessError(f"{folder} cannot be written ({error}); name another folder") from error
+        raise
     return f'peft.PeftModel.from_pretrained(model, "{folder}") loads it onto {base}: {len(updates)} weights, no head'
 
 

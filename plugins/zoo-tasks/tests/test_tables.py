@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from pyarrow import parquet
 from zoo_core.contracts import Split
 from zoo_core.encoding import Category, Number
 from zoo_core.errors import ZooError
+from zoo_core.folders import look
 from zoo_core.hub import pin_plan
 from zoo_core.pins import pin
 from zoo_core.resolve import resolve
@@ -434,3 +437,44 @@ def test_real_sets_open(
     data = recipe.open(None)
     if folder == "adult":
         assert data.splits["train"].raw(0).shape == (58,)  # starter/mlp-nano takes up to 64
+
+
+def test_pictures_that_rows_name_anywhere_are_among_its_files(tmp_path: Path, draw: Callable[..., Path]) -> None:
+    """Below the table's folder or beside it, with a suffix or without: an edit of any is another task."""
+    pictures = draw(*(f"{number}.png" for number in range(12)))
+    table = tmp_path / "table"
+    (table / "in").mkdir(parents=True)
+    names = []
+    for number in range(12):
+        beside = pictures / f"{number}.png"
+        name = (f"in/{number}.png", f"../pictures/{number}.png", f"in/{number}", str(beside))[number % 4]
+        if name.startswith("in/"):
+            shutil.copy(pictures / f"{number}.png", table / name)
+        names.append(name)
+    rows = [f"{name},{'ab'[number % 2]}" for number, name in enumerate(names)]
+    (table / "t.csv").write_text("\n".join(["image,label", *rows]))
+    source = Csv(path=str(table / "t.csv"), image="image").source()
+    assert source is not None
+    before = look(source)
+    assert {"t.csv", *names} == before.files.keys()
+    for name in names:
+        content = (table / name).read_bytes()
+        (table / name).write_bytes(content + b"x")
+        assert look(source).content != before.content, name
+        (table / name).write_bytes(content)
+    assert look(source).content == before.content
+
+
+def test_an_edit_within_one_process_is_seen(tmp_path: Path) -> None:
+    """Of the same size and with the times of before, as rsync and git leave them."""
+    table, words = tmp_path / "t.csv", tmp_path / "t.conll"
+    table.write_text("\n".join(["a,label", *(f"{number},{'pq'[number % 2]}" for number in range(10, 40))]))
+    words.write_text("\n\n".join(f"w{number} T{number % 2} X" for number in range(10, 40)) + "\n")
+    assert Csv(path=str(table)).target.names == ("p", "q")
+    assert Conll(path=str(words)).layout().form.names == ("tokens", "tags")
+    for file, old, new in ((table, "p", "z"), (words, "T1 X", "X T1")):
+        stat = file.stat()
+        file.write_text(file.read_text().replace(old, new))
+        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert Csv(path=str(table)).target.names == ("q", "z")
+    assert Conll(path=str(words)).layout().form.names == ("tokens", "", "tags")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -51,7 +52,7 @@ class ImageFolder:
         return classes_of(self._found(), self.path)
 
     def source(self) -> Source | None:
-        return Source(folder=self.path, patterns=(*globs(PICTURES), *((self.split,) if self.split else ())))
+        return Source(folder=self.path, patterns=(*globs(PICTURES), *((escape(self.split),) if self.split else ())))
 
     def open(self, files: Path | None) -> TaskData:
         return self._media().open()
@@ -100,7 +101,7 @@ class AudioFolder:
         return classes_of(self._found(), self.path)
 
     def source(self) -> Source | None:
-        return Source(folder=self.path, patterns=(*globs(AUDIO), *((self.split,) if self.split else ())))
+        return Source(folder=self.path, patterns=(*globs(AUDIO), *((escape(self.split),) if self.split else ())))
 
     def open(self, files: Path | None) -> TaskData:
         return self._media().open()

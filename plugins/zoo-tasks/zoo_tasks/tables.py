@@ -69,13 +69,28 @@ class Layout:
 
     def columns(self) -> Columns:
         """What the columns are, from a look at the first rows; remembered while the files stay as they are."""
-        files = self.looked_at or self.files
-        stats = tuple((file.path.stat().st_mtime_ns, file.path.stat().st_size) for file in files)
-        return _look(self, stats)
+        return _look(self, tuple(_stamp(file.path) for file in self.looked_at or self.files))
+
+    def media(self) -> tuple[str, ...]:
+        """The files that rows name in a column of pictures or sounds, as it names them; remembered likewise."""
+        return _media(self, tuple(_stamp(file.path) for file in self.files))
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """What tells that a file is as it was: it is not written, moved or replaced without another one."""
+    stat = path.stat()
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 @lru_cache(maxsize=64)
-def _look(layout: Layout, stats: tuple[tuple[int, int], ...]) -> Columns:
+def _media(layout: Layout, stamps: tuple[tuple[int, ...], ...]) -> tuple[str, ...]:
+    column = layout.columns().inputs[0]
+    rows = (row for file in layout.files for _, row in rows_of(file.path, layout.form))
+    return tuple(sorted({str(row[column]) for row in rows if row.get(column)}))
+
+
+@lru_cache(maxsize=64)
+def _look(layout: Layout, stamps: tuple[tuple[int, ...], ...]) -> Columns:
     rows: list[Row] = []
     complete = not layout.looked_at or layout.looked_at == layout.files
     for file in layout.looked_at or layout.files:
@@ -129,8 +144,17 @@ def _source(recipe: Recipe) -> Source:
     layout = recipe.layout()
     names = tuple(glob.escape(file.path.name) for file in layout.files)
     columns = layout.columns()
-    media = () if columns.inline else {"image": globs(PICTURES), "audio": globs(AUDIO)}.get(columns.form, ())
-    return Source(folder=str(layout.folder), patterns=(*names, *media))
+    suffixes = {"image": PICTURES, "audio": AUDIO}.get(columns.form, ())
+    if columns.inline or not suffixes:
+        return Source(folder=str(layout.folder), patterns=names)
+    elsewhere = (glob.escape(name) for name in layout.media() if not _is_below(name, suffixes))
+    return Source(folder=str(layout.folder), patterns=(*names, *globs(suffixes), *elsewhere))
+
+
+def _is_below(name: str, suffixes: Sequence[str]) -> bool:
+    """Whether a file that a row names lies below the table's folder and has one of the suffixes."""
+    path = Path(name)
+    return not path.is_absolute() and ".." not in path.parts and path.suffix.lower() in suffixes
 
 
 def _inferred(recipe: Recipe) -> tuple[str, ...]:
@@ -366,7 +390,7 @@ class Conll(Reads):
         """Its files, and what is said of them."""
         where = Path(self.path).expanduser()
         files = files_of(where, self.SUFFIXES, self.pattern)
-        word, tag = self.columns or (1, _tag_column(files[0].path, self.encoding))
+        word, tag = self.columns or (1, _tag_column(files[0].path, _stamp(files[0].path), self.encoding))
         if min(word, tag) < 1 or word == tag:
             raise UsageError(f"columns=[{word},{tag}]: two different columns, counted from 1")
         names = ["" for _ in range(max(word, tag))]
@@ -377,7 +401,7 @@ class Conll(Reads):
 
 
 @lru_cache(maxsize=64)
-def _tag_column(file: Path, encoding: str) -> int:
+def _tag_column(file: Path, stamp: tuple[int, ...], encoding: str) -> int:
     """The last column, counted from 1, that does not hold the same on each of the first lines."""
     form = Form(kind="tsv", separator="\t", encoding=encoding, names=("line",))
     lines = (str(row["line"]).split() for _, row in islice(rows_of(file, form), 2000))

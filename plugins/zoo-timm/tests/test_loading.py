@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pytest
@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import zoo_core
 from zoo_core.contracts import as_backbone
 from zoo_core.errors import IncompatibleError, IntegrityError, NotFoundError, RefusedError
-from zoo_core.weights import assign, blank, sha256_of
+from zoo_core.weights import assign, blank, open_pickle, sha256_of
 from zoo_timm.backbones import Timm
 from zoo_timm.config import registered
 from zoo_timm.loading import _create
@@ -282,3 +283,29 @@ def test_half_precision_takes_the_pictures_of_float32_and_gives_its_features(arc
         pooled = as_backbone(half).pool(found)
     assert found.x.dtype == pooled.dtype == torch.float32
     assert torch.allclose(found.x, expected.x, rtol=0.1, atol=0.1 * float(expected.x.abs().max()))
+
+
+def test_a_stored_run_reads_a_pickle_only_where_its_user_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plain = saved("test_resnet", tmp_path / "files")
+    (tmp_path / "files" / "model.safetensors").unlink()
+    torch.save(plain.state_dict(), tmp_path / "files" / "pytorch_model.bin")
+    zoo_core.save(zoo_core.load("timm(files=files,allow_pickle=true)", num_classes=3), "run")
+    opened: list[Path] = []
+
+    def noted(paths: Iterable[Path]) -> dict[str, Tensor]:
+        opened.extend(paths)
+        return open_pickle(paths)
+
+    monkeypatch.setattr("zoo_timm.loading.open_pickle", noted)
+    for spec in ("run(path=run)", "run(path=run)+full"):
+        with pytest.raises(RefusedError, match="--trust pickle"):
+            zoo_core.load(spec, num_classes=3)
+    with pytest.raises(RefusedError, match="--trust pickle"):
+        zoo_core.load_run("run")
+    assert not opened
+    with zoo_core.trusting("pickle"):
+        zoo_core.load_run("run")
+    assert opened

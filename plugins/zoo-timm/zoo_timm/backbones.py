@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -45,7 +45,7 @@ class Timm:
     name: str = ""
     files: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    allow_pickle: bool = False
+    allow_pickle: bool = field(default=False, metadata={"trust": "pickle"})
 
     version: ClassVar[int] = 1
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -36,7 +36,7 @@ class Transformers:
     files: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     max_length: int | None = None
-    allow_pickle: bool = False
+    allow_pickle: bool = field(default=False, metadata={"trust": "pickle"})
 
     version: ClassVar[int] = 1
 

@@ -1,0 +1,178 @@
+"""What widens trust is said by the user of this call; a spec that was stored is refused if it asks for it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+
+import zoo_core
+from tests.conftest import Zoo
+from zoo_core.bind import Bound
+from zoo_core.contracts import TRUSTS, Target
+from zoo_core.errors import PluginError, RefusedError, SuiteError, UsageError
+from zoo_core.registry import registry
+from zoo_core.resolve import resolve
+from zoo_core.suites.grid import expand, load_suite, suite_from
+from zoo_core.trust import check_trust, trusted, trusting
+from zoo_core.unpublished import add_plugin
+
+PLUGIN = '''
+    from dataclasses import dataclass, field
+    from typing import ClassVar
+
+    from zoo_core import Spec
+    from zoo_core.contracts import Source
+
+
+    @dataclass(frozen=True, kw_only=True)
+    class Loose:
+        """A backbone that may read a pickle and run what lies beside it."""
+
+        unsafe: bool = field(default=False, metadata={"trust": "pickle"})
+        remote: str = field(default="none", metadata={"trust": "code"})
+        teacher: Spec | None = None
+
+        version: ClassVar[int] = 1
+
+        def source(self):
+            return None
+
+        def build(self, files, weights):
+            import torch
+
+            from zoo_core.testing.toys import ToyBackbone
+
+            torch.manual_seed(0)
+            return ToyBackbone("tokens")
+'''
+TARGET = Target(kind="classes", size=3)
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loose.py").write_text(dedent(PLUGIN))
+    registry.cache_clear()
+    add_plugin("loose.py")
+    yield tmp_path
+    registry.cache_clear()
+
+
+def saved(spec: str, folder: str = "run") -> str:
+    """A run that a user made, who typed the spec."""
+    zoo_core.save(zoo_core.load(spec, num_classes=3), folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("spec", "word"), [("loose(unsafe=true)", "pickle"), ("loose(remote=all)", "code"), ("loose", None)]
+)
+def test_a_run_asks_and_the_call_must_say_so(spec: str, word: str | None) -> None:
+    run = saved(spec)
+    if word is None:
+        assert zoo_core.load_run(run).target.size == 3
+        return
+    with pytest.raises(RefusedError, match=rf"the run run asks for loose\(.*--trust {word}, .*trusting\(\"{word}\"\)"):
+        zoo_core.load_run(run)
+    other = next(each for each in TRUSTS if each != word)
+    with pytest.raises(RefusedError), trusting(other):
+        zoo_core.load_run(run)
+    with zoo_core.trusting(word):
+        assert zoo_core.load_run(run).target.size == 3
+    with pytest.raises(RefusedError):  # it was said for that call alone
+        zoo_core.load_run(run)
+
+
+def test_a_chain_asks_at_each_link() -> None:
+    saved("loose(unsafe=true)", "first")
+    with trusting("pickle"):
+        saved("run(path=first)", "second")
+    calls: list[Callable[[], Any]] = [
+        lambda: zoo_core.load("run(path=first)", num_classes=3),
+        lambda: zoo_core.load_backbone("run(path=first)"),
+        lambda: zoo_core.load_run("second"),
+        lambda: zoo_core.load_runs({"a": "second"}),
+        lambda: zoo_core.export("second", "plain"),
+        lambda: zoo_core.fetch("run(path=second)"),
+    ]
+    for call in calls:
+        with pytest.raises(RefusedError, match="first asks for loose"):
+            call()
+    with trusting("pickle"):
+        assert zoo_core.load_run("second").target.size == 3
+
+
+def test_what_an_argument_names_by_a_spec_asks_too() -> None:
+    with pytest.raises(RefusedError, match="the suite x asks for loose"):
+        resolve('loose(teacher="loose(unsafe=true)")', target=TARGET, stored="the suite x")
+    assert len(resolve('loose(teacher="loose(unsafe=true)")', target=TARGET).inner) == 1  # its user typed it
+
+
+def test_a_suite_file_asks_and_flags_are_the_users(here: Path) -> None:
+    grid = {"tasks": ["digits"], "backbones": ["loose(unsafe=true)", "starter/vit-nano"], "seeds": 1}
+    assert not expand(suite_from(grid, name="x")).refusals
+    file = here / "mine.toml"
+    file.write_text('tasks = ["digits"]\nseeds = 1\nbackbones = ["loose(unsafe=true)", "starter/vit-nano"]\n')
+    (refusal,) = expand(load_suite(file)).refusals
+    assert refusal.reason.startswith(f"the suite {file} asks for loose(unsafe=true)")
+    with trusting("pickle"):
+        assert not expand(load_suite(file)).refusals
+    file.write_text('tasks = ["digits"]\nbackbones = ["loose(unsafe=true)"]\n')
+    with pytest.raises(SuiteError, match="--trust pickle"):
+        expand(load_suite(file))
+
+
+def test_a_record_asks_unless_its_user_writes_the_argument_too() -> None:
+    def named(text: str) -> Bound:
+        part = zoo_core.parse(text).parts[0]
+        bound: Bound = registry().bind(zoo_core.parse("loose(unsafe=true)").parts[0])
+        object.__setattr__(bound, "written", part)
+        object.__setattr__(bound, "implied", {"unsafe": True})
+        return bound
+
+    with pytest.raises(RefusedError, match="the record small asks for loose"):
+        check_trust(named("small"), None)
+    check_trust(named("small(unsafe=true)"), None)
+    with trusting("pickle"):
+        check_trust(named("small"), None)
+
+
+def test_the_command_line_says_it_with_a_flag(zoo: Zoo) -> None:
+    saved("loose(unsafe=true)+linear")
+    words = ("export", "run", "out", "--plugin", "loose.py")
+    done = zoo(*words)
+    assert (done.code, "--trust pickle" in done.line) == (6, True)
+    assert "is of no library that loads plain checkpoints" in zoo(*words, "--trust", "pickle").line  # it was built
+    done = zoo("predict", "run", "x.png", "--trust", "pickel")
+    assert (done.code, "did you mean pickle" in done.line) == (2, True)
+
+
+def test_words_hold_in_their_block_and_thread_alone() -> None:
+    with trusting("pickle"), trusting("code"):
+        assert trusted() == {"pickle", "code"}
+        found: list[frozenset[str]] = []
+        thread = threading.Thread(target=lambda: found.append(trusted()))
+        thread.start()
+        thread.join()
+        assert found == [frozenset()]
+    assert trusted() == frozenset()
+    with pytest.raises(UsageError, match="did you mean pickle"), trusting("pickles"):
+        pass
+
+
+def test_an_argument_says_a_word_that_there_is(here: Path) -> None:
+    (here / "wrong.py").write_text(dedent(PLUGIN).replace('"pickle"', '"everything"').replace("Loose", "Wrong"))
+    add_plugin("wrong.py")
+    with pytest.raises(PluginError, match="widens the trust 'everything'; allowed: pickle, code"):
+        resolve("wrong", target=TARGET)
+
+
+def test_the_first_party_arguments_that_read_pickles_say_so() -> None:
+    for spec in ("timm/resnet18.a1_in1k(allow_pickle=true)", "hf/org/name(allow_pickle=true)"):
+        bound = registry().bind(zoo_core.parse(spec).parts[0])
+        assert [(name, word) for name, word, _ in bound.widened()] == [("allow_pickle", "pickle")]

@@ -1,0 +1,126 @@
+"""A local folder as a source: the files in it that a part reads, each with its hash, looked at anew each time.
+
+A lock says what a folder held; what it holds now is told here. Where nothing has changed since the last look, that
+costs a stat of each file. No torch, no network.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from zoo_core.contracts import Source, Weights
+from zoo_core.errors import IncompatibleError, IntegrityError, NotFoundError
+from zoo_core.lock import Pinned, pins_of, read_lock
+from zoo_core.plan import literal, needed
+from zoo_core.verified import hashes_of, some
+
+__all__ = ["called", "check_locked", "check_weights", "look"]
+
+RUN, LOCK = "run.json", "zoo.lock"  # of a stored run, which may stand on other folders
+
+
+def look(source: Source, weights: Weights = "pretrained") -> Pinned:
+    """The files of a local source as they are now. weights: a random build can do with a source that has none.
+
+    A stored run is looked at together with the folders that it was fitted on, as its own lock names them.
+    Raises NotFoundError (no such folder, no weights in it), AccessError, IncompatibleError (what a run was fitted on is
+    not what it was).
+    """
+    assert source.folder is not None, "a repository is pinned by its commit"
+    root = Path(source.folder).expanduser()
+    if not root.is_dir():
+        raise NotFoundError(f"no folder {source.folder}; files=DIR takes one that is laid out like a repository")
+    wanted = (*source.patterns, *source.weights)
+    named = [name for pattern in wanted if (name := literal(pattern)) is not None]
+    names = {name for name in named if (root / name).is_file()}
+    if len(named) < len(wanted) or len(names) < len(set(named)):  # a table names its file; no others are walked then
+        names |= set(_walk(str(root), ""))
+    check_weights(source, names, weights)
+    found = Pinned(folder=source.folder, files=hashes_of(root, needed(source, "pretrained", dict.fromkeys(names))))
+    if {RUN, LOCK} <= found.files.keys():
+        _check_below(root, {root.resolve()})
+    return found
+
+
+def check_locked(key: str, held: Pinned, found: Pinned) -> None:
+    """Raises IntegrityError where a folder holds something else than a lock of the user's says."""
+    differ = [name for name in sorted({*held.files, *found.files}) if held.files.get(name) != found.files.get(name)]
+    if differ:
+        raise IntegrityError(
+            f"{key}: {some(differ)} in {found.folder} is not what the lock pins; restore what was there, or pin what "
+            f"is there now: zoo lock SPEC"
+        )
+
+
+def check_weights(source: Source, names: Iterable[str], weights: Weights) -> None:
+    """Raises NotFoundError if pre-trained weights are wanted and none of the names is theirs."""
+    names = sorted(names)
+    is_there = any(fnmatchcase(name, pattern) for pattern in source.weights for name in names)
+    if weights == "pretrained" and source.weights and not is_there:
+        raise NotFoundError(
+            f"{called(source)} has no weights: no file fits {', '.join(source.weights)}{_pickles(names)}"
+        )
+
+
+def called(source: Source) -> str:
+    """What errors call a source."""
+    if source.repository is None:
+        return str(source.folder)
+    return source.repository + (f" at {source.revision}" if source.revision else "")
+
+
+def _pickles(names: Iterable[str]) -> str:
+    found = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+    return f"; it has {some(found)}, which is read only with allow_pickle=true" if found else ""
+
+
+def _walk(root: str, below: str) -> Iterator[str]:
+    """The files below a folder, with `/` between names; links to folders are not followed."""
+    with os.scandir(os.path.join(root, below)) as entries:  # noqa: PTH118 - there may be 100,000
+        for entry in entries:
+            name = f"{below}/{entry.name}" if below else entry.name
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walk(root, name)
+            elif entry.is_file():
+                yield name
+
+
+def _check_below(run: Path, seen: set[Path]) -> None:
+    """Raises IncompatibleError where a folder that a stored run was fitted on has changed, NotFoundError if it is gone.
+
+    Its data are left out: a fitted model does without them.
+    """
+    held = {key: pin for key, pin in pins_of(read_lock(run / LOCK)).items() if not key.startswith("task:")}
+    places = _places(run)
+    for pin in held.values():
+        if pin.folder is None:
+            continue
+        beside, written = run / places.get(pin.folder, pin.folder), Path(pin.folder).expanduser()
+        root = beside if beside.is_dir() else written
+        gone = [name for name in pin.files if not (root / name).is_file()]
+        if gone:
+            raise NotFoundError(f"{run} was fitted on {pin.folder}, and {some(gone)} is not there; put it back")
+        found = hashes_of(root, tuple(pin.files))
+        changed = [name for name in pin.files if found[name] != pin.files[name]]
+        if changed:
+            raise IncompatibleError(
+                f"{run} was fitted on {pin.folder}, whose {some(changed)} is not what it was; put that back, or fit "
+                f"the model again"
+            )
+        if RUN in pin.files and root.resolve() not in seen:
+            _check_below(root, {*seen, root.resolve()})
+
+
+def _places(run: Path) -> Mapping[str, Any]:
+    """Where a run's folders lie, seen from its own; nothing for one that is damaged, which loading tells."""
+    try:
+        found = json.loads((run / RUN).read_text(encoding="utf-8")).get("places", {})
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return {}
+    places = found.items() if isinstance(found, dict) else ()
+    return {folder: place for folder, place in places if isinstance(place, str)}
