@@ -52,8 +52,8 @@ def check_locked(key: str, held: Pinned, found: Pinned) -> None:
     differ = [name for name in sorted({*held.files, *found.files}) if held.files.get(name) != found.files.get(name)]
     if differ:
         raise IntegrityError(
-            f"{key}: {some(differ)} in {found.folder} is not what the lock pins; restore what was there, or pin what "
-            f"is there now: zoo lock SPEC"
+            f"{key}: {some(differ)} in {found.folder} is not what the lock pins; restore what was there, or make the "
+            f"lock again: zoo lock SPEC, and of a stored run zoo fit"
         )
 
 

@@ -241,4 +241,5 @@ def _refused(refusal: Refusal) -> Result:
         task=str(trial.task),
         seed=trial.seed,
         weights="random" if dict(backbone.arguments).get("weights") == "random" else "pretrained",
+        sources={},
     )

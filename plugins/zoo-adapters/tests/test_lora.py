@@ -710,7 +710,7 @@ def agrees_with_peft(
     for parameter, other in pairs:
         assert parameter.grad is not None
         assert parameter.grad.any()
-        torch.testing.assert_close(parameter.grad, other.grad.view_as(parameter), rtol=0, atol=1e-9)
+        torch.testing.assert_close(parameter.grad, other.grad.view_as(parameter), rtol=1e-12, atol=1e-9)  # up to 3e4
 
 
 PEFTS_OWN = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")

@@ -398,5 +398,5 @@ def test_a_model_is_fitted_stored_and_scored_again_from_a_path(
     assert result.score > 0.9
     assert evaluate("run").score == result.score
     (tmp_path / "pictures" / "plain" / "3.png").write_bytes(b"other")
-    with pytest.raises(ZooError, match=r"plain/3\.png has 5 bytes, expected"):
+    with pytest.raises(ZooError, match=r"plain/3\.png in \./pictures is not what the lock pins"):
         evaluate("run")

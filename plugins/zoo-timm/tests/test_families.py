@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from timm.models import model_entrypoint
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -62,6 +62,7 @@ def plain_and_ours(architecture: str, folder: Path) -> tuple[nn.Module, TimmBack
         if name.endswith("running_mean"):
             buffer.normal_(std=0.1)  # so that a statistic which is not read would be seen
     save_file({name: x.clone().contiguous() for name, x in plain.state_dict().items()}, folder / "model.safetensors")
+    plain.load_state_dict(load_file(folder / "model.safetensors"), assign=True)  # kernels heed where weights lie
     backbone = Timm(name=architecture).build(folder, "pretrained").eval()
     assert isinstance(backbone, TimmBackbone)
     return plain, backbone
