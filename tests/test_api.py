@@ -103,11 +103,15 @@ def test_a_fit_that_fails_leaves_no_run(tmp_path: Path) -> None:
 
 
 def test_what_an_interrupted_fit_leaves_does_not_bar_the_next_one(tmp_path: Path) -> None:
-    """Its lock file, and at worst a delta without run.json."""
+    """Its lock file alone; a delta that somebody has put there is not zoo's to replace."""
     with pytest.raises(KeyboardInterrupt):
         zoo_core.fit(SPEC, task=TASK, out=tmp_path, budget=BUDGET, report=_interrupt)
     assert {path.name for path in tmp_path.iterdir()} == {".lock"}
-    (tmp_path / "delta.safetensors").write_bytes(b"torn")
+    (tmp_path / "delta.safetensors").write_bytes(b"mine")
+    with pytest.raises(UsageError, match=r"already holds a run .delta\.safetensors."):
+        zoo_core.fit(SPEC, task=TASK, out=tmp_path, budget=BUDGET)
+    assert (tmp_path / "delta.safetensors").read_bytes() == b"mine"
+    (tmp_path / "delta.safetensors").unlink()
     zoo_core.fit(SPEC, task=TASK, out=tmp_path, budget=BUDGET)
     zoo_core.load_run(tmp_path)
 

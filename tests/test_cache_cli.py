@@ -16,6 +16,7 @@ from zoo_core.cache import BUSY_SECONDS, ROOMS, TEMPORARY
 
 SPEC = f"far/{BASE}+full"
 OLD = time.time() - 40 * 86400
+HASH, OTHER = "0a" * 16, "0b" * 16  # as files in rooms are called
 
 
 def listed(far: Far) -> dict[tuple[str, str], dict[str, Any]]:
@@ -63,6 +64,17 @@ def test_ls_shows_rooms_and_what_zoo_resolved_and_nothing_of_others(far: Far) ->
     assert "somebody" not in out
 
 
+def test_what_another_program_downloaded_stays_whatever_zoo_reads_of_it(far: Far) -> None:
+    from huggingface_hub import snapshot_download
+
+    snapshot_download(BASE, endpoint=far.server.endpoint)
+    assert far.zoo("lock", SPEC)[0] == 0
+    assert far.zoo("fetch", SPEC)[0] == 0
+    assert (BASE, "commit") not in listed(far)
+    far.refused(3, "cache", "rm", BASE, "--yes")
+    assert repository(far).is_dir()
+
+
 def test_rm_removes_a_repository_that_then_comes_again(far: Far) -> None:
     far.zoo("fetch", SPEC)
     code, out, err = far.zoo("cache", "rm", BASE, "--dry-run")
@@ -94,7 +106,8 @@ def test_rm_of_an_unknown_name_tells_the_nearest(far: Far) -> None:
 def test_rm_of_all_rooms_leaves_a_working_zoo(far: Far) -> None:
     far.zoo("fetch", SPEC)
     assert far.zoo("cache", "rm", "zoo", "--yes")[0] == 0
-    assert not [path for path in (far.folder / "zoo").rglob("*") if path.is_file()]
+    left = [path for path in (far.folder / "zoo").rglob("*") if path.is_file()]
+    assert {path.parent.name for path in left} == {"downloads"}  # by which it knows what is its own
     assert far.zoo("fetch", SPEC)[0] == 0
     assert (BASE, "commit") in listed(far)
 
@@ -113,9 +126,12 @@ def test_prune_takes_partial_and_unlinked_files_and_replaced_commits(far: Far, a
     gone = [
         aged(blobs / "abc.incomplete"),
         aged(blobs / "unlinked"),
-        aged(far.folder / "zoo" / "pins" / "a.json.0123abcd"),
+        aged(far.folder / "zoo" / "pins" / f"{HASH}.json.0123abcd"),
     ]
-    kept = [aged(blobs / "now.incomplete", seconds=0), aged(far.folder / "zoo" / "pins" / "b.json.0123abcd", seconds=0)]
+    kept = [
+        aged(blobs / "now.incomplete", seconds=0),
+        aged(far.folder / "zoo" / "pins" / f"{OTHER}.json.0123abcd", seconds=0),
+    ]
     code, out, _ = far.zoo("cache", "prune", "--dry-run")
     assert code == 0
     assert "would be removed" in out
@@ -132,8 +148,8 @@ def test_prune_takes_partial_and_unlinked_files_and_replaced_commits(far: Far, a
 
 def test_prune_by_age_takes_what_was_not_used(far: Far, aged: Callable[..., Path]) -> None:
     far.zoo("fetch", SPEC)
-    old = aged(far.folder / "zoo" / "tables" / "old.npy", seconds=40 * 86400)
-    new = aged(far.folder / "zoo" / "tables" / "new.npy", seconds=1)
+    old = aged(far.folder / "zoo" / "tables" / f"{HASH}.npy", seconds=40 * 86400)
+    new = aged(far.folder / "zoo" / "tables" / f"{OTHER}.npy", seconds=1)
     assert far.zoo("cache", "prune", "--older-than", "6w", "--yes")[1] == "nothing to remove\n"
     assert far.zoo("cache", "prune", "--older-than", "30d", "--yes")[0] == 0
     assert (old.exists(), new.exists()) == (False, True)
@@ -155,9 +171,11 @@ def test_an_age_is_a_number_of_hours_days_or_weeks(far: Far, age: str) -> None:
 def test_files_that_zoo_did_not_write_are_not_shown_and_stay(far: Far, aged: Callable[..., Path]) -> None:
     """ZOO_CACHE may be a folder with other things in it, as that of Hugging Face."""
     root = far.folder / "zoo"
-    others = ("notes.txt", "index-mine.json", "thesis/chapter.txt", "datasets/squad/1.0/x.arrow", "datasets/_lock")
+    others = ["notes.txt", "index-mine.json", "thesis/chapter.txt", "datasets/squad/1.0/x.arrow", "datasets/_lock"]
+    others += ["media/holiday/film.mp4", "datasets/mine.csv", "tables/exp.npy", "splits/folds.json", "hub-data/a.jpg"]
+    others += ["set-aside/tax.pdf", "media/clip.deadbeef", "pins/mine.json", "looks/mine.json"]
     kept = [aged(root / name, seconds=50 * 86400) for name in others]
-    gone = [aged(root / name) for name in ("index-0123abcd.json", "failures.json", "datasets/0a.arrow")]
+    gone = [aged(root / name) for name in ("index-0123abcd.json", "failures.json", f"datasets/{HASH}.arrow")]
     listed(far)
     assert far.zoo("cache", "prune", "--older-than", "30d", "--yes")[1] == "nothing to remove\n"
     assert far.zoo("cache", "rm", "zoo", "--yes")[0] == 0
@@ -170,11 +188,11 @@ def test_of_a_link_in_a_room_the_link_goes_alone_and_frees_its_own_size(
     target = aged(tmp_path / "store" / "big.npy")
     (tmp_path / "store" / "folder").mkdir()
     inside = aged(tmp_path / "store" / "folder" / "a.png")
-    for name in ("tables/0a.npy", "hub-data/0a/a.png"):
+    for name in (f"tables/{HASH}.npy", f"hub-data/{HASH}/a.png"):
         path = far.folder / "zoo" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.symlink_to(target)
-    (far.folder / "zoo" / "hub-data" / "0b").symlink_to(tmp_path / "store" / "folder")
+    (far.folder / "zoo" / "hub-data" / HASH / "linked").symlink_to(tmp_path / "store" / "folder")
     assert listed(far)["zoo:tables", "room"]["size"] < 1000
     assert far.zoo("cache", "rm", "zoo:tables", "zoo:hub-data", "--yes")[0] == 0
     assert (target.exists(), inside.exists()) == (True, True)
@@ -184,11 +202,11 @@ def test_of_a_link_in_a_room_the_link_goes_alone_and_frees_its_own_size(
 def test_a_room_behind_a_link_is_refused_by_rm_and_left_by_prune(
     far: Far, tmp_path: Path, aged: Callable[..., Path]
 ) -> None:
-    inside = [aged(tmp_path / "store" / name, seconds=50 * 86400) for name in ("0a.npy", "0b.npy.0123abcd")]
+    inside = [aged(tmp_path / "store" / name, seconds=50 * 86400) for name in (f"{HASH}.npy", f"{HASH}.json.0123abcd")]
     link = far.folder / "zoo" / "tables"
     link.parent.mkdir(parents=True, exist_ok=True)
     link.symlink_to(tmp_path / "store")
-    kept = aged(far.folder / "zoo" / "looks" / "0a.json")
+    kept = aged(far.folder / "zoo" / "looks" / f"pictures-{HASH}.json")
     line = far.refused(4, "cache", "rm", "zoo", "--yes")
     assert f"zoo:tables lies behind the link {link} to {tmp_path / 'store'}" in line
     assert f"rm {link}" in line
@@ -248,7 +266,10 @@ def test_rm_of_a_commit_leaves_what_its_links_lead_to_elsewhere(
 
 
 def test_what_was_set_aside_is_a_room(far: Far, aged: Callable[..., Path]) -> None:
-    path = aged(far.folder / "zoo" / "set-aside" / "models--org--base" / "abc" / "sub" / "x.bin", seconds=50 * 86400)
+    path = aged(
+        far.folder / "zoo" / "set-aside" / "models--org--base" / ("0" * 40) / "0123abcd" / "sub" / "x.bin",
+        seconds=50 * 86400,
+    )
     assert listed(far)["zoo:set-aside", "room"]["size"] == 1000
     assert far.zoo("cache", "prune", "--older-than", "30d", "--yes")[0] == 0
     assert not path.exists()

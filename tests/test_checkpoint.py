@@ -309,12 +309,12 @@ def test_where_no_state_is_whole_it_is_refused(damage: str, tmp_path: Path) -> N
 def test_a_torn_write_is_not_a_state(tmp_path: Path) -> None:
     kept(tmp_path, [State(values={"n": 1}, parts={"moves": some(1)})])
     (tmp_path / "000002-moves.safetensors").write_bytes(b"torn")
-    (tmp_path / "state.new").write_text('{"format"')
+    (tmp_path / "000003.json.0123abcd").write_text('{"format"')
     state = found_in(tmp_path)
     assert state is not None
     assert state.values == {"n": 1}
     kept(tmp_path, [State(values={"n": 2}, parts={"moves": some(2)})])
-    assert not (tmp_path / "state.new").exists()
+    assert not (tmp_path / "000003.json.0123abcd").exists()
 
 
 @pytest.mark.parametrize(

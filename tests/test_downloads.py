@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import random
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -69,10 +70,10 @@ def entry(tmp_path: Path, name: str = "model.safetensors") -> Path:
 
 
 def aside(tmp_path: Path) -> dict[str, Path]:
-    """What was set aside, by its path in there."""
+    """What was set aside, by repository, commit and name; each lies in a folder of its own."""
     root = tmp_path / "zoo" / "set-aside"
     paths = [path for path in root.rglob("*") if path.is_symlink() or path.is_file()]
-    return {path.relative_to(root).as_posix(): path for path in paths}
+    return {re.sub("/[0-9a-f]{8}/", "/", path.relative_to(root).as_posix()): path for path in paths}
 
 
 def place(found: Pinned, name: str = "model.safetensors") -> str:
@@ -189,7 +190,7 @@ def test_a_damaged_blob_is_set_aside_and_told(
         right(pinned)
     assert {where: path.read_bytes() for where, path in aside(tmp_path).items()} == {place(pinned, name): wrong}
     (record,) = [record for record in caplog.records if record.name == "zoo_core.downloads"]
-    assert str(tmp_path / "zoo" / "set-aside" / place(pinned, name)) in record.getMessage()
+    assert str(aside(tmp_path)[place(pinned, name)]) in record.getMessage()
 
 
 def test_a_blob_that_links_to_a_shared_store_is_moved_as_a_link_and_its_target_stays(
@@ -299,27 +300,30 @@ def test_what_comes_wrong_again_is_set_aside_and_the_error_says_where(
 ) -> None:
     entry(tmp_path).write_bytes(WRONG)
     server.fault(Flip(at=1), origin="cdn")
-    path = tmp_path / "zoo" / "set-aside" / place(pinned)
-    caught(lambda: folder(pinned, list(FILES)), IntegrityError, "still wrong", f"set aside in {path}", "proxy")
-    assert list(aside(tmp_path)) == [place(pinned)]
-    assert path.read_bytes()[2:] == WEIGHTS[2:]  # what came last
+    text = caught(lambda: folder(pinned, list(FILES)), IntegrityError, "still wrong", "proxy")
+    both = sorted((tmp_path / "zoo" / "set-aside").rglob("model.safetensors"), key=lambda path: str(path) in text)
+    assert [str(path) in text for path in both] == [False, True]
+    assert both[0].read_bytes() == WRONG  # what lay there, and what came last
+    assert both[1].read_bytes()[2:] == WEIGHTS[2:]
     assert not (repository(tmp_path) / "blobs" / hashlib.sha256(WEIGHTS).hexdigest()).exists()
     server.clear_faults()
     right(pinned)
 
 
-def test_what_is_set_aside_of_a_file_at_another_commit_replaces_it(
+def test_nothing_that_was_set_aside_goes_for_what_comes_later(
     server: HubServer, pinned: Pinned, tmp_path: Path
 ) -> None:
-    entry(tmp_path).write_bytes(WRONG)
-    right(pinned)
-    (tmp_path / "zoo" / "set-aside" / "models--org--name" / "mine").write_text("another file")
+    for content in (WRONG, WRONG[::-1]):
+        entry(tmp_path).write_bytes(content)
+        right(pinned)
     server.commit(REPO, {"README.md": b"more"})
     later = pin(SOURCE)
     folder(later, list(FILES))
     (repository(tmp_path) / "snapshots" / str(later.revision) / "model.safetensors").write_bytes(WRONG)
     right(later)
-    assert list(aside(tmp_path)) == ["models--org--name/mine", place(later)]
+    assert aside(tmp_path).keys() == {place(pinned), place(later)}
+    held = (tmp_path / "zoo" / "set-aside").rglob("model.safetensors")
+    assert sorted(path.read_bytes() for path in held) == sorted([WRONG, WRONG[::-1], WRONG])
 
 
 def test_a_cache_folder_on_another_disk_takes_files_and_links(

@@ -30,7 +30,8 @@ LAYERS = (
     ("encoding", "paths", "settings"),
     ("index",),
     ("bind",),
-    ("catalog", "declarations", "lock", "trust", "verified"),
+    ("trust",),
+    ("catalog", "declarations", "lock", "verified"),
     ("registry",),  # a name may be a record's
     ("plan", "store", "unpublished"),
     ("folders", "resolve"),

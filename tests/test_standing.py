@@ -20,9 +20,11 @@ from zoo_core.plan import Budget
 from zoo_core.registry import registry
 from zoo_core.standing import OTHER, standing_of
 from zoo_core.store import Result, append, read
+from zoo_core.suites import trial
 from zoo_core.suites.grid import Grid, Suite, suite_from
 from zoo_core.suites.runner import _supersede, open_grid
 from zoo_core.suites.trial import provenance
+from zoo_core.suites.workers import attempt
 from zoo_core.unpublished import add_plugin
 
 BEFORE = Path(__file__).parent / "stored" / "894e433"  # what zoo-core of that commit stored
@@ -149,6 +151,16 @@ def test_a_new_file_and_a_removed_one_are_another_trial(here: Path) -> None:
     assert digests(adapters=["guided(guide=one)"]) not in (before, after)
 
 
+def test_what_lies_behind_links_to_folders_counts_too(here: Path) -> None:
+    (here / "store").mkdir()
+    (here / "store" / "deep.bin").write_text("deep down")
+    (here / "one" / "linked").symlink_to(here / "store")
+    (here / "one" / "circle").symlink_to(here / "one")
+    before = digests(adapters=["guided(guide=one)"])
+    edit("store/deep.bin")
+    assert digests(adapters=["guided(guide=one)"]) != before
+
+
 def test_what_no_recipe_reads_and_times_do_not_count(here: Path) -> None:
     before = digests(adapters=["guided(guide=one)"])
     (here / "one" / "notes.txt").write_text("nobody reads them")
@@ -164,13 +176,19 @@ def test_two_folders_are_two_trials_whatever_the_argument_is_called(here: Path) 
     assert keys == ["adapter:guided(guide=one)", "adapter:guided(guide=two)"]
 
 
-def test_where_a_folder_lies_is_no_part_of_a_trial_and_which_file_is_what_is(here: Path) -> None:
-    swapped = ['guided(first="one/a.bin",guide=one,second="one/b.bin")']
-    swapped += ['guided(first="one/b.bin",guide=one,second="one/a.bin")']
-    first, second = digests(adapters=swapped)
-    assert first != second
+def test_where_a_folder_lies_is_no_part_of_a_trial(here: Path) -> None:
+    before = digests(adapters=["guided(guide=one)"])
     shutil.move("one", "elsewhere")
-    assert digests(adapters=[text.replace("one", "elsewhere") for text in swapped]) == [first, second]
+    assert digests(adapters=["guided(guide=elsewhere)"]) == before
+
+
+def test_an_argument_that_only_looks_like_a_place_counts(here: Path) -> None:
+    """A file among others, and a word that is called as the folder."""
+    shutil.copytree("one", "three")
+    adapters = ['guided(first="one/a.bin",guide=one,second="one/b.bin")']
+    adapters += ['guided(first="one/b.bin",guide=one,second="one/a.bin")']
+    adapters += ["guided(first=one,guide=one)", "guided(first=three,guide=three)", "guided(first=one,guide=three)"]
+    assert len(set(digests(adapters=adapters))) == 5
 
 
 def test_what_an_argument_names_by_a_spec_is_part_of_the_trial(here: Path) -> None:
@@ -216,6 +234,20 @@ def test_a_users_lock_holds_and_is_compared_with_what_is_there(here: Path) -> No
         open_grid(suite, here / "out", lock=lock)
     with pytest.raises(NotFoundError, match="not in the lock"):
         open_grid(suite, here / "out", frozen=True)
+
+
+def test_a_users_lock_holds_however_the_path_is_written(here: Path) -> None:
+    grid = opened()
+    lock = here / "mine.lock"
+    write_lock(lock, lock_of(grid.plans[0].parts, grid.plans[0].pins))
+    shutil.copy("points.csv", "others.csv")
+    edit("points.csv")
+    for text in ("points.csv", "./points.csv", str(here / "points.csv")):
+        suite = suite_from({"tasks": [f'csv(path="{text}")'], "backbones": [MLP], "seeds": 1}, name="x")
+        with pytest.raises(Exception, match=r"points\.csv in .* is not what the lock pins"):
+            open_grid(suite, here / "out", lock=lock)
+    suite = suite_from({"tasks": ["others.csv"], "backbones": [MLP], "seeds": 1}, name="x")
+    assert open_grid(suite, here / "out", lock=lock).plans  # of which the lock says nothing
 
 
 # --- marks -----------------------------------------------------------------------------------------------------------
@@ -271,7 +303,7 @@ def test_a_report_tells_what_has_changed_and_what_is_gone(here: Path) -> None:
     assert found.outdated == {rows()[0].digest}
     assert len(found.rows) == 2
     assert [remark.split(":")[0] for remark in found.remarks] == [
-        "1 result is out of date",
+        "1 result is out of date, as seen from this folder",
         "1 result is no longer checkable",
     ]
     _supersede(opened(adapters=["guided(guide=one)"]), Path("out"))
@@ -284,6 +316,35 @@ def test_results_of_nothing_local_are_looked_at_no_further(here: Path, monkeypat
     stored(open_grid(suite_from({"tasks": ["digits"], "backbones": ["starter/vit-nano"]}, name="x"), Path("out")))
     monkeypatch.delattr("zoo_core.standing.look")
     assert (len(standing_of(Path("out")).rows), standing_of(Path("out")).remarks) == (3, ())
+
+
+def test_an_edit_while_a_trial_runs_leaves_no_result(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (plan,) = opened(budget={"epochs": 1, "num_rates": 1}).plans
+    assert attempt(plan, device="cpu").status == "ok"
+    choose = trial.choose
+
+    def edited(*arguments: Any, **named: Any) -> Any:
+        edit("points.csv")
+        return choose(*arguments, **named)
+
+    monkeypatch.setattr(trial, "choose", edited)
+    found = attempt(plan, device="cpu")
+    assert (found.status, found.score) == ("failed", None)
+    assert "has changed while the trial ran" in (found.reason or "")
+
+
+def test_a_report_tells_of_plugin_files(here: Path) -> None:
+    stored(opened(adapters=["guided(guide=one)"]))
+    registry.cache_clear()
+    assert [remark.split(": ", 1)[1] for remark in standing_of(Path("out")).remarks] == [
+        "the plugin file guided.py was not given: --plugin guided.py"
+    ]
+    edit("one/a.bin")  # which the lock tells of, without the plugin
+    assert len(standing_of(Path("out")).outdated) == 1
+    edit("one/a.bin")
+    (here / "guided.py").write_text((here / "guided.py").read_text() + "\n# another state\n")
+    add_plugin("guided.py")
+    assert "the plugin file guided.py holds something else now" in standing_of(Path("out")).remarks[0]
 
 
 # --- what was stored before ------------------------------------------------------------------------------------------
@@ -320,7 +381,11 @@ def test_rows_of_before_on_a_run_are_told_by_the_key_of_before(before: Path) -> 
     assert "backbone:run(first)" in json.loads(Path("onrun/zoo.lock").read_text())["parts"]
     assert standing_of(Path("onrun")).remarks == ()
     edit("first/delta.safetensors")
-    assert standing_of(Path("onrun")).remarks[0].startswith("1 result is out of date: backbone:run(first)")
+    assert (
+        standing_of(Path("onrun"))
+        .remarks[0]
+        .startswith("1 result is out of date, as seen from this folder: backbone:run(first)")
+    )
 
 
 def test_rows_of_before_without_their_lock_are_not_checkable(before: Path) -> None:

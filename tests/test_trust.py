@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from zoo_core.bind import Bound
 from zoo_core.contracts import TRUSTS, Target
 from zoo_core.errors import PluginError, RefusedError, SuiteError, UsageError
 from zoo_core.registry import registry
-from zoo_core.resolve import resolve
+from zoo_core.resolve import resolve, trusted_inner
 from zoo_core.suites.grid import expand, load_suite, suite_from
 from zoo_core.trust import check_trust, trusted, trusting
 from zoo_core.unpublished import add_plugin
@@ -49,6 +50,63 @@ PLUGIN = '''
 
             torch.manual_seed(0)
             return ToyBackbone("tokens")
+'''
+MANY = '''
+    from dataclasses import dataclass
+    from typing import ClassVar
+
+    import zoo_core
+    from zoo_core import Spec
+
+
+    @dataclass(frozen=True, kw_only=True)
+    class Many:
+        """A backbone that names others in every way."""
+
+        teachers: tuple[Spec, ...] = ()
+        pair: tuple[Spec, Spec] | None = None
+        text: str = ""
+
+        version: ClassVar[int] = 1
+
+        def source(self):
+            return None
+
+        def build(self, files, weights):
+            from zoo_core.testing.toys import ToyBackbone
+
+            if self.text:
+                zoo_core.load_backbone(self.text)
+            return ToyBackbone("tokens")
+'''
+RISKY = '''
+    from dataclasses import dataclass, field
+    from pathlib import Path
+    from typing import ClassVar
+
+    from zoo_core import Target
+
+
+    @dataclass(frozen=True, kw_only=True)
+    class Risky:
+        """A task that looks into a pickle for its classes."""
+
+        unsafe: bool = field(default=False, metadata={"trust": "pickle"})
+
+        version: ClassVar[int] = 1
+        modality: ClassVar[str] = "image"
+        metric: ClassVar[str] = "accuracy"
+
+        @property
+        def target(self):
+            Path("ran").touch()
+            return Target(kind="classes", size=3)
+
+        def source(self):
+            Path("ran").touch()
+
+        def open(self, files):
+            raise NotImplementedError
 '''
 TARGET = Target(kind="classes", size=3)
 
@@ -111,6 +169,42 @@ def test_what_an_argument_names_by_a_spec_asks_too() -> None:
     with pytest.raises(RefusedError, match="the suite x asks for loose"):
         resolve('loose(teacher="loose(unsafe=true)")', target=TARGET, stored="the suite x")
     assert len(resolve('loose(teacher="loose(unsafe=true)")', target=TARGET).inner) == 1  # its user typed it
+
+
+def test_whatever_holds_a_spec_asks_too(here: Path) -> None:
+    """In lists, behind records, and made up by a plugin's own code."""
+    (here / "many.py").write_text(dedent(MANY))
+    add_plugin("many.py")
+    for spec in ('many(teachers=["loose(unsafe=true)"])', 'many(pair=["loose","loose(unsafe=true)"])'):
+        assert len(resolve(spec, target=TARGET).inner) >= 1  # its user typed it
+        with pytest.raises(RefusedError, match="the run x asks for loose"):
+            resolve(spec, target=TARGET, stored="the run x")
+    with pytest.raises(RefusedError, match="the code of backbone many asks for loose"):
+        zoo_core.load('many(text="loose(unsafe=true)")', num_classes=3)
+    with trusting("pickle"):
+        assert zoo_core.load('many(text="loose(unsafe=true)")', num_classes=3).target.size == 3
+    nested = registry().bind(zoo_core.parse('many(teachers=["loose(unsafe=true)"])').parts[0])
+    object.__setattr__(nested, "written", zoo_core.parse("small").parts[0])
+    object.__setattr__(nested, "implied", {"teachers": ("loose(unsafe=true)",)})
+    with pytest.raises(RefusedError, match="the record small asks for loose"):
+        trusted_inner(nested, registry(), None)
+
+
+def test_nothing_of_a_task_runs_before_it_is_trusted(here: Path, zoo: Zoo) -> None:
+    (here / "risky.py").write_text(dedent(RISKY))
+    add_plugin("risky.py")
+    suite = here / "s.toml"
+    suite.write_text('tasks = ["risky(unsafe=true)", "digits"]\nbackbones = ["starter/vit-nano"]\nseeds = 1\n')
+    saved("starter/vit-nano")
+    table = json.loads((here / "run" / "run.json").read_text()) | {"task": "risky(unsafe=true)"}
+    (here / "run" / "run.json").write_text(json.dumps(table))
+    assert [refusal.trial.task.name for refusal in expand(load_suite(suite)).refusals] == ["risky"]
+    assert zoo_core.load_run("run").target.size == 3  # a model does without its task
+    with pytest.raises(RefusedError, match="the run run asks for risky"):
+        zoo_core.evaluate("run")
+    assert not (here / "ran").exists()
+    resolve("starter/vit-nano", task="risky(unsafe=true)")
+    assert (here / "ran").exists()  # the check can fail
 
 
 def test_a_suite_file_asks_and_flags_are_the_users(here: Path) -> None:

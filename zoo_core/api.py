@@ -23,8 +23,8 @@ from zoo_core.data import Loader, Splits, carve
 from zoo_core.descent import Thrift
 from zoo_core.encoding import Encoding, encoding_of
 from zoo_core.errors import UsageError
+from zoo_core.hub import DELTA, fetch_run, files_of, pin_plan
 from zoo_core.hub import Progress as Download
-from zoo_core.hub import fetch_run, files_of, pin_plan
 from zoo_core.inference import Failure, Item, Pool, Prediction, embedded, predicted
 from zoo_core.learner import Learner
 from zoo_core.lock import lock_of, part_key, read_pins, write_lock
@@ -63,7 +63,7 @@ __all__ = [
 
 Found = TypeVar("Found")
 
-HELD = ("run.json", "results.jsonl", "zoo.lock")  # by each of which a folder is known to hold a run
+HELD = ("run.json", "results.jsonl", "zoo.lock", DELTA)  # by each of which a folder is known to hold a run
 PUBLISHED = "hub/"  # before the names of fitted models on the Hub
 
 
@@ -361,7 +361,12 @@ def _refuse_another(folder: Path, plan: Plan, unfinished: Unfinished) -> None:
 
 
 def _is_of(file: Path, plan: Plan) -> bool:
-    """Whether the digest in a file of a run is the plan's, in each row of its results; of a lock, all that it says."""
+    """Whether the digest in a file of a run is the plan's, in each row of its results; of a lock, all that it says.
+
+    A delta says nothing of its fit; what lies beside it does.
+    """
+    if file.name == DELTA:
+        return True
     try:
         text = file.read_text(encoding="utf-8")
         if file.name == "zoo.lock":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache, cached_property
 from pathlib import Path
@@ -83,9 +83,9 @@ class Bound:
         """Whether it has files of its own; told without a request."""
         return isinstance(self.recipe, Located) or self.source is not None
 
-    def specs(self) -> tuple[Spec, ...]:
-        """The specs that its arguments hold."""
-        return tuple(value for value in self._values().values() if isinstance(value, Spec))
+    def specs(self) -> tuple[tuple[str, Spec], ...]:
+        """The specs that its arguments hold, alone or in lists, each with the name of its argument."""
+        return tuple((name, spec) for name, value in self._values().items() for spec in _specs_in(value))
 
     def widened(self) -> tuple[tuple[str, str, Value], ...]:
         """Name, word and value of each argument that widens what is trusted, see Argument.trust."""
@@ -269,6 +269,13 @@ def _coerced(value: Value, hint: Any) -> Any:
     if hint is Spec:
         return _spec(value)
     return _UNSUPPORTED
+
+
+def _specs_in(value: Any) -> Iterator[Spec]:
+    if isinstance(value, Spec):
+        yield value
+    for item in value if isinstance(value, tuple) else ():
+        yield from _specs_in(item)
 
 
 def _spec(value: Value) -> Any:

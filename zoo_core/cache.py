@@ -1,8 +1,9 @@
-"""What lies in the caches: zoo's own rooms below ZOO_CACHE, and of the Hugging Face cache what zoo resolved.
+"""What lies in the caches: zoo's own rooms below ZOO_CACHE, and of the Hugging Face cache what zoo downloaded.
 
-Which repositories zoo resolved is told by the pins that it remembers. Nothing else of the Hugging Face cache is shown
-or removed, and removal is left to its own strategy, which keeps files that other commits share. Nothing is removed
-through a link: of one in a room the link goes at most, and what lies behind a linked folder stays.
+Which repositories are zoo's is told by the downloads that it notes. Nothing else of the Hugging Face cache is shown or
+removed, whatever zoo has read of it, and removal is left to its own strategy, which keeps files that other commits
+share. Nothing is removed through a link: of one in a room the link goes at most, and what lies behind a linked folder
+stays.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from huggingface_hub import CachedRepoInfo, CacheNotFound, HFCacheInfo, constants, scan_cache_dir
 
-from zoo_core.downloads import ROOM
+from zoo_core.downloads import DOWNLOADS, ROOM
 from zoo_core.errors import AccessError, NotFoundError, nearest
 from zoo_core.remote import DATASETS, repository_folder
 from zoo_core.settings import cache_folder
@@ -26,14 +27,33 @@ from zoo_core.settings import cache_folder
 __all__ = ["OWN", "Entry", "chosen", "cover", "removed", "stale"]
 
 OWN = "zoo:"  # before the name of a room of ours
+KNOWS = f"{OWN}{DOWNLOADS}"  # the room that tells what else is zoo's
 UNUSED = "not used for so long"
 BUSY_SECONDS = 600.0  # what changed so shortly ago may be under way
 TEMPORARY = re.compile(r".+\.[0-9a-f]{8}|index-[0-9a-f]+\.json\.\d+")  # of a write that is moved into place when whole
-WRITTEN = re.compile(r"[^.]+\.(json|npy|arrow|csv)")  # what lies directly in a room
-INDEX = re.compile(r"(index-[0-9a-f]{8}|failures)\.json")  # what lies directly in the cache folder
-DEEP = ("hub-data", "media", ROOM)  # rooms whose files have the names of others, in folders
+HASH = "[0-9a-f]{32}"
+# What zoo writes in each room, by the path in it; whatever else lies there is somebody else's.
+WRITTEN: Mapping[str, re.Pattern[str]] = {
+    room: re.compile(pattern)
+    for room, pattern in {
+        "datasets": rf"{HASH}\.arrow",
+        DOWNLOADS: rf"{HASH}\.json",
+        "hub-data": rf"{HASH}/.+",
+        "index": r"(index-[0-9a-f]{8}|failures)\.json",
+        "listings": rf"{HASH}\.json",
+        "looks": rf"(pictures|sounds)(-{HASH}){{1,2}}\.json",
+        "media": r"[0-9a-f]{2}/[0-9a-f]{64}",
+        "noted": r"[0-9a-f]+-[0-9a-f]+\.json",
+        "pins": rf"{HASH}\.json",
+        ROOM: r"(models|datasets)--[^/]+/[0-9a-f]{40}/[0-9a-f]{8}/.+",
+        "splits": rf"{HASH}\.csv",
+        "tables": rf"{HASH}\.(npy|json)",
+        "verified": rf"([0-9a-f]+-[0-9a-f]+|folder-{HASH})\.json",
+    }.items()
+}
 ROOMS = {
     "datasets": "your files as Arrow tables, made again when a task needs them",
+    DOWNLOADS: "which repositories zoo downloaded, so that it may remove them",
     "hub-data": "links to files of repositories, made again when a task needs them",
     "index": "what is installed, read again by the next command",
     "listings": "which files a commit holds, asked for again",
@@ -83,7 +103,7 @@ def chosen(entries: Iterable[Entry], name: str) -> list[Entry]:
     found = [
         entry
         for entry in entries
-        if (entry.name == wanted or (wanted == "zoo" and entry.name.startswith(OWN)))
+        if (entry.name == wanted or (wanted == "zoo" and entry.name.startswith(OWN) and entry.name != KNOWS))
         and (not revision or (entry.revision or "").startswith(revision))
     ]
     if not found:
@@ -107,7 +127,7 @@ def stale(entries: Iterable[Entry], *, older_than: float | None = None) -> list[
         newest.setdefault(entry.name, entry)
     found: list[Entry] = []
     for entry in entries:
-        if older_than is not None and entry.kind == "room" and entry.name != f"{OWN}pins":  # they tell what is zoo's
+        if older_than is not None and entry.kind == "room" and entry.name != KNOWS:  # it tells what is zoo's
             old = [path for path in entry.paths if now - _used_at(path) > older_than]
             found += [_entry(entry.name, "room", old, UNUSED)] if old else []
         elif older_than is not None and entry.kind == "commit" and now - entry.used_at > older_than:
@@ -193,11 +213,10 @@ def _files_of(room: str, place: Path) -> Iterator[Path]:
     """The files of a room, and links in it as such; nothing that zoo does not write there."""
     if not place.is_dir():
         return
-    pattern = INDEX if room == "index" else WRITTEN
-    for path in place.rglob("*") if room in DEEP else place.iterdir():
-        stem = path.name.rpartition(".")[0] if TEMPORARY.fullmatch(path.name) else path.name
-        is_file = path.is_symlink() or path.is_file()
-        if is_file and (room in DEEP or pattern.fullmatch(stem)):
+    for path in place.iterdir() if room == "index" else place.rglob("*"):
+        name = path.relative_to(place).as_posix()
+        stem = name.rpartition(".")[0] if TEMPORARY.fullmatch(path.name) else name
+        if (path.is_symlink() or path.is_file()) and WRITTEN[room].fullmatch(stem):
             yield path
 
 
@@ -242,11 +261,11 @@ def _is_quiet(path: Path) -> bool:
 
 
 def _commits() -> Iterator[Entry]:
-    info, resolved = _hub(), _resolved()
+    info, downloaded = _hub(), _downloaded()
     for repository in info.repos if info is not None else ():
         name = _called(repository)
         for revision in repository.revisions:
-            if revision.commit_hash in resolved.get(name, ()):
+            if revision.commit_hash in downloaded.get(name, ()):
                 link = _linked(repository.repo_path, revision.commit_hash)
                 yield Entry(
                     name=name,
@@ -262,8 +281,8 @@ def _commits() -> Iterator[Entry]:
 
 
 def _leftovers() -> Iterator[Entry]:
-    """Interrupted downloads of repositories that zoo resolved, and files that no commit of them has any more."""
-    for name in sorted(_resolved()):
+    """Interrupted downloads of repositories that zoo downloaded, and files that no commit of them has any more."""
+    for name in sorted(_downloaded()):
         folder = repository_folder(name)
         link = _linked(folder)
         blobs = [path for path in (folder / "blobs").glob("*") if path.is_file() and _is_quiet(path)]
@@ -296,10 +315,10 @@ def _called(repository: CachedRepoInfo) -> str:
     return f"{DATASETS}{repository.repo_id}" if repository.repo_type == "dataset" else repository.repo_id
 
 
-def _resolved() -> dict[str, set[str]]:
-    """The commits of each repository that zoo resolved, as its pins remember them."""
+def _downloaded() -> dict[str, set[str]]:
+    """The commits of each repository that zoo downloaded files of, as it has noted."""
     found: dict[str, set[str]] = {}
-    for path in Path(cache_folder(), "pins").glob("*.json"):
+    for path in Path(cache_folder(), DOWNLOADS).glob("*.json"):
         try:
             row = json.loads(path.read_text(encoding="utf-8"))
             name, commit = row["repository"], row["revision"]

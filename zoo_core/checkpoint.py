@@ -28,8 +28,8 @@ from zoo_core.writing import replacing, write_whole
 __all__ = ["UNFINISHED", "Offer", "State", "Unfinished", "laid_out_like", "standing"]
 
 UNFINISHED = "unfinished"  # the folder of the states, in that of the run
-STATE = re.compile(r"\d{6,}\.json")
-WRITTEN = re.compile(r"\d{6,}(\.json|-.+\.safetensors)(\.[0-9a-f]{8})?|state\.new")  # the last by earlier versions
+STATE = re.compile(r"\d{6}\.json")
+WRITTEN = re.compile(r"\d{6}(\.json|-[a-z-]+\.safetensors)(\.[0-9a-f]{8})?")
 FORMAT = 1
 KEPT = 2  # states
 SAVE_SECONDS = 10.0  # at least so long between states: what an interruption may cost beside the epoch under way

@@ -390,7 +390,8 @@ class BackboneRecipe(Protocol):
         ...
 
     def build(self, files: Path | None, weights: Weights) -> nn.Module:
-        """A Backbone with the weights asked for; a random one draws as torch does by itself, from a seed of its own.
+        """A Backbone with the weights asked for; a random one draws by torch alone, in this thread, as torch does by
+        itself: from a seed of its own.
 
         files: the folder that holds the files of `source`, verified; of a random one perhaps without its weights.
         Where neither catalogue nor record describes the name, a random one is first built on the meta device and

@@ -15,6 +15,7 @@ from zoo_core.bind import Bound
 from zoo_core.contracts import KINDS, METRICS, MODALITIES, ROLES, TARGET_KINDS, Change, Seam
 from zoo_core.errors import PluginError, ZooError, nearest
 from zoo_core.interrupts import raise_interrupt
+from zoo_core.trust import running
 
 __all__ = ["MAX_RATES", "TRAINING", "blaming", "broken", "check_adapter", "check_head", "check_task"]
 
@@ -75,7 +76,8 @@ def _declared(part: Bound, name: str) -> Any:
 def blaming(part: Bound) -> Iterator[None]:
     """Calls a plugin's own code: what it raises is told as its mistake, with the line; our errors and memory pass."""
     try:
-        yield
+        with running(part):
+            yield
     except (ZooError, MemoryError):
         raise
     except Exception as error:

@@ -6,6 +6,7 @@ One forward pass per step, unless it is made in pieces to save memory. What an e
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -89,8 +90,10 @@ class Descent:
         self._shares = [
             _rate_at(self.num_steps, budget.warmup, _first_step(group["start"], self.num_steps)) for group in groups
         ]
-        with held_back():  # the first optimiser of a process imports torch._dynamo
+        drawn = random.getstate()
+        with held_back():  # the first optimiser of a process imports torch._dynamo, and that what draws by `random`
             self._optimiser = torch.optim.AdamW(groups, fused=True)
+        random.setstate(drawn)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimiser, self._shares)
         self._projectors = tuple(projectors(learner))  # now, as one that joins later is not trainable for a while
         self._unseen = learner.added()

@@ -8,6 +8,7 @@ download it.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
@@ -20,11 +21,12 @@ from pathlib import Path
 from zoo_core import remote
 from zoo_core.errors import AccessError, IntegrityError, NotFoundError
 from zoo_core.settings import cache_folder
-from zoo_core.verified import git_sha1, hash_of
+from zoo_core.verified import git_sha1, hash_of, write_memory
 
-__all__ = ["ROOM", "is_as_recorded", "right_file"]
+__all__ = ["DOWNLOADS", "ROOM", "is_as_recorded", "right_file"]
 
 ROOM = "set-aside"  # below the cache folder
+DOWNLOADS = "downloads"  # likewise: which commits zoo has downloaded files of
 HASH = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")  # of a content: sha256, or git's sha1
 
 _log = logging.getLogger(__name__)
@@ -61,7 +63,9 @@ def right_file(
         path = remote.cached(repository, commit, name)
         is_new = path is None
         try:
-            path = path or remote.download(repository, commit, name, report, force=force)
+            if path is None:
+                path = remote.download(repository, commit, name, report, force=force)
+                _note_download(repository, commit)
             before, flaw = path.stat(), _flaw(path, check)
             if flaw is None:
                 return path
@@ -86,6 +90,12 @@ def right_file(
         f"{repository} at {commit[:12]}: {name} was downloaded again and is still wrong ({wrong}); "
         f"{aside or 'nothing of it is kept'}; look for a proxy that changes files, or try later"
     ) from wrong
+
+
+def _note_download(repository: str, commit: str) -> None:
+    """Notes that files of a commit came by zoo, which cache.py may then remove."""
+    called = hashlib.sha256(f"{repository}@{commit}".encode()).hexdigest()[:32]
+    write_memory({"repository": repository, "revision": commit}, DOWNLOADS, f"{called}.json")
 
 
 def _flaw(path: Path, check: Callable[[Path], object]) -> IntegrityError | None:
@@ -160,43 +170,30 @@ def _links_below(path: Path, *caches: Path) -> bool:
 
 
 def _place(repository: str, commit: str, name: str) -> Path:
-    return Path(cache_folder(), ROOM, remote.repository_folder(repository).name, commit, name)
+    """A place that nothing lies at yet."""
+    folder = remote.repository_folder(repository).name
+    return Path(cache_folder(), ROOM, folder, commit, os.urandom(4).hex(), name)
 
 
 def _set_aside(chosen: Path, place: Path, path: Path, before: os.stat_result) -> _Aside | None:
-    """Moves what is wrong, a link as a link, and then removes what was set aside of the same file earlier.
+    """Moves what is wrong, a link as a link, to a place of its own.
 
     None where another process has put something else at `path` since `before`, which stays. Raises AccessError.
     """
-    fresh = place.with_name(f"{place.name}.{os.urandom(4).hex()}")
     what = f"the link {chosen} to {chosen.readlink()}" if chosen.is_symlink() else str(chosen)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         if not os.path.samestat(before, path.stat()):
             return None
-        shutil.move(chosen, fresh)  # to another disk too
-        fresh.replace(place)
+        shutil.move(chosen, place)  # to another disk too
     except FileNotFoundError:
         return None
     except OSError as error:
         if os.path.lexists(chosen):
             with suppress(OSError):
-                fresh.unlink(missing_ok=True)  # half a copy
+                place.unlink(missing_ok=True)  # half a copy
         raise AccessError(
             f"{chosen} is wrong and cannot be set aside in {place} ({error.strerror or error}); mend its rights, or "
             f"set ZOO_CACHE to another folder"
         ) from error
-    _forget_others(place)
     return _Aside(what, place)
-
-
-def _forget_others(place: Path) -> None:
-    """Removes what was set aside of the same file at other commits, unless it lies behind a link."""
-    root = Path(cache_folder(), ROOM)
-    repository, commit, *names = place.relative_to(root).parts
-    for folder in (root / repository).iterdir():
-        other = folder.joinpath(*names)
-        is_ours = other.parent.resolve().is_relative_to(root.parent.resolve() / ROOM)
-        if folder.name != commit and is_ours and (other.is_symlink() or other.is_file()):
-            with suppress(OSError):
-                other.unlink()

@@ -9,11 +9,10 @@ Locks are taken in one order, that of training before that of building, so they 
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -21,6 +20,8 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.data import get_worker_info
+
+from zoo_core.once import Lock
 
 __all__ = ["apart", "draw_seed", "example_draws", "own_draws", "seeded"]
 
@@ -37,8 +38,12 @@ def seeded(*parts: object) -> Iterator[torch.Generator]:
 
     Draws as `apart` says. Yields another generator with the same seed, for parts that take one.
     """
-    with _locks.building, apart(*parts):
-        yield torch.Generator().manual_seed(draw_seed(*parts))
+    with _building, apart(*parts):
+        usual = torch.get_default_dtype()
+        try:
+            yield torch.Generator().manual_seed(draw_seed(*parts))
+        finally:
+            torch.set_default_dtype(usual)
 
 
 @contextmanager
@@ -46,8 +51,9 @@ def apart(*parts: object) -> Iterator[None]:
     """This thread's draws from a private generator that is seeded from the parts; those of other threads as ever.
 
     The numbers are those that torch's global generator would give with that seed. What seeds or sets torch's generator
-    of the CPU inside, torch.manual_seed too, does so to the private one; a GPU's that was seeded is put back; only the
-    methods of `torch.default_generator` itself reach the caller's, which the conformance kit refuses.
+    of the CPU inside, torch.manual_seed too, does so to the private one; a GPU's that was seeded is put back; what a
+    thread of its own draws, and the methods of `torch.default_generator` itself, reach the caller's, and those of numpy
+    and `random` are nobody's concern: parts draw by torch, which the conformance kit checks.
     """
     with _gpus_kept(), _redirected():
         opened, before = _here.source is None, _here.source
@@ -74,7 +80,7 @@ def own_draws(device: torch.device, *parts: object) -> Iterator[None]:
             yield
         return
     devices = [device] if device.type == "cuda" else []
-    with _locks.training, torch.random.fork_rng(devices=devices):
+    with _training, torch.random.fork_rng(devices=devices):
         before, _here.trains = _here.trains, True
         seed = draw_seed(*parts)
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every GPU
@@ -99,27 +105,6 @@ def example_draws(*parts: object) -> Iterator[None]:
     else:
         with apart(*parts):
             yield
-
-
-# -- locks ------------------------------------------------------------------------------------------------------------
-
-
-class _Locks:
-    """One for building a part and one for training, both of the process."""
-
-    def __init__(self) -> None:
-        self.renew()
-
-    def renew(self) -> None:
-        """A forked process has none of the threads that held them."""
-        self.building = threading.RLock()
-        self.training = threading.RLock()
-        self.redirecting = threading.Lock()
-
-
-_locks = _Locks()
-if hasattr(os, "register_at_fork"):  # Windows does not fork
-    os.register_at_fork(after_in_child=_locks.renew)
 
 
 # -- the private generators of a thread -------------------------------------------------------------------------------
@@ -160,6 +145,7 @@ class _Here(threading.local):
 
 
 _here = _Here()
+_building, _training, _redirecting = Lock(), Lock(), Lock()
 CPU = torch.device("cpu")
 ONLY_ONE = ("cpu", "mps")  # of these devices there is one, whatever its index
 
@@ -258,24 +244,13 @@ def _default_generator(device: torch.device) -> Any:
 
 # -- what seeds and sets torch's generators ---------------------------------------------------------------------------
 
-
-class _Current:
-    """Stands for torch's generator of the CPU in torch.random: in a thread with a source of its own, for that one's."""
-
-    def __getattr__(self, name: str) -> Any:
-        source = _here.source
-        if source is None:
-            return getattr(torch.default_generator, name)
-        return getattr(source if name in ("manual_seed", "seed") else source.at(CPU), name)
-
-
-_current = _Current()
 _redirections = 0
+_usual: dict[str, Callable[..., Any]] = {}  # torch's own functions, while others stand in their place
 
 
 @contextmanager
 def _redirected() -> Iterator[None]:
-    """torch.manual_seed, get_rng_state, fork_rng and the like of a thread mean the source of that thread."""
+    """torch.manual_seed, fork_rng and the like mean this thread's source; in other threads they are what they were."""
     _redirect(1)
     try:
         yield
@@ -285,9 +260,43 @@ def _redirected() -> Iterator[None]:
 
 def _redirect(change: int) -> None:
     global _redirections
-    with _locks.redirecting:
+    with _redirecting:
+        if _redirections == 0:
+            _usual.update({name: getattr(torch.random, name) for name in STANDS_IN})
         _redirections += change
-        vars(torch.random)["default_generator"] = _current if _redirections else torch.default_generator
+        for name, stand_in in STANDS_IN.items():
+            function = partial(stand_in, _usual[name]) if _redirections else _usual[name]
+            for module in (torch, torch.random):
+                setattr(module, name, function)
+
+
+def _manual_seed(usual: Callable[..., Any], seed: int) -> Any:
+    return usual(seed) if _here.source is None else _here.source.manual_seed(int(seed))
+
+
+def _seed(usual: Callable[..., Any]) -> Any:
+    return usual() if _here.source is None else _here.source.seed()
+
+
+def _initial_seed(usual: Callable[..., Any]) -> Any:
+    return usual() if _here.source is None else _here.source.at(CPU).initial_seed()
+
+
+def _get_rng_state(usual: Callable[..., Any]) -> Any:
+    return usual() if _here.source is None else _here.source.at(CPU).get_state()
+
+
+def _set_rng_state(usual: Callable[..., Any], new_state: Tensor) -> Any:
+    return usual(new_state) if _here.source is None else _here.source.at(CPU).set_state(new_state)
+
+
+STANDS_IN: Mapping[str, Callable[..., Any]] = {
+    "get_rng_state": _get_rng_state,
+    "initial_seed": _initial_seed,
+    "manual_seed": _manual_seed,
+    "seed": _seed,
+    "set_rng_state": _set_rng_state,
+}
 
 
 @contextmanager

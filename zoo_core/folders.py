@@ -19,7 +19,7 @@ from zoo_core.lock import Pinned, pins_of, read_lock
 from zoo_core.plan import literal, needed
 from zoo_core.verified import hashes_of, some
 
-__all__ = ["called", "check_locked", "check_weights", "look"]
+__all__ = ["called", "check_locked", "check_weights", "is_locked", "look"]
 
 RUN, LOCK = "run.json", "zoo.lock"  # of a stored run, which may stand on other folders
 
@@ -39,7 +39,7 @@ def look(source: Source, weights: Weights = "pretrained") -> Pinned:
     named = [name for pattern in wanted if (name := literal(pattern)) is not None]
     names = {name for name in named if (root / name).is_file()}
     if len(named) < len(wanted) or len(names) < len(set(named)):  # a table names its file; no others are walked then
-        names |= set(_walk(str(root), ""))
+        names |= set(_walk(str(root), "", frozenset()))
     check_weights(source, names, weights)
     found = Pinned(folder=source.folder, files=hashes_of(root, needed(source, "pretrained", dict.fromkeys(names))))
     if {RUN, LOCK} <= found.files.keys():
@@ -47,14 +47,39 @@ def look(source: Source, weights: Weights = "pretrained") -> Pinned:
     return found
 
 
-def check_locked(key: str, held: Pinned, found: Pinned) -> None:
-    """Raises IntegrityError where a folder holds something else than a lock of the user's says."""
-    differ = [name for name in sorted({*held.files, *found.files}) if held.files.get(name) != found.files.get(name)]
+def check_locked(key: str, locked: Mapping[str, Pinned], found: Pinned) -> None:
+    """Raises IntegrityError where a folder holds something else than a lock of the user's says of it.
+
+    locked: what the lock says of folders, by key. Under the same key all must be the same, new files too; of the same
+    folder, however it was written, the files that both name.
+    """
+    differ: set[str] = set()
+    for other, held in locked.items():
+        if other == key:
+            differ |= {*held.files, *found.files} - _equal(held, found)
+        elif _is_same(held, found):
+            differ |= (held.files.keys() & found.files.keys()) - _equal(held, found)
     if differ:
         raise IntegrityError(
-            f"{key}: {some(differ)} in {found.folder} is not what the lock pins; restore what was there, or make the "
-            f"lock again: zoo lock SPEC, and of a stored run zoo fit"
+            f"{key}: {some(sorted(differ))} in {found.folder} is not what the lock pins; restore what was there, or "
+            f"make the lock again: zoo lock SPEC, and of a stored run zoo fit"
         )
+
+
+def is_locked(key: str, locked: Mapping[str, Pinned], found: Pinned) -> bool:
+    """Whether a lock names every file that was found, under this key or of the same folder."""
+    named = {name for other, held in locked.items() if other == key or _is_same(held, found) for name in held.files}
+    return found.files.keys() <= named
+
+
+def _equal(held: Pinned, found: Pinned) -> set[str]:
+    return {name for name, file in held.files.items() if found.files.get(name) == file}
+
+
+def _is_same(held: Pinned, found: Pinned) -> bool:
+    """Whether two pins are of one folder, however it was written."""
+    places = [Path(pin.folder).expanduser().resolve() for pin in (held, found) if pin.folder is not None]
+    return len(places) == 2 and places[0] == places[1]
 
 
 def check_weights(source: Source, names: Iterable[str], weights: Weights) -> None:
@@ -79,15 +104,30 @@ def _pickles(names: Iterable[str]) -> str:
     return f"; it has {some(found)}, which is read only with allow_pickle=true" if found else ""
 
 
-def _walk(root: str, below: str) -> Iterator[str]:
-    """The files below a folder, with `/` between names; links to folders are not followed."""
-    with os.scandir(os.path.join(root, below)) as entries:  # noqa: PTH118 - there may be 100,000
+def _walk(root: str, below: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
+    """The files below a folder, with `/` between names; links to folders are followed, as who reads them does.
+
+    above: device and inode of the folders that this one lies in; a link that leads back to one is passed over.
+    """
+    here = os.path.join(root, below)  # noqa: PTH118 - there may be 100,000
+    stat = os.stat(here)  # noqa: PTH116 - as above
+    if (stat.st_dev, stat.st_ino) in above:
+        return
+    above |= {(stat.st_dev, stat.st_ino)}
+    with os.scandir(here) as entries:
         for entry in entries:
             name = f"{below}/{entry.name}" if below else entry.name
-            if entry.is_dir(follow_symlinks=False):
-                yield from _walk(root, name)
+            if _is_folder(entry):
+                yield from _walk(root, name, above)
             elif entry.is_file():
                 yield name
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
 
 
 def _check_below(run: Path, seen: set[Path]) -> None:

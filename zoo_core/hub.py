@@ -7,7 +7,7 @@ request, and what is damaged is set aside and downloaded once more; what is as t
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from zoo_core.bind import Bound
 from zoo_core.contracts import Source, Weights
 from zoo_core.downloads import is_as_recorded, right_file
 from zoo_core.errors import IntegrityError, NotFoundError, ZooError
-from zoo_core.folders import check_locked
+from zoo_core.folders import check_locked, is_locked
 from zoo_core.lock import Pinned, part_key
 from zoo_core.pins import pin
 from zoo_core.plan import Plan, needed, pinned
@@ -65,18 +65,27 @@ def pin_plans(plans: Sequence[Plan], *, frozen: bool = False) -> list[Plan]:
 
     Local folders are looked at in any case. Raises IntegrityError for one that holds something else than the lock says.
     """
-    open_keys = sorted({key for plan in plans for key in plan.unpinned if key not in plan.locked})
-    if frozen and open_keys:
-        raise NotFoundError(f"not in the lock: {some(open_keys)}; write it with zoo lock SPEC, or leave --frozen out")
+    open_keys = {key for plan in plans for key in plan.unpinned if plan.sources[key].folder is None}
+    if frozen:
+        _refuse_open(open_keys)
     pins: dict[str, Pinned] = {}
     for plan in plans:
         for key in plan.unpinned:
             if key not in pins:
                 random = plan.weights == "random" and key == part_key(plan.backbone)
                 pins[key] = pin(plan.sources[key], weights="random" if random else "pretrained")
-            if key in plan.locked:
-                check_locked(key, plan.locked[key], pins[key])
+            if plan.sources[key].folder is not None:
+                check_locked(key, plan.locked, pins[key])
+                if frozen and not is_locked(key, plan.locked, pins[key]):
+                    _refuse_open({key})
     return [pinned(plan, {key: pins[key] for key in plan.unpinned}) for plan in plans]
+
+
+def _refuse_open(keys: Collection[str]) -> None:
+    if keys:
+        raise NotFoundError(
+            f"not in the lock: {some(sorted(keys))}; write it with zoo lock SPEC, or leave --frozen out"
+        )
 
 
 def files_of(
@@ -119,6 +128,10 @@ def folder(
     even so, or of a local folder, or behind a linked one; or a pin that the Hub contradicts), ZooError (no room).
     """
     assert names, "a folder for no files"
+    if pin.repository is not None and not remote.is_commit(pin.revision):
+        raise IntegrityError(
+            f"{pin.repository} is pinned at {pin.revision!r:.50}, which is no commit; make the lock again: zoo lock"
+        )
     for name in names:
         if name not in pin.files:
             raise NotFoundError(f"{pin.repository or pin.folder} has no {name} among its pinned files; pin it again")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Pinned",
     "check_lock",
+    "content_key",
     "lock_of",
     "part_key",
     "pin_of",
@@ -50,10 +51,9 @@ class Pinned:
     revision: str | None = None
     folder: str | None = None
 
-    @property
-    def content(self) -> str:
-        """128 bits, in hex, of the names of its files and what they hold."""
-        rows = sorted(f"{name}\0{file.sha256}" for name, file in self.files.items())
+    def content_of(self, names: Iterable[str]) -> str:
+        """128 bits, in hex, of the names of files and what they hold."""
+        rows = sorted(f"{name}\0{self.files[name].sha256}" for name in names)
         return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:32]
 
 
@@ -68,6 +68,13 @@ def part_key(part: Bound) -> str:
         if arguments:
             return f"{part.kind}:{replace(written, kind=None, arguments=arguments)}"
     return _named(part)
+
+
+def content_key(key: str, weights: str) -> str:
+    """What a result calls the content of a part: its key in a lock, and the weights where they are random."""
+    if weights != "random":
+        return key
+    return f"{key[:-1]},weights=random)" if key.endswith(")") else f"{key}(weights=random)"
 
 
 def pin_of(pins: Mapping[str, Pinned], part: Bound) -> Pinned | None:

@@ -1,4 +1,4 @@
-"""What a process has one of, made on the first call, by one thread while the others wait for it."""
+"""What a process has one of: a lock that a forked child has anew, and what one thread makes while others wait."""
 
 from __future__ import annotations
 
@@ -7,9 +7,30 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-__all__ = ["Once"]
+__all__ = ["Lock", "Once"]
 
 T = TypeVar("T")
+
+
+class Lock:
+    """A lock for threads that a thread may take again. A process that is forked while one holds it has it free.
+
+    Of a plain lock the child would have a copy that nobody is left to release.
+    """
+
+    def __init__(self) -> None:
+        self._renew()
+        if hasattr(os, "register_at_fork"):  # Windows does not fork
+            os.register_at_fork(after_in_child=self._renew)
+
+    def _renew(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
 
 
 class Once(Generic[T]):
@@ -22,9 +43,7 @@ class Once(Generic[T]):
         self.__doc__ = make.__doc__
         self._make = make
         self._made: list[T] = []  # at most one
-        self._renew()
-        if hasattr(os, "register_at_fork"):  # Windows does not fork
-            os.register_at_fork(after_in_child=self._renew)
+        self._lock = Lock()
 
     def __call__(self) -> T:
         with self._lock:
@@ -36,7 +55,3 @@ class Once(Generic[T]):
         """Forgets what was made; the next call makes another."""
         with self._lock:
             self._made.clear()
-
-    def _renew(self) -> None:
-        """A forked process has none of the threads that held the lock."""
-        self._lock = threading.RLock()

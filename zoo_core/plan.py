@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from fnmatch import fnmatchcase, translate
+from fnmatch import translate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,13 +21,12 @@ from zoo_core.catalog import Entry
 from zoo_core.contracts import Source, Target, Weights
 from zoo_core.declarations import MAX_RATES
 from zoo_core.errors import UsageError, nearest
-from zoo_core.lock import Pinned, part_key
+from zoo_core.lock import Pinned, content_key, part_key
 from zoo_core.spec import Part, Spec
 
 __all__ = ["Budget", "Plan", "Trial", "budget_from", "literal", "needed", "pinned", "reseeded"]
 
 DIGEST_FORMAT = 1  # raised when the digest of an unchanged trial would change
-HERE = "./"  # in an identity, the folder of a local source, wherever it lies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,8 +165,19 @@ class Plan:
 
     @property
     def contents(self) -> dict[str, str]:
-        """Of each part that is made from a local folder what that holds, see Pinned.content; empty while not pinned."""
-        return {key: pin.content for key, pin in self.pins.items() if pin.folder is not None}
+        """Of each part that is made from a local folder a digest of the files that it is made from, by its key.
+
+        A backbone with random weights, which reads fewer of them, has a key that says so. Empty while not pinned.
+        """
+        found: dict[str, str] = {}
+        for part in self.parts:
+            key = part_key(part)
+            pin = self.pins.get(key)
+            if pin is not None and pin.folder is not None:
+                weights: Weights = self.weights if part is self.backbone else part.common.get("weights", "pretrained")
+                names = needed(self.sources[key], weights, pin.files)
+                found[content_key(key, weights)] = pin.content_of(names)
+        return found
 
     @property
     def until(self) -> int | None:
@@ -243,28 +253,22 @@ def _identity(plan: Plan, part: Bound) -> dict[str, object]:
     if source is not None and source.folder is not None:
         fields = identity["fields"]
         assert isinstance(fields, dict)
-        placed = ((name, _placed(value, source)) for name, value in fields.items())
-        identity["fields"] = {name: value for name, value in placed if value != HERE}
+        placed = [name for name, value in fields.items() if _is_place(value, source)]
+        if len(placed) == 1:  # of several that look so, one may mean something else: a column called as its folder
+            identity["fields"] = {name: value for name, value in fields.items() if name not in placed}
     if pin is None:
         return identity
     weights = plan.weights if part is plan.backbone else part.common.get("weights", "pretrained")
     return identity | {"files": {name: pin.files[name].sha256 for name in needed(source, weights, pin.files)}}
 
 
-def _placed(value: object, source: Source) -> object:
-    """An argument, seen from the folder of a local source.
-
-    HERE for the folder itself, or for the one file that is read; a file among others by its name; others as they are.
-    """
+def _is_place(value: object, source: Source) -> bool:
+    """Whether an argument may say where a local source lies: its folder, or the one file in it that is read."""
     if not isinstance(value, str) or not value or source.folder is None:
-        return value
+        return False
     path, folder = Path(value).expanduser(), Path(source.folder).expanduser()
-    if value == source.folder or path == folder:
-        return HERE
     patterns = (*source.patterns, *source.weights)
-    if path.parent != folder or not any(fnmatchcase(path.name, each) for each in patterns):
-        return value
-    return HERE if len(patterns) == 1 and literal(patterns[0]) is not None else f"{HERE}{path.name}"
+    return path == folder or (path.parent == folder and path.name == literal(patterns[0]) and len(patterns) == 1)
 
 
 def _seeded(combination: str | None, seed: int) -> str | None:

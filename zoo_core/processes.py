@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from zoo_core.errors import UsageError
+from zoo_core.once import Lock
 
 __all__ = ["same_path"]
 
 SAFE = "PYTHONSAFEPATH"  # Python's own: nothing is put in front of the path
 
-_lock = threading.RLock()  # around a change of the environment, which belongs to the process
+_lock = Lock()  # around a change of the environment, which belongs to the process
 
 
 @contextmanager

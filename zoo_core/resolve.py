@@ -30,16 +30,16 @@ from zoo_core.contracts import (
 from zoo_core.declarations import TRAINING, broken, check_adapter, check_head, check_task
 from zoo_core.errors import IncompatibleError, NotFoundError, RefusedError, UsageError, ZooError
 from zoo_core.index import reserved_names
-from zoo_core.lock import Pinned, part_key, pin_of
+from zoo_core.lock import Pinned, part_key, pin_of, told_apart
 from zoo_core.paths import task_part
 from zoo_core.plan import Budget, Plan, pinned
 from zoo_core.registry import Registry
 from zoo_core.registry import registry as default_registry
 from zoo_core.spec import Part, Spec
-from zoo_core.trust import check_trust
+from zoo_core.trust import check_trust, origin_of, speaking
 from zoo_core.unpublished import SpecLike, part_of, spec_of
 
-__all__ = ["DEFAULT_HEAD", "bind_task", "check_built", "check_until", "consumed", "located", "resolve"]
+__all__ = ["DEFAULT_HEAD", "bind_task", "check_built", "check_until", "consumed", "located", "resolve", "trusted_inner"]
 
 DEFAULT_HEAD = "linear"  # what every target kind gets when a spec names no head
 
@@ -74,20 +74,20 @@ def resolve(
     catalog = catalog or default_catalog()
     budget = budget or Budget()
     parts = spec_of(spec, registry).parts
+    stored = stored or speaking()
     bound_task: Bound | None = None
     if isinstance(task, Bound):
         bound_task = task
     elif task:
-        bound_task = bind_task(task, pins or {}, offline=offline, registry=registry)
+        bound_task = bind_task(task, pins or {}, offline=offline, stored=stored, registry=registry)
     if target is None:
         if bound_task is None:
             raise UsageError("nothing says what is predicted; give a task or a target (num_classes, classes)")
         target = bound_task.recipe.target
     assert target is not None
-    backbone, adapters, head = _bind_chain(parts, registry)
-    inner = _inner((backbone, *adapters, head, *((bound_task,) if bound_task else ())), registry)
-    for part in (backbone, *adapters, head, *((bound_task,) if bound_task else ()), *inner):
-        check_trust(part, stored)
+    backbone, adapters, head = _bind_chain(parts, registry, stored)
+    bound = (backbone, *adapters, head, *((bound_task,) if bound_task else ()))
+    inner = tuple(each for part in bound for each in trusted_inner(part, registry, stored))
     entry = catalog.find(backbone.name, "backbone")
     if entry is not None and entry.modality is None:
         entry = None  # of a namespace as a whole, such as hf(files="DIR")
@@ -145,9 +145,21 @@ def check_built(
     _check_adapters(part, known, plan.adapters, num_stages)
 
 
-def bind_task(task: str | Part | TaskRecipe, pins: Mapping[str, Pinned], *, offline: bool, registry: Registry) -> Bound:
-    """A task with its recipe, where its files are known and its declarations checked; for one trial or for many."""
-    found = located(registry.bind(_task(task, registry), "task"), pins, offline=offline)
+def bind_task(
+    task: str | Part | TaskRecipe,
+    pins: Mapping[str, Pinned],
+    *,
+    offline: bool,
+    stored: str | None = None,
+    registry: Registry,
+) -> Bound:
+    """A task with its recipe, where its files are known and its declarations checked; for one trial or for many.
+
+    Nothing of the task runs before it is known that what it asks for is trusted. stored: as for `resolve`.
+    """
+    bound = registry.bind(_task(task, registry), "task")
+    trusted_inner(bound, registry, stored or speaking())
+    found = located(bound, pins, offline=offline)
     check_task(found)
     return found
 
@@ -188,7 +200,9 @@ def _deferred(entry: Entry | None) -> tuple[str, ...]:
     return tuple(name for name, value in told.items() if value is None)
 
 
-def _bind_chain(parts: Sequence[Part], registry: Registry) -> tuple[Bound, tuple[Bound, ...], Bound]:
+def _bind_chain(
+    parts: Sequence[Part], registry: Registry, stored: str | None
+) -> tuple[Bound, tuple[Bound, ...], Bound]:
     """Backbone, adapters and head of a spec; the registry, not the position, decides the kind of each part.
 
     Of a name that a backbone shares with an adapter or a head, as hub/ORG/NAME, only one can stand where it does.
@@ -216,6 +230,8 @@ def _bind_chain(parts: Sequence[Part], registry: Registry) -> tuple[Bound, tuple
         else:
             adapters.append(bound)
     head = head or registry.bind(Part(DEFAULT_HEAD), "head")
+    for each in (backbone, *adapters, head):
+        trusted_inner(each, registry, stored)  # before any of its code runs
     for adapter in adapters:
         check_adapter(adapter)
     check_head(head)
@@ -328,14 +344,19 @@ def _rates(adapters: Sequence[Bound], head: Bound, num_rates: int) -> tuple[floa
     return tuple(grid[start : start + num_rates])
 
 
-def _inner(parts: Sequence[Bound], registry: Registry) -> tuple[Bound, ...]:
-    """The parts that specs among the arguments of some parts name, and those that these name."""
+def trusted_inner(part: Bound, registry: Registry, stored: str | None) -> tuple[Bound, ...]:
+    """The parts that specs among a part's arguments name, and those that these name.
+
+    stored: whose word the part is, None: the user's. Raises RefusedError where it, or one of those, widens what is
+    trusted without a word of the user's.
+    """
+    check_trust(part, stored)
     found: list[Bound] = []
-    for part in parts:
-        for spec in part.specs():
-            first, *rest = spec.parts
-            bound = [registry.bind(first, "backbone"), *(registry.bind(each) for each in rest)]
-            found += [*bound, *_inner(bound, registry)]
+    for argument, spec in part.specs():
+        origin = origin_of(part, argument, stored)
+        for position, each in enumerate(spec.parts):
+            bound = registry.bind(each, None if position else "backbone")
+            found += [bound, *trusted_inner(bound, registry, origin)]
     return tuple(found)
 
 
@@ -343,7 +364,7 @@ def _with_files(plan: Plan, given: Mapping[str, Pinned], catalog: Catalog, afres
     """The plan with the sources of its parts, and those files pinned that a lock, a catalogue or a record pins."""
     sources: dict[str, Source] = {}
     pins: dict[str, Pinned] = {}
-    locked: dict[str, Pinned] = {}
+    locked = told_apart(given)[1] if afresh else {}
     commits = {pin.repository: pin.revision for key, pin in given.items() if "@" not in key.partition("(")[0]}
     for part in plan.parts:
         entry = plan.entry if part is plan.backbone else catalog.find(part.name, part.kind)
@@ -360,7 +381,7 @@ def _with_files(plan: Plan, given: Mapping[str, Pinned], catalog: Catalog, afres
             source = replace(source, revision=commits[source.repository])  # one commit, whatever else is read of it
         sources[key] = source
         if held is not None and source.folder is not None and afresh:
-            locked[key] = _checked(key, held, source)
+            locked[key] = held  # which a lock of before has under another key
         elif held is not None:
             pins[key] = _checked(key, held, source)
         elif entry is not None and entry.files and entry.revision == source.revision:

@@ -7,7 +7,6 @@ stages. The other seam, the call of attention inside a stage, is in attention.py
 from __future__ import annotations
 
 import itertools
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from zoo_core.contracts import Features, as_backbone
 from zoo_core.errors import LawError
+from zoo_core.once import Lock
 from zoo_core.shadows import dummy_pass, shadow
 
 __all__ = [
@@ -28,7 +28,7 @@ __all__ = [
     "stage_modules",
 ]
 
-_one_resumed_pass = threading.Lock()  # two threads on one patched model gave wrong outputs
+_one_resumed_pass = Lock()  # two threads on one patched model gave wrong outputs
 
 
 def stage_modules(backbone: nn.Module) -> list[nn.Module]:

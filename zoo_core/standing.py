@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from zoo_core.bind import COMMON
-from zoo_core.contracts import PART_KINDS, Source
-from zoo_core.errors import IntegrityError, SpecError, ZooError
+from zoo_core.contracts import PART_KINDS, Located, Source, Weights
+from zoo_core.errors import IncompatibleError, IntegrityError, NotFoundError, SpecError, UsageError, ZooError
 from zoo_core.folders import look
-from zoo_core.lock import Pinned, pins_of, read_lock, told_apart, unpublished_in
-from zoo_core.plan import Plan
+from zoo_core.lock import pins_of, read_lock, told_apart, unpublished_in
+from zoo_core.plan import Plan, needed
 from zoo_core.registry import registry
+from zoo_core.resolve import trusted_inner
 from zoo_core.spec import parse_part, parse_specs
 from zoo_core.store import Result, read
 
@@ -55,7 +56,7 @@ def marks(
     """
     current = {plan.digest: plan for plan in plans}
     trials = {str(plan.trial): plan.digest for plan in current.values()} | dict.fromkeys(refused)
-    contents = {key: pin.content for key, pin in told_apart(pins_of(lock))[1].items()}
+    contents = {key: content for plan in current.values() for key, content in plan.contents.items()}
     files = {row["distribution"]: row["sha256"] for row in unpublished_in(lock).values()}
     found: dict[int, dict[str, Any]] = {}
     for position, row in enumerate(rows):
@@ -84,6 +85,7 @@ def standing_of(folder: Path) -> Standing:
     """
     rows, lock = read(folder / "results.jsonl"), _lock_of(folder)
     looked: dict[str, str | ZooError] = {}
+    given = {provider.distribution: provider.sha256 for provider in registry().providers() if provider.sha256}
     superseded, outdated, unchecked = Counter[str](), Counter[str](), Counter[str]()
     old: set[str] = set()
     for row in rows:
@@ -97,10 +99,16 @@ def standing_of(folder: Path) -> Standing:
             if key not in looked:
                 looked[key] = _content_now(key, lock)
             now = looked[key]
-            if isinstance(now, ZooError):
+            if isinstance(now, ZooError) and not isinstance(now, IncompatibleError):
                 unchecked[str(now)] += 1
             elif now != content:
-                outdated[key] += 1
+                outdated[f"{key} holds something else now" if isinstance(now, str) else str(now)] += 1
+                old.add(row.digest)
+        for name, sha256 in row.unpublished.items():
+            if name not in given:
+                unchecked[f"the plugin file {name} was not given: --plugin {name}"] += 1
+            elif given[name] != sha256:
+                outdated[f"the plugin file {name} holds something else now"] += 1
                 old.add(row.digest)
     return Standing(
         rows=tuple(row for row in rows if row.superseded is None),
@@ -108,8 +116,8 @@ def standing_of(folder: Path) -> Standing:
         remarks=(
             *(f"{_results(num)} superseded and left out: {reason}" for reason, num in sorted(superseded.items())),
             *(
-                f"{_results(num)} out of date: {key} holds something else now; the same bench runs their trials again"
-                for key, num in sorted(outdated.items())
+                f"{_results(num)} out of date, as seen from this folder: {reason}; the same bench runs them again"
+                for reason, num in sorted(outdated.items())
             ),
             *(f"{_results(num)} no longer checkable: {reason}" for reason, num in sorted(unchecked.items())),
         ),
@@ -130,22 +138,24 @@ def _lock_of(folder: Path) -> Mapping[str, Any] | None:
 def _content_now(key: str, lock: Mapping[str, Any] | None) -> str | ZooError:
     """The content of the files behind a key now, or why it cannot be told."""
     kind, _, text = key.partition(":")
+    random: Weights = "random" if text.endswith("weights=random)") else "pretrained"
     held = pins_of(lock).get(key)
     try:
         try:
             (wanted,) = (each for each in PART_KINDS if each == kind)
-            source = registry().bind(parse_part(text), wanted).source
-        except (SpecError, ValueError):  # a key of an earlier version
-            source = None if held is None else _source_of(held)
+            part = registry().bind(parse_part(text), wanted)
+            trusted_inner(part, registry(), "a stored result")
+            source = None if isinstance(part.recipe, Located) else part.source
+        except (NotFoundError, SpecError, UsageError, ValueError) as error:
+            if held is None:  # no key of an earlier version either, nor of a plugin that is not here
+                return error if isinstance(error, ZooError) else NotFoundError(f"nothing is called {key}")
+            source = Source(folder=held.folder, patterns=tuple(map(escape, held.files)))
         if source is None or source.folder is None:
-            return IntegrityError(f"nothing tells which files {key} was made from")
-        return look(source, "random").content
+            return NotFoundError(f"nothing tells which files {key} was made from")
+        found = look(source, "random")
+        return found.content_of(needed(source, random, found.files))
     except ZooError as error:
         return error
-
-
-def _source_of(held: Pinned) -> Source:
-    return Source(folder=held.folder, patterns=tuple(map(escape, held.files)))
 
 
 def _sources(row: Result, lock: Mapping[str, Any] | None) -> Mapping[str, str] | None:
@@ -158,7 +168,7 @@ def _sources(row: Result, lock: Mapping[str, Any] | None) -> Mapping[str, str] |
     if lock is None:
         return None
     names = set(_keys(row))
-    return {key: pin.content for key, pin in told_apart(pins_of(lock))[1].items() if key in names}
+    return {key: pin.content_of(pin.files) for key, pin in told_apart(pins_of(lock))[1].items() if key in names}
 
 
 def _keys(row: Result) -> Iterator[str]:

@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
@@ -23,6 +24,8 @@ Status: TypeAlias = Literal["ok", "refused", "failed"]
 Json: TypeAlias = Mapping[str, Any]
 
 LOCK_FILE = ".lock"
+_PID = re.compile(rb"\d*\n?")  # what a lock file holds
+_START = b'{"trial":'  # of each line of results
 RESULTS_FILE = "results.jsonl"
 
 _log = logging.getLogger(__name__)
@@ -122,12 +125,14 @@ def read(path: Path) -> list[Result]:
 def repair(path: Path) -> None:
     """Moves a torn last line to `NAME.torn` beside the file, so that the next line starts a line of its own.
 
-    Only for the process that owns the run. Raises OSError.
+    Only for the process that owns the run. Raises OSError, and IntegrityError for a file that zoo did not write.
     """
     with path.open("r+b") as file:
         content = _last_line(file)
         if not content:
             return
+        if not _is_ours(file):
+            raise IntegrityError(f"{path} holds no results of zoo, so it is left as it is; give --out another folder")
         if not _is_torn(content):  # whole but for its end
             file.seek(0, os.SEEK_END)
             file.write(b"\n")
@@ -191,11 +196,16 @@ class RunLock:
     def __enter__(self) -> RunLock:
         path = self._folder / LOCK_FILE
         try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         except FileNotFoundError:
             raise UsageError(f"no folder {self._folder}; make it, or give --out another one") from None
         except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise UsageError(f"{path} is a link, and zoo writes through none; remove it") from error
             raise _explained(error, path, "written") from error
+        if not _PID.fullmatch(os.pread(self._file, 64, 0)):
+            self._release()
+            raise UsageError(f"{path} is not the lock of a run, which holds a number; give --out another folder")
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -216,6 +226,9 @@ class RunLock:
             except OSError as error:
                 self._release()
                 raise _explained(error, results, "written") from error
+            except IntegrityError:
+                self._release()
+                raise
         return self
 
     def __exit__(
@@ -280,6 +293,13 @@ def _is_torn(line: bytes) -> bool:
         return not isinstance(json.loads(line), dict)
     except ValueError:
         return True
+
+
+def _is_ours(file: Any) -> bool:
+    """Whether an open file begins as a result does, torn or whole."""
+    file.seek(0)
+    start = file.read(len(_START))
+    return bool(_START.startswith(start))
 
 
 def _last_line(file: Any) -> bytes:

@@ -6,11 +6,12 @@ power too. The standard library and text paths alone: `zoo list` writes its inde
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-__all__ = ["fresh_name", "move_into_place", "replacing", "sync", "write_whole"]
+__all__ = ["alone_in", "fresh_name", "move_into_place", "replacing", "sync", "write_whole"]
 
 AnyPath = str | os.PathLike[str]
 
@@ -47,6 +48,20 @@ def write_whole(path: AnyPath, content: str | bytes) -> None:
     """Writes a whole file, text in UTF-8, in one step. Raises OSError."""
     with replacing(path) as fresh, open(fresh, "wb") as file:  # noqa: PTH123 - as above
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def alone_in(folder: AnyPath) -> Iterator[None]:
+    """While the block reads a file in a folder and writes it anew, other such blocks wait. Raises OSError.
+
+    Nothing is left behind: the folder itself is what is locked, and a kill releases it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def sync(path: AnyPath) -> None:

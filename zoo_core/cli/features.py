@@ -7,6 +7,7 @@ with the number of rows.
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,6 +24,7 @@ __all__ = ["FeatureFile", "check_out", "open_features"]
 
 GROUP_BYTES = 2**24  # of features in one row group of a Parquet file
 FORMATS = (".npy", ".parquet")
+IDS = ".ids.txt"  # beside FILE.npy
 
 
 class FeatureFile(Protocol):
@@ -45,6 +47,10 @@ def check_out(out: Path) -> None:
         raise UsageError(f"--out {out} is a folder; name a file in it, {out / 'features'}{out.suffix}")
     if out.suffix == ".parquet":
         _pyarrow("pyarrow")
+    elif not out.exists() and os.path.lexists(out.with_suffix(IDS)):
+        raise UsageError(
+            f"{out.with_suffix(IDS)} is there already, without {out.name}; remove it, or give another --out"
+        )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -64,7 +70,7 @@ class _Npy:
     """
 
     def __init__(self, out: Path) -> None:
-        self.out, self.ids = out, out.with_suffix(".ids.txt")
+        self.out, self.ids = out, out.with_suffix(IDS)
         self.num = self.dim = 0
         self._fresh = {path: Path(fresh_name(path)) for path in (self.ids, self.out)}
 

@@ -50,6 +50,7 @@ TAKE_PLUGINS = frozenset(
         "plan",
         "data",
         "bench",
+        "report",
         "fit",
         "evaluate",
         "predict",
@@ -62,7 +63,7 @@ TAKE_PLUGINS = frozenset(
 )
 
 # Commands that resolve specs which may be stored, in runs, suite files or records.
-TAKE_STORED = (TAKE_PLUGINS | {"push"}) - {"list", "show", "data"}
+TAKE_STORED = (TAKE_PLUGINS | {"push"}) - {"list", "show"}
 
 
 def plugin_option() -> click.Option:

@@ -31,6 +31,7 @@ from zoo_core.resolve import resolve
 from zoo_core.stored import beneath
 from zoo_core.suites.grid import expand, load_suite
 from zoo_core.unpublished import lacking as not_given
+from zoo_core.writing import alone_in
 
 __all__ = ["fetch", "lock", "push", "verify"]
 
@@ -110,14 +111,14 @@ def lock(what: tuple[str, ...], task: str | None, file: Path, check: bool) -> No
         raise UsageError("zoo lock takes specs or suites; zoo lock --check compares a lock with what is installed")
     from zoo_core.hub import pin_plans
 
-    held = read_lock(file) or lock_of([], {})
     plans = pin_plans(_plans(what, task, {}))
     fresh = lock_of(
         [part for plan in plans for part in plan.parts], {k: p for plan in plans for k, p in plan.pins.items()}
     )
-    parts = held["parts"] | fresh["parts"]
     try:
-        write_lock(file, fresh | {"parts": dict(sorted(parts.items()))})
+        with alone_in(file.parent):  # another `zoo lock` may be adding to it
+            parts = (read_lock(file) or lock_of([], {}))["parts"] | fresh["parts"]
+            write_lock(file, fresh | {"parts": dict(sorted(parts.items()))})
     except OSError as error:
         raise AccessError(f"{file} cannot be written ({error.strerror}); give --lock another file") from error
     for key, row in fresh["parts"].items():
@@ -277,7 +278,7 @@ def _checked(what: Sequence[str], task: str | None, file: Path) -> str:
         named = {key for part, key in zip(plan.parts, keys, strict=True) if pin_of(pins_of(held), part) is not None}
         differences += [f"{key} is not in it" for key in dict.fromkeys(keys) if key not in {*held["parts"], *named}]
         differences += [
-            f"{key} is not pinned" for key in plan.unpinned if key in held["parts"] and key not in plan.locked
+            f"{key} is not pinned" for key in plan.unpinned if key in held["parts"] and plan.sources[key].folder is None
         ]
         differences += _changed(plan)
     if differences:
@@ -290,9 +291,10 @@ def _checked(what: Sequence[str], task: str | None, file: Path) -> str:
 
 def _changed(plan: Plan) -> Iterator[str]:
     """What local folders hold now in place of what a lock says."""
-    for key, pin in plan.locked.items():
+    for key, source in plan.sources.items():
         try:
-            check_locked(key, pin, look(plan.sources[key], "random"))
+            if source.folder is not None:
+                check_locked(key, plan.locked, look(source, "random"))
         except ZooError as error:
             yield str(error)
 

@@ -124,7 +124,7 @@ def suite_from(table: Mapping[str, object], *, name: str) -> Suite:
     if not isinstance(budget, Mapping):
         raise SuiteError(f"budget should be a table, found {budget!r}")
     return Suite(
-        name=_text(table, "name", name),
+        name=_name(table, name),
         description=_text(table, "description", ""),
         tasks=tuple(task_part(text) for text in _texts(table, "tasks")),
         backbones=tuple(parse(text) for given in _texts(table, "backbones") for text in named_by(given)),
@@ -191,7 +191,7 @@ def expand(
         first, reason = None, ""
         try:
             if str(task) not in bound:
-                bound[str(task)] = bind_task(task, given, offline=offline, registry=registry)
+                bound[str(task)] = bind_task(task, given, offline=offline, stored=suite.stored, registry=registry)
             first = resolve(
                 spec,
                 task=bound[str(task)],
@@ -285,6 +285,14 @@ def _text(table: Mapping[str, object], key: str, default: str) -> str:
     if not isinstance(value, str):
         raise SuiteError(f"{key} should be text, found {value!r}")
     return value
+
+
+def _name(table: Mapping[str, object], name: str) -> str:
+    """What a suite is called, and the folder of its run, which lies where the user's runs do and nowhere else."""
+    found = _text(table, "name", name)
+    if found in ("", ".", "..") or set(found) & {"/", "\\", "\0"}:
+        raise SuiteError(f"name is {found!r:.60}; it names a folder, so it has no slash in it")
+    return found
 
 
 def _texts(table: Mapping[str, object], key: str, default: Sequence[str] | None = None) -> tuple[str, ...]:

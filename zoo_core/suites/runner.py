@@ -181,8 +181,11 @@ def _supersede(grid: Grid, out: Path) -> int:
     pins = {key: pin for plan in grid.plans for key, pin in plan.pins.items()}
     path, wanted = out / LOCK, lock_of(parts, pins)
     held = read_lock(path)
+    if held is not None and not (out / RESULTS).exists():
+        raise UsageError(f"{out} holds a {LOCK} and no {RESULTS}, so it is of no bench; give --out another folder")
+    (out / RESULTS).touch()  # which tells from now on whose the lock is
     lock = wanted if held is None else check_lock(path, held, wanted)
-    rows = read(out / RESULTS) if (out / RESULTS).exists() else []
+    rows = read(out / RESULTS)
     refused = [str(refusal.trial) for refusal in grid.refusals]
     changes = marks(rows, grid.plans, refused, held=held, lock=lock)
     if changes:

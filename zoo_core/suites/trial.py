@@ -24,7 +24,8 @@ from zoo_core.contracts import METRICS, Split, Target, TaskData
 from zoo_core.data import Loader, Splits, carve
 from zoo_core.declarations import blaming
 from zoo_core.descent import Thrift, moving, projectors, put
-from zoo_core.errors import DivergedError
+from zoo_core.errors import DivergedError, IntegrityError
+from zoo_core.folders import look
 from zoo_core.learner import Learner
 from zoo_core.lock import part_key
 from zoo_core.measure import (
@@ -146,7 +147,19 @@ def run_trial(
         peak_memory_bytes=peak,
         coverage=_coverage(chosen.learner),
     )
+    check_still(plan)
     return result, chosen.learner, splits
+
+
+def check_still(plan: Plan) -> None:
+    """Raises IntegrityError where a local folder no longer holds what the plan was made from.
+
+    Some of it is read while a trial runs, so that nobody could say what its result is of.
+    """
+    for key, source in plan.sources.items():
+        pin = plan.pins.get(key)
+        if source.folder is not None and pin is not None and look(source, "random").files != pin.files:
+            raise IntegrityError(f"{key} has changed while the trial ran; give the same command again")
 
 
 def choose(

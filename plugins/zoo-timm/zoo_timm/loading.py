@@ -22,13 +22,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoo_core.contracts import Weights
 from zoo_core.errors import IncompatibleError, IntegrityError, NotFoundError, nearest
+from zoo_core.once import Lock
 from zoo_core.weights import assign, blank, open_pickle, open_tensors
 from zoo_timm.config import Config, preparation_of, read_config, registered
 from zoo_timm.network import TimmBackbone
 
 __all__ = ["from_config", "from_description", "from_registry"]
 
-_one_build = threading.Lock()  # timm's loader and its switch for fused attention are the whole process's
+_one_build = Lock()  # timm's loader and its switch for fused attention are the whole process's
 
 
 def from_registry(
@@ -156,8 +157,13 @@ def _create(config: Config, *, pretrained: bool, num_classes: int = 0) -> tuple[
 
 @contextmanager
 def _loader_replaced(stand_in: Callable[..., None]) -> Iterator[None]:
-    own = timm_builder.load_pretrained
-    timm_builder.load_pretrained = stand_in
+    """In this thread alone: another one may build a model of its own by timm meanwhile."""
+    own, here = timm_builder.load_pretrained, threading.get_ident()
+
+    def replaced(*arguments: Any, **told: Any) -> Any:
+        return (stand_in if threading.get_ident() == here else own)(*arguments, **told)
+
+    timm_builder.load_pretrained = replaced
     try:
         yield
     finally:

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.initialization import no_init_weights
 
 from zoo_core.contracts import Features, FeatureSpec, Modality, Preparation, Site, Target
 from zoo_core.errors import IntegrityError, RefusedError, UsageError
@@ -172,15 +171,27 @@ def _preparation(described: Described, max_length: int | None, *, loads: bool) -
     return audio, audio.attends
 
 
+def _blank_model(described: Described) -> PreTrainedModel:
+    """The library's model without a walk for initial values, which takes longer than loading.
+
+    By a class of its own: `no_init_weights` of the library takes the functions of torch.nn.init, and its own, away from
+    every thread of the process, and modules that another one makes meanwhile would stay as memory was.
+    """
+    kind = described.model
+    without: type[PreTrainedModel] = type(kind.__name__, (kind,), {"init_weights": lambda self: None})
+    model = without(described.config, **described.family.arguments)
+    model.__class__ = kind
+    return model
+
+
 def _model(described: Described, paths: Sequence[Path], dtype: torch.dtype) -> PreTrainedModel:
     """The library's model in evaluation mode, with the weights of the files, or random ones where there are none."""
     family = described.family
     with ExitStack() as stack:
         if paths:
             stack.enter_context(blank())
-            stack.enter_context(no_init_weights())  # drawing nothing on the meta device still takes longer than loading
         try:
-            model = described.model(described.config, **family.arguments)
+            model = _blank_model(described) if paths else described.model(described.config, **family.arguments)
         except Exception as error:  # the model's own code raises whatever a wrong number leads to
             reason = f"{type(error).__name__}: {error}".replace("\n", " ")
             raise IntegrityError(f"{described.path} describes no model that can be built: {reason:.200}") from error
