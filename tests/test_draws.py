@@ -521,3 +521,51 @@ def test_examples_draw_apart_without_a_lock() -> None:
     for index, each in enumerate(found):
         with swapped("example", index):
             assert torch.equal(each, torch.rand(4))
+
+
+def test_what_a_part_may_set_for_the_process_is_as_it_was() -> None:
+    """A default dtype that it forgot; and torch's own generator is never another object, to whoever passes it on."""
+    usual = torch.get_default_dtype()
+    names = ("manual_seed", "seed", "initial_seed", "get_rng_state", "set_rng_state")
+    functions = [getattr(torch, name) for name in names]
+    with seeded("part"):
+        torch.set_default_dtype(torch.float64)
+        assert vars(torch.random)["default_generator"] is torch.default_generator
+    assert torch.get_default_dtype() == usual
+    assert [getattr(torch, name) for name in names] == functions == [getattr(torch.random, name) for name in names]
+
+
+def test_seeding_inside_a_part_is_the_parts_own_and_outside_as_ever() -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    with seeded("part"):
+        torch.manual_seed(1)
+        with ThreadPoolExecutor(1) as threads:
+            assert threads.submit(torch.initial_seed).result() == 7  # another thread's is torch's own
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_lock_that_another_thread_holds_is_free_in_a_forked_child() -> None:
+    program = """
+import os, sys, threading
+from zoo_core.once import Lock
+lock, held = Lock(), threading.Event()
+
+def hold():
+    with lock:
+        held.set()
+        threading.Event().wait()
+
+threading.Thread(target=hold, daemon=True).start()
+held.wait()
+if not (child := os.fork()):
+    with lock:
+        os._exit(0)
+threading.Timer(20, lambda: os.kill(child, 9)).start()
+sys.stdout.write(str(os.waitpid(child, 0)[1])), sys.stdout.flush()
+os._exit(0)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout == "0", done.stderr

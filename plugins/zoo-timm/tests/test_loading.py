@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from zoo_core.errors import IncompatibleError, IntegrityError, NotFoundError, Re
 from zoo_core.weights import assign, blank, open_pickle, sha256_of
 from zoo_timm.backbones import Timm
 from zoo_timm.config import registered
-from zoo_timm.loading import _create
+from zoo_timm.loading import _create, _loader_replaced
 from zoo_timm.network import TimmBackbone
 
 TINY = list(timm.list_models("test_*"))
@@ -309,3 +310,13 @@ def test_a_stored_run_reads_a_pickle_only_where_its_user_says_so(
     with zoo_core.trusting("pickle"):
         zoo_core.load_run("run")
     assert opened
+
+
+def test_another_thread_builds_by_timm_as_ever_while_a_backbone_is_built() -> None:
+    own: list[str] = []
+    with _loader_replaced(lambda model, **told: own.append("ours")):
+        timm.models._builder.load_pretrained(nn.Identity())
+        assert own == ["ours"]
+        with ThreadPoolExecutor(1) as threads, pytest.raises(RuntimeError):  # timm's own, which has nothing to load
+            threads.submit(timm.models._builder.load_pretrained, nn.Identity(), pretrained_cfg={}).result()
+    assert own == ["ours"]

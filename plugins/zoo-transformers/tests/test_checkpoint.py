@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo_core.errors import IntegrityError, NotFoundError
 from zoo_transformers.backbones import Transformers
@@ -221,3 +221,23 @@ def test_writing_to_the_weights_changes_no_file(tiny: Tiny) -> None:
         for parameter in backbone.parameters():
             parameter.zero_()
     assert (tiny("bert") / "model.safetensors").read_bytes() == before
+
+
+def test_building_takes_no_function_of_torch_away_from_other_threads(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library's own way to leave initial values out does, and modules that another thread made stayed unset."""
+    seen: list[bool] = []
+    usual = nn.init.kaiming_uniform_
+    made = nn.Module.__init__
+
+    def noted(self: nn.Module, *arguments: object, **named: object) -> None:
+        seen.append(nn.init.kaiming_uniform_ is usual)
+        made(self, *arguments, **named)
+
+    folder = tiny("bert")
+    monkeypatch.setattr(nn.Module, "__init__", noted)
+    backbone = built(folder)
+    assert seen
+    assert all(seen)
+    assert type(backbone.model) is transformers.BertModel
