@@ -124,12 +124,12 @@ def test_prune_takes_partial_and_unlinked_files_and_replaced_commits(far: Far, a
             os.utime(blob, (OLD, OLD))
     blobs = repository(far) / "blobs"
     gone = [
-        aged(blobs / "abc.incomplete"),
-        aged(blobs / "unlinked"),
+        aged(blobs / f"{HASH}{HASH}.incomplete"),
+        aged(blobs / f"{OTHER}{OTHER}"),
         aged(far.folder / "zoo" / "pins" / f"{HASH}.json.0123abcd"),
     ]
     kept = [
-        aged(blobs / "now.incomplete", seconds=0),
+        aged(blobs / f"{OTHER}{HASH}.incomplete", seconds=0),
         aged(far.folder / "zoo" / "pins" / f"{OTHER}.json.0123abcd", seconds=0),
     ]
     code, out, _ = far.zoo("cache", "prune", "--dry-run")

@@ -28,9 +28,8 @@ LAYERS = (
     ("contracts",),
     ("scan", "spec", "versions"),
     ("encoding", "paths", "settings"),
-    ("index",),
+    ("index", "trust"),
     ("bind",),
-    ("trust",),
     ("catalog", "declarations", "lock", "verified"),
     ("registry",),  # a name may be a record's
     ("plan", "store", "unpublished"),

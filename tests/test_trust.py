@@ -13,13 +13,12 @@ import pytest
 
 import zoo_core
 from tests.conftest import Zoo
-from zoo_core.bind import Bound
 from zoo_core.contracts import TRUSTS, Target
 from zoo_core.errors import PluginError, RefusedError, SuiteError, UsageError
 from zoo_core.registry import registry
-from zoo_core.resolve import resolve, trusted_inner
+from zoo_core.resolve import inner_parts, resolve
 from zoo_core.suites.grid import expand, load_suite, suite_from
-from zoo_core.trust import check_trust, trusted, trusting
+from zoo_core.trust import speaking_for, trusted, trusting
 from zoo_core.unpublished import add_plugin
 
 PLUGIN = '''
@@ -101,6 +100,10 @@ RISKY = '''
         def target(self):
             Path("ran").touch()
             return Target(kind="classes", size=3)
+
+        def __post_init__(self):
+            if self.unsafe:
+                Path("ran").touch()
 
         def source(self):
             Path("ran").touch()
@@ -187,7 +190,7 @@ def test_whatever_holds_a_spec_asks_too(here: Path) -> None:
     object.__setattr__(nested, "written", zoo_core.parse("small").parts[0])
     object.__setattr__(nested, "implied", {"teachers": ("loose(unsafe=true)",)})
     with pytest.raises(RefusedError, match="the record small asks for loose"):
-        trusted_inner(nested, registry(), None)
+        inner_parts(nested, registry())
 
 
 def test_nothing_of_a_task_runs_before_it_is_trusted(here: Path, zoo: Zoo) -> None:
@@ -221,19 +224,18 @@ def test_a_suite_file_asks_and_flags_are_the_users(here: Path) -> None:
         expand(load_suite(file))
 
 
-def test_a_record_asks_unless_its_user_writes_the_argument_too() -> None:
-    def named(text: str) -> Bound:
-        part = zoo_core.parse(text).parts[0]
-        bound: Bound = registry().bind(zoo_core.parse("loose(unsafe=true)").parts[0])
-        object.__setattr__(bound, "written", part)
-        object.__setattr__(bound, "implied", {"unsafe": True})
-        return bound
-
-    with pytest.raises(RefusedError, match="the record small asks for loose"):
-        check_trust(named("small"), None)
-    check_trust(named("small(unsafe=true)"), None)
+def test_a_record_asks_unless_its_user_writes_the_argument_too(here: Path) -> None:
+    known = registry()
+    record = known.find("loose")._replace(
+        name="small", origin="record", value="small.toml", describes="loose(unsafe=true)", sha256=""
+    )
+    known.index.put([record])
+    known._by_name["small"] = [record]
+    with pytest.raises(RefusedError, match="the record small asks for small"):
+        known.bind(zoo_core.parse("small").parts[0])
+    known.bind(zoo_core.parse("small(unsafe=true)").parts[0])
     with trusting("pickle"):
-        check_trust(named("small"), None)
+        known.bind(zoo_core.parse("small").parts[0])
 
 
 def test_the_command_line_says_it_with_a_flag(zoo: Zoo) -> None:
@@ -267,6 +269,8 @@ def test_an_argument_says_a_word_that_there_is(here: Path) -> None:
 
 
 def test_the_first_party_arguments_that_read_pickles_say_so() -> None:
-    for spec in ("timm/resnet18.a1_in1k(allow_pickle=true)", "hf/org/name(allow_pickle=true)"):
-        bound = registry().bind(zoo_core.parse(spec).parts[0])
-        assert [(name, word) for name, word, _ in bound.widened()] == [("allow_pickle", "pickle")]
+    for name in ("timm/resnet18.a1_in1k", "hf/org/name"):
+        (part,) = zoo_core.parse(f"{name}(allow_pickle=true)").parts
+        assert registry().bind(part).recipe.allow_pickle
+        with speaking_for("a run"), pytest.raises(RefusedError, match="--trust pickle"):
+            registry().bind(part)

@@ -355,8 +355,9 @@ def _refuse_a_run(folder: Path) -> None:
 
 def _refuse_another(folder: Path, plan: Plan, unfinished: Unfinished) -> None:
     """Raises UsageError where a folder holds a run, unless that is evidently this fit, killed while it was stored."""
-    is_whole = all((folder / name).exists() for name in HELD)
-    is_this = unfinished.holds_states() or (unfinished.folder.is_dir() and not is_whole)
+    held = [name for name in HELD if (folder / name).exists()]
+    told = any(name != DELTA and _is_of(folder / name, plan) for name in held)
+    is_this = unfinished.holds_states() or (unfinished.folder.is_dir() and told and len(held) < len(HELD))
     _refuse_held(folder, [name for name in HELD if not (is_this and _is_of(folder / name, plan))])
 
 
@@ -372,7 +373,7 @@ def _is_of(file: Path, plan: Plan) -> bool:
         if file.name == "zoo.lock":
             return bool(json.loads(text) == json.loads(json.dumps(lock_of(plan.parts, plan.pins))))
         rows = [json.loads(row) for row in (text.splitlines() if file.suffix == ".jsonl" else [text])]
-        return all(row["digest"] == plan.digest for row in rows)
+        return bool(rows) and all(row["digest"] == plan.digest for row in rows)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 

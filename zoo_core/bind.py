@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache, cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from zoo_core.errors import PluginError, SpecError, UsageError, ZooError, neares
 from zoo_core.index import Provider
 from zoo_core.interrupts import raise_interrupt
 from zoo_core.spec import Part, Spec, Value, parse
+from zoo_core.trust import check_trust, speaking_for
 
 __all__ = ["COMMON", "Argument", "Bound", "arguments_of", "bind_recipe", "coerce", "type_text", "value_text"]
 
@@ -76,7 +77,8 @@ class Bound:
     @cached_property
     def source(self) -> Source | None:
         """Where its files come from, as its recipe says; heads have none. Raises what the recipe raises."""
-        return None if self.kind == "head" else self.recipe.source()
+        with speaking_for(f"the code of {self.kind} {self.name}"):
+            return None if self.kind == "head" else self.recipe.source()
 
     @property
     def reads(self) -> bool:
@@ -86,15 +88,6 @@ class Bound:
     def specs(self) -> tuple[tuple[str, Spec], ...]:
         """The specs that its arguments hold, alone or in lists, each with the name of its argument."""
         return tuple((name, spec) for name, value in self._values().items() for spec in _specs_in(value))
-
-    def widened(self) -> tuple[tuple[str, str, Value], ...]:
-        """Name, word and value of each argument that widens what is trusted, see Argument.trust."""
-        arguments, values = arguments_of(self.provider, type(self.recipe)), self._values()
-        return tuple(
-            (argument.name, argument.trust, _plain(values[argument.name]))
-            for argument in arguments
-            if argument.trust and not _same(values[argument.name], argument.default)
-        )
 
     def canonical(self) -> Part:
         """The part for people: by the name that was written, defaults left out, arguments sorted."""
@@ -174,18 +167,25 @@ def _arguments(provider: Provider, recipe: type) -> tuple[Argument, ...]:
     return (*own, *common)
 
 
-def bind_recipe(provider: Provider, recipe: type, part: Part, rest: str, label: str) -> tuple[Any, dict[str, Any]]:
+def bind_recipe(
+    provider: Provider, recipe: type, part: Part, rest: str, label: str, implied: Collection[str] = ()
+) -> tuple[Any, dict[str, Any]]:
     """An instance of the recipe with the part's arguments, and the common arguments.
 
-    rest: what follows the namespace in the name, or nothing. label: the part as errors name it.
-    Raises UsageError for what the user may mend and PluginError for what the plugin's author may.
+    rest: what follows the namespace in the name, or nothing. label: the part as errors name it. implied: arguments that
+    its record adds. Nothing of the plugin runs before it is known that what an argument widens is trusted.
+    Raises UsageError for what the user may mend, PluginError for what the plugin's author may, and RefusedError.
     """
     allowed = {argument.name: argument for argument in arguments_of(provider, recipe)}
     given: dict[str, Any] = {}
     for key, value in part.arguments:
         if key not in allowed:
             raise UsageError(_unknown_argument(label, key, allowed, recipe))
-        given[key] = _checked(allowed[key], coerce(value, allowed[key].type, f"{label}: {key}", provider), label)
+        argument = allowed[key]
+        given[key] = _checked(argument, coerce(value, argument.type, f"{label}: {key}", provider), label)
+        if argument.trust and not _same(given[key], argument.default):
+            record = label if key in implied else None
+            check_trust(label, key, argument.trust, value_text(given[key]), record=record)
     if rest:
         given["name"] = rest
     elif _owns_namespace(recipe) and _default_name(recipe) is MISSING:
@@ -197,7 +197,8 @@ def bind_recipe(provider: Provider, recipe: type, part: Part, rest: str, label: 
     common = {argument.name: given.pop(argument.name, argument.default) for argument in COMMON[provider.kind]}
     given = {allowed[key].attribute if key in allowed else key: value for key, value in given.items()}
     try:
-        return recipe(**given), common
+        with speaking_for(f"the code of {provider.kind} {label}"):
+            return recipe(**given), common
     except ZooError:
         raise
     except ValueError as error:

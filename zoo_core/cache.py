@@ -17,7 +17,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from huggingface_hub import CachedRepoInfo, CacheNotFound, HFCacheInfo, constants, scan_cache_dir
+from huggingface_hub import (
+    CachedRepoInfo,
+    CachedRevisionInfo,
+    CacheNotFound,
+    HFCacheInfo,
+    constants,
+    scan_cache_dir,
+)
 
 from zoo_core.downloads import DOWNLOADS, ROOM
 from zoo_core.errors import AccessError, NotFoundError, nearest
@@ -31,6 +38,7 @@ KNOWS = f"{OWN}{DOWNLOADS}"  # the room that tells what else is zoo's
 UNUSED = "not used for so long"
 BUSY_SECONDS = 600.0  # what changed so shortly ago may be under way
 TEMPORARY = re.compile(r".+\.[0-9a-f]{8}|index-[0-9a-f]+\.json\.\d+")  # of a write that is moved into place when whole
+BLOB = re.compile(r"([0-9a-f]{64}|[0-9a-f]{40})(\.|$)")  # as the client calls contents, and those under way
 HASH = "[0-9a-f]{32}"
 # What zoo writes in each room, by the path in it; whatever else lies there is somebody else's.
 WRITTEN: Mapping[str, re.Pattern[str]] = {
@@ -265,7 +273,7 @@ def _commits() -> Iterator[Entry]:
     for repository in info.repos if info is not None else ():
         name = _called(repository)
         for revision in repository.revisions:
-            if revision.commit_hash in downloaded.get(name, ()):
+            if _is_own(revision, downloaded.get(name, {})):
                 link = _linked(repository.repo_path, revision.commit_hash)
                 yield Entry(
                     name=name,
@@ -282,16 +290,22 @@ def _commits() -> Iterator[Entry]:
 
 def _leftovers() -> Iterator[Entry]:
     """Interrupted downloads of repositories that zoo downloaded, and files that no commit of them has any more."""
-    for name in sorted(_downloaded()):
+    info, noted = _hub(), _downloaded()
+    whole = {
+        _called(each): all(_is_own(revision, noted.get(_called(each), {})) for revision in each.revisions)
+        for each in (info.repos if info is not None else ())
+    }
+    for name in sorted(noted):
         folder = repository_folder(name)
         link = _linked(folder)
-        blobs = [path for path in (folder / "blobs").glob("*") if path.is_file() and _is_quiet(path)]
+        blobs = [path for path in (folder / "blobs").glob("*") if BLOB.match(path.name) and path.is_file()]
+        blobs = [path for path in blobs if _is_quiet(path)]
         links = [path for path in (folder / "snapshots").rglob("*") if path.is_symlink()]
         linked = {path.resolve() for path in links}
         partial = [path for path in blobs if path.name.endswith(".incomplete")]
         unlinked = [path for path in blobs if path not in set(partial) and path.resolve() not in linked]
-        if any(path.is_dir() for path in links):  # where more links may be, which are not looked for
-            unlinked = []
+        if any(path.is_dir() for path in links) or not whole.get(name):
+            unlinked = []  # more links may lie there, which are not looked for, or others have downloaded of it
         if partial:
             yield _entry(name, "partial", partial, "a download that was interrupted", link)
         if unlinked:
@@ -315,15 +329,21 @@ def _called(repository: CachedRepoInfo) -> str:
     return f"{DATASETS}{repository.repo_id}" if repository.repo_type == "dataset" else repository.repo_id
 
 
-def _downloaded() -> dict[str, set[str]]:
-    """The commits of each repository that zoo downloaded files of, as it has noted."""
-    found: dict[str, set[str]] = {}
+def _downloaded() -> dict[str, dict[str, set[str]]]:
+    """Of each repository and commit the files that zoo downloaded into this cache, as it has noted."""
+    found: dict[str, dict[str, set[str]]] = {}
     for path in Path(cache_folder(), DOWNLOADS).glob("*.json"):
         try:
             row = json.loads(path.read_text(encoding="utf-8"))
-            name, commit = row["repository"], row["revision"]
+            name, commit, file, place = (row[key] for key in ("repository", "revision", "file", "cache"))
         except (OSError, ValueError, KeyError, TypeError):
             continue
-        if isinstance(name, str) and isinstance(commit, str):
-            found.setdefault(name, set()).add(commit)
+        if all(isinstance(text, str) for text in (name, commit, file)) and place == str(constants.HF_HUB_CACHE):
+            found.setdefault(name, {}).setdefault(commit, set()).add(file)
     return found
+
+
+def _is_own(revision: CachedRevisionInfo, noted: Mapping[str, set[str]]) -> bool:
+    """Whether zoo downloaded every file of a commit that is here."""
+    there = {file.file_path.relative_to(revision.snapshot_path).as_posix() for file in revision.files}
+    return there <= noted.get(revision.commit_hash, set())

@@ -15,7 +15,7 @@ from zoo_core.bind import Bound
 from zoo_core.contracts import KINDS, METRICS, MODALITIES, ROLES, TARGET_KINDS, Change, Seam
 from zoo_core.errors import PluginError, ZooError, nearest
 from zoo_core.interrupts import raise_interrupt
-from zoo_core.trust import running
+from zoo_core.trust import speaking_for
 
 __all__ = ["MAX_RATES", "TRAINING", "blaming", "broken", "check_adapter", "check_head", "check_task"]
 
@@ -76,7 +76,7 @@ def _declared(part: Bound, name: str) -> Any:
 def blaming(part: Bound) -> Iterator[None]:
     """Calls a plugin's own code: what it raises is told as its mistake, with the line; our errors and memory pass."""
     try:
-        with running(part):
+        with speaking_for(f"the code of {part.kind} {part.name}"):
             yield
     except (ZooError, MemoryError):
         raise

@@ -18,6 +18,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from huggingface_hub import constants
+
 from zoo_core import remote
 from zoo_core.errors import AccessError, IntegrityError, NotFoundError
 from zoo_core.settings import cache_folder
@@ -65,7 +67,7 @@ def right_file(
         try:
             if path is None:
                 path = remote.download(repository, commit, name, report, force=force)
-                _note_download(repository, commit)
+                _note_download(repository, commit, name)
             before, flaw = path.stat(), _flaw(path, check)
             if flaw is None:
                 return path
@@ -92,10 +94,11 @@ def right_file(
     ) from wrong
 
 
-def _note_download(repository: str, commit: str) -> None:
-    """Notes that files of a commit came by zoo, which cache.py may then remove."""
-    called = hashlib.sha256(f"{repository}@{commit}".encode()).hexdigest()[:32]
-    write_memory({"repository": repository, "revision": commit}, DOWNLOADS, f"{called}.json")
+def _note_download(repository: str, commit: str, name: str) -> None:
+    """Notes that a file of a commit came by zoo into this cache; cache.py removes what came so, and nothing else."""
+    note = {"repository": repository, "revision": commit, "file": name, "cache": str(constants.HF_HUB_CACHE)}
+    called = hashlib.sha256("\0".join(note.values()).encode()).hexdigest()[:32]
+    write_memory(note, DOWNLOADS, f"{called}.json")
 
 
 def _flaw(path: Path, check: Callable[[Path], object]) -> IntegrityError | None:

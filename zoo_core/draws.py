@@ -38,12 +38,8 @@ def seeded(*parts: object) -> Iterator[torch.Generator]:
 
     Draws as `apart` says. Yields another generator with the same seed, for parts that take one.
     """
-    with _building, apart(*parts):
-        usual = torch.get_default_dtype()
-        try:
-            yield torch.Generator().manual_seed(draw_seed(*parts))
-        finally:
-            torch.set_default_dtype(usual)
+    with _building.held, apart(*parts):
+        yield torch.Generator().manual_seed(draw_seed(*parts))
 
 
 @contextmanager
@@ -80,13 +76,14 @@ def own_draws(device: torch.device, *parts: object) -> Iterator[None]:
             yield
         return
     devices = [device] if device.type == "cuda" else []
-    with _training, torch.random.fork_rng(devices=devices):
-        before, _here.trains = _here.trains, True
-        seed = draw_seed(*parts)
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every GPU
-        if devices:
-            _default_generator(device).manual_seed(seed)
+    with _training.held, torch.random.fork_rng(devices=devices):
+        before = _here.trains
         try:
+            _here.trains = True
+            seed = draw_seed(*parts)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every GPU
+            if devices:
+                _default_generator(device).manual_seed(seed)
             yield
         finally:
             _here.trains = before
@@ -260,7 +257,7 @@ def _redirected() -> Iterator[None]:
 
 def _redirect(change: int) -> None:
     global _redirections
-    with _redirecting:
+    with _redirecting.held:
         if _redirections == 0:
             _usual.update({name: getattr(torch.random, name) for name in STANDS_IN})
         _redirections += change

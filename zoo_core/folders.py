@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from fnmatch import fnmatchcase
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from zoo_core.contracts import Source, Weights
-from zoo_core.errors import IncompatibleError, IntegrityError, NotFoundError
+from zoo_core.errors import IncompatibleError, IntegrityError, NotFoundError, SpecError
 from zoo_core.lock import Pinned, pins_of, read_lock
-from zoo_core.plan import literal, needed
+from zoo_core.plan import fits_weights, literal, needed
+from zoo_core.spec import parse
 from zoo_core.verified import hashes_of, some
 
 __all__ = ["called", "check_locked", "check_weights", "is_locked", "look"]
@@ -42,7 +43,9 @@ def look(source: Source, weights: Weights = "pretrained") -> Pinned:
         names |= set(_walk(str(root), "", frozenset()))
     check_weights(source, names, weights)
     found = Pinned(folder=source.folder, files=hashes_of(root, needed(source, "pretrained", dict.fromkeys(names))))
-    if {RUN, LOCK} <= found.files.keys():
+    if wanted and not found.files:
+        raise NotFoundError(f"{source.folder} holds no file of {some(wanted)}")
+    if weights == "pretrained" and {RUN, LOCK} <= found.files.keys():
         _check_below(root, {root.resolve()})
     return found
 
@@ -85,7 +88,7 @@ def _is_same(held: Pinned, found: Pinned) -> bool:
 def check_weights(source: Source, names: Iterable[str], weights: Weights) -> None:
     """Raises NotFoundError if pre-trained weights are wanted and none of the names is theirs."""
     names = sorted(names)
-    is_there = any(fnmatchcase(name, pattern) for pattern in source.weights for name in names)
+    is_there = any(fits_weights(name, pattern) for pattern in source.weights for name in names)
     if weights == "pretrained" and source.weights and not is_there:
         raise NotFoundError(
             f"{called(source)} has no weights: no file fits {', '.join(source.weights)}{_pickles(names)}"
@@ -131,12 +134,12 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _check_below(run: Path, seen: set[Path]) -> None:
-    """Raises IncompatibleError where a folder that a stored run was fitted on has changed, NotFoundError if it is gone.
+    """Raises IncompatibleError where the folder of a stored run's base has changed, NotFoundError if it is gone.
 
-    Its data are left out: a fitted model does without them.
+    A fitted model does without its data and its teachers, and of a random base it holds all itself.
     """
-    held = {key: pin for key, pin in pins_of(read_lock(run / LOCK)).items() if not key.startswith("task:")}
-    places = _places(run)
+    wanted, places = _told(run)
+    held = {key: pin for key, pin in pins_of(read_lock(run / LOCK)).items() if key in wanted}
     for pin in held.values():
         if pin.folder is None:
             continue
@@ -156,11 +159,20 @@ def _check_below(run: Path, seen: set[Path]) -> None:
             _check_below(root, {*seen, root.resolve()})
 
 
-def _places(run: Path) -> Mapping[str, Any]:
-    """Where a run's folders lie, seen from its own; nothing for one that is damaged, which loading tells."""
+def _told(run: Path) -> tuple[set[str], Mapping[str, Any]]:
+    """What a run's base may be called in its lock, and where its folders lie, seen from its own.
+
+    Nothing of one that is damaged, which loading tells, and of one with random weights.
+    """
     try:
-        found = json.loads((run / RUN).read_text(encoding="utf-8")).get("places", {})
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return {}
-    places = found.items() if isinstance(found, dict) else ()
-    return {folder: place for folder, place in places if isinstance(place, str)}
+        table = json.loads((run / RUN).read_text(encoding="utf-8"))
+        base, places = parse(table["spec"]).parts[0], dict(table.get("places", {}))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SpecError):
+        return set(), {}
+    arguments = dict(base.arguments)
+    if arguments.get("weights") == "random":
+        return set(), {}
+    own = tuple((name, value) for name, value in base.arguments if name not in ("weights", "until"))
+    named = {f"backbone:{replace(base, kind=None, arguments=own)}"}
+    named |= {f"backbone:{base.name}({value})" for value in arguments.values()}  # before December 2026
+    return named, {folder: place for folder, place in places.items() if isinstance(place, str)}

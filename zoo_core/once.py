@@ -15,7 +15,8 @@ T = TypeVar("T")
 class Lock:
     """A lock for threads that a thread may take again. A process that is forked while one holds it has it free.
 
-    Of a plain lock the child would have a copy that nobody is left to release.
+    Of a plain lock the child would have a copy that nobody is left to release. `with lock.held:` takes it, by Python's
+    own lock itself, which an interrupt cannot part from the block.
     """
 
     def __init__(self) -> None:
@@ -24,13 +25,7 @@ class Lock:
             os.register_at_fork(after_in_child=self._renew)
 
     def _renew(self) -> None:
-        self._lock = threading.RLock()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *error: object) -> None:
-        self._lock.release()
+        self.held = threading.RLock()
 
 
 class Once(Generic[T]):
@@ -46,12 +41,12 @@ class Once(Generic[T]):
         self._lock = Lock()
 
     def __call__(self) -> T:
-        with self._lock:
+        with self._lock.held:
             if not self._made:
                 self._made.append(self._make())
             return self._made[0]
 
     def cache_clear(self) -> None:
         """Forgets what was made; the next call makes another."""
-        with self._lock:
+        with self._lock.held:
             self._made.clear()

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from fnmatch import translate
+from fnmatch import fnmatchcase, translate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from zoo_core.errors import UsageError, nearest
 from zoo_core.lock import Pinned, content_key, part_key
 from zoo_core.spec import Part, Spec
 
-__all__ = ["Budget", "Plan", "Trial", "budget_from", "literal", "needed", "pinned", "reseeded"]
+__all__ = ["Budget", "Plan", "Trial", "budget_from", "fits_weights", "literal", "needed", "pinned", "reseeded"]
 
 DIGEST_FORMAT = 1  # raised when the digest of an unchanged trial would change
 
@@ -222,11 +222,16 @@ def needed(source: Source | None, weights: Weights, files: Mapping[str, Any]) ->
         return tuple(sorted(files)) if weights == "pretrained" else ()
     wanted = _fitting(source.patterns, files)
     for pattern in source.weights if weights == "pretrained" else ():
-        fitting = _fitting([pattern], files)
+        fitting = {name for name in files if fits_weights(name, pattern)}
         if fitting:
             wanted |= fitting
             break
     return tuple(sorted(wanted))
+
+
+def fits_weights(name: str, pattern: str) -> bool:
+    """Whether a file is one of the weights that a pattern means; no wildcard crosses folders, nor does in loading."""
+    return name.count("/") == pattern.count("/") and fnmatchcase(name, pattern)
 
 
 def literal(pattern: str) -> str | None:
@@ -263,12 +268,15 @@ def _identity(plan: Plan, part: Bound) -> dict[str, object]:
 
 
 def _is_place(value: object, source: Source) -> bool:
-    """Whether an argument may say where a local source lies: its folder, or the one file in it that is read."""
+    """Whether an argument may say where a local source lies: its folder, or the one file of its kind that is read."""
     if not isinstance(value, str) or not value or source.folder is None:
         return False
     path, folder = Path(value).expanduser(), Path(source.folder).expanduser()
-    patterns = (*source.patterns, *source.weights)
-    return path == folder or (path.parent == folder and path.name == literal(patterns[0]) and len(patterns) == 1)
+    if path == folder:
+        return True
+    named = [name for each in (*source.patterns, *source.weights) if (name := literal(each)) is not None]
+    alike = [name for name in named if Path(name).suffix == path.suffix]  # of two, the argument may say which
+    return path.parent == folder and alike == [path.name]
 
 
 def _seeded(combination: str | None, seed: int) -> str | None:

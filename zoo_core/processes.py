@@ -36,7 +36,7 @@ def same_path() -> Iterator[None]:
             "started as `python -E`, Python lets the processes that it starts import from the working directory; "
             "start it as `python -EP` or `python -I`, or leave -E out"
         )
-    with _lock:
+    with _lock.held:
         before = os.environ.get(SAFE)
         os.environ[SAFE] = "1"
         try:

@@ -160,7 +160,8 @@ class Registry:
         full = replace(described, kind=provider.kind, revision=part.revision or described.revision, arguments=arguments)
         root = self._root(described.name, provider)
         recipe = self.recipe_of(described.name, root)
-        instance, common = bind_recipe(root, recipe, full, _rest(described.name, root), part.name)
+        added = implied.keys() - dict(part.arguments).keys()
+        instance, common = bind_recipe(root, recipe, full, _rest(described.name, root), part.name, added)
         rivals = self.kinds(part.name) & next(place for place in PLACES_OF_KINDS if root.kind in place)
         return Bound(
             kind=root.kind,

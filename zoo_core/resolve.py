@@ -36,10 +36,10 @@ from zoo_core.plan import Budget, Plan, pinned
 from zoo_core.registry import Registry
 from zoo_core.registry import registry as default_registry
 from zoo_core.spec import Part, Spec
-from zoo_core.trust import check_trust, origin_of, speaking
+from zoo_core.trust import speaking_for
 from zoo_core.unpublished import SpecLike, part_of, spec_of
 
-__all__ = ["DEFAULT_HEAD", "bind_task", "check_built", "check_until", "consumed", "located", "resolve", "trusted_inner"]
+__all__ = ["DEFAULT_HEAD", "bind_task", "check_built", "check_until", "consumed", "inner_parts", "located", "resolve"]
 
 DEFAULT_HEAD = "linear"  # what every target kind gets when a spec names no head
 
@@ -74,7 +74,6 @@ def resolve(
     catalog = catalog or default_catalog()
     budget = budget or Budget()
     parts = spec_of(spec, registry).parts
-    stored = stored or speaking()
     bound_task: Bound | None = None
     if isinstance(task, Bound):
         bound_task = task
@@ -85,9 +84,10 @@ def resolve(
             raise UsageError("nothing says what is predicted; give a task or a target (num_classes, classes)")
         target = bound_task.recipe.target
     assert target is not None
-    backbone, adapters, head = _bind_chain(parts, registry, stored)
-    bound = (backbone, *adapters, head, *((bound_task,) if bound_task else ()))
-    inner = tuple(each for part in bound for each in trusted_inner(part, registry, stored))
+    with speaking_for(stored):
+        backbone, adapters, head = _bind_chain(parts, registry)
+        bound = (backbone, *adapters, head, *((bound_task,) if bound_task else ()))
+        inner = tuple(each for part in bound for each in inner_parts(part, registry))
     entry = catalog.find(backbone.name, "backbone")
     if entry is not None and entry.modality is None:
         entry = None  # of a namespace as a whole, such as hf(files="DIR")
@@ -157,8 +157,9 @@ def bind_task(
 
     Nothing of the task runs before it is known that what it asks for is trusted. stored: as for `resolve`.
     """
-    bound = registry.bind(_task(task, registry), "task")
-    trusted_inner(bound, registry, stored or speaking())
+    with speaking_for(stored):
+        bound = registry.bind(_task(task, registry), "task")
+        inner_parts(bound, registry)
     found = located(bound, pins, offline=offline)
     check_task(found)
     return found
@@ -200,9 +201,7 @@ def _deferred(entry: Entry | None) -> tuple[str, ...]:
     return tuple(name for name, value in told.items() if value is None)
 
 
-def _bind_chain(
-    parts: Sequence[Part], registry: Registry, stored: str | None
-) -> tuple[Bound, tuple[Bound, ...], Bound]:
+def _bind_chain(parts: Sequence[Part], registry: Registry) -> tuple[Bound, tuple[Bound, ...], Bound]:
     """Backbone, adapters and head of a spec; the registry, not the position, decides the kind of each part.
 
     Of a name that a backbone shares with an adapter or a head, as hub/ORG/NAME, only one can stand where it does.
@@ -230,8 +229,6 @@ def _bind_chain(
         else:
             adapters.append(bound)
     head = head or registry.bind(Part(DEFAULT_HEAD), "head")
-    for each in (backbone, *adapters, head):
-        trusted_inner(each, registry, stored)  # before any of its code runs
     for adapter in adapters:
         check_adapter(adapter)
     check_head(head)
@@ -344,19 +341,18 @@ def _rates(adapters: Sequence[Bound], head: Bound, num_rates: int) -> tuple[floa
     return tuple(grid[start : start + num_rates])
 
 
-def trusted_inner(part: Bound, registry: Registry, stored: str | None) -> tuple[Bound, ...]:
+def inner_parts(part: Bound, registry: Registry) -> tuple[Bound, ...]:
     """The parts that specs among a part's arguments name, and those that these name.
 
-    stored: whose word the part is, None: the user's. Raises RefusedError where it, or one of those, widens what is
-    trusted without a word of the user's.
+    Raises what `Registry.bind` raises: RefusedError where one widens what is trusted without a word of the user's.
     """
-    check_trust(part, stored)
     found: list[Bound] = []
     for argument, spec in part.specs():
-        origin = origin_of(part, argument, stored)
-        for position, each in enumerate(spec.parts):
-            bound = registry.bind(each, None if position else "backbone")
-            found += [bound, *trusted_inner(bound, registry, origin)]
+        added = argument in part.implied and argument not in dict(part.written.arguments)
+        with speaking_for(f"the record {part.written.name}" if added else None):
+            for position, each in enumerate(spec.parts):
+                bound = registry.bind(each, None if position else "backbone")
+                found += [bound, *inner_parts(bound, registry)]
     return tuple(found)
 
 

@@ -30,6 +30,7 @@ from zoo_core.plan import Plan, budget_from
 from zoo_core.registry import registry
 from zoo_core.resolve import resolve
 from zoo_core.spec import Part, Spec, parse, parse_part
+from zoo_core.trust import speaking_for
 from zoo_core.unpublished import lacking
 from zoo_core.weights import read_tensors, sha256_of, verify
 from zoo_core.writing import replacing, write_whole
@@ -258,7 +259,8 @@ def _lacks_data(spec: Spec, task: Part, trial: Mapping[str, Any]) -> bool:
     """Whether every part of a run is installed, so that what is not found are files of its task."""
     try:
         resolve(spec, **trial)
-        registry().bind(task, "task")
+        with speaking_for(trial["stored"]):
+            registry().bind(task, "task")
     except ZooError:
         return False
     return True

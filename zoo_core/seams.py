@@ -119,7 +119,7 @@ def resume(backbone: nn.Module, inputs: Mapping[str, Tensor], start: Boundary) -
     def put(module: nn.Module, args: Any) -> Any:
         return (_copy(start.state), *args[1:])
 
-    with _one_resumed_pass, ExitStack() as stack:
+    with _one_resumed_pass.held, ExitStack() as stack:
         for module in modules[: start.stage]:
             stack.callback(_put_back, module, module.__dict__.get("forward"))
             module.forward = hand_on

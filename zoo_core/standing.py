@@ -20,9 +20,9 @@ from zoo_core.folders import look
 from zoo_core.lock import pins_of, read_lock, told_apart, unpublished_in
 from zoo_core.plan import Plan, needed
 from zoo_core.registry import registry
-from zoo_core.resolve import trusted_inner
 from zoo_core.spec import parse_part, parse_specs
 from zoo_core.store import Result, read
+from zoo_core.trust import speaking_for
 
 __all__ = ["Standing", "marks", "standing_of"]
 
@@ -99,7 +99,7 @@ def standing_of(folder: Path) -> Standing:
             if key not in looked:
                 looked[key] = _content_now(key, lock)
             now = looked[key]
-            if isinstance(now, ZooError) and not isinstance(now, IncompatibleError):
+            if isinstance(now, ZooError) and type(now) is not IncompatibleError:  # which tells of another base
                 unchecked[str(now)] += 1
             elif now != content:
                 outdated[f"{key} holds something else now" if isinstance(now, str) else str(now)] += 1
@@ -143,8 +143,8 @@ def _content_now(key: str, lock: Mapping[str, Any] | None) -> str | ZooError:
     try:
         try:
             (wanted,) = (each for each in PART_KINDS if each == kind)
-            part = registry().bind(parse_part(text), wanted)
-            trusted_inner(part, registry(), "a stored result")
+            with speaking_for("a stored result"):
+                part = registry().bind(parse_part(text), wanted)
             source = None if isinstance(part.recipe, Located) else part.source
         except (NotFoundError, SpecError, UsageError, ValueError) as error:
             if held is None:  # no key of an earlier version either, nor of a plugin that is not here
@@ -152,7 +152,7 @@ def _content_now(key: str, lock: Mapping[str, Any] | None) -> str | ZooError:
             source = Source(folder=held.folder, patterns=tuple(map(escape, held.files)))
         if source is None or source.folder is None:
             return NotFoundError(f"nothing tells which files {key} was made from")
-        found = look(source, "random")
+        found = look(source, random)
         return found.content_of(needed(source, random, found.files))
     except ZooError as error:
         return error

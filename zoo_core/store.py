@@ -220,6 +220,10 @@ class RunLock:
         os.ftruncate(self._file, 0)
         os.write(self._file, f"{os.getpid()}\n".encode())
         results = self._folder / RESULTS_FILE
+        for file in (results, results.with_name(f"{RESULTS_FILE}.torn")):
+            if file.is_symlink():
+                self._release()
+                raise UsageError(f"{file} is a link, and zoo writes through none; remove it")
         if results.exists():
             try:
                 repair(results)

@@ -11,14 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from zoo_core.bind import Bound, value_text
 from zoo_core.contracts import TRUSTS
 from zoo_core.errors import RefusedError, UsageError, nearest
 
-__all__ = ["check_trust", "origin_of", "running", "speaking", "trusted", "trusting"]
+__all__ = ["check_trust", "speaking_for", "trusted", "trusting"]
 
 _trusted: ContextVar[frozenset[str]] = ContextVar("trusted", default=frozenset())
-_running: ContextVar[str | None] = ContextVar("running", default=None)
+_speaker: ContextVar[str | None] = ContextVar("speaker", default=None)  # None: the user
 
 
 @contextmanager
@@ -44,39 +43,26 @@ def trusted() -> frozenset[str]:
 
 
 @contextmanager
-def running(part: Bound) -> Iterator[None]:
-    """A part's own code runs: specs that it hands on are its word, not the user's."""
-    before = _running.set(f"the code of {part.kind} {part.name}")
+def speaking_for(origin: str | None) -> Iterator[None]:
+    """Specs that are bound in the block are this one's word: of a run, a suite file, a record, or a plugin's own code.
+
+    None: of whoever speaks already, at first the user.
+    """
+    before = _speaker.set(origin or _speaker.get())
     try:
         yield
     finally:
-        _running.reset(before)
+        _speaker.reset(before)
 
 
-def speaking() -> str | None:
-    """Whose word a spec is here, where nobody says that it was stored; None: the user's."""
-    return _running.get()
+def check_trust(name: str, argument: str, word: str, value: str, *, record: str | None) -> None:
+    """Raises RefusedError where an argument widens what is trusted, and neither its user nor this call has said so.
 
-
-def origin_of(part: Bound, argument: str, stored: str | None) -> str | None:
-    """Whose word an argument of a part is; None: the user's. What a record adds is the record's.
-
-    stored: whose the part is.
+    name: of the part. value: as a spec writes it. record: whose record adds the argument; None where somebody wrote it.
     """
-    if stored is None and argument in part.implied and argument not in dict(part.written.arguments):
-        return f"the record {part.written.name}"
-    return stored
-
-
-def check_trust(part: Bound, stored: str | None) -> None:
-    """Raises RefusedError where a part widens what is trusted, and neither its user nor this call has said so.
-
-    stored: whose word the part is; None: the user's.
-    """
-    for name, word, value in part.widened():
-        origin = origin_of(part, name, stored)
-        if origin is not None and word not in _trusted.get():
-            raise RefusedError(
-                f"{origin} asks for {part.name}({name}={value_text(value)}), which only the user of a call may; if you "
-                f'trust where it comes from, say so: --trust {word}, in Python zoo_core.trusting("{word}")'
-            )
+    origin = _speaker.get() or (f"the record {record}" if record else None)
+    if origin is not None and word not in _trusted.get():
+        raise RefusedError(
+            f"{origin} asks for {name}({argument}={value}), which only the user of a call may; if you trust where it "
+            f'comes from, say so: --trust {word}, in Python zoo_core.trusting("{word}")'
+        )

@@ -1,4 +1,4 @@
-"""`python -m zoo_core.cli` is `zoo`, which imports nothing from the working directory; Python puts that first."""
+"""`python -m zoo_core.cli` is `zoo`, but for what Python imports from the working directory before we are asked."""
 
 from __future__ import annotations
 

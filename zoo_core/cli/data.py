@@ -15,7 +15,7 @@ from zoo_core.errors import NotFoundError, UsageError
 from zoo_core.lock import read_pins
 from zoo_core.paths import Surveyed, is_path, task_part
 from zoo_core.registry import registry
-from zoo_core.resolve import located, trusted_inner
+from zoo_core.resolve import inner_parts, located
 from zoo_core.spec import Part
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def data(path: str, as_json: bool) -> int:
     """  # noqa: D301 - click reads the character \b as: keep these lines
     part = _part(path)
     bound = registry().bind(part, "task")
-    trusted_inner(bound, registry(), None)  # before any of its code runs
+    inner_parts(bound, registry())  # before any of its code runs
     recipe = located(bound, {}).recipe
     if not isinstance(recipe, Surveyed):
         raise UsageError(f"{part} does not read files of yours; `zoo show {part.name}` tells of it")
@@ -68,7 +68,7 @@ def told(task: str, *, lock: Path | None = None, frozen: bool = False) -> str:
         raise NotFoundError(f"{error}; what is here under that name is written ./{task}") from error
     if not given and not isinstance(bound.recipe, Located):
         return task
-    trusted_inner(bound, registry(), None)  # before any of its code runs
+    inner_parts(bound, registry())  # before any of its code runs
     recipe = located(bound, read_pins(lock), offline=frozen).recipe
     target = recipe.target
     size = "" if target.size is None else f"{target.size} "

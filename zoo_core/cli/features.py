@@ -47,14 +47,21 @@ def check_out(out: Path) -> None:
         raise UsageError(f"--out {out} is a folder; name a file in it, {out / 'features'}{out.suffix}")
     if out.suffix == ".parquet":
         _pyarrow("pyarrow")
-    elif not out.exists() and os.path.lexists(out.with_suffix(IDS)):
-        raise UsageError(
-            f"{out.with_suffix(IDS)} is there already, without {out.name}; remove it, or give another --out"
-        )
+    elif os.path.lexists(out.with_suffix(IDS)) and not _is_pair(out, out.with_suffix(IDS)):
+        raise UsageError(f"{out.with_suffix(IDS)} is not the ids of {out.name}; remove it, or give another --out")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise AccessError(f"{out.parent} cannot be made ({error.strerror}); give --out another folder") from error
+
+
+def _is_pair(out: Path, ids: Path) -> bool:
+    """Whether two files are what an earlier call wrote: a matrix, and an id for each of its rows."""
+    try:
+        with ids.open("rb") as lines:
+            return len(np.load(out, mmap_mode="r")) == sum(1 for _ in lines)
+    except (OSError, ValueError, TypeError, EOFError):
+        return False
 
 
 def open_features(out: Path) -> FeatureFile:

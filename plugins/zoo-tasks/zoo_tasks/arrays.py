@@ -8,6 +8,7 @@ import struct
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -83,7 +84,7 @@ class Npz:
     def source(self) -> Source | None:
         names = [file.path.name for file in self.files()]
         named = [CLASSES] if not self.classes and (self.folder() / CLASSES).is_file() else []
-        return Source(folder=str(self.folder()), patterns=(*names, *named))
+        return Source(folder=str(self.folder()), patterns=tuple(map(escape, (*names, *named))))
 
     def open(self, files: Path | None) -> TaskData:
         return self._matrices().open()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, cast
 from zoo_core.contracts import Modality, Source, Target, TaskData
 from zoo_core.errors import UsageError
 from zoo_core.paths import AUDIO, PICTURES, Survey
+from zoo_core.writing import fresh_name
 from zoo_tasks.chosen import Chosen, choose
 from zoo_tasks.columns import Given
 from zoo_tasks.folders import AudioFolder, ImageFolder
@@ -213,10 +214,12 @@ class HubData(Reads):
             if link.is_symlink() or link.exists():
                 continue
             link.parent.mkdir(parents=True, exist_ok=True)
+            fresh = Path(fresh_name(link))  # another process may make it too
             if files is None:
-                link.touch()
+                fresh.touch()
             else:
-                link.symlink_to(files / name)
+                fresh.symlink_to(files / name)
+            fresh.replace(link)
         make = ImageFolder if self.chosen.reader == "image-folder" else AudioFolder
         return make(
             path=str(root),

@@ -142,7 +142,7 @@ def _create(config: Config, *, pretrained: bool, num_classes: int = 0) -> tuple[
         unused = ("*",) if not told["strict"] else tuple(f"{name}.*" for name in names)
         loaders.append(_Loader(told["filter_fn"], unused))
 
-    with _one_build, _loader_replaced(note) if pretrained else nullcontext(), _fused_attention():
+    with _one_build.held, _loader_replaced(note) if pretrained else nullcontext(), _fused_attention():
         network = timm.create_model(
             config.registered or config.architecture,
             pretrained=pretrained,
