@@ -356,7 +356,7 @@ def _refuse_a_run(folder: Path) -> None:
 def _refuse_another(folder: Path, plan: Plan, unfinished: Unfinished) -> None:
     """Raises UsageError where a folder holds a run, unless that is evidently this fit, killed while it was stored."""
     held = [name for name in HELD if (folder / name).exists()]
-    told = any(name != DELTA and _is_of(folder / name, plan) for name in held)
+    told = any(name != DELTA and (folder / name).stat().st_size and _is_of(folder / name, plan) for name in held)
     is_this = unfinished.holds_states() or (unfinished.folder.is_dir() and told and len(held) < len(HELD))
     _refuse_held(folder, [name for name in HELD if not (is_this and _is_of(folder / name, plan))])
 
@@ -364,7 +364,7 @@ def _refuse_another(folder: Path, plan: Plan, unfinished: Unfinished) -> None:
 def _is_of(file: Path, plan: Plan) -> bool:
     """Whether the digest in a file of a run is the plan's, in each row of its results; of a lock, all that it says.
 
-    A delta says nothing of its fit; what lies beside it does.
+    A delta says nothing of its fit; what lies beside it does. Nor do results whose one row was torn and set aside.
     """
     if file.name == DELTA:
         return True
@@ -373,7 +373,7 @@ def _is_of(file: Path, plan: Plan) -> bool:
         if file.name == "zoo.lock":
             return bool(json.loads(text) == json.loads(json.dumps(lock_of(plan.parts, plan.pins))))
         rows = [json.loads(row) for row in (text.splitlines() if file.suffix == ".jsonl" else [text])]
-        return bool(rows) and all(row["digest"] == plan.digest for row in rows)
+        return all(row["digest"] == plan.digest for row in rows)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
