@@ -46,6 +46,8 @@ def same_features(backbone: TimmBackbone, plain: nn.Module) -> bool:
     pixels = torch.randn(backbone.preparation.dummy(2)["pixel_values"].shape)
     if backbone.channels_last:
         pixels = pixels.contiguous(memory_format=torch.channels_last)
+    state = {name: x.clone() for name, x in backbone.state_dict().items()}  # kernels heed where weights lie
+    backbone.load_state_dict(state, assign=True)
     with torch.no_grad():
         features = backbone({"pixel_values": pixels})
         theirs = plain.forward_features(pixels)  # type: ignore[operator]
