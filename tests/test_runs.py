@@ -72,7 +72,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from zoo_core import load_run
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(sys.argv[3]))  # sums in another order end in other bits
 folder = Path(sys.argv[1])
 found = {}
 for path in sorted(folder.iterdir()):
@@ -98,9 +98,8 @@ def test_a_new_process_loads_a_run_and_predicts_the_same_bits(tmp_path: Path) ->
         save_run(learner, plan, folder)
         save_file({name: x.contiguous() for name, x in inputs.items()}, folder / "inputs.safetensors")
     found = tmp_path / "found.safetensors"
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, tmp_path / "runs", found], capture_output=True, text=True, check=False
-    )
+    words = [sys.executable, "-c", LOAD, str(tmp_path / "runs"), str(found), str(torch.get_num_threads())]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert not done.returncode, done.stderr
     for name, rows in load_file(found).items():
         assert torch.equal(rows, expected[name]), SPECS[int(name)]

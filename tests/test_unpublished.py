@@ -324,8 +324,13 @@ def test_bench_with_two_workers_marks_rows_and_resumes(
 
     hada.write_text(HADA + "# changed\n", encoding="utf-8")
     code, _, err = run(capfd, *words)
-    assert code == 6, "rows of two states of a file are not one table"
-    assert "adapter:hada of another sha256" in err
+    assert code == 0, err
+    assert "2 stored results are superseded" in err, "rows of two states of a file are not one table"
+    assert "2 of 4 trials are done already" in err
+    results = read(tmp_path / "run" / "results.jsonl")
+    assert len(results) == 6
+    assert [bool(result.superseded) for result in results if result.unpublished] == [True, True, False, False]
+    assert not any(result.superseded for result in results if not result.unpublished)
 
 
 # --- objects ---------------------------------------------------------------------------------------------------------
