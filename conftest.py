@@ -79,12 +79,18 @@ def _forgotten(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             del sys.modules[name]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """A fixed thread count before the fixtures of a module too: sums in another order end in other bits."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(NUM_THREADS)
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    """Fixed seeds and thread count, for the libraries that this process has imported so far."""
+    """Fixed seeds, for the libraries that this process has imported so far."""
     random.seed(SEED)
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed(SEED)
     if torch := sys.modules.get("torch"):
         torch.manual_seed(SEED)
-        torch.set_num_threads(NUM_THREADS)
