@@ -4,7 +4,7 @@
 
 Builds every architecture on the meta device and runs one pass to see that its stages keep the law: some ten minutes of
 one processor. No network. The facts of an architecture are the same for all its weights, unless these fix another
-image size.
+image size or timm builds other layers for them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models import get_pretrained_cfg, list_models
+from timm.models import get_pretrained_cfg, list_models, model_entrypoint
 from timm.models._pretrained import PretrainedCfg
 from timm.models._registry import _model_default_cfgs
 from torch import Tensor
@@ -36,6 +36,8 @@ from zoo_timm.network import TimmBackbone
 __all__ = ["catalogue", "entry", "facts", "shortened", "tags"]
 
 PACKAGE = Path(__file__).parent / "zoo_timm"
+# timm builds other layers for other weights of the same architecture: projections as wide as their language model.
+SHAPED_BY_TAG = frozenset({"timm.models.deepseek_vit", "timm.models.inception_v3", "timm.models.qwen3_vit"})
 
 
 def main() -> int:
@@ -196,10 +198,12 @@ def _repository(name: str) -> str | None:
     return None if not repository else "" if repository == f"timm/{name}" else repository
 
 
-def _job(name: str) -> tuple[str, tuple[int, ...]]:
-    """What decides the facts of a name: the architecture, and the image size where it is fixed."""
+def _job(name: str) -> tuple[str, tuple[int, ...], str]:
+    """What decides the facts of a name: the architecture, the image size where it is fixed, the tag where that is."""
+    architecture, _, tag = name.partition(".")
     pretrained = registered(name).pretrained
-    return name.partition(".")[0], tuple(pretrained["input_size"]) if pretrained.get("fixed_input_size") else ()
+    size = tuple(pretrained["input_size"]) if pretrained.get("fixed_input_size") else ()
+    return architecture, size, tag if model_entrypoint(architecture).__module__ in SHAPED_BY_TAG else ""
 
 
 def _one_thread() -> None:
