@@ -312,7 +312,7 @@ def test_a_loading_script_is_neither_fetched_nor_run(far: Far, tmp_path: Path) -
     script = f"open({str(tmp_path / 'ran')!r}, 'w').write('ran')\n".encode()
     add(far, {"flowers.py": script, "data.zip": b"PK", "README.md": b"# Flowers"})
     line = said(f"hub-data/{SET}")
-    assert "nothing that is read: .csv, .jsonl, .ndjson, .parquet, .tsv, or pictures or WAV files" in line
+    assert "nothing that is read: .csv, .jsonl, .ndjson, .parquet, .tsv, or pictures or sounds" in line
     assert f"its loading script is never run: try what the Hub made of it, hub-data/{SET}@refs/convert/parquet" in line
     add(far, {"more.py": script, "train.csv": rows(30)}, "org/both")
     opened("hub-data/org/both")

@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 import zoo_core
+from zoo_core.cli.inputs import Inputs
 from zoo_core.contracts import Features, FeatureSpec, Kind, Modality, Target
 from zoo_core.data import decode
 from zoo_core.errors import IncompatibleError, NotFoundError, UsageError
@@ -397,6 +399,7 @@ def test_pictures_of_print_and_with_a_transparent_palette_are_read(tmp_path: Pat
 # --- sounds ----------------------------------------------------------------------------------------------------------
 
 TONE = np.sin(np.arange(400) / 8) * 0.5
+GUID = bytes.fromhex("000000001000800000aa00389b71")  # after the number of a form in the extensible one
 
 
 def riff(form: int, channels: int, bits: int, data: bytes, *, extra: bytes = b"") -> bytes:
@@ -418,7 +421,7 @@ def of_bits(bits: int) -> bytes:
     ("content", "step"),
     [(riff(1, 1, bits, of_bits(bits)), 2.0 ** (2 - bits)) for bits in (8, 16, 24, 32)]
     + [(riff(3, 1, bits, TONE.astype(f"<f{bits // 8}").tobytes()), 1e-7) for bits in (32, 64)]
-    + [(riff(0xFFFE, 1, 24, of_bits(24), extra=struct.pack("<HHIH", 22, 24, 4, 1) + bytes(14)), 2.0**-22)],
+    + [(riff(0xFFFE, 1, 24, of_bits(24), extra=struct.pack("<HHIH", 22, 24, 4, 1) + GUID), 2.0**-22)],
     ids=["8", "16", "24", "32", "float32", "float64", "extensible"],
 )
 def test_a_sound_is_the_same_in_every_form(tmp_path: Path, content: bytes, step: float) -> None:
@@ -442,13 +445,13 @@ def test_a_sound_of_the_standard_library_is_read_and_channels_become_their_mean(
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "no WAV file"),
-        (b"ID3\x03 an mp3", "ffmpeg -i FILE FILE.wav"),
+        (b"", "other formats are to be converted, as with `ffmpeg -i FILE FILE.flac`"),
+        (b"ID3\x03 an mp3", "AIFF, FLAC, MP3, OGG and WAV are read"),
         (riff(1, 1, 16, of_bits(16))[:-100], "truncated, 700 of 800 bytes"),
         (riff(1, 1, 16, b""), "without samples"),
-        (riff(85, 1, 16, of_bits(16)), "format 85 with 16 bits"),
-        (riff(1, 0, 16, of_bits(16)), "0 channels"),
-        (riff(1, 1, 16, of_bits(16))[:30], "without its chunks"),
+        (riff(85, 1, 16, of_bits(16)), "Malformed 'fmt ' chunk"),
+        (riff(1, 0, 16, of_bits(16)), "Channel count is zero"),
+        (riff(1, 1, 16, of_bits(16))[:30], "No 'data' chunk"),
         (riff(3, 1, 32, np.full(8, np.nan, "<f4").tobytes()), "not finite"),
     ],
     ids=["empty", "mp3", "truncated", "silent", "mp3 in wav", "no channel", "header", "nan"],
@@ -462,3 +465,94 @@ def test_what_is_no_sound_is_told(tmp_path: Path, content: bytes, reason: str) -
         open_sound(tmp_path / "gone.wav")
     with pytest.raises(UsageError, match="is not a sound that can be read"):
         open_sound(tmp_path)
+
+
+NOISE = np.concatenate([np.sin(np.arange(48000) / 8), np.random.default_rng(0).uniform(-1, 1, 48000)]) * 0.5
+
+
+def coded(form: str, coding: str, **given: Any) -> bytes:
+    stream = io.BytesIO()
+    soundfile.write(stream, NOISE, 48000, format=form, subtype=coding, **given)
+    return stream.getvalue()
+
+
+FORMS = [("AIFF", "PCM_16"), ("FLAC", "PCM_16"), ("WAV", "PCM_16"), ("OGG", "VORBIS"), ("OGG", "OPUS")]
+FORMS += [("MP3", "MPEG_LAYER_III")]
+
+
+class Lengths:
+    """A sound as its seconds, and one."""
+
+    digest, random = "lengths", False
+    collate, normalise, dummy = TablePreparation.collate, TablePreparation.normalise, TablePreparation.dummy
+    max_columns = 2
+
+    def prepare(self, examples: Sequence[Any]) -> list[Mapping[str, Tensor]]:
+        return [{"numeric": torch.tensor([len(one["array"]) / one["sampling_rate"], 1.0])} for one in examples]
+
+
+class Timed(Sum):
+    """A sound's feature is its length."""
+
+    modality: Modality = "audio"
+    preparation = Lengths()  # type: ignore[assignment]
+
+
+def test_sounds_of_a_folder_are_embedded_and_predicted_in_every_format(tmp_path: Path) -> None:
+    for form, coding in FORMS:
+        (tmp_path / f"{coding}.{'opus' if coding == 'OPUS' else form.lower()}").write_bytes(coded(form, coding))
+    (tmp_path / "cut.flac").write_bytes(coded("FLAC", "PCM_16")[:5000])
+    items = list(Inputs([str(tmp_path)], "audio").items())
+    assert len(items) == len(FORMS) + 1
+    found = list(embedded(Timed(), items))
+    assert [one.item for one in found if isinstance(one, Failure)] == [str(tmp_path / "cut.flac")]
+    assert all(one.features.tolist() == [2.0, 1.0] for one in found if not isinstance(one, Failure))
+    predictions = predicted(learner_of(Timed(), 2, CLASSES), items)
+    assert [one.item for one in predictions if isinstance(one, Failure)] == [str(tmp_path / "cut.flac")]
+
+
+@pytest.mark.parametrize(("form", "coding"), FORMS)
+def test_a_sound_of_another_format_is_read_whole_or_not_at_all(tmp_path: Path, form: str, coding: str) -> None:
+    content, file = coded(form, coding), tmp_path / "x"  # without a suffix, as those of tables are kept
+    file.write_bytes(content)
+    found = open_sound(file)
+    assert (found["sampling_rate"], found["array"].shape) == (48000, NOISE.shape)
+    off = np.abs(found["array"] - NOISE)[2000:46000].max()  # of the tone, which is what lossy codings keep
+    assert off < (0.05 if form in ("MP3", "OGG") else 2.0**-15)  # one step of 16 bits
+    for part in (0.9, 0.5, 0.1, 0.01):
+        file.write_bytes(content[: int(len(content) * part)])
+        with pytest.raises(UsageError, match="x is not a sound that can be read: "):
+            open_sound(file)
+    if form in ("FLAC", "OGG"):  # those with checksums
+        half = len(content) // 2
+        file.write_bytes(content[:half] + bytes(200) + content[half + 200 :])
+        with pytest.raises(UsageError, match="x is not a sound that can be read: "):
+            open_sound(file)
+
+
+def test_a_wav_file_of_16_bits_gives_its_numbers_over_half_their_range(tmp_path: Path) -> None:
+    both = np.random.default_rng(0).integers(-(2**15), 2**15, (1000, 2)).astype("<i2")
+    (tmp_path / "x.wav").write_bytes(riff(1, 2, 16, both.tobytes()))
+    mean = (both.astype(np.float64) / 2**15).mean(axis=1).astype(np.float32)
+    assert np.array_equal(open_sound(tmp_path / "x.wav")["array"], mean)
+    unknown = riff(1, 2, 16, both.tobytes()).replace(struct.pack("<I", 4000), b"\xff" * 4)
+    (tmp_path / "y.wav").write_bytes(unknown)  # as a program writes that cannot go back to its header
+    assert np.array_equal(open_sound(tmp_path / "y.wav")["array"], mean)
+
+
+@pytest.mark.parametrize("mode", ["CONSTANT", "VARIABLE", "AVERAGE"])
+def test_an_mp3_that_does_not_tell_its_length_is_read_whole_or_refused(tmp_path: Path, mode: str) -> None:
+    content = coded("MP3", "MPEG_LAYER_III", bitrate_mode=mode, compression_level=0.5)
+    second = content.index(content[:2], 2)  # the first frame holds nothing but the length
+    (tmp_path / "x.mp3").write_bytes(content[second:] + b"TAG" + bytes(125))
+    if mode == "CONSTANT":
+        assert len(open_sound(tmp_path / "x.mp3")["array"]) >= len(NOISE)  # the encoder's own padding is left
+    else:
+        with pytest.raises(UsageError, match="an MP3 of variable bit rate that does not tell its length"):
+            open_sound(tmp_path / "x.mp3")
+
+
+def test_what_libsndfile_reads_besides_sounds_of_people_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.wav").write_bytes(coded("MAT5", "PCM_16"))
+    with pytest.raises(UsageError, match=r"it holds MAT5 .* AIFF, FLAC, MP3, OGG and WAV are read"):
+        open_sound(tmp_path / "x.wav")

@@ -46,6 +46,7 @@ def test_a_folder_never_hides_a_task_of_its_name(here: Path) -> None:
         (("a/1.JPG", "b/2.png", "notes.txt"), ".", "image-folder(path=.)"),
         (("train/a/1.jpg",), "./train", 'image-folder(path="./train")'),
         (("x/1.wav", "x/2.wav", "y/cover.png"), ".", "audio-folder(path=.)"),
+        (("x/1.FLAC", "x/2.mp3", "y/3.ogg"), ".", "audio-folder(path=.)"),
         (("train.tsv", "dev.tsv", "SOURCE.txt"), ".", "tsv(path=.)"),
         (("table.csv", "pictures/1.png", "pictures/2.png"), ".", "csv(path=.)"),
         (("t.parquet",), "./t.parquet", 'parquet(path="./t.parquet")'),

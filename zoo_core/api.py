@@ -442,7 +442,7 @@ def predict(
     """Predictions for raw items, in their order.
 
     learner: from `fit` or `load_run`. items: a list of pictures (paths, PIL pictures, uint8 arrays), of texts, of
-    sounds (paths of WAV files, or {"array": float [N], "sampling_rate": Hz}), or of rows of a table: numbers as the
+    sounds (paths of files, or {"array": float [N], "sampling_rate": Hz}), or of rows of a table: numbers as the
     model saw them, or {"column": value} as the table has them, encoded as they were for the fit. names: what to call
     each item; otherwise its path, or its position.
     A prediction's scores are one for each output, in the order of the target; of token classes, labels and scores are

@@ -145,7 +145,7 @@ def decode(modality: Modality, raw: Raw) -> Any:
     """A raw example in its modality's own form: an image as uint8 [C, H, W] with C 1 or 3; a table's row as it is.
 
     A text is a str, or a list of its words; a sound is {"array": float32 [N], "sampling_rate": Hz}, one channel, and
-    may come as the path of a WAV file.
+    may come as the path of a file, as `open_sound` reads them.
     An image may come as the path of a file, a PIL picture, or a uint8 array or tensor [H, W], [H, W, C]; alpha is
     dropped. The result is a copy: what is done to it leaves the task's own bytes alone.
     """

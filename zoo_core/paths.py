@@ -20,7 +20,7 @@ from zoo_core.spec import Part, parse_part
 __all__ = ["AUDIO", "PICTURES", "READERS", "Survey", "Surveyed", "is_path", "task_part"]
 
 PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-AUDIO = (".wav",)
+AUDIO = (".aif", ".aiff", ".flac", ".mp3", ".ogg", ".opus", ".wav")
 # Suffix of a file -> the recipe that reads it alone; the names are reserved for zoo-tasks.
 READERS: Mapping[str, str] = {
     ".bio": "conll",

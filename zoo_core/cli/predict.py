@@ -94,7 +94,7 @@ def predict(
 ) -> None:
     """Predict with a fitted model: a line for each item, in the order given, written as soon as it is known.
 
-    RUN is a folder that `zoo fit` made, or hub/ORG/NAME. FILES are pictures, sounds (WAV), text files (a line an
+    RUN is a folder that `zoo fit` made, or hub/ORG/NAME. FILES are pictures, sounds, text files (a line an
     example), CSV or TSV files, folders of them, searched in order with all folders below, or `-`: standard input, a
     path, a text or a row on each line. CSV files for a model of tables are like those that it was fitted on, with
     numbers and categories, with a header or without, and need no target; for other models they have a header, and

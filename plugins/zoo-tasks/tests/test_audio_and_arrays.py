@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 
 from zoo_core.data import decode
 from zoo_core.errors import ZooError
@@ -63,6 +64,24 @@ def test_sounds_in_class_folders(tmp_path: Path) -> None:
     recipe = AudioFolder(path=str(tmp_path / "set"))
     assert recipe.target.names == ("a", "b")
     assert recipe.survey(tmp_path / "set").sizes == "all 0.05 s at 8000 Hz"
+
+
+def test_every_format_of_sounds_is_read_and_a_damaged_one_is_told(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, (20, 4000))
+    for number, suffix in enumerate(("flac", "MP3", "ogg", "wav", "aiff") * 4):
+        path = tmp_path / "set" / "ab"[number // 5 % 2] / f"{number}.{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, noise[number], 16000)
+    recipe = AudioFolder(path=str(tmp_path / "set"))
+    survey = recipe.survey(tmp_path / "set")
+    assert (survey.sizes, survey.num_items, dict(survey.classes)) == ("all 0.25 s at 16000 Hz", 20, {"a": 10, "b": 10})
+    splits = recipe.open(None).splits.values()
+    assert {split.raw(i)["array"].shape for split in splits for i in range(split.num)} == {(4000,)}
+    for name in ("a/0.flac", "a/1.MP3", "a/2.ogg"):
+        file = tmp_path / "set" / name
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    line = said(AudioFolder(path=str(tmp_path / "set")))
+    assert "3 of 20 sounds cannot be read: a/0.flac (" in line
 
 
 def test_mixed_rates_are_refused_unless_they_are_meant(recordings: Path) -> None:

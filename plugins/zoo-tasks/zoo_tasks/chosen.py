@@ -180,7 +180,7 @@ def _held(names: Sequence[str]) -> str:
 
 def _readable(names: Sequence[str], called: str) -> str:
     kinds = ", ".join(sorted(TABLES))
-    line = f"nothing that is read: {kinds}, or pictures or WAV files in class folders"
+    line = f"nothing that is read: {kinds}, or pictures or sounds in class folders"
     if any(name.endswith(".py") for name in names):
         line += f"; its loading script is never run: try what the Hub made of it, {called}@refs/convert/parquet"
     return line

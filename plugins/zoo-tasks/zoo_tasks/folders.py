@@ -74,7 +74,7 @@ class ImageFolder:
 
 @dataclass(frozen=True, kw_only=True)
 class AudioFolder:
-    """Sounds (WAV) in a folder for each class, or with the class in their names; arguments as those of `image-folder`.
+    """Sounds in a folder for each class, or with the class in their names; arguments as those of `image-folder`.
 
     Spoken digits with one speaker left out:
     audio-folder(path="recordings",pattern="{label}_{speaker}_*",group=speaker,test=[theo])

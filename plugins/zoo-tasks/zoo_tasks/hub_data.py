@@ -1,6 +1,6 @@
 """`hub-data/ORG/SET@revision`: a data set of the Hub, pinned by commit and hashed, its files read as your own are.
 
-Files alone are read: Parquet, CSV, TSV, JSON lines, pictures or WAV files in class folders. No code of a repository is
+Files alone are read: Parquet, CSV, TSV, JSON lines, pictures or sounds in class folders. No code of a repository is
 ever downloaded or run. What the columns hold is inferred from the first file, so that a look at a large set is cheap.
 """
 
@@ -41,7 +41,7 @@ class HubData(Reads):
     """A data set of the Hub: `hub-data/ORG/SET`, with `@revision` a branch, a tag or a commit.
 
     config: one of the configurations that its card lists, or a folder of that name. pattern: of the files to read, as
-    "data/{split}-*.parquet" or "images/*". Without them: every table, or else every picture or WAV file; names that say
+    "data/{split}-*.parquet" or "images/*". Without them: every table, or else every picture or sound; names that say
     train, val (validation, dev) or test tell the split. target, text, tokens, image, audio, features, kind, names,
     header, separator, encoding, strip, group, split, test, val, seed, duplicates, unreadable: as those of `csv`,
     `jsonl` and `image-folder`. Pictures and sounds inside Parquet files are read, and classes get the names that

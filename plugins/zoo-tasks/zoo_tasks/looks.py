@@ -23,7 +23,7 @@ from zoo_tasks.store import key_of
 
 __all__ = ["Look", "look_at", "pictures", "sizes", "sounds"]
 
-FORMAT = 1  # raised when a look would find something else in the same file
+FORMAT = 2  # raised when a look would find something else in the same file
 THREADS = 4  # PIL and hashlib let others run while they work
 PIECE = 64  # files that a thread takes at once
 REDUCED = 32  # pixels; a JPEG is decoded to no less than this, which finds damage all the same
@@ -100,7 +100,7 @@ def pictures(path: Path, content: bytes) -> tuple[int, int]:
 
 
 def sounds(path: Path, content: bytes) -> tuple[int, int]:
-    """The rate in Hz and the number of samples of a WAV file, which is all there. Raises what open_sound raises."""
+    """The rate in Hz and the number of samples of a sound, decoded to its end. Raises what open_sound raises."""
     sound = open_sound(path)
     return sound["sampling_rate"], len(sound["array"])
 
