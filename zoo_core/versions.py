@@ -1,4 +1,7 @@
-"""Whether a version lies in a range, by release numbers alone: all that the handshake of a plugin needs."""
+"""Whether a version lies in a range, by release numbers alone: all that the handshake of a plugin needs.
+
+By hand, since importing `packaging` takes longer than `zoo list` may; a test compares the two.
+"""
 
 from __future__ import annotations
 
