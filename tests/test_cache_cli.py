@@ -75,6 +75,15 @@ def test_what_another_program_downloaded_stays_whatever_zoo_reads_of_it(far: Far
     assert repository(far).is_dir()
 
 
+def test_a_space_of_the_same_name_is_another_repository(far: Far, aged: Callable[..., Path]) -> None:
+    far.zoo("fetch", SPEC)
+    app = aged(repository(far).with_name(f"spaces--{BASE.replace('/', '--')}") / "snapshots" / ("0" * 40) / "app.py")
+    unlinked = aged(repository(far) / "blobs" / f"{OTHER}{OTHER}")
+    assert listed(far)[BASE, "commit"]["revision"] == far.server.head(BASE)
+    assert far.zoo("cache", "prune", "--yes")[0] == 0
+    assert (app.exists(), unlinked.exists()) == (True, False)
+
+
 def test_rm_removes_a_repository_that_then_comes_again(far: Far) -> None:
     far.zoo("fetch", SPEC)
     code, out, err = far.zoo("cache", "rm", BASE, "--dry-run")

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from huggingface_hub import (
     CachedRepoInfo,
@@ -40,39 +40,28 @@ BUSY_SECONDS = 600.0  # what changed so shortly ago may be under way
 TEMPORARY = re.compile(r".+\.[0-9a-f]{8}|index-[0-9a-f]+\.json\.\d+")  # of a write that is moved into place when whole
 BLOB = re.compile(r"([0-9a-f]{64}|[0-9a-f]{40})(\.|$)")  # as the client calls contents, and those under way
 HASH = "[0-9a-f]{32}"
-# What zoo writes in each room, by the path in it; whatever else lies there is somebody else's.
-WRITTEN: Mapping[str, re.Pattern[str]] = {
-    room: re.compile(pattern)
-    for room, pattern in {
-        "datasets": rf"{HASH}\.arrow",
-        DOWNLOADS: rf"{HASH}\.json",
-        "hub-data": rf"{HASH}/.+",
-        "index": r"(index-[0-9a-f]{8}|failures)\.json",
-        "listings": rf"{HASH}\.json",
-        "looks": rf"(pictures|sounds)(-{HASH}){{1,2}}\.json",
-        "media": r"[0-9a-f]{2}/[0-9a-f]{64}",
-        "noted": r"[0-9a-f]+-[0-9a-f]+\.json",
-        "pins": rf"{HASH}\.json",
-        ROOM: r"(models|datasets)--[^/]+/[0-9a-f]{40}/[0-9a-f]{8}/.+",
-        "splits": rf"{HASH}\.csv",
-        "tables": rf"{HASH}\.(npy|json)",
-        "verified": rf"([0-9a-f]+-[0-9a-f]+|folder-{HASH})\.json",
-    }.items()
-}
-ROOMS = {
-    "datasets": "your files as Arrow tables, made again when a task needs them",
-    DOWNLOADS: "which repositories zoo downloaded, so that it may remove them",
-    "hub-data": "links to files of repositories, made again when a task needs them",
-    "index": "what is installed, read again by the next command",
-    "listings": "which files a commit holds, asked for again",
-    "looks": "what was found out of your files",
-    "media": "pictures and sounds inside tables as files, made again when a task needs them",
-    "noted": "what was found out of files",
-    "pins": "commits and hashes of repositories, asked for again",
-    ROOM: "files of the Hugging Face cache that were wrong, and are of no use any more",
-    "splits": "which example is in which split, drawn again with the same result",
-    "tables": "decoded pictures and sounds, made again when a task needs them",
-    "verified": "which files were hashed",
+Noted: TypeAlias = Mapping[str, Mapping[str, set[str]]]  # of each repository and commit the files that zoo downloaded
+# Of each room what zoo writes there, by the path in it, and what that is; whatever else lies there is somebody else's.
+ROOMS: Mapping[str, tuple[str, str]] = {
+    "datasets": (rf"{HASH}\.arrow", "your files as Arrow tables, made again when a task needs them"),
+    DOWNLOADS: (rf"{HASH}\.json", "which repositories zoo downloaded, so that it may remove them"),
+    "hub-data": (rf"{HASH}/.+", "links to files of repositories, made again when a task needs them"),
+    "index": (r"(index-[0-9a-f]{8}|failures)\.json", "what is installed, read again by the next command"),
+    "listings": (rf"{HASH}\.json", "which files a commit holds, asked for again"),
+    "looks": (rf"(pictures|sounds)(-{HASH}){{1,2}}\.json", "what was found out of your files"),
+    "media": (
+        r"[0-9a-f]{2}/[0-9a-f]{64}",
+        "pictures and sounds inside tables as files, made again when a task needs them",
+    ),
+    "noted": (r"[0-9a-f]+-[0-9a-f]+\.json", "what was found out of files"),
+    "pins": (rf"{HASH}\.json", "commits and hashes of repositories, asked for again"),
+    ROOM: (
+        r"(models|datasets)--[^/]+/[0-9a-f]{40}/[0-9a-f]{8}/.+",
+        "files of the Hugging Face cache that were wrong, and are of no use any more",
+    ),
+    "splits": (rf"{HASH}\.csv", "which example is in which split, drawn again with the same result"),
+    "tables": (rf"{HASH}\.(npy|json)", "decoded pictures and sounds, made again when a task needs them"),
+    "verified": (rf"([0-9a-f]+-[0-9a-f]+|folder-{HASH})\.json", "which files were hashed"),
 }
 
 
@@ -98,7 +87,11 @@ class Entry:
 
 def cover() -> list[Entry]:
     """Everything that lies in the caches and is zoo's, the largest first."""
-    return sorted([*_rooms(), *_commits(), *_leftovers()], key=lambda entry: (-entry.size_bytes, entry.name))
+    info, noted = _hub(), _downloaded()
+    own_kinds = [each for each in (info.repos if info is not None else ()) if each.repo_type in ("model", "dataset")]
+    repositories = {_called(each): each for each in own_kinds}
+    found = [*_rooms(), *_commits(repositories, noted), *_leftovers(repositories, noted)]
+    return sorted(found, key=lambda entry: (-entry.size_bytes, entry.name))
 
 
 def chosen(entries: Iterable[Entry], name: str) -> list[Entry]:
@@ -205,26 +198,26 @@ def _held(folder: Path) -> int:
 def _rooms() -> Iterator[Entry]:
     """A room for each folder that zoo makes below the cache folder, and one for the files of the index."""
     root = Path(cache_folder())
-    for name in ROOMS:
+    for name, (written, remark) in ROOMS.items():
         place = root if name == "index" else root / name
         link = place if place.is_symlink() and place != root else None
-        files = list(_files_of(name, place))
+        files = list(_files_of(name, place, re.compile(written)))
         partial = [path for path in files if TEMPORARY.fullmatch(path.name) and _is_quiet(path)]
         kept = [path for path in files if path not in set(partial)]
         if kept:
-            yield _entry(f"{OWN}{name}", "room", kept, ROOMS[name], link)
+            yield _entry(f"{OWN}{name}", "room", kept, remark, link)
         if partial:
             yield _entry(f"{OWN}{name}", "partial", partial, "left by a process that was killed", link)
 
 
-def _files_of(room: str, place: Path) -> Iterator[Path]:
+def _files_of(room: str, place: Path, written: re.Pattern[str]) -> Iterator[Path]:
     """The files of a room, and links in it as such; nothing that zoo does not write there."""
     if not place.is_dir():
         return
     for path in place.iterdir() if room == "index" else place.rglob("*"):
         name = path.relative_to(place).as_posix()
         stem = name.rpartition(".")[0] if TEMPORARY.fullmatch(path.name) else name
-        if (path.is_symlink() or path.is_file()) and WRITTEN[room].fullmatch(stem):
+        if (path.is_symlink() or path.is_file()) and written.fullmatch(stem):
             yield path
 
 
@@ -268,12 +261,10 @@ def _is_quiet(path: Path) -> bool:
 # --- the Hugging Face cache ------------------------------------------------------------------------------------------
 
 
-def _commits() -> Iterator[Entry]:
-    info, downloaded = _hub(), _downloaded()
-    for repository in info.repos if info is not None else ():
-        name = _called(repository)
+def _commits(repositories: Mapping[str, CachedRepoInfo], noted: Noted) -> Iterator[Entry]:
+    for name, repository in repositories.items():
         for revision in repository.revisions:
-            if _is_own(revision, downloaded.get(name, {})):
+            if _is_own(revision, noted.get(name, {})):
                 link = _linked(repository.repo_path, revision.commit_hash)
                 yield Entry(
                     name=name,
@@ -288,26 +279,23 @@ def _commits() -> Iterator[Entry]:
                 )
 
 
-def _leftovers() -> Iterator[Entry]:
+def _leftovers(repositories: Mapping[str, CachedRepoInfo], noted: Noted) -> Iterator[Entry]:
     """Interrupted downloads of repositories that zoo downloaded, and files that no commit of them has any more."""
-    info, noted = _hub(), _downloaded()
-    whole = {
-        _called(each): all(_is_own(revision, noted.get(_called(each), {})) for revision in each.revisions)
-        for each in (info.repos if info is not None else ())
-    }
-    for name in sorted(noted):
-        folder = repository_folder(name)
+    for name, commits in sorted(noted.items()):
+        folder, repository = repository_folder(name), repositories.get(name)
         link = _linked(folder)
         blobs = [path for path in (folder / "blobs").glob("*") if BLOB.match(path.name) and path.is_file()]
         blobs = [path for path in blobs if _is_quiet(path)]
-        links = [path for path in (folder / "snapshots").rglob("*") if path.is_symlink()]
-        linked = {path.resolve() for path in links}
         partial = [path for path in blobs if path.name.endswith(".incomplete")]
-        unlinked = [path for path in blobs if path not in set(partial) and path.resolve() not in linked]
-        if any(path.is_dir() for path in links) or not whole.get(name):
-            unlinked = []  # more links may lie there, which are not looked for, or others have downloaded of it
         if partial:
             yield _entry(name, "partial", partial, "a download that was interrupted", link)
+        if repository is None or not all(_is_own(revision, commits) for revision in repository.revisions):
+            continue  # others have downloaded of it
+        links = [path for path in (folder / "snapshots").rglob("*") if path.is_symlink()]
+        if any(path.is_dir() for path in links):
+            continue  # more links may lie there, which are not looked for
+        used = {path.resolve() for path in links}
+        unlinked = [path for path in blobs if path not in partial and path.resolve() not in used]
         if unlinked:
             yield _entry(name, "unlinked", unlinked, "of no commit that is here", link)
 
@@ -329,8 +317,8 @@ def _called(repository: CachedRepoInfo) -> str:
     return f"{DATASETS}{repository.repo_id}" if repository.repo_type == "dataset" else repository.repo_id
 
 
-def _downloaded() -> dict[str, dict[str, set[str]]]:
-    """Of each repository and commit the files that zoo downloaded into this cache, as it has noted."""
+def _downloaded() -> Noted:
+    """What zoo downloaded into this cache, as it has noted."""
     found: dict[str, dict[str, set[str]]] = {}
     for path in Path(cache_folder(), DOWNLOADS).glob("*.json"):
         try:
