@@ -13,7 +13,7 @@ import pytest
 
 import zoo_core
 from zoo_core.cli import main
-from zoo_core.cli.config import KEYS, READS, TYPES, USUAL, defaults, effective
+from zoo_core.cli.config import KEYS, READS, SETTINGS, defaults, effective
 from zoo_core.cli.group import COMMANDS, LazyGroup
 from zoo_core.errors import UsageError
 from zoo_core.settings import OPTIONS, cache_folder
@@ -155,7 +155,7 @@ def test_config_shows_values_and_where_they_come_from(
     found = json.loads(out)
     assert found["threads"] == {"value": 2, "origin": "file:zoo.toml"}
     assert found["plugins.allow"] == {"value": None, "origin": "default"}
-    assert set(USUAL) < set(found)
+    assert set(SETTINGS) < set(found)
 
 
 def test_cache_of_the_users_file_is_used_where_no_variable_says_otherwise(
@@ -183,7 +183,6 @@ def test_every_key_is_an_option_of_the_commands_that_read_it() -> None:
             assert command is not None
             assert set(parameters) <= {parameter.name for parameter in command.params}, name
     assert set(READS) < set(COMMANDS)
-    assert {KEYS.get(name, name) for names in READS.values() for name in names} == set(TYPES) - {"runs"}
-    assert set(USUAL) == set(TYPES)
-    assert set(OPTIONS) == {key for key in TYPES if "." not in key}
+    assert {KEYS.get(name, name) for names in READS.values() for name in names} == set(SETTINGS) - {"runs"}
+    assert set(OPTIONS) == {key for key in SETTINGS if "." not in key}
     assert defaults("report") == {}

@@ -1,7 +1,9 @@
 """`zoo config`, and the defaults of options: a flag goes before ZOO_*, zoo.toml, the user's file, and the built-in one.
 
 zoo.toml of the working directory is read by the command line alone, and holds options and [budget] alone: which plugins
-may run, who owns a name and where files are kept is the user's to say, never a folder's. No torch.
+may run, who owns a name and where files are kept is the user's to say, never a folder's. Only click's default map is
+used: the variables that click itself reads have the command in their names, and its errors name neither file nor
+variable. No torch.
 """
 
 from __future__ import annotations
@@ -10,7 +12,6 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import click
@@ -25,29 +26,19 @@ __all__ = ["PROJECT", "READS", "Setting", "config", "defaults", "effective"]
 PROJECT = "zoo.toml"
 USERS_OWN = ("cache", "plugins", "names")  # tables and keys of the user's file alone
 BUDGET = tuple(flag.removeprefix("--").replace("-", "_") for flag, _, _ in BUDGET_FLAGS)
-TYPES: Mapping[str, click.ParamType[Any]] = {
-    "device": click.STRING,
-    "lock": click.STRING,
-    "num_workers": click.IntRange(0, MAX_PROCESSES),
-    "runs": click.STRING,
-    "seeds": click.IntRange(1),
-    "threads": click.IntRange(1, MAX_PROCESSES),
-    "workers": click.IntRange(1, MAX_PROCESSES),
+# Key -> its type, and what holds where nothing is set; None: as `zoo COMMAND --help` says.
+SETTINGS: Mapping[str, tuple[click.ParamType[Any], Any]] = {
+    "device": (click.STRING, "auto"),
+    "lock": (click.STRING, None),
+    "num_workers": (click.IntRange(0, MAX_PROCESSES), 0),
+    "runs": (click.STRING, "runs"),
+    "seeds": (click.IntRange(1), 3),
+    "threads": (click.IntRange(1, MAX_PROCESSES), None),
+    "workers": (click.IntRange(1, MAX_PROCESSES), None),
     **{
-        f"budget.{name}": click.types.convert_type(kind)
+        f"budget.{name}": (click.types.convert_type(kind), getattr(Budget(), name))
         for name, (_, kind, _) in zip(BUDGET, BUDGET_FLAGS, strict=True)
     },
-}
-# What holds where nothing is set; None: as `zoo COMMAND --help` says.
-USUAL: Mapping[str, Any] = {
-    "device": "auto",
-    "lock": None,
-    "num_workers": 0,
-    "runs": "runs",
-    "seeds": 3,
-    "threads": None,
-    "workers": None,
-    **{f"budget.{name}": asdict(Budget()).get(name) for name in BUDGET},
 }
 # Command -> the keys that its parameters of the same names take their defaults from.
 READS: Mapping[str, tuple[str, ...]] = {
@@ -82,10 +73,10 @@ def defaults(command: str) -> dict[str, Any]:
 
 def effective() -> dict[str, Setting]:
     """Every key with the value that holds where no flag is given. Raises UsageError naming the file or variable."""
-    found = {key: Setting(value, "default") for key, value in USUAL.items()}
+    found = {key: Setting(usual, "default") for key, (_, usual) in SETTINGS.items()}
     for path in (settings_file(), PROJECT):
         found |= _of_file(path)
-    for key in TYPES:
+    for key in SETTINGS:
         variable = _variable(key)
         if variable in os.environ:
             found[key] = Setting(_converted(key, os.environ[variable], variable), f"environment:{variable}")
@@ -119,7 +110,7 @@ def _of_file(path: str) -> dict[str, Setting]:
 
 def _converted(key: str, value: Any, origin: str) -> Any:
     """The value in the type of its key. Raises UsageError."""
-    kind = TYPES[key]
+    kind, _ = SETTINGS[key]
     try:
         if isinstance(value, bool | list | dict) or (isinstance(value, float) and "integer" in kind.name):
             raise click.BadParameter(f"found {value!r}")
@@ -189,7 +180,7 @@ def _users_own() -> Iterator[tuple[str, Setting]]:
 
 def _unread(found: Mapping[str, Setting]) -> Iterator[tuple[str, str]]:
     """Variables that begin like ours and are none, each with the nearest that is."""
-    known = {*map(_variable, TYPES), "ZOO_CACHE", "ZOO_CONFIG", "ZOO_PLUGINS"}
+    known = {*map(_variable, SETTINGS), "ZOO_CACHE", "ZOO_CONFIG", "ZOO_PLUGINS"}
     for variable in sorted(os.environ):
         if variable.startswith("ZOO_") and variable not in known:
             yield variable, nearest(variable, known)
