@@ -33,7 +33,7 @@ from torch import Tensor, nn
 import zoo_core
 from zoo_adapters.lora import Lora
 from zoo_core.contracts import Batch, Context
-from zoo_core.learner import Learner
+from zoo_core.model.learner import Learner
 
 STEP_GATE, MERGED_GATE, LOADING_GATE_MS = 1.05, 1.02, 50.0
 CLASSES, RATE, DECAY = 10, 1e-3, 0.05

@@ -3,10 +3,10 @@
     python benchmarks/content_check.py [--pictures 100000] [--rounds 5]
 
 Makes that many different JPEG files of 64 x 64 pixels in class folders of 1,000 each, and looks at them as a plan does
-(`zoo_core.folders.look` of an image folder's source): the first look hashes every file, the later ones find nothing
-changed. In turn with each later look, the least that a check by stat can cost in Python: `os.scandir` through the
-folders and `os.stat` of each file. Then one picture is rewritten, and a look must tell. Wall time and CPU time of the
-process; medians with the smallest and largest. Exits with 1 if the change is not seen.
+(`zoo_core.files.folders.look` of an image folder's source): the first look hashes every file, the later ones find
+nothing changed. In turn with each later look, the least that a check by stat can cost in Python: `os.scandir` through
+the folders and `os.stat` of each file. Then one picture is rewritten, and a look must tell. Wall time and CPU time of
+the process; medians with the smallest and largest. Exits with 1 if the change is not seen.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main() -> int:
         folder = Path(made, "pictures")
         size = _write(folder, options.pictures)
         print(f"{options.pictures:,} JPEG files, {size / 1e6:,.0f} MB", flush=True)
-        time.sleep(0.1)  # longer than zoo_core.verified.RACY_NS: what was just written is not remembered
+        time.sleep(0.1)  # longer than zoo_core.files.hashing.RACY_NS: what was just written is not remembered
         return _measured(folder, options.rounds)
 
 
@@ -57,7 +57,7 @@ def _write(folder: Path, num: int) -> int:
 
 
 def _measured(folder: Path, rounds: int) -> int:
-    from zoo_core.folders import look
+    from zoo_core.files.folders import look
     from zoo_tasks.folders import ImageFolder
 
     source = ImageFolder(path=str(folder)).source()

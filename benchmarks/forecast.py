@@ -87,13 +87,13 @@ def measure(what: str, row: int, threads: int) -> None:
     import numpy as np
     import torch
 
-    from zoo_core.data import Subset
-    from zoo_core.descent import Thrift
-    from zoo_core.hub import pin_plan
-    from zoo_core.plan import Budget
-    from zoo_core.resolve import resolve
-    from zoo_core.suites.rehearsal import rehearsed
-    from zoo_core.suites.trial import open_task, run_trial
+    from zoo_core.benchmark.dry_run import rehearsed
+    from zoo_core.benchmark.trial import open_task, run_trial
+    from zoo_core.data.splits import Subset
+    from zoo_core.files.fetch import pin_plan
+    from zoo_core.plan.plan import Budget
+    from zoo_core.plan.resolve import resolve
+    from zoo_core.training.gradient import Thrift
 
     torch.set_num_threads(threads)
     _, spec, task, budget, recomputes = CASES[row]

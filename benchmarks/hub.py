@@ -62,7 +62,7 @@ def took_ms(call: Callable[[], object]) -> float:
 def hashing_once(server: HubServer, runs: int) -> bool:
     """A load of 100 MB that was verified before, against the reading alone of a path that is known."""
     from zoo_core.contracts import Source
-    from zoo_core.hub import folder, pin
+    from zoo_core.files.fetch import folder, pin
 
     server.add(REPO, {"model.safetensors": random.Random(0).randbytes(SIZE)})
     found = pin(Source(repository=REPO, weights=("model.safetensors",)))
@@ -96,7 +96,7 @@ def at_once(server: HubServer, home: Path) -> bool:
     program = (
         "import sys\n"
         "from zoo_core.contracts import Source\n"
-        "from zoo_core.hub import folder, pin\n"
+        "from zoo_core.files.fetch import folder, pin\n"
         f"found = pin(Source(repository={REPO!r}, weights=('model.safetensors',)))\n"
         "folder(found, list(found.files))\n"
     )
@@ -117,7 +117,7 @@ def at_once(server: HubServer, home: Path) -> bool:
 def flipped(server: HubServer, positions: int) -> bool:
     """One bit of a byte flipped on the way, then one in the cache, at each position."""
     from zoo_core.contracts import Source
-    from zoo_core.hub import folder, pin
+    from zoo_core.files.fetch import folder, pin
 
     content = random.Random(1).randbytes(SMALL)
     server.add("org/small", {"model.safetensors": content})

@@ -3,10 +3,10 @@
     python benchmarks/image_folder.py [FOLDER] [--rounds 9]
 
 Reading: every photo of the training split as the uint8 tensor that a preparation takes, from the memory-mapped store
-that the first epoch wrote (`split.raw`, then `zoo_core.data.decode`), and from its file by PIL alone (`Image.open`,
-`convert`, a numpy array). Both in turn and in one shuffled order, in one process with one thread; a row is the median
-over the rounds of the CPU time of the process for each photo, the ratio that of the rounds' own ratios. Then `zoo data`
-as a command of its own, each time with an empty ZOO_CACHE. Exits with 1 where a gate is missed.
+that the first epoch wrote (`split.raw`, then `zoo_core.data.decoding.decode`), and from its file by PIL alone
+(`Image.open`, `convert`, a numpy array). Both in turn and in one shuffled order, in one process with one thread; a row
+is the median over the rounds of the CPU time of the process for each photo, the ratio that of the rounds' own ratios.
+Then `zoo data` as a command of its own, each time with an empty ZOO_CACHE. Exits with 1 where a gate is missed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 from PIL import Image
 
-from zoo_core.data import decode
+from zoo_core.data.decoding import decode
 from zoo_tasks.folders import ImageFolder
 
 PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "flowers5_128"

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 
 from zoo_core.errors import SpecError
-from zoo_core.spec import parse, parse_part, parse_parts, parse_specs
+from zoo_core.spec.parser import parse, parse_part, parse_parts, parse_specs
 
 VALID = (
     "timm/vit_tiny_patch16_224.augreg_in21k+lora(r=8)+linear",

@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from zoo_core.contracts import as_backbone
-from zoo_core.seams import groups
+from zoo_core.toolkit.stages import groups
 from zoo_timm.backbones import Timm
 
 GATE = 0.05

@@ -17,11 +17,11 @@ import pytest
 
 from tests.far.fixture import far  # noqa: F401 -- a fixture
 from tests.hub_server.fixture import hub_server  # noqa: F401 -- a fixture
-from zoo_core.catalog import Catalog
-from zoo_core.index import Index, read_folders
-from zoo_core.plan import Plan
-from zoo_core.registry import Registry
-from zoo_core.resolve import resolve
+from zoo_core.plan.plan import Plan
+from zoo_core.plan.resolve import resolve
+from zoo_core.registry.catalog import Catalog
+from zoo_core.registry.index import Index, read_folders
+from zoo_core.registry.registry import Registry
 
 NASTY = Path(__file__).parent / "nasty"
 TIMING = ("train_seconds", "training", "inference", "peak_memory_bytes", "created_at", "threads")

@@ -26,7 +26,7 @@ from zoo_core.errors import (
     UsageError,
     ZooError,
 )
-from zoo_core.store import RunLock
+from zoo_core.results.store import RunLock
 
 SPEC = "starter/convnet-nano+norm"
 TASK = "digits(shots=2)"
@@ -80,7 +80,7 @@ def test_a_fit_into_an_existing_run_is_refused_and_nothing_is_lost(tmp_path: Pat
 
 def test_a_folder_that_another_process_writes_to_is_refused(tmp_path: Path) -> None:
     program = (
-        "import sys\nfrom pathlib import Path\nfrom zoo_core.store import RunLock\n"
+        "import sys\nfrom pathlib import Path\nfrom zoo_core.results.store import RunLock\n"
         "with RunLock(Path(sys.argv[1])):\n    print(flush=True)\n    sys.stdin.read()"
     )
     words = [sys.executable, "-c", program, str(tmp_path)]
@@ -237,7 +237,7 @@ def test_a_truncated_or_flipped_delta_is_told_and_a_missing_one_too(copy: Path) 
 
 
 def test_a_delta_of_another_learner_is_refused_even_with_its_own_hash(copy: Path, tmp_path: Path) -> None:
-    from zoo_core.weights import sha256_of
+    from zoo_core.files.hashing import sha256_of
 
     path = copy / "delta.safetensors"
     tensors = load_file(path)
@@ -485,7 +485,7 @@ def test_bench_runs_a_file_and_a_second_call_runs_nothing(tmp_path: Path, monkey
     first = zoo_core.bench(suite)
     assert [(result.status, result.seed) for result in first] == [("ok", 3)]
     assert (tmp_path / "runs" / "tiny" / "results.jsonl").is_file()
-    import zoo_core.suites.workers as workers
+    import zoo_core.benchmark.workers as workers
 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("nothing is missing")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from zoo_core.versions import in_range
+from zoo_core.registry.versions import in_range
 
 ROOT = Path(__file__).parents[1]
 OF_DEVELOPERS = {"dev"}

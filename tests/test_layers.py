@@ -21,41 +21,34 @@ ROOT = Path(__file__).parents[1]
 CORE = "zoo_core"
 PLUGIN_FOLDERS = [ROOT / "registry", *sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))]
 
-# A module imports only from the rows above its own. Packages (cli, suites, testing) have one level for all their files.
+# A room of zoo_core, a folder or a module beside them, imports only from the rooms above its own; inside a folder its
+# files are each other's equals. Read downwards it is the sentence of the design: spec, resolve, build, train, measure,
+# store, report.
 LAYERS = (
-    ("errors", "interrupts", "memory", "once", "writing"),
-    ("processes",),
-    ("contracts",),
-    ("scan", "spec", "versions"),
-    ("encoding", "paths", "settings"),
-    ("index", "trust"),
-    ("bind",),
-    ("catalog", "declarations", "lock", "verified"),
-    ("registry",),  # a name may be a record's
-    ("plan", "store", "unpublished"),
-    ("folders", "resolve"),
-    ("ranking", "standing"),
-    ("report",),
-    # torch from here on
-    ("features", "pictures", "preparations", "prompts", "remote", "shadows", "sites", "sounds", "weights", "words"),
-    ("attention", "checkpoint", "downloads", "draws", "seams"),
-    ("pins", "truncation"),
-    ("cache", "data", "hub", "objective"),
-    ("transforms",),
-    ("learner",),  # puts predictions of values back into their units, which the objective's scaled head defines
-    ("accumulation", "build", "chain", "forecast", "plain", "recomputation"),
-    ("measure", "runs"),
-    ("inference",),  # batches of the size that measure times
-    ("card", "descent", "stored"),  # descent times its steps as measure does
-    ("train",),
-    ("suites",),
-    ("api", "cli", "testing"),
+    "errors",
+    "_process",
+    "contracts",
+    "spec",
+    "lock",
+    "registry",
+    "plan",
+    "files",
+    "results",
+    "toolkit",
+    "data",
+    "model",
+    "training",
+    "runs",
+    "benchmark",
+    "api",
+    "cli",
+    "testing",
 )
-LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}
-HEAVY_LEVEL = LEVELS["features"]  # from here on torch may be imported
+LEVELS = {name: level for level, name in enumerate(LAYERS)}
 FACADES = {CORE, f"{CORE}.__main__"}  # they name what lies below them, wherever it lies
-SAME_LEVEL = {("cli", "api")}  # the commands are thin calls of the public functions
-# Of the heavy levels, these modules are light too.
+# What loads without torch: whole rooms, and of the other rooms these modules. Commands import the rest when they run.
+LIGHT_ROOMS = ("errors", "_process", "contracts", "spec", "lock", "registry", "plan", "results")
+LIGHT_MODULES = ("files.folders", "files.hashing", "toolkit.table_encoding")
 LIGHT_COMMANDS = ("cli", "cli.completion", "cli.config", "cli.data", "cli.names", "cli.plan")
 LIGHT_LIBRARIES = frozenset({"click", "rich"})
 FORBIDDEN = ("torch", "numpy", "pydantic", "huggingface_hub")  # named by the promise; the probes look for these
@@ -148,10 +141,35 @@ def _unit(module: str) -> str:
 # --- the checks ------------------------------------------------------------------------------------------------------
 
 
-def unknown_modules(sources: Sources) -> list[str]:
-    """Core modules without a level. A level without a module is fine: the module may come later."""
-    names = {module_name(path) for path in sources} - FACADES
-    return [f"{name} has no level in LEVELS" for name in sorted(names) if _unit(name) not in LEVELS]
+def unknown_rooms(sources: Sources) -> list[str]:
+    """Rooms that LAYERS does not name, and names in it that are no room."""
+    rooms = {_unit(module_name(path)) for path in sources if module_name(path) not in FACADES}
+    unknown = [f"{CORE}.{room} has no row in LAYERS" for room in sorted(rooms - LEVELS.keys())]
+    return unknown + [f"LAYERS names {room}, and there is no such room" for room in LAYERS if room not in rooms]
+
+
+def hidden_names(sources: Sources, facade: Sources) -> list[str]:
+    """Names of the facade that are rooms too: an import of the room would put it in the place of the name."""
+    rooms = {_unit(module_name(path)) for path in sources if module_name(path) not in FACADES}
+    (text,) = facade.values()
+    listed = next(
+        ast.literal_eval(node.value)
+        for node in ast.parse(text).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+    )
+    return [f"{CORE}.{name} is a name of the facade and a room" for name in listed if name in rooms]
+
+
+def private_names(sources: Sources) -> list[str]:
+    """Names with a leading underscore that a module takes from another one."""
+    return [
+        f"{module_name(path)}:{node.lineno} imports {node.module}.{alias.name}"
+        for path, text in sources.items()
+        for node in ast.walk(ast.parse(text, path))
+        if isinstance(node, ast.ImportFrom) and _top(node.module or "") == CORE
+        for alias in node.names
+        if alias.name.startswith("_") and not alias.name.startswith("__")
+    ]
 
 
 def wrong_arrows(sources: Sources) -> list[str]:
@@ -161,24 +179,32 @@ def wrong_arrows(sources: Sources) -> list[str]:
         if found.scope == "types" or found.importer in FACADES or _top(found.target) != CORE:
             continue
         importer, target = _unit(found.importer), _unit(found.target)
-        if importer == target or (importer, target) in SAME_LEVEL:
+        if importer == target:
             continue
         if found.target in FACADES:
-            if LEVELS[importer] < LEVELS["cli"]:
+            if LEVELS.get(importer, 0) < LEVELS["cli"]:
                 complaints.append(f"{found.importer}:{found.line} imports the facade {found.target}")
-        elif target in LEVELS and LEVELS[importer] <= LEVELS[target]:  # one without a level is another test's matter
+        elif {importer, target} <= LEVELS.keys() and LEVELS[importer] <= LEVELS[target]:
             levels = f"level {LEVELS[importer]} imports level {LEVELS[target]}"
             complaints.append(f"{found.importer}:{found.line} imports {found.target}: {levels}")
     return complaints
 
 
 def light_modules(sources: Sources) -> list[str]:
-    """The core modules that must load without torch: the light levels, their facade and the listing commands."""
-    names = [module_name(path) for path in sources]
-    commands = {f"{CORE}.{name}" for name in LIGHT_COMMANDS}
+    """The core modules that must load without torch: the light rooms, the facade and the listing commands."""
     return sorted(
-        name for name in names if name == CORE or name in commands or LEVELS.get(_unit(name), HEAVY_LEVEL) < HEAVY_LEVEL
+        name
+        for name in map(module_name, sources)
+        if name == CORE or _is_light(name) or _is_one_of(name, LIGHT_COMMANDS)
     )
+
+
+def _is_light(module: str) -> bool:
+    return _unit(module) in LIGHT_ROOMS or _is_one_of(module, LIGHT_MODULES)
+
+
+def _is_one_of(module: str, names: Iterable[str]) -> bool:
+    return module.removeprefix(f"{CORE}.") in names
 
 
 def heavy_reached(sources: Sources, start: Iterable[str]) -> list[str]:
@@ -208,12 +234,12 @@ def heavy_reached(sources: Sources, start: Iterable[str]) -> list[str]:
 
 
 def heavy_in_functions(sources: Sources) -> list[str]:
-    """Libraries beyond the light ones that a function of the light levels imports. Commands may, after parsing."""
+    """Libraries beyond the light ones that a function of a light module imports. Commands may, after parsing."""
     return [
         f"{found.importer}:{found.line} imports {found.target} in a function"
         for found in imports(sources)
         if found.scope == "function"
-        and LEVELS.get(_unit(found.importer), HEAVY_LEVEL) < HEAVY_LEVEL
+        and _is_light(found.importer)
         and _top(found.target) not in LIGHT_LIBRARIES | sys.stdlib_module_names | {CORE}
     ]
 
@@ -253,13 +279,20 @@ def core() -> dict[str, str]:
     return read_sources(ROOT / CORE)
 
 
-def test_every_core_module_has_a_level(core: dict[str, str]) -> None:
-    assert unknown_modules(core) == []
+def test_every_room_of_the_core_has_a_level(core: dict[str, str]) -> None:
+    assert unknown_rooms(core) == []
 
 
-def test_core_modules_import_only_from_lower_levels(core: dict[str, str]) -> None:
-    known = {path: text for path, text in core.items() if not unknown_modules({path: text})}
-    assert wrong_arrows(known) == []
+def test_rooms_import_only_from_lower_ones(core: dict[str, str]) -> None:
+    assert wrong_arrows(core) == []
+
+
+def test_no_room_hides_a_name_of_the_facade(core: dict[str, str]) -> None:
+    assert hidden_names(core, {"zoo_core/__init__.py": core["zoo_core/__init__.py"]}) == []
+
+
+def test_modules_of_the_core_import_public_names_only(core: dict[str, str]) -> None:
+    assert private_names(core) == []
 
 
 def test_light_modules_reach_only_light_libraries(core: dict[str, str]) -> None:
@@ -310,40 +343,55 @@ def test_recipe_modules_load_nothing_heavy_in_a_fresh_interpreter() -> None:
 # --- every check can fail --------------------------------------------------------------------------------------------
 
 
-def test_a_module_without_a_level_is_noticed() -> None:
-    assert unknown_modules({"zoo_core/helpers.py": "", "zoo_core/errors.py": "", "zoo_core/__init__.py": ""}) == [
-        "zoo_core.helpers has no level in LEVELS"
-    ]
+def test_a_room_without_a_level_and_a_level_without_a_room_are_noticed() -> None:
+    rooms = {f"zoo_core/{room}/__init__.py": "" for room in LAYERS}
+    assert unknown_rooms(rooms) == []
+    assert unknown_rooms(rooms | {"zoo_core/helpers.py": ""}) == ["zoo_core.helpers has no row in LAYERS"]
+    del rooms["zoo_core/runs/__init__.py"]
+    assert unknown_rooms(rooms) == ["LAYERS names runs, and there is no such room"]
+
+
+def test_a_name_that_a_room_hides_is_noticed() -> None:
+    facade = {"zoo_core/__init__.py": '__all__ = ["Spec", "plan"]'}
+    assert hidden_names({"zoo_core/plan/plan.py": ""}, facade) == ["zoo_core.plan is a name of the facade and a room"]
+    assert hidden_names({"zoo_core/spec/parser.py": ""}, facade) == []
+
+
+def test_a_private_name_of_another_module_is_noticed() -> None:
+    private = {"zoo_core/plan/plan.py": "from zoo_core.spec.parser import _read"}
+    assert private_names(private) == ["zoo_core.plan.plan:1 imports zoo_core.spec.parser._read"]
+    assert private_names({"zoo_core/cli/group.py": "from zoo_core import __version__"}) == []
 
 
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("zoo_core/spec.py", "from zoo_core.registry import Registry"),
-        ("zoo_core/spec.py", "from zoo_core import registry"),
-        ("zoo_core/spec.py", "import zoo_core.registry"),
-        ("zoo_core/spec.py", "from . import registry"),
-        ("zoo_core/spec.py", "from .registry import Registry"),
-        ("zoo_core/spec.py", "try:\n    import zoo_core.registry\nexcept ImportError:\n    pass"),
-        ("zoo_core/spec.py", "def bind():\n    from zoo_core.registry import Registry"),
-        ("zoo_core/spec.py", "if not TYPE_CHECKING:\n    import zoo_core.registry"),
-        ("zoo_core/spec.py", "if TYPE_CHECKING:\n    pass\nelse:\n    import zoo_core.registry"),
-        ("zoo_core/lock.py", "import zoo_core.registry"),  # the same level is not lower
-        ("zoo_core/api.py", "from zoo_core.cli import main"),  # only cli -> api is allowed, not back
-        ("zoo_core/train.py", "import zoo_core"),
+        ("zoo_core/spec/parser.py", "from zoo_core.registry.registry import Registry"),
+        ("zoo_core/spec/parser.py", "from zoo_core import registry"),
+        ("zoo_core/spec/parser.py", "import zoo_core.registry"),
+        ("zoo_core/spec/parser.py", "from .. import registry"),
+        ("zoo_core/spec/parser.py", "from ..registry.registry import Registry"),
+        ("zoo_core/spec/parser.py", "try:\n    import zoo_core.registry\nexcept ImportError:\n    pass"),
+        ("zoo_core/spec/parser.py", "def bind():\n    from zoo_core.registry.registry import Registry"),
+        ("zoo_core/spec/parser.py", "if not TYPE_CHECKING:\n    import zoo_core.registry"),
+        ("zoo_core/spec/parser.py", "if TYPE_CHECKING:\n    pass\nelse:\n    import zoo_core.registry"),
+        ("zoo_core/results/store.py", "import zoo_core.toolkit.weights"),
+        ("zoo_core/api.py", "from zoo_core.cli import main"),
+        ("zoo_core/training/fit.py", "import zoo_core"),
     ],
 )
 def test_an_arrow_that_points_up_is_noticed(path: str, source: str) -> None:
-    others = {"zoo_core/__init__.py": "", "zoo_core/registry.py": "", "zoo_core/cli/__init__.py": ""}
+    folders = ("registry/__init__", "registry/registry", "toolkit/weights", "cli/__init__", "__init__")
+    others = {f"zoo_core/{name}.py": "" for name in folders}
     assert len(wrong_arrows(others | {path: source})) == 1
 
 
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("zoo_core/registry.py", "from zoo_core.spec import Spec"),
-        ("zoo_core/registry.py", "if TYPE_CHECKING:\n    from zoo_core.train import fit"),
-        ("zoo_core/registry.py", "if typing.TYPE_CHECKING:\n    from zoo_core.train import fit"),
+        ("zoo_core/registry/registry.py", "from zoo_core.spec.parser import Spec"),
+        ("zoo_core/registry/registry.py", "if TYPE_CHECKING:\n    from zoo_core.training.fit import fit"),
+        ("zoo_core/registry/registry.py", "if typing.TYPE_CHECKING:\n    from zoo_core.training.fit import fit"),
         ("zoo_core/cli/plan.py", "from zoo_core.cli.names import table\nfrom zoo_core.api import plan"),
         ("zoo_core/__init__.py", "from zoo_core.api import fit"),
     ],
@@ -359,24 +407,24 @@ def test_an_arrow_that_points_down_or_is_exempt_passes(path: str, source: str) -
         "from torch import nn",
         "import yaml",
         "class A:\n    import numpy",
-        "from zoo_core.learner import Learner",
-        "import zoo_core.suites.planner",  # whose parent is the heavy one
+        "from zoo_core.model.learner import Learner",
+        "import zoo_core.benchmark.planner",  # whose parent is the heavy one
     ],
 )
 def test_a_heavy_library_that_a_light_module_reaches_is_noticed(source: str) -> None:
     sources = {
         "zoo_core/__init__.py": "",
-        "zoo_core/spec.py": source,
-        "zoo_core/learner.py": "import torch",
-        "zoo_core/suites/__init__.py": "import torch",
-        "zoo_core/suites/planner.py": "",
+        "zoo_core/spec/parser.py": source,
+        "zoo_core/model/learner.py": "import torch",
+        "zoo_core/benchmark/__init__.py": "import torch",
+        "zoo_core/benchmark/planner.py": "",
     }
-    assert len(heavy_reached(sources, ["zoo_core.spec"])) == 1
+    assert len(heavy_reached(sources, ["zoo_core.spec.parser"])) == 1
 
 
 def test_a_heavy_facade_is_noticed() -> None:
-    sources = {"zoo_core/__init__.py": "import torch", "zoo_core/spec.py": ""}
-    assert heavy_reached(sources, ["zoo_core.spec"]) == ["zoo_core:1 imports torch"]
+    sources = {"zoo_core/__init__.py": "import torch", "zoo_core/spec/parser.py": ""}
+    assert heavy_reached(sources, ["zoo_core.spec.parser"]) == ["zoo_core:1 imports torch"]
 
 
 def test_a_light_command_may_import_torch_only_when_it_runs() -> None:
@@ -389,8 +437,8 @@ def test_a_light_command_may_import_torch_only_when_it_runs() -> None:
 
 
 def test_a_heavy_library_inside_a_light_function_is_noticed() -> None:
-    assert heavy_in_functions({"zoo_core/resolve.py": "def resolve():\n    import torch"}) == [
-        "zoo_core.resolve:2 imports torch in a function"
+    assert heavy_in_functions({"zoo_core/plan/resolve.py": "def resolve():\n    import torch"}) == [
+        "zoo_core.plan.resolve:2 imports torch in a function"
     ]
 
 
@@ -403,7 +451,7 @@ def test_a_heavy_library_inside_a_light_function_is_noticed() -> None:
     ],
 )
 def test_an_import_of_a_plugin_is_noticed(source: str) -> None:
-    assert len(foreign_imports({"zoo_core/build.py": source}, ["zoo_starter"])) == 1
+    assert len(foreign_imports({"zoo_core/model/build.py": source}, ["zoo_starter"])) == 1
 
 
 def test_a_recipe_module_that_imports_torch_is_noticed() -> None:

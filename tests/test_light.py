@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from zoo_core.store import Result, append
+from zoo_core.results.store import Result, append
 
 HEAVY = frozenset({"torch", "numpy", "pydantic", "huggingface_hub", "torchvision", "sklearn", "scipy"})
 SLOW = frozenset({"click", "rich", "importlib.metadata", "pydantic", "asyncio", "tempfile"})

@@ -27,12 +27,13 @@ from torch.utils.data import DataLoader, Dataset
 
 import zoo_core
 from zoo_core.contracts import Batch, Split, Target
-from zoo_core.data import Loader, carve
-from zoo_core.draws import draw_seed
+from zoo_core.data.loader import Loader
+from zoo_core.data.randomness import draw_seed
+from zoo_core.data.splits import carve
 from zoo_core.errors import PluginError, UsageError
-from zoo_core.learner import Learner
+from zoo_core.model.learner import Learner
+from zoo_core.model.transforms import with_transforms
 from zoo_core.testing.toys import ToyBackbone
-from zoo_core.transforms import with_transforms
 
 pytest.importorskip("zoo_starter")
 pytest.importorskip("zoo_adapters")
@@ -552,9 +553,9 @@ def test_python_calls_print_nothing_and_read_nothing_of_the_current_folder(tmp_p
 
 def test_what_they_say_goes_to_logging() -> None:
     """The one warning that a call may have: it is logged, so that a caller's settings decide."""
-    from zoo_core import pins
+    from zoo_core.files import pins
 
-    assert pins.logger.name == "zoo_core.pins"
+    assert pins.logger.name == "zoo_core.files.pins"
     listed = json.loads(
         subprocess.run(
             [sys.executable, "-c", "import logging, json, zoo_core.api; print(json.dumps(logging.root.handlers))"],

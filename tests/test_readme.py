@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 import zoo_core
 from tests.hub_server import HubServer
 from zoo_core import list_names
-from zoo_core.suites.grid import load_suite
+from zoo_core.benchmark.grid import load_suite
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

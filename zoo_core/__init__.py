@@ -5,9 +5,7 @@ Light at import: each public name is loaded when it is first used, and torch by 
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,13 +25,13 @@ if TYPE_CHECKING:
     )
     from zoo_core.contracts import Batch, Target
     from zoo_core.errors import ZooError
-    from zoo_core.plan import Budget, Plan, Trial
-    from zoo_core.registry import list_names, show
-    from zoo_core.resolve import resolve
-    from zoo_core.spec import Spec, parse
-    from zoo_core.store import Result
-    from zoo_core.trust import trusting
-    from zoo_core.unpublished import add_plugin
+    from zoo_core.plan.plan import Budget, Plan, Trial
+    from zoo_core.plan.resolve import resolve
+    from zoo_core.registry.local_plugins import add_plugin
+    from zoo_core.registry.registry import list_names, show
+    from zoo_core.registry.trust import trusting
+    from zoo_core.results.store import Result
+    from zoo_core.spec.parser import Spec, parse
 
 __all__ = [
     "Batch",
@@ -71,12 +69,13 @@ _MODULES = {
     **dict.fromkeys(("load", "load_backbone", "load_run", "load_runs", "predict", "save"), "api"),
     **dict.fromkeys(("Batch", "Target"), "contracts"),
     "ZooError": "errors",
-    **dict.fromkeys(("list_names", "show"), "registry"),
-    **dict.fromkeys(("Budget", "Plan", "Trial"), "plan"),
-    **dict.fromkeys(("Spec", "parse"), "spec"),
-    "Result": "store",
-    "add_plugin": "unpublished",
-    "trusting": "trust",
+    **dict.fromkeys(("list_names", "show"), "registry.registry"),
+    **dict.fromkeys(("Budget", "Plan", "Trial"), "plan.plan"),
+    **dict.fromkeys(("Spec", "parse"), "spec.parser"),
+    "Result": "results.store",
+    "add_plugin": "registry.local_plugins",
+    "resolve": "plan.resolve",
+    "trusting": "registry.trust",
 }
 
 
@@ -88,18 +87,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
-
-
-class _Facade(ModuleType):
-    """So that `zoo_core.resolve` is the function, also after something has imported the module of that name."""
-
-    @property
-    def resolve(self) -> Any:
-        return import_module("zoo_core.resolve").resolve
-
-    @resolve.setter
-    def resolve(self, module: ModuleType) -> None:
-        """What an import of the module would set."""
-
-
-sys.modules[__name__].__class__ = _Facade

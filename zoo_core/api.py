@@ -16,30 +16,32 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo_core.build import build, build_backbone, check_outline
-from zoo_core.checkpoint import UNFINISHED, Unfinished
+from zoo_core.benchmark.grid import Suite, load_suite, starter_suite
+from zoo_core.benchmark.runner import News, open_grid, prepare_folder, run_grid
+from zoo_core.benchmark.trial import Report, open_task, run_trial, score_split
 from zoo_core.contracts import BackboneRecipe, Modality, Split, Target, TaskRecipe, as_backbone
-from zoo_core.data import Loader, Splits, carve
-from zoo_core.descent import Thrift
-from zoo_core.encoding import Encoding, encoding_of
+from zoo_core.data.loader import Loader
+from zoo_core.data.splits import Splits, carve
 from zoo_core.errors import UsageError
-from zoo_core.hub import DELTA, fetch_run, files_of, pin_plan
-from zoo_core.hub import Progress as Download
-from zoo_core.inference import Failure, Item, Pool, Prediction, embedded, predicted
-from zoo_core.learner import Learner
+from zoo_core.files.fetch import DELTA, fetch_run, files_of, pin_plan
+from zoo_core.files.fetch import Progress as Download
 from zoo_core.lock import lock_of, part_key, read_pins, write_lock
-from zoo_core.measure import INFERENCE_BATCH, confusion, per_class, precision_of
-from zoo_core.plain import exporter, write_plain
-from zoo_core.plan import Budget, Plan
-from zoo_core.resolve import resolve
-from zoo_core.runs import StoredRun, load_stored, load_together, read_run, save_run
-from zoo_core.spec import Spec, parse_part
-from zoo_core.store import Result, RunLock, append
-from zoo_core.stored import beneath
-from zoo_core.suites.grid import Suite, load_suite, starter_suite
-from zoo_core.suites.runner import News, open_grid, prepare_folder, run_grid
-from zoo_core.suites.trial import Report, open_task, run_trial, score_split
-from zoo_core.unpublished import SpecLike, check_files
+from zoo_core.model.build import build, build_backbone, check_outline
+from zoo_core.model.learner import Learner
+from zoo_core.plan.plan import Budget, Plan
+from zoo_core.plan.resolve import resolve
+from zoo_core.registry.local_plugins import SpecLike, check_files
+from zoo_core.results.store import Result, RunLock, append
+from zoo_core.runs.backbones import beneath
+from zoo_core.runs.export import exporter, write_plain
+from zoo_core.runs.folder import StoredRun, load_stored, load_together, read_run, save_run
+from zoo_core.runs.inference import Failure, Item, Pool, Prediction, embedded, predicted
+from zoo_core.spec.parser import Spec, parse_part
+from zoo_core.toolkit.table_encoding import Encoding, encoding_of
+from zoo_core.training.gradient import Thrift
+from zoo_core.training.metrics import confusion, per_class
+from zoo_core.training.snapshots import UNFINISHED, Unfinished
+from zoo_core.training.timing import INFERENCE_BATCH, precision_of
 
 if TYPE_CHECKING:
     from zoo_core.contracts import LoadedBackbone

@@ -12,7 +12,7 @@
       IncompatibleError         6  parts that do not go together
         RefusedError            6  a trial that makes no sense, with its reason
         PluginError             6  a plugin that is broken, or made for another zoo-core
-        LawError                6  an adapter, head or backbone that broke a law of learner.py or build.py
+        LawError                6  an adapter, head or backbone that broke a law of model/
 
 A message says what was found, what is allowed and what to type next, in one line.
 """

@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoo_core._process.atomic_files import write_whole
 from zoo_core.contracts import FileHash
 from zoo_core.errors import AccessError, IncompatibleError, IntegrityError, NotFoundError
-from zoo_core.writing import write_whole
 
 if TYPE_CHECKING:
-    from zoo_core.bind import Bound
+    from zoo_core.registry.bind import Bound
 
 __all__ = [
     "Pinned",
@@ -167,8 +167,8 @@ def write_lock(path: Path, lock: Mapping[str, Any]) -> None:
 def check_lock(path: Path, held: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
     """Both locks together: what a local folder or a plugin file holds is as it is now.
 
-    Rows that were made from what they held before are superseded, see standing.py. Raises IncompatibleError when a part
-    is of another distribution, version or commit than the run began with.
+    Rows that were made from what they held before are superseded, see results/outdated.py. Raises IncompatibleError
+    when a part is of another distribution, version or commit than the run began with.
     """
     for name, row in wanted["parts"].items():
         before = held["parts"].get(name)

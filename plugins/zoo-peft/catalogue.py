@@ -259,7 +259,7 @@ def methods() -> dict[str, dict[str, Any]]:
 
 
 def catalogue(made: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The entries of the methods, in the format of zoo_core.catalog."""
+    """The entries of the methods, in the format of zoo_core.registry.catalog."""
     spaces = {name: {"summary": _first_line(recipe)} for name, recipe in (("hub", Hub), ("peft", Peft))}
     return {"adapter": spaces | {f"peft/{name}": {"summary": _summary(row)} for name, row in made.items()}}
 

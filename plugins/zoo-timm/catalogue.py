@@ -25,10 +25,10 @@ from timm.models._pretrained import PretrainedCfg
 from timm.models._registry import _model_default_cfgs
 from torch import Tensor
 
-from zoo_core.attention import attend_to, attention_calls
 from zoo_core.contracts import ROLES
 from zoo_core.errors import LawError
-from zoo_core.seams import groups, stage_modules
+from zoo_core.toolkit.attention import attend_to, attention_calls
+from zoo_core.toolkit.stages import groups, stage_modules
 from zoo_timm.config import preparation_of, registered
 from zoo_timm.loading import from_description
 from zoo_timm.network import TimmBackbone
@@ -136,7 +136,7 @@ def takes_prefixes(backbone: TimmBackbone) -> bool:
 
 
 def entry(name: str, found: Mapping[str, Any], known: Mapping[str, Mapping[str, str | None]]) -> dict[str, Any]:
-    """The catalogue's entry of a name, in the format of zoo_core.catalog."""
+    """The catalogue's entry of a name, in the format of zoo_core.registry.catalog."""
     architecture, _, tag = name.partition(".")
     tag = tag or next(iter(known[architecture]), "")
     config = registered(name)

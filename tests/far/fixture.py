@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.hub_server import HubServer
-from zoo_core.catalog import catalog
 from zoo_core.cli import main
-from zoo_core.registry import registry
+from zoo_core.registry.catalog import catalog
+from zoo_core.registry.registry import registry
 
 FAR = Path(__file__).parent
 BASE = "org/base"
@@ -50,7 +50,7 @@ class Far:
 def far(
     hub_server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Far]:
-    from zoo_core import remote  # the client, which reads the environment when it is imported
+    from zoo_core.files import hub as remote  # the client, which reads the environment when it is imported
 
     monkeypatch.syspath_prepend(FAR)
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "zoo"))

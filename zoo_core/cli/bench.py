@@ -24,13 +24,13 @@ from zoo_core.cli.options import (
     typed,
 )
 from zoo_core.errors import NotFoundError, UsageError
-from zoo_core.paths import is_path
-from zoo_core.report import render
+from zoo_core.results.report import render
+from zoo_core.spec.paths import is_path
 
 if TYPE_CHECKING:
-    from zoo_core.hub import Progress as Download
-    from zoo_core.suites.grid import Suite
-    from zoo_core.suites.runner import News
+    from zoo_core.benchmark.grid import Suite
+    from zoo_core.benchmark.runner import News
+    from zoo_core.files.fetch import Progress as Download
 
 __all__ = ["bench", "report"]
 
@@ -93,7 +93,7 @@ def bench(
     zoo bench
     zoo bench --task 'digits(shots=5)' --backbones starter/vit-nano --adapters 'probe,full' --seeds 5
     """  # noqa: D301 - click reads the character \b as: keep these lines
-    from zoo_core.suites.runner import open_grid, run_grid
+    from zoo_core.benchmark.runner import open_grid, run_grid
 
     if suite is not None or not (tasks or backbones or adapters or heads):  # what is set does not change a suite's
         seeds, budget = typed("seeds", seeds), {name: typed(name, value) for name, value in budget.items()}
@@ -126,7 +126,7 @@ def report(folders: tuple[Path, ...], form: str) -> None:
     \b
     zoo report runs/starter --format md
     """  # noqa: D301 - click reads the character \b as: keep these lines
-    from zoo_core.standing import standing_of
+    from zoo_core.results.outdated import standing_of
 
     found = []
     for folder in folders:
@@ -149,8 +149,8 @@ def _suite(
     budget: Mapping[str, object],
 ) -> Suite:
     """The suite of a file or of the flags; --seeds and the budget's flags also change a file's."""
-    from zoo_core.spec import parse_parts, parse_specs
-    from zoo_core.suites.grid import PATTERN, chains_in, load_suite, starter_suite, suite_from
+    from zoo_core.benchmark.grid import PATTERN, chains_in, load_suite, starter_suite, suite_from
+    from zoo_core.spec.parser import parse_parts, parse_specs
 
     flags = [f"--{name}" for name, text in grid.items() if text is not None] + ["--task"] * bool(tasks)
     changes: dict[str, Any] = {"seeds": tuple(range(seeds))} if seeds is not None and seeds > 0 else {}
@@ -175,7 +175,7 @@ def _suite(
 
 def _shared(workers: int | None, threads: int | None, device: str) -> tuple[int, int]:
     """Processes, and threads of each."""
-    from zoo_core.suites.forking import num_processors
+    from zoo_core.benchmark.forking import num_processors
 
     for name, wanted in (("workers", workers), ("threads", threads)):
         check_count(name, wanted)

@@ -15,7 +15,7 @@ from zoo_core.cli.downloads import count_text, size_text
 from zoo_core.errors import UsageError
 
 if TYPE_CHECKING:
-    from zoo_core.cache import Entry
+    from zoo_core.files.cache import Entry
 
 __all__ = ["cache"]
 
@@ -44,7 +44,7 @@ def list_(as_json: bool) -> None:
     in zoo:set-aside; the rest are repositories of the Hub, in the usual cache of Hugging Face. What lies behind a link
     to a folder is shown and never removed.
     """
-    from zoo_core.cache import cover
+    from zoo_core.files.cache import cover
 
     entries = cover()
     if as_json:
@@ -64,7 +64,7 @@ def rm(names: tuple[str, ...], dry_run: bool, yes: bool) -> None:
     \b
     zoo cache rm timm/resnet18.a1_in1k --dry-run
     """  # noqa: D301 - click reads the character \b as: keep these lines
-    from zoo_core.cache import chosen, cover
+    from zoo_core.files.cache import chosen, cover
 
     entries = cover()
     _remove(list({id(entry): entry for name in names for entry in chosen(entries, name)}.values()), dry_run, yes)
@@ -80,7 +80,7 @@ def prune(older_than: str | None, dry_run: bool, yes: bool) -> None:
     \b
     zoo cache prune --older-than 30d --dry-run
     """  # noqa: D301 - click reads the character \b as: keep these lines
-    from zoo_core.cache import cover, stale
+    from zoo_core.files.cache import cover, stale
 
     seconds = None if older_than is None else _seconds(older_than)
     _remove(stale(cover(), older_than=seconds), dry_run, yes)
@@ -88,7 +88,7 @@ def prune(older_than: str | None, dry_run: bool, yes: bool) -> None:
 
 def _remove(entries: Sequence[Entry], dry_run: bool, yes: bool) -> None:
     """Shows what goes, asks, and removes it."""
-    from zoo_core.cache import removed
+    from zoo_core.files.cache import removed
 
     if not entries:
         click.echo("nothing to remove")

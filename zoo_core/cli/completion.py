@@ -106,7 +106,7 @@ def _chain(incomplete: str, kinds: tuple[PartKind, ...]) -> list[CompletionItem]
 def _names(kinds: Iterable[PartKind], begun: str) -> list[str]:
     """The usable names of some kinds; before anything is typed, a namespace with many of them is its first segment."""
     from zoo_core.cli.listing import MANY
-    from zoo_core.index import load_index
+    from zoo_core.registry.index import load_index
 
     try:
         providers = load_index().providers

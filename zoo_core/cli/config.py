@@ -18,8 +18,8 @@ import click
 
 from zoo_core.cli.options import BUDGET_FLAGS, MAX_PROCESSES
 from zoo_core.errors import UsageError, nearest
-from zoo_core.plan import Budget, budget_from
-from zoo_core.settings import OPTIONS, cache_folder, read_settings, read_toml, settings_file
+from zoo_core.plan.plan import Budget, budget_from
+from zoo_core.registry.settings import OPTIONS, cache_folder, read_settings, read_toml, settings_file
 
 __all__ = ["PROJECT", "READS", "Setting", "config", "defaults", "effective"]
 

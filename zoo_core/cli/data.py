@@ -13,13 +13,13 @@ import click
 from zoo_core.contracts import Located
 from zoo_core.errors import NotFoundError, UsageError
 from zoo_core.lock import read_pins
-from zoo_core.paths import Surveyed, is_path, task_part
-from zoo_core.registry import registry
-from zoo_core.resolve import inner_parts, located
-from zoo_core.spec import Part
+from zoo_core.plan.resolve import inner_parts, located
+from zoo_core.registry.registry import registry
+from zoo_core.spec.parser import Part
+from zoo_core.spec.paths import Surveyed, is_path, task_part
 
 if TYPE_CHECKING:
-    from zoo_core.paths import Survey
+    from zoo_core.spec.paths import Survey
 
 __all__ = ["data", "told"]
 

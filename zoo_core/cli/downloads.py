@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from zoo_core.hub import Progress
+    from zoo_core.files.fetch import Progress
 
 __all__ = ["count_text", "downloading", "size_text"]
 
@@ -33,7 +33,7 @@ def count_text(count: int, noun: str) -> str:
 def downloading() -> Iterator[Callable[[Progress], None]]:
     """A progress bar of downloads where standard error is a terminal, a line every few seconds elsewhere.
 
-    Yields what takes the news of zoo_core.hub.
+    Yields what takes the news of zoo_core.files.fetch.
     """
     if not sys.stderr.isatty():
         yield _lines()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from zoo_core.interrupts import held_back
+from zoo_core._process.interrupts import held_back
 
 __all__ = ["export"]
 

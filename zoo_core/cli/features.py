@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from zoo_core._process.atomic_files import fresh_name, move_into_place
 from zoo_core.errors import AccessError, UsageError, ZooError
-from zoo_core.writing import fresh_name, move_into_place
 
 if TYPE_CHECKING:
     from torch import Tensor

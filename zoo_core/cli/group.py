@@ -12,7 +12,7 @@ import click
 
 from zoo_core.contracts import TRUSTS
 from zoo_core.errors import nearest
-from zoo_core.settings import settings_file
+from zoo_core.registry.settings import settings_file
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -178,7 +178,7 @@ def _path(error: click.UsageError) -> str:
 
 def _add_plugins(ctx: click.Context, files: Sequence[str]) -> None:
     if files and not ctx.resilient_parsing:  # a TAB runs nobody's code
-        from zoo_core.unpublished import add_plugin  # only those who have a file pay for it
+        from zoo_core.registry.local_plugins import add_plugin  # only those who have a file pay for it
 
         for file in files:
             add_plugin(file)
@@ -186,7 +186,7 @@ def _add_plugins(ctx: click.Context, files: Sequence[str]) -> None:
 
 def _trust(ctx: click.Context, words: Sequence[str]) -> None:
     if words and not ctx.resilient_parsing:
-        from zoo_core.trust import trusting  # only those who trust pay for it
+        from zoo_core.registry.trust import trusting  # only those who trust pay for it
 
         ctx.with_resource(trusting(*words))
 

@@ -9,15 +9,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from zoo_core.catalog import Catalog, Problem
 from zoo_core.contracts import PartKind
-from zoo_core.declarations import blaming, check_adapter, check_head, check_task
 from zoo_core.errors import UsageError, ZooError, nearest
-from zoo_core.index import Index, Provider, load_index
-from zoo_core.registry import Bound, Registry
-from zoo_core.scan import GROUPS, RECORDS_GROUP, Distribution, parse_entry_points, read_text
-from zoo_core.settings import cache_folder, settings_file
-from zoo_core.spec import Part
+from zoo_core.registry.catalog import Catalog, Problem
+from zoo_core.registry.index import Index, Provider, load_index
+from zoo_core.registry.recipe_checks import blaming, check_adapter, check_head, check_task
+from zoo_core.registry.registry import Bound, Registry
+from zoo_core.registry.scan import GROUPS, RECORDS_GROUP, Distribution, parse_entry_points, read_text
+from zoo_core.registry.settings import cache_folder, settings_file
+from zoo_core.spec.parser import Part
 
 __all__ = ["DistributionHealth", "Health", "check_up"]
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from zoo_core._process.atomic_files import alone_in
+from zoo_core.benchmark.grid import expand, load_suite
 from zoo_core.cli.completion import complete_spec, complete_tasks
 from zoo_core.cli.downloads import count_text, downloading, size_text
 from zoo_core.cli.options import LOCK, lock_file
@@ -24,14 +26,12 @@ from zoo_core.errors import (
     UsageError,
     ZooError,
 )
-from zoo_core.folders import check_locked, look
+from zoo_core.files.folders import check_locked, look
 from zoo_core.lock import Pinned, lock_of, part_key, pin_of, pins_of, read_lock, read_pins, write_lock
-from zoo_core.plan import Plan, needed
-from zoo_core.resolve import resolve
-from zoo_core.stored import beneath
-from zoo_core.suites.grid import expand, load_suite
-from zoo_core.unpublished import lacking as not_given
-from zoo_core.writing import alone_in
+from zoo_core.plan.plan import Plan, needed
+from zoo_core.plan.resolve import resolve
+from zoo_core.registry.local_plugins import lacking as not_given
+from zoo_core.runs.backbones import beneath
 
 __all__ = ["fetch", "lock", "push", "verify"]
 
@@ -59,13 +59,13 @@ def fetch(what: tuple[str, ...], task: str | None, file: Path | None, as_json: b
     zoo fetch 'hf/sentence-transformers/all-MiniLM-L6-v2' my-suite.toml
     zoo fetch --lock zoo.lock
     """  # noqa: D301 - click reads the character \b as: keep these lines
-    from zoo_core.hub import folder, pin_plans
+    from zoo_core.files.fetch import folder, pin_plans
 
     pins = read_pins(lock_file(file))
     if what:
         plans = pin_plans(_plans(what, task, pins))
         if any(plan.deferred for plan in plans):
-            from zoo_core.build import check_outline  # torch, to look at what no catalogue describes
+            from zoo_core.model.build import check_outline  # torch, to look at what no catalogue describes
 
             for plan in plans:
                 check_outline(plan)
@@ -109,7 +109,7 @@ def lock(what: tuple[str, ...], task: str | None, file: Path, check: bool) -> No
         return
     if not what:
         raise UsageError("zoo lock takes specs or suites; zoo lock --check compares a lock with what is installed")
-    from zoo_core.hub import pin_plans
+    from zoo_core.files.fetch import pin_plans
 
     plans = pin_plans(_plans(what, task, {}))
     fresh = lock_of(
@@ -147,8 +147,8 @@ def verify(what: tuple[str, ...], task: str | None, file: Path | None, as_json: 
     \b
     zoo verify --lock runs/mine/zoo.lock
     """  # noqa: D301 - click reads the character \b as: keep these lines
-    from zoo_core.hub import pin as pin_of
-    from zoo_core.hub import verify as check
+    from zoo_core.files.fetch import pin as pin_of
+    from zoo_core.files.fetch import verify as check
 
     pins = read_pins(lock_file(file))
     if not what and not pins:
@@ -190,7 +190,7 @@ def push(folder: Path, repository: str, private: bool) -> None:
     """  # noqa: D301 - click reads the character \b as: keep these lines
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    from zoo_core.card import push_run
+    from zoo_core.runs.card import push_run
 
     if not sys.stderr.isatty():
         disable_progress_bars()
@@ -209,8 +209,8 @@ def _plans(what: Sequence[str], task: str | None, pins: Mapping[str, Pinned], *,
         if text.endswith(".toml"):
             plans += expand(load_suite(Path(text)), pins=pins, offline=offline).plans
         elif text.startswith(PUBLISHED) and not {*"+("} & {*text}:
-            from zoo_core.hub import fetch_run
-            from zoo_core.runs import read_run
+            from zoo_core.files.fetch import fetch_run
+            from zoo_core.runs.folder import read_run
 
             plans.append(read_run(fetch_run(text.removeprefix(PUBLISHED)), needs_task=False).plan)
         else:

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TextIO
 
 from zoo_core.contracts import Modality
-from zoo_core.encoding import Encoding
 from zoo_core.errors import AccessError, NotFoundError, UsageError, ZooError, nearest
-from zoo_core.inference import Failure, Item, split_words
+from zoo_core.runs.inference import Failure, Item, split_words
+from zoo_core.toolkit.table_encoding import Encoding
 
 __all__ = ["STDIN", "Inputs", "check_given"]
 

@@ -17,7 +17,7 @@ import click
 
 if TYPE_CHECKING:
     from zoo_core.contracts import Target
-    from zoo_core.inference import Prediction
+    from zoo_core.runs.inference import Prediction
 
 __all__ = ["Lines", "tell"]
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from zoo_core.errors import NotFoundError, UsageError, nearest
-from zoo_core.index import KINDS, Index, list_names, load_index
+from zoo_core.registry.index import KINDS, Index, list_names, load_index
 
 if TYPE_CHECKING:
     from zoo_core.contracts import PartKind

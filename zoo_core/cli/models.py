@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from zoo_core._process.interrupts import held_back
+from zoo_core.benchmark.grid import check_shots
 from zoo_core.cli.completion import complete_spec, complete_tasks
 from zoo_core.cli.data import told
 from zoo_core.cli.downloads import downloading
@@ -25,15 +27,13 @@ from zoo_core.cli.options import (
 )
 from zoo_core.cli.plan import lines_of
 from zoo_core.errors import ZooError
-from zoo_core.interrupts import held_back
 from zoo_core.lock import part_key, read_pins
-from zoo_core.plan import Budget, budget_from
-from zoo_core.resolve import resolve
-from zoo_core.suites.grid import check_shots
+from zoo_core.plan.plan import Budget, budget_from
+from zoo_core.plan.resolve import resolve
 
 if TYPE_CHECKING:
     from zoo_core.api import Evaluation
-    from zoo_core.descent import Thrift
+    from zoo_core.training.gradient import Thrift
 
 __all__ = ["evaluate", "fit"]
 
@@ -79,8 +79,8 @@ def fit(
     with held_back():
         from zoo_core.api import fetch
         from zoo_core.api import fit as run
-        from zoo_core.checkpoint import UNFINISHED, standing
-        from zoo_core.descent import Thrift
+        from zoo_core.training.gradient import Thrift
+        from zoo_core.training.snapshots import UNFINISHED, standing
 
     micro_batch = thrifty(budget, micro_batch)
     chosen = budget_from({name: value for name, value in budget.items() if value is not None})
@@ -130,7 +130,7 @@ def _rehearse(
     spec: str, task: str, budget: Budget, seed: int, lock: Path | None, device: str, num_workers: int, thrift: Thrift
 ) -> None:
     """Shows what a fit would build, fetch and need; what cannot be known without a download, with the reason."""
-    from zoo_core.suites.rehearsal import downloads, forecast, shown
+    from zoo_core.benchmark.dry_run import downloads, forecast, shown
 
     plan = resolve(spec, task=task, budget=budget.for_fit(), seed=seed, pins=read_pins(lock))
     check_shots(plan)

@@ -12,8 +12,8 @@ from zoo_core.cli import listing
 from zoo_core.cli.completion import complete_listed, complete_names
 from zoo_core.cli.health import Health, check_up
 from zoo_core.errors import PluginError
-from zoo_core.registry import registry
-from zoo_core.registry import show as describe
+from zoo_core.registry.registry import registry
+from zoo_core.registry.registry import show as describe
 
 __all__ = ["doctor", "list_", "show"]
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from zoo_core.errors import UsageError
-from zoo_core.plan import Budget
+from zoo_core.plan.plan import Budget
 
 if TYPE_CHECKING:
-    from zoo_core.suites.trial import Report
+    from zoo_core.benchmark.trial import Report
 
 __all__ = [
     "budget_options",
@@ -126,7 +126,7 @@ def prepare_process(threads: int | None) -> None:
 
     Raises UsageError for a count that is none.
     """
-    from zoo_core.memory import keep_freed
+    from zoo_core._process.malloc import keep_freed
 
     check_count("threads", threads)
     keep_freed()

@@ -8,16 +8,16 @@ from typing import Any
 
 import click
 
+from zoo_core.benchmark.grid import check_shots, expand, load_suite, weights_of
 from zoo_core.cli.completion import complete_spec, complete_tasks
 from zoo_core.cli.data import told
 from zoo_core.cli.options import lock_file, lock_option
 from zoo_core.contracts import Source
 from zoo_core.errors import UsageError
 from zoo_core.lock import Pinned, read_pins
-from zoo_core.plan import Budget, Plan
-from zoo_core.resolve import resolve
-from zoo_core.suites.grid import check_shots, expand, load_suite, weights_of
-from zoo_core.unpublished import files_of
+from zoo_core.plan.plan import Budget, Plan
+from zoo_core.plan.resolve import resolve
+from zoo_core.registry.local_plugins import files_of
 
 __all__ = ["lines_of", "plan"]
 

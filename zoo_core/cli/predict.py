@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from zoo_core._process.interrupts import held_back
 from zoo_core.cli.completion import complete_backbones
 from zoo_core.cli.downloads import count_text
 from zoo_core.cli.lines import Lines, tell
@@ -24,15 +25,14 @@ from zoo_core.cli.options import (
     threads_option,
 )
 from zoo_core.errors import IntegrityError, NotFoundError, SpecError, UsageError
-from zoo_core.interrupts import held_back
-from zoo_core.spec import parse, parse_part
+from zoo_core.spec.parser import parse, parse_part
 
 if TYPE_CHECKING:
     from torch import nn
 
     from zoo_core.contracts import Modality, Target
-    from zoo_core.inference import Pool
-    from zoo_core.runs import StoredRun
+    from zoo_core.runs.folder import StoredRun
+    from zoo_core.runs.inference import Pool
 
 __all__ = ["embed", "predict"]
 
@@ -111,8 +111,8 @@ def predict(
     _check_counts(batch_size, num_workers)
     with held_back():
         from zoo_core.cli.inputs import Inputs, check_given
-        from zoo_core.inference import Failure, predicted
-        from zoo_core.runs import load_stored
+        from zoo_core.runs.folder import load_stored
+        from zoo_core.runs.inference import Failure, predicted
 
     device = check_device(device)
     prepare_process(threads)
@@ -184,7 +184,7 @@ def embed(
     with held_back():
         from zoo_core.cli.features import check_out, open_features
         from zoo_core.cli.inputs import Inputs, check_given
-        from zoo_core.inference import Failure, embedded
+        from zoo_core.runs.inference import Failure, embedded
 
     device = check_device(device)
     prepare_process(threads)
@@ -232,10 +232,10 @@ def embed(
 
 def _stored(run: str) -> StoredRun:
     """A stored run by its folder, or by its name on the Hub."""
-    from zoo_core.runs import read_run
+    from zoo_core.runs.folder import read_run
 
     if run.startswith(PUBLISHED):
-        from zoo_core.hub import fetch_run
+        from zoo_core.files.fetch import fetch_run
 
         part = parse_part(run)
         return read_run(fetch_run(part.name.removeprefix(PUBLISHED), part.revision), needs_task=False)
@@ -246,7 +246,7 @@ def _network(model: str, lock: Path | None, frozen: bool) -> tuple[nn.Module, Mo
     """A fitted model with its run, or a backbone by name; and what it reads."""
     from zoo_core.api import load_backbone
     from zoo_core.contracts import as_backbone
-    from zoo_core.runs import load_stored
+    from zoo_core.runs.folder import load_stored
 
     if model.startswith(PUBLISHED) or (Path(model) / "run.json").is_file():
         stored = _stored(model)

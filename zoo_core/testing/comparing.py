@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from zoo_core.contracts import Batch
 from zoo_core.errors import IncompatibleError
-from zoo_core.learner import Learner
+from zoo_core.model.learner import Learner
 from zoo_core.testing.subject import Subject, own_draws, perturb
 
 __all__ = [

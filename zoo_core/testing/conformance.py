@@ -38,7 +38,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from zoo_core.errors import RefusedError
-from zoo_core.plan import Plan
+from zoo_core.plan.plan import Plan
 from zoo_core.testing import execution, laws, roundtrips
 from zoo_core.testing.comparing import ConformanceError
 from zoo_core.testing.subject import Subject

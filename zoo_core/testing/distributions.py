@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from textwrap import dedent
 
-from zoo_core.index import Index, read_folders
+from zoo_core.registry.index import Index, read_folders
 
 __all__ = ["RECIPES", "index_of", "make_distribution"]
 

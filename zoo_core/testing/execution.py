@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from zoo_core.contracts import Batch, as_backbone
 from zoo_core.errors import ZooError
-from zoo_core.learner import Learner
+from zoo_core.model.learner import Learner
 from zoo_core.testing.comparing import (
     ConformanceError,
     changed,

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from zoo_core.contracts import Batch, Change
-from zoo_core.features import convert
-from zoo_core.learner import Learner
-from zoo_core.seams import boundary
+from zoo_core.model.learner import Learner
 from zoo_core.testing.comparing import ConformanceError, changed, equal, expect_same, outputs_of, plain_name, train
 from zoo_core.testing.subject import Subject, own_draws, perturb, wake
+from zoo_core.toolkit.features import convert
+from zoo_core.toolkit.stages import boundary
 
 __all__ = [
     "changes_what_it_says",

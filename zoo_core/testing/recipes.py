@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from zoo_core.bind import COMMON, Bound
 from zoo_core.contracts import (
     Batch,
     Change,
@@ -28,12 +27,13 @@ from zoo_core.contracts import (
     TaskData,
     Weights,
 )
-from zoo_core.index import Provider
-from zoo_core.learner import Learner
-from zoo_core.plan import Budget, Plan
-from zoo_core.seams import groups
-from zoo_core.spec import Part, Spec
+from zoo_core.model.learner import Learner
+from zoo_core.plan.plan import Budget, Plan
+from zoo_core.registry.bind import COMMON, Bound
+from zoo_core.registry.index import Provider
+from zoo_core.spec.parser import Part, Spec
 from zoo_core.testing.toys import ToyBackbone, ToyTask
+from zoo_core.toolkit.stages import groups
 
 __all__ = ["ToyAdapter", "ToyBackbones", "ToyHeads", "ToyHint", "ToyMemory", "ToyOpen", "ToyTasks", "bound", "toy_plan"]
 

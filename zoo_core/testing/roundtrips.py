@@ -29,11 +29,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.overrides import _get_current_function_mode_stack
 
-from zoo_core.build import build
 from zoo_core.contracts import as_backbone
-from zoo_core.learner import Learner
 from zoo_core.lock import lock_of, write_lock
-from zoo_core.runs import read_run, save_run
+from zoo_core.model.build import build
+from zoo_core.model.learner import Learner
+from zoo_core.runs.folder import read_run, save_run
 from zoo_core.testing.comparing import (
     ConformanceError,
     changed,

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo_core import draws
-from zoo_core.build import build
 from zoo_core.contracts import Batch, Change, Modality, Raw, Target
-from zoo_core.data import decode
-from zoo_core.hub import pin_plan
-from zoo_core.learner import Learner
-from zoo_core.plan import Plan
-from zoo_core.resolve import resolve
+from zoo_core.data import randomness as draws
+from zoo_core.data.decoding import decode
+from zoo_core.files.fetch import pin_plan
+from zoo_core.model.build import build
+from zoo_core.model.learner import Learner
+from zoo_core.plan.plan import Plan
+from zoo_core.plan.resolve import resolve
 
 __all__ = ["Subject", "examples_of", "own_draws", "perturb", "wake"]
 

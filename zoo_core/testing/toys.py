@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from zoo_core.contracts import Features, FeatureSpec, Modality, Site, Split, Target
-from zoo_core.features import masked_mean
-from zoo_core.preparations import ImagePreparation
+from zoo_core.toolkit.features import masked_mean
+from zoo_core.toolkit.preparations import ImagePreparation
 
 __all__ = ["ToyBackbone", "ToySplit", "ToyTask"]
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from zoo_core.build import build
-from zoo_core.catalog import Catalog
 from zoo_core.contracts import Target
-from zoo_core.index import Index, read_folders
-from zoo_core.learner import Learner
-from zoo_core.plan import Plan
-from zoo_core.registry import Registry
-from zoo_core.resolve import resolve
+from zoo_core.model.build import build
+from zoo_core.model.learner import Learner
+from zoo_core.plan.plan import Plan
+from zoo_core.plan.resolve import resolve
+from zoo_core.registry.catalog import Catalog
+from zoo_core.registry.index import Index, read_folders
+from zoo_core.registry.registry import Registry
 
 TOYS = Path(__file__).parent / "toys"
 CLASSES = Target(kind="classes", names=("a", "b", "c"))

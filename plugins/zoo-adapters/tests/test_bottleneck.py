@@ -21,8 +21,8 @@ from zoo_adapters.bottleneck import Bottleneck
 from zoo_adapters.bottleneck_modules import AfterLayer, AfterStage, Shape, after_layers, after_stages, beside_mlps
 from zoo_core.contracts import Batch, Features, FeatureSpec, Modality, Site, as_backbone
 from zoo_core.errors import LawError, RefusedError, UsageError
-from zoo_core.learner import Learner
-from zoo_core.preparations import TablePreparation
+from zoo_core.model.learner import Learner
+from zoo_core.toolkit.preparations import TablePreparation
 
 PRESETS = ("pfeiffer", "houlsby", "parallel", "adapter-plus")
 EXACT = 1e-12  # float64, sums of a few hundred terms of order one in another order

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from zoo_adapters.freezing import Bitfit, Full, Norm, Partial, Probe
 from zoo_core.contracts import AdapterRecipe, Batch, Context, Features, FeatureSpec, Modality, Site, Target
 from zoo_core.errors import RefusedError, UsageError
-from zoo_core.learner import Learner
-from zoo_core.objective import CrossEntropy
-from zoo_core.plan import Budget, Plan
-from zoo_core.preparations import ImagePreparation
+from zoo_core.model.learner import Learner
+from zoo_core.model.objective import CrossEntropy
+from zoo_core.plan.plan import Budget, Plan
+from zoo_core.toolkit.preparations import ImagePreparation
 
 Build = Callable[..., Learner]
 Resolve = Callable[..., Plan]

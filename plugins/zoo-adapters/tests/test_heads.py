@@ -19,14 +19,14 @@ from torch import Tensor, nn
 
 from zoo_adapters.head_modules import KnnHead, NcmHead
 from zoo_adapters.heads import AttentionPool, Knn, Linear, Mlp, Ncm
+from zoo_core.benchmark.trial import run_trial
 from zoo_core.contracts import Features, FeatureSpec, HeadRecipe, Kind, Split, Target
-from zoo_core.data import Loader
+from zoo_core.data.loader import Loader
 from zoo_core.errors import RefusedError, UsageError
-from zoo_core.learner import Learner
-from zoo_core.plan import Budget, Plan
-from zoo_core.runs import save_run
-from zoo_core.suites.trial import run_trial
-from zoo_core.train import fit
+from zoo_core.model.learner import Learner
+from zoo_core.plan.plan import Budget, Plan
+from zoo_core.runs.folder import save_run
+from zoo_core.training.fit import fit
 
 Build = Callable[..., Learner]
 Resolve = Callable[..., Plan]
@@ -382,7 +382,7 @@ import json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
-from zoo_core.runs import load_stored, read_run
+from zoo_core.runs.folder import load_stored, read_run
 inputs = {"numeric": torch.linspace(-2, 2, 50).reshape(10, 5)}
 with torch.inference_mode():
     for path in sys.argv[2:]:

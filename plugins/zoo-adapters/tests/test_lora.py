@@ -19,11 +19,11 @@ from zoo_adapters.lora import Dora, Lora
 from zoo_adapters.low_rank import Decomposed, LowRank
 from zoo_core.contracts import AdapterRecipe, Batch, Context, Features, FeatureSpec, Modality, Site, Target
 from zoo_core.errors import RefusedError, UsageError
-from zoo_core.learner import Learner
-from zoo_core.objective import CrossEntropy
-from zoo_core.preparations import ImagePreparation
-from zoo_core.resolve import resolve
-from zoo_core.sites import attach, changes_of, fold_changes, read_weight, weight_of
+from zoo_core.model.learner import Learner
+from zoo_core.model.objective import CrossEntropy
+from zoo_core.plan.resolve import resolve
+from zoo_core.toolkit.preparations import ImagePreparation
+from zoo_core.toolkit.sites import attach, changes_of, fold_changes, read_weight, weight_of
 
 pytest.importorskip("zoo_starter")
 

@@ -14,7 +14,7 @@ from zoo_adapters.prefix import Prefix
 from zoo_adapters.prefix_modules import FlatPrefix, GatedPrefix, MadePrefix, add_prefixes
 from zoo_core.contracts import Batch, Site
 from zoo_core.errors import RefusedError, UsageError
-from zoo_core.learner import Learner
+from zoo_core.model.learner import Learner
 from zoo_core.testing.toys import ToyBackbone
 
 pytest.importorskip("zoo_starter")

@@ -14,9 +14,9 @@ from zoo_adapters.prompt import Prompt
 from zoo_adapters.prompt_modules import PromptOf, add_prompts
 from zoo_core.contracts import Batch
 from zoo_core.errors import RefusedError, UsageError
-from zoo_core.learner import Learner
-from zoo_core.seams import boundary, groups, resume
+from zoo_core.model.learner import Learner
 from zoo_core.testing.toys import ToyBackbone
+from zoo_core.toolkit.stages import boundary, groups, resume
 
 pytest.importorskip("zoo_starter")
 

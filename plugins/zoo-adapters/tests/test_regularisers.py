@@ -17,15 +17,16 @@ from torch import Tensor, nn
 import zoo_core
 from zoo_adapters.regulariser_modules import Interpolation, SpectralShrinkage, StartingPoint
 from zoo_adapters.regularisers import Bss, L2sp, Wise
-from zoo_core.accumulation import check_divides, counted, pieces
+from zoo_core.benchmark.trial import choose, open_task
 from zoo_core.contracts import Batch, Features, Output
-from zoo_core.data import Loader, Subset, carve
+from zoo_core.data.loader import Loader
+from zoo_core.data.splits import Subset, carve
 from zoo_core.errors import DivergedError, RefusedError, UsageError
-from zoo_core.learner import Learner
-from zoo_core.objective import CrossEntropy
-from zoo_core.plan import Budget, Plan
-from zoo_core.suites.trial import choose, open_task
-from zoo_core.train import fit
+from zoo_core.model.learner import Learner
+from zoo_core.model.objective import CrossEntropy
+from zoo_core.plan.plan import Budget, Plan
+from zoo_core.training.fit import fit
+from zoo_core.training.micro_batches import check_divides, counted, pieces
 
 Resolve = Callable[..., Plan]
 Build = Callable[..., Learner]

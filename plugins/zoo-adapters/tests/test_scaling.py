@@ -17,11 +17,11 @@ import zoo_core
 from zoo_adapters.scaling import Ia3, Ssf
 from zoo_core.contracts import AdapterRecipe, Batch, Context, Features, FeatureSpec, Modality, Site, Target
 from zoo_core.errors import RefusedError, UsageError
-from zoo_core.learner import Learner
-from zoo_core.objective import CrossEntropy
-from zoo_core.preparations import ImagePreparation
-from zoo_core.resolve import resolve
-from zoo_core.sites import changes_of, read_bias, read_weight
+from zoo_core.model.learner import Learner
+from zoo_core.model.objective import CrossEntropy
+from zoo_core.plan.resolve import resolve
+from zoo_core.toolkit.preparations import ImagePreparation
+from zoo_core.toolkit.sites import changes_of, read_bias, read_weight
 
 pytest.importorskip("zoo_starter")
 

@@ -14,13 +14,13 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import zoo_core
 from zoo_adapters.schedules import GradualUnfreeze, LayerDecay, LpFt
-from zoo_core.data import Loader
+from zoo_core.benchmark.trial import open_task
+from zoo_core.data.loader import Loader
 from zoo_core.errors import RefusedError, UsageError
-from zoo_core.learner import Learner
-from zoo_core.plan import Budget, Plan
-from zoo_core.seams import groups
-from zoo_core.suites.trial import open_task
-from zoo_core.train import fit
+from zoo_core.model.learner import Learner
+from zoo_core.plan.plan import Budget, Plan
+from zoo_core.toolkit.stages import groups
+from zoo_core.training.fit import fit
 
 Resolve = Callable[..., Plan]
 Build = Callable[..., Learner]
@@ -59,7 +59,7 @@ def fitted(learner: Learner, *, budget: Budget = SHORT, rate: float = 1e-3) -> L
     """Trained on five digits of each class."""
     plan = zoo_core.resolve("starter/vit-nano", task="digits(shots=5)")
     assert plan.task is not None
-    splits = zoo_core.data.carve(open_task(plan), seed=0, shots=5)
+    splits = zoo_core.data.splits.carve(open_task(plan), seed=0, shots=5)
     loader = Loader(
         splits.train,
         modality="image",

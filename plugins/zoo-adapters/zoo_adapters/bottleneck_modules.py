@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from zoo_adapters.bottleneck import Act, Init
 from zoo_core.contracts import Site, as_backbone
 from zoo_core.errors import LawError, RefusedError
-from zoo_core.seams import stage_modules
-from zoo_core.sites import SiteChange, attach, channels_first, read_weight, sites_for
+from zoo_core.toolkit.sites import SiteChange, attach, channels_first, read_weight, sites_for
+from zoo_core.toolkit.stages import stage_modules
 
 __all__ = ["AfterLayer", "AfterStage", "BesideMlp", "Shape", "after_layers", "after_stages", "beside_mlps"]
 

@@ -12,7 +12,7 @@ from zoo_core.errors import RefusedError, UsageError
 if TYPE_CHECKING:
     from torch import nn
 
-    from zoo_core.learner import Learner
+    from zoo_core.model.learner import Learner
 
 __all__ = ["Bitfit", "Full", "Norm", "Partial", "Probe"]
 
@@ -116,7 +116,7 @@ class Partial:
         return None
 
     def apply(self, learner: Learner, context: Context) -> Learner:
-        from zoo_core.seams import groups
+        from zoo_core.toolkit.stages import groups
 
         first = self.first_stage(len(learner.source.stages)) + 1  # group 0 is the stem
         group = groups(learner.backbone)

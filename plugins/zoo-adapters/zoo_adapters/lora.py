@@ -11,7 +11,7 @@ from zoo_core.contracts import ROLES, Change, Context, Kind, Seam, Site, Source
 from zoo_core.errors import UsageError, nearest
 
 if TYPE_CHECKING:
-    from zoo_core.learner import Learner
+    from zoo_core.model.learner import Learner
 
 __all__ = ["ADDED", "ATTENTION_ELSE_ALL", "Dora", "Lora", "alternatives", "check_roles"]
 
@@ -83,7 +83,7 @@ class Lora:
 
     def apply(self, learner: Learner, context: Context) -> Learner:
         from zoo_adapters.low_rank import LowRank
-        from zoo_core.sites import attach, read_weight
+        from zoo_core.toolkit.sites import attach, read_weight
 
         scale = self.alpha / (self.r**0.5 if self.rslora else self.r)
         for site in _sites(learner, self.needs, self.r if not self.roles else None):
@@ -145,7 +145,7 @@ class Dora:
 
     def apply(self, learner: Learner, context: Context) -> Learner:
         from zoo_adapters.low_rank import Decomposed
-        from zoo_core.sites import attach, read_weight
+        from zoo_core.toolkit.sites import attach, read_weight
 
         for site in _sites(learner, self.needs, self.r if not self.roles else None):
             layer, weight = learner.backbone.get_submodule(site.path), read_weight(learner.backbone, site)
@@ -167,7 +167,7 @@ class Dora:
 def _sites(learner: Learner, needs: tuple[frozenset[str], ...], r: int | None) -> list[Site]:
     """The sites to change. r: of convolutions only those that have room for it; None: all."""
     from zoo_adapters.low_rank import largest_rank
-    from zoo_core.sites import sites_for
+    from zoo_core.toolkit.sites import sites_for
 
     sites = sites_for(learner.backbone, needs)
     if r is None or sites[0].kind != "conv":

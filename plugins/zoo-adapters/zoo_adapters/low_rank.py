@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from zoo_core.contracts import Site
 from zoo_core.errors import RefusedError
-from zoo_core.sites import SiteChange, bias_of, example_for, read_weight, weight_of
+from zoo_core.toolkit.sites import SiteChange, bias_of, example_for, read_weight, weight_of
 
 __all__ = ["Decomposed", "LowRank", "largest_rank"]
 

@@ -11,7 +11,7 @@ from zoo_core.contracts import Change, Context, Kind, Seam, Source
 from zoo_core.errors import UsageError
 
 if TYPE_CHECKING:
-    from zoo_core.learner import Learner
+    from zoo_core.model.learner import Learner
 
 __all__ = ["Prefix"]
 

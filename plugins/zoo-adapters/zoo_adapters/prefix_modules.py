@@ -10,10 +10,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from zoo_core.attention import attend_beside, attend_to, attention_shapes
 from zoo_core.contracts import Site, as_backbone
 from zoo_core.errors import RefusedError
-from zoo_core.sites import free_name, read_weight, sites_for
+from zoo_core.toolkit.attention import attend_beside, attend_to, attention_shapes
+from zoo_core.toolkit.sites import free_name, read_weight, sites_for
 
 __all__ = ["FlatPrefix", "GatedPrefix", "MadePrefix", "Trunk", "add_prefixes"]
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from zoo_core.contracts import Extendable, as_backbone
 from zoo_core.errors import RefusedError
-from zoo_core.seams import boundary, capture, stage_modules
-from zoo_core.sites import free_name, read_weight
+from zoo_core.toolkit.sites import free_name, read_weight
+from zoo_core.toolkit.stages import boundary, capture, stage_modules
 
 __all__ = ["PromptOf", "add_prompts"]
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from zoo_core.contracts import Batch, Divisible, Output
 from zoo_core.errors import RefusedError
-from zoo_core.features import masked_mean
-from zoo_core.learner import Learner
+from zoo_core.model.learner import Learner
+from zoo_core.toolkit.features import masked_mean
 
 __all__ = ["Interpolation", "SpectralShrinkage", "StartingPoint", "check_statistics"]
 

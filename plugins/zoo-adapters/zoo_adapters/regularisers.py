@@ -16,7 +16,7 @@ from zoo_core.errors import RefusedError, UsageError
 if TYPE_CHECKING:
     from torch import nn
 
-    from zoo_core.learner import Learner
+    from zoo_core.model.learner import Learner
 
 __all__ = ["Bss", "L2sp", "Wise"]
 

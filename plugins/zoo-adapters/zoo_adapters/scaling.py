@@ -10,7 +10,7 @@ from zoo_adapters.lora import ADDED, check_roles
 from zoo_core.contracts import ROLES, Change, Context, Kind, Seam, Source
 
 if TYPE_CHECKING:
-    from zoo_core.learner import Learner
+    from zoo_core.model.learner import Learner
 
 __all__ = ["Ia3", "Ssf"]
 
@@ -52,7 +52,7 @@ class Ia3:
 
     def apply(self, learner: Learner, context: Context) -> Learner:
         from zoo_adapters.scaling_modules import InputScale, OutputScale
-        from zoo_core.sites import attach, read_weight, sites_for
+        from zoo_core.toolkit.sites import attach, read_weight, sites_for
 
         hidden = learner.source.sites("mlp.out")
         for site in sites_for(learner.backbone, self.needs):
@@ -102,7 +102,7 @@ class Ssf:
 
     def apply(self, learner: Learner, context: Context) -> Learner:
         from zoo_adapters.scaling_modules import OutputScale, RowScale, whole_rows
-        from zoo_core.sites import attach, read_bias, read_weight, sites_for
+        from zoo_core.toolkit.sites import attach, read_bias, read_weight, sites_for
 
         sites_for(learner.backbone, self.needs)  # refuses a backbone that lacks them
         for site in whole_rows(learner.backbone, [role for role in SCALED if role in (self.roles or SCALED)]):

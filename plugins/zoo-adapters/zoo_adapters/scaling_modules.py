@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 
 from zoo_core.contracts import Site, as_backbone
 from zoo_core.errors import RefusedError
-from zoo_core.sites import SiteChange, channels_first
+from zoo_core.toolkit.sites import SiteChange, channels_first
 
 __all__ = ["InputScale", "OutputScale", "RowScale", "whole_rows"]
 

@@ -17,7 +17,7 @@ from zoo_core.errors import RefusedError, UsageError
 if TYPE_CHECKING:
     from torch import nn
 
-    from zoo_core.learner import Learner
+    from zoo_core.model.learner import Learner
 
 __all__ = ["GradualUnfreeze", "LayerDecay", "LpFt", "OnWhatTrains", "opened"]
 
@@ -138,7 +138,7 @@ def opened(learner: Learner, adapter: str) -> dict[str, nn.Parameter]:
 
 def _by_group(learner: Learner, adapter: str) -> dict[int, list[nn.Parameter]]:
     """What trains in the backbone by now, by group, ascending; groups in which nothing does are left out."""
-    from zoo_core.seams import groups
+    from zoo_core.toolkit.stages import groups
 
     parameters, group = opened(learner, adapter), groups(learner.backbone)
     found: dict[int, list[nn.Parameter]] = {place: [] for place in sorted({group[name] for name in parameters})}

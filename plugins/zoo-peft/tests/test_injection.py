@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import nn
 
-from zoo_core.build import build
 from zoo_core.contracts import Batch, Site, Target
 from zoo_core.errors import IncompatibleError, RefusedError
-from zoo_core.hub import pin_plan
-from zoo_core.learner import Learner
-from zoo_core.resolve import resolve
+from zoo_core.files.fetch import pin_plan
+from zoo_core.model.build import build
+from zoo_core.model.learner import Learner
+from zoo_core.plan.resolve import resolve
 from zoo_peft.injection import inject_at, kinds_of, merge, tuner_layers
 from zoo_peft.methods import Argument, known_methods
 

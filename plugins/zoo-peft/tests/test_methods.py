@@ -6,12 +6,12 @@ import re
 
 import pytest
 
-from zoo_core.build import build
 from zoo_core.contracts import Target
 from zoo_core.errors import RefusedError
-from zoo_core.hub import pin_plan
-from zoo_core.learner import Learner
-from zoo_core.resolve import resolve
+from zoo_core.files.fetch import pin_plan
+from zoo_core.model.build import build
+from zoo_core.model.learner import Learner
+from zoo_core.plan.resolve import resolve
 from zoo_core.testing import execution
 from zoo_core.testing.conformance import CHECKS, QUICK, Check, Subject
 from zoo_peft.methods import known_methods

@@ -18,9 +18,9 @@ import pytest
 
 import zoo_core
 from zoo_core.errors import NotFoundError, RefusedError, UsageError
-from zoo_core.resolve import resolve
-from zoo_core.spec import parse_part
-from zoo_core.versions import in_range
+from zoo_core.plan.resolve import resolve
+from zoo_core.registry.versions import in_range
+from zoo_core.spec.parser import parse_part
 from zoo_peft import recipes
 from zoo_peft.methods import known_methods, made_from
 
@@ -110,7 +110,7 @@ def test_methods_that_begin_elsewhere_say_so_in_the_list() -> None:
 def test_listing_showing_and_planning_import_neither_peft_nor_torch() -> None:
     statements = (
         "import zoo_core",
-        "from zoo_core.resolve import resolve",
+        "from zoo_core.plan.resolve import resolve",
         "assert len(zoo_core.list_names('adapter', 'peft/*')) > 40",
         "assert 'Householder' in zoo_core.show('peft/hra')['documentation']",
         "resolve('starter/vit-nano+peft/oft(r=4)', task='digits')",

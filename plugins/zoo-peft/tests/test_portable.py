@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import zoo_core
 from zoo_core.cli import main
 from zoo_core.errors import IncompatibleError, IntegrityError, RefusedError, UsageError
-from zoo_core.learner import Learner
+from zoo_core.model.learner import Learner
 
 timm = pytest.importorskip("timm")
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks

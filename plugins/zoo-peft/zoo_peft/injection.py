@@ -22,13 +22,13 @@ from transformers.pytorch_utils import Conv1D
 
 from zoo_core.contracts import Site, as_backbone
 from zoo_core.errors import IncompatibleError, RefusedError
-from zoo_core.sites import example_for, fold_changes, sites_for
+from zoo_core.toolkit.sites import example_for, fold_changes, sites_for
 from zoo_peft.methods import Method, made_from
 
 __all__ = ["ADAPTER", "inject", "inject_at", "kinds_of", "merge", "tuner_layers"]
 
 ADAPTER = "default"  # the name that peft gives an adapter, which is part of the names of its tensors
-TOLERANCE = 1e-3  # relative, as in zoo_core.sites: a fold that is wrong is wrong by far more than by rounding
+TOLERANCE = 1e-3  # relative, as in zoo_core.toolkit.sites: a fold that is wrong is wrong by far more than by rounding
 PLAIN: Mapping[type[nn.Module], str] = {
     nn.Linear: "linear",
     nn.Embedding: "embedding",

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from zoo_core.contracts import ROLES, Exportable, Site, as_backbone
 from zoo_core.errors import IncompatibleError, IntegrityError, RefusedError
-from zoo_core.weights import read_tensors
+from zoo_core.toolkit.weights import read_tensors
 from zoo_peft.injection import ADAPTER, inject_at, kinds_of
 from zoo_peft.methods import known_methods
 from zoo_peft.recipes import CONFIG, TENSORS

@@ -14,7 +14,7 @@ from zoo_core.errors import NotFoundError, RefusedError, UsageError, nearest
 from zoo_peft.methods import Method, known_methods, made_from
 
 if TYPE_CHECKING:
-    from zoo_core.learner import Learner
+    from zoo_core.model.learner import Learner
 
 __all__ = ["CONFIG", "TENSORS", "Hub", "Peft", "Stored", "Tuned", "recipe_for"]
 

@@ -18,9 +18,9 @@ from transformers.pytorch_utils import Conv1D
 
 from zoo_core.contracts import Exportable, Site
 from zoo_core.errors import AccessError, RefusedError, UsageError
-from zoo_core.learner import Learner
 from zoo_core.lock import part_key
-from zoo_core.sites import SiteChange, changes_of
+from zoo_core.model.learner import Learner
+from zoo_core.toolkit.sites import SiteChange, changes_of
 from zoo_peft.injection import ADAPTER, kinds_of, tuner_layers
 from zoo_peft.methods import known_methods
 from zoo_peft.reading import PREFIX, exactly, plain_prefix

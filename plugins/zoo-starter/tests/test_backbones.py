@@ -16,15 +16,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import zoo_core
-from zoo_core.attention import attention_calls
-from zoo_core.build import build
 from zoo_core.contracts import ROLES, Backbone, Features, Split, Target, Weights
-from zoo_core.data import Splits, carve, decode
+from zoo_core.data.decoding import decode
+from zoo_core.data.splits import Splits, carve
 from zoo_core.errors import IntegrityError, NotFoundError, RefusedError, UsageError, ZooError
-from zoo_core.preparations import ImagePreparation
-from zoo_core.resolve import resolve
-from zoo_core.seams import groups, stage_modules
-from zoo_core.weights import sha256_of
+from zoo_core.files.hashing import sha256_of
+from zoo_core.model.build import build
+from zoo_core.plan.resolve import resolve
+from zoo_core.toolkit.attention import attention_calls
+from zoo_core.toolkit.preparations import ImagePreparation
+from zoo_core.toolkit.stages import groups, stage_modules
 from zoo_starter import contract
 from zoo_starter.backbones import Starter
 from zoo_starter.tasks import Digits

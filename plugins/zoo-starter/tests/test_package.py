@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from zoo_core.catalog import catalog
+from zoo_core.registry.catalog import catalog
 
 FOLDER = Path(__file__).parents[1]
 KINDS = {"zoo.backbones": "backbone", "zoo.tasks": "task"}

@@ -14,11 +14,12 @@ from sklearn.linear_model import LinearRegression
 from sklearn.neighbors import KNeighborsClassifier
 
 from zoo_core.contracts import METRICS, TaskData, TaskRecipe
-from zoo_core.data import carve, decode
+from zoo_core.data.decoding import decode
+from zoo_core.data.splits import carve
 from zoo_core.errors import IntegrityError, RefusedError
-from zoo_core.measure import score
-from zoo_core.registry import registry
-from zoo_core.spec import parse_part
+from zoo_core.registry.registry import registry
+from zoo_core.spec.parser import parse_part
+from zoo_core.training.metrics import score
 from zoo_starter import arrays
 from zoo_starter.digits_split import SPLIT_SIZES, split_digits
 from zoo_starter.tasks import ATTRIBUTES, Diabetes, Digits, DigitsAttributes

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from zoo_core.contracts import Features, FeatureSpec, FileHash, Modality, Preparation, Site, Weights
 from zoo_core.errors import RefusedError
-from zoo_core.features import masked_mean
-from zoo_core.preparations import ImagePreparation, TablePreparation
-from zoo_core.prompts import PromptTokens
-from zoo_core.weights import load_verified
+from zoo_core.toolkit.features import masked_mean
+from zoo_core.toolkit.preparations import ImagePreparation, TablePreparation
+from zoo_core.toolkit.prompts import PromptTokens
+from zoo_core.toolkit.weights import load_verified
 from zoo_starter.networks import ConvNetNano, VitNano
 from zoo_starter.table import MlpNano
 

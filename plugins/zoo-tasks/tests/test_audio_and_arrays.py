@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from zoo_core.data import decode
+from zoo_core.data.decoding import decode
 from zoo_core.errors import ZooError
-from zoo_core.pins import pin
+from zoo_core.files.pins import pin
 from zoo_tasks.arrays import Npz
 from zoo_tasks.folders import AudioFolder
 

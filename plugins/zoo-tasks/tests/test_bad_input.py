@@ -18,11 +18,11 @@ from PIL import Image
 from pyarrow import parquet
 
 import zoo_core
-from zoo_core.catalog import catalog
 from zoo_core.contracts import Target
 from zoo_core.errors import NotFoundError, UsageError, ZooError
-from zoo_core.plan import Budget
-from zoo_core.registry import registry
+from zoo_core.plan.plan import Budget
+from zoo_core.registry.catalog import catalog
+from zoo_core.registry.registry import registry
 from zoo_tasks.folders import AudioFolder, ImageFolder
 from zoo_tasks.splitting import Items, Rules, divide
 from zoo_tasks.tables import Conll, Csv, Jsonl, Parquet, Tsv

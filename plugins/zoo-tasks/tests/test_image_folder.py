@@ -14,14 +14,15 @@ import pytest
 from PIL import Image
 
 from zoo_core.api import evaluate, fit
-from zoo_core.data import carve, decode
+from zoo_core.benchmark.grid import expand, suite_from
+from zoo_core.data.decoding import decode
+from zoo_core.data.splits import carve
 from zoo_core.errors import NotFoundError, ZooError
-from zoo_core.hub import pin_plan
+from zoo_core.files.fetch import pin_plan
+from zoo_core.files.pins import pin
 from zoo_core.lock import part_key
-from zoo_core.pictures import open_picture
-from zoo_core.pins import pin
-from zoo_core.plan import Budget
-from zoo_core.suites.grid import expand, suite_from
+from zoo_core.plan.plan import Budget
+from zoo_core.toolkit.pictures import open_picture
 from zoo_tasks.folders import ImageFolder
 
 Draw = Callable[..., Path]

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zoo_core import pictures
-from zoo_core.pictures import open_picture
+from zoo_core.toolkit import pictures
+from zoo_core.toolkit.pictures import open_picture
 from zoo_tasks import opened
 from zoo_tasks.folders import ImageFolder
 
@@ -76,8 +76,8 @@ def test_a_raised_version_decodes_anew(two_classes: Path, monkeypatch: pytest.Mo
 AT_ONCE = """
 import os, sys
 from pathlib import Path
-from zoo_core.paths import task_part
-from zoo_core.registry import registry
+from zoo_core.spec.paths import task_part
+from zoo_core.registry.registry import registry
 
 bound = registry().bind(task_part(sys.argv[1]), "task")
 bound.recipe.source(), bound.recipe.target

@@ -18,12 +18,12 @@ from PIL import Image
 from pyarrow import parquet
 
 from zoo_core.contracts import Split
-from zoo_core.encoding import Category, Number
 from zoo_core.errors import ZooError
-from zoo_core.folders import look
-from zoo_core.hub import pin_plan
-from zoo_core.pins import pin
-from zoo_core.resolve import resolve
+from zoo_core.files.fetch import pin_plan
+from zoo_core.files.folders import look
+from zoo_core.files.pins import pin
+from zoo_core.plan.resolve import resolve
+from zoo_core.toolkit.table_encoding import Category, Number
 from zoo_tasks.encoding import encode
 from zoo_tasks.tables import Conll, Csv, Jsonl, Parquet, Tsv
 

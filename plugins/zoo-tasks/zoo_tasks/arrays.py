@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from zoo_core.contracts import Modality, Source, Target, TaskData
 from zoo_core.errors import UsageError, nearest
-from zoo_core.paths import Survey
+from zoo_core.spec.paths import Survey
 from zoo_tasks.reading import File, files_of
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from zoo_core.errors import UsageError, nearest
-from zoo_core.paths import AUDIO, PICTURES, READERS
+from zoo_core.spec.paths import AUDIO, PICTURES, READERS
 from zoo_tasks.found import is_split, some
 
 __all__ = ["Chosen", "choose"]

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from zoo_core.contracts import Modality, TargetKind
-from zoo_core.encoding import is_missing, number
 from zoo_core.errors import UsageError, nearest
-from zoo_core.paths import AUDIO, PICTURES
+from zoo_core.spec.paths import AUDIO, PICTURES
+from zoo_core.toolkit.table_encoding import is_missing, number
 from zoo_tasks.reading import Media, Row
 
 __all__ = ["LOOKED_AT", "Columns", "Given", "infer", "label_list", "plain", "sort_names"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo_core.encoding import Category, Encoding, Number, encoding_from
+from zoo_core.toolkit.table_encoding import Category, Encoding, Number, encoding_from
 from zoo_tasks.store import key_of, place, put
 
 __all__ = ["RARE", "encode", "stored"]

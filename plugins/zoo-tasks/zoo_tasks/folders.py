@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from zoo_core.contracts import Modality, Source, Target, TaskData
 from zoo_core.errors import UsageError
-from zoo_core.paths import AUDIO, PICTURES, Survey
+from zoo_core.spec.paths import AUDIO, PICTURES, Survey
 from zoo_tasks.found import Found, find
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
+from zoo_core._process.atomic_files import fresh_name
 from zoo_core.contracts import Modality, Source, Target, TaskData
 from zoo_core.errors import UsageError
-from zoo_core.paths import AUDIO, PICTURES, Survey
-from zoo_core.writing import fresh_name
+from zoo_core.spec.paths import AUDIO, PICTURES, Survey
 from zoo_tasks.chosen import Chosen, choose
 from zoo_tasks.columns import Given
 from zoo_tasks.folders import AudioFolder, ImageFolder
@@ -101,14 +101,14 @@ class HubData(Reads):
         return choose(names, card, called=self.path, config=self.config, pattern=self.pattern, commit=commit)
 
     def _pinned(self, names: Sequence[str]) -> Pinned:
-        from zoo_core.pins import pin
+        from zoo_core.files.pins import pin
 
         source = Source(repository=self.repository, revision=self.chosen.commit, patterns=tuple(map(escape, names)))
         return pin(source, offline=self.where[1])
 
     def _fetched(self, names: Sequence[str]) -> Path:
         """The folder with these files, each downloaded unless it is here, and verified."""
-        from zoo_core.hub import folder
+        from zoo_core.files.fetch import folder
 
         return folder(self._pinned(names), list(names), offline=self.where[1])
 
@@ -239,7 +239,7 @@ def _places() -> tuple[str, str]:
     """Where the Hub is, and where its files are kept; what was asked is remembered for these."""
     from huggingface_hub import constants
 
-    from zoo_core import remote
+    from zoo_core.files import hub as remote
 
     return remote.endpoint(), str(constants.HF_HUB_CACHE)
 
@@ -249,11 +249,11 @@ def _listed(
     places: tuple[str, str], repository: str, revision: str | None, offline: bool
 ) -> tuple[str, tuple[str, ...], str]:
     """The commit, the names of its files, and its card: asked once in a process, so that its trials see one commit."""
-    from zoo_core import remote
     from zoo_core.errors import NotFoundError
-    from zoo_core.hub import folder
-    from zoo_core.pins import pin
-    from zoo_core.verified import read_memory, safe_name, write_memory
+    from zoo_core.files import hub as remote
+    from zoo_core.files.fetch import folder
+    from zoo_core.files.hashing import read_memory, safe_name, write_memory
+    from zoo_core.files.pins import pin
 
     card = pin(Source(repository=repository, revision=revision, patterns=(CARD,)), offline=offline)
     assert card.revision is not None

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zoo_core.errors import ZooError
-from zoo_core.sounds import open_sound
-from zoo_core.verified import RACY_NS, read_memory, write_memory
+from zoo_core.files.hashing import RACY_NS, read_memory, write_memory
+from zoo_core.toolkit.sounds import open_sound
 from zoo_tasks.store import key_of
 
 __all__ = ["Look", "look_at", "pictures", "sizes", "sounds"]

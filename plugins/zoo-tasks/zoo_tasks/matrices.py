@@ -11,8 +11,8 @@ import numpy as np
 
 from zoo_core.contracts import Target, TaskData
 from zoo_core.errors import UsageError
-from zoo_core.paths import Survey
-from zoo_core.verified import hash_of
+from zoo_core.files.hashing import hash_of
+from zoo_core.spec.paths import Survey
 from zoo_tasks.arrays import Npz
 from zoo_tasks.encoding import stored
 from zoo_tasks.media import surveyed

@@ -14,16 +14,18 @@ import numpy as np
 import pyarrow as pa
 
 from zoo_core.contracts import Split, Target
-from zoo_core.encoding import Encoding
-from zoo_core.pictures import open_picture
-from zoo_core.sounds import open_sound
+from zoo_core.toolkit.pictures import open_picture
+from zoo_core.toolkit.sounds import open_sound
+from zoo_core.toolkit.table_encoding import Encoding
 from zoo_tasks.looks import Look
 from zoo_tasks.splitting import Division, Items
 from zoo_tasks.store import Names, key_of, opened, write
 
 __all__ = ["Data", "Examples", "Store", "pictures_store", "sounds_store", "split_data"]
 
-PIXELS = 1  # raised when zoo_core.pictures gives other pixels for the same file; tests/test_store.py holds to it
+PIXELS = (
+    1  # raised when zoo_core.toolkit.pictures gives other pixels for the same file; tests/test_store.py holds to it
+)
 STORE_BYTES = 8 * 2**30  # of decoded pictures; a larger set is decoded anew each epoch
 PICTURES = pa.schema({"height": pa.int32(), "width": pa.int32(), "channels": pa.int32(), "pixels": pa.large_binary()})
 

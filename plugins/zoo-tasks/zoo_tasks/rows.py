@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 
 from zoo_core.contracts import Target, TaskData
-from zoo_core.encoding import Encoding, is_missing, number
 from zoo_core.errors import UsageError
-from zoo_core.paths import Survey
-from zoo_core.verified import hash_of
+from zoo_core.files.hashing import hash_of
+from zoo_core.spec.paths import Survey
+from zoo_core.toolkit.table_encoding import Encoding, is_missing, number
 from zoo_tasks.columns import Columns, label_list, plain, sort_names
 from zoo_tasks.encoding import stored
 from zoo_tasks.found import is_split, some

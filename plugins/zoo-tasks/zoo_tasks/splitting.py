@@ -58,7 +58,7 @@ class Rules:
 
 @dataclass(frozen=True, kw_only=True)
 class Division:
-    """The positions of each split, ascending, and what was found on the way; see zoo_core.paths.Survey.
+    """The positions of each split, ascending, and what was found on the way; see zoo_core.spec.paths.Survey.
 
     given: whether the files, or groups that were named, say which example is in which split.
     """

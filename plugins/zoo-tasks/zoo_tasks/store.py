@@ -15,9 +15,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, overload
 
+from zoo_core._process.atomic_files import replacing
 from zoo_core.errors import AccessError
-from zoo_core.settings import cache_folder
-from zoo_core.writing import replacing
+from zoo_core.registry.settings import cache_folder
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from zoo_core.contracts import Modality, Source, Target, TargetKind, TaskData
 from zoo_core.errors import UsageError
-from zoo_core.paths import AUDIO, PICTURES, Survey
+from zoo_core.spec.paths import AUDIO, PICTURES, Survey
 from zoo_tasks.columns import LOOKED_AT, Columns, Given, infer
 from zoo_tasks.folders import globs
 from zoo_tasks.reading import File, Form, Row, files_of, rows_of

@@ -16,9 +16,9 @@ from timm.models import model_entrypoint
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from zoo_core.attention import attention_calls
 from zoo_core.contracts import ROLES, Site
-from zoo_core.seams import boundary, groups, resume, stage_modules
+from zoo_core.toolkit.attention import attention_calls
+from zoo_core.toolkit.stages import boundary, groups, resume, stage_modules
 from zoo_timm.backbones import Timm
 from zoo_timm.families import FAMILIES, is_safe_channels_last
 from zoo_timm.network import TimmBackbone

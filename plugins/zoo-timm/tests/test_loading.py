@@ -17,7 +17,8 @@ from torch import Tensor, nn
 import zoo_core
 from zoo_core.contracts import as_backbone
 from zoo_core.errors import IncompatibleError, IntegrityError, NotFoundError, RefusedError
-from zoo_core.weights import assign, blank, open_pickle, sha256_of
+from zoo_core.files.hashing import sha256_of
+from zoo_core.toolkit.weights import assign, blank, open_pickle
 from zoo_timm.backbones import Timm
 from zoo_timm.config import registered
 from zoo_timm.loading import _create, _loader_replaced

@@ -17,7 +17,7 @@ import pytest
 import timm
 from timm.models import model_entrypoint
 
-from zoo_core.catalog import catalog
+from zoo_core.registry.catalog import catalog
 from zoo_timm.backbones import Timm, known_tags
 
 FOLDER = Path(__file__).parents[1]

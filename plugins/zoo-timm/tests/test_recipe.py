@@ -6,9 +6,9 @@ import pytest
 
 from zoo_core.contracts import Source, Target
 from zoo_core.errors import NotFoundError, UsageError, ZooError
-from zoo_core.registry import registry
-from zoo_core.resolve import resolve
-from zoo_core.spec import parse_part
+from zoo_core.plan.resolve import resolve
+from zoo_core.registry.registry import registry
+from zoo_core.spec.parser import parse_part
 from zoo_timm.backbones import PICKLED, SAFE, Timm, known_tags
 
 CLASSES = Target(kind="classes", size=3)

@@ -17,7 +17,7 @@ from typing import Any
 from timm.models import get_pretrained_cfg
 
 from zoo_core.errors import IncompatibleError, IntegrityError, NotFoundError
-from zoo_core.preparations import ImagePreparation
+from zoo_core.toolkit.preparations import ImagePreparation
 
 __all__ = ["Config", "preparation_of", "read_config", "registered"]
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from zoo_core.contracts import Features, FeatureSpec, Kind, Modality, Site, Target
 from zoo_core.errors import RefusedError
-from zoo_core.features import masked_mean
-from zoo_core.preparations import ImagePreparation
-from zoo_core.prompts import PromptTokens
+from zoo_core.toolkit.features import masked_mean
+from zoo_core.toolkit.preparations import ImagePreparation
+from zoo_core.toolkit.prompts import PromptTokens
 from zoo_timm.export import Build, write
 from zoo_timm.families import Layout, family_of, is_safe_channels_last, stages_of
 from zoo_timm.sites import sites_of

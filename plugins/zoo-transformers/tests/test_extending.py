@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import zoo_core
 from zoo_core.contracts import as_backbone
 from zoo_core.errors import RefusedError
-from zoo_core.seams import boundary, resume, stage_modules
+from zoo_core.toolkit.stages import boundary, resume, stage_modules
 from zoo_transformers.backbones import Transformers
 from zoo_transformers.families import FAMILIES
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from zoo_core.attention import attention_calls
 from zoo_core.contracts import ROLES, as_backbone
-from zoo_core.seams import boundary, capture, groups, resume, stage_modules
-from zoo_core.truncation import truncated
+from zoo_core.model.truncation import truncated
+from zoo_core.toolkit.attention import attention_calls
+from zoo_core.toolkit.stages import boundary, capture, groups, resume, stage_modules
 from zoo_transformers.backbones import Transformers
 from zoo_transformers.families import FAMILIES
 

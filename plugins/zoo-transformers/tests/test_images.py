@@ -13,7 +13,7 @@ import torch
 import transformers
 from PIL import Image
 
-from zoo_core.data import decode
+from zoo_core.data.decoding import decode
 from zoo_core.errors import IncompatibleError, IntegrityError, NotFoundError
 from zoo_transformers.images import image_preparation
 

@@ -9,7 +9,7 @@ import tomllib
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
-from zoo_core.registry import registry
+from zoo_core.registry.registry import registry
 from zoo_transformers.backbones import Transformers
 from zoo_transformers.families import FAMILIES
 
@@ -25,7 +25,7 @@ def test_the_entry_point_is_a_frozen_keyword_only_dataclass() -> None:
 
 
 def test_the_registry_binds_both_ways_of_naming() -> None:
-    from zoo_core.spec import parse_part
+    from zoo_core.spec.parser import parse_part
 
     for text, name, files in (("hf/a/b", "a/b", None), ('hf(files="DIR")', "", "DIR")):
         recipe = registry().bind(parse_part(text), "backbone").recipe

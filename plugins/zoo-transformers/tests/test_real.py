@@ -11,8 +11,8 @@ import transformers
 
 import zoo_core
 from zoo_core.contracts import Batch, FeatureSpec, Target
-from zoo_core.data import Loader
-from zoo_core.measure import predict, score
+from zoo_core.data.loader import Loader
+from zoo_core.training.metrics import predict, score
 from zoo_transformers.backbones import Transformers
 
 DATA = Path(__file__).parents[3].parent / "shared" / "data"

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from zoo_core.contracts import Features, FeatureSpec, Modality, Preparation, Site, Target
 from zoo_core.errors import IntegrityError, RefusedError, UsageError
-from zoo_core.prompts import PromptTokens
-from zoo_core.weights import assign, blank, open_pickle, open_tensors
+from zoo_core.toolkit.prompts import PromptTokens
+from zoo_core.toolkit.weights import assign, blank, open_pickle, open_tensors
 from zoo_transformers.audio import audio_preparation
 from zoo_transformers.checkpoint import converted, weight_files
 from zoo_transformers.configuration import Described, describe

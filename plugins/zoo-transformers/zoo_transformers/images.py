@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from zoo_core.errors import IncompatibleError, IntegrityError
-from zoo_core.preparations import ImagePreparation
+from zoo_core.toolkit.preparations import ImagePreparation
 from zoo_transformers.configuration import read_json
 
 __all__ = ["image_preparation"]

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from zoo_core.contracts import Features
 from zoo_core.errors import IncompatibleError, IntegrityError
-from zoo_core.features import masked_mean
+from zoo_core.toolkit.features import masked_mean
 from zoo_transformers.configuration import read_json
 from zoo_transformers.families import Pool
 

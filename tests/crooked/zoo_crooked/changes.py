@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo_core.learner import Learner
-from zoo_core.sites import SiteChange
+from zoo_core.model.learner import Learner
+from zoo_core.toolkit.sites import SiteChange
 
 HOARD: list[Learner] = []
 

@@ -13,7 +13,7 @@ from zoo_core.errors import RefusedError
 if TYPE_CHECKING:
     from torch import nn
 
-    from zoo_core.learner import Learner
+    from zoo_core.model.learner import Learner
 
 ADDED: frozenset[Change] = frozenset({"added"})
 
@@ -63,7 +63,7 @@ class Straight:
         return None
 
     def apply(self, learner: Learner, context: Context) -> Learner:
-        from zoo_core.sites import attach, sites_for
+        from zoo_core.toolkit.sites import attach, sites_for
 
         for site in sites_for(learner.backbone, self.needs):
             owner = learner.backbone.get_submodule(site.path)
@@ -97,7 +97,7 @@ class Closed(Straight):
     """Its hook is a closure, which a deep copy shares with the original."""
 
     def apply(self, learner: Learner, context: Context) -> Learner:
-        from zoo_core.sites import sites_for
+        from zoo_core.toolkit.sites import sites_for
 
         for site in sites_for(learner.backbone, self.needs):
             owner = learner.backbone.get_submodule(site.path)

@@ -12,9 +12,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from zoo_core.contracts import Features, FeatureSpec, Modality, Site, Weights
-from zoo_core.features import masked_mean
-from zoo_core.preparations import ImagePreparation
-from zoo_core.weights import assign, blank, open_tensors
+from zoo_core.toolkit.features import masked_mean
+from zoo_core.toolkit.preparations import ImagePreparation
+from zoo_core.toolkit.weights import assign, blank, open_tensors
 
 
 class FarNetwork(nn.Module):

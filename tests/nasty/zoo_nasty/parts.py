@@ -18,7 +18,7 @@ from zoo_core.errors import NotFoundError, RefusedError, UsageError
 if TYPE_CHECKING:
     from torch import nn
 
-    from zoo_core.learner import Learner
+    from zoo_core.model.learner import Learner
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 EVERY_KIND: frozenset[Kind] = frozenset({"map", "tokens", "pooled"})
@@ -79,7 +79,7 @@ def _table(width: int) -> nn.Module:
     import torch
 
     from zoo_core.contracts import Features
-    from zoo_core.preparations import TablePreparation
+    from zoo_core.toolkit.preparations import TablePreparation
 
     class Table(torch.nn.Module):
         modality = "table"

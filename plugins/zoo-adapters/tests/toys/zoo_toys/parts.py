@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from zoo_core.contracts import Features, FeatureSpec, Modality, Site, Source, Split, Target, TaskData, Weights
-from zoo_core.preparations import TablePreparation
 from zoo_core.testing.toys import ToyBackbone
+from zoo_core.toolkit.preparations import TablePreparation
 
 DIM = 5
 

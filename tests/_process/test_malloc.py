@@ -1,0 +1,119 @@
+"""Freed memory is kept by processes that train, counted in page faults, and given back where it would be measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc can be told")
+
+# Passes of convolutions, as they fill and free memory: the pages that the kernel gave for the last ten.
+FAULTS = """
+import os, resource
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+def faults():
+    with torch.device("cpu"):
+        network = torch.nn.Sequential(*(torch.nn.Conv2d(32, 32, 1) for _ in range(6)))
+        x = torch.randn(16, 32, 64, 64)
+    with torch.no_grad():
+        for step in range(13):
+            if step == 3:
+                before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            network(x)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+"""
+SCRIPT = f"""{FAULTS}
+import json, sys
+from pathlib import Path
+from zoo_core._process.malloc import give_back_freed, keep_freed
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+kept = keep_freed() if sys.argv[1] == "keep" else None
+torch.set_num_threads(1)
+found, held = faults(), resident()
+give_back_freed()
+print(json.dumps({{"kept": kept, "faults": found, "given_back": held - resident()}}))
+"""
+COUNTING = f"""{FAULTS}
+@dataclass(frozen=True, kw_only=True)
+class Counting:
+    version: ClassVar[int] = 1
+    accepts: ClassVar[frozenset[str]] = frozenset({{"map", "tokens", "pooled"}})
+    seams: ClassVar[frozenset[str]] = frozenset()
+    needs: ClassVar[tuple[frozenset[str], ...]] = ()
+    changes: ClassVar[frozenset[str]] = frozenset({{"added"}})
+    batchable: ClassVar[bool] = False
+    mergeable: ClassVar[bool] = False
+    learning_rates: ClassVar[tuple[float, ...]] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+
+    def first_stage(self, num_stages):
+        return 0
+
+    def source(self):
+        return None
+
+    def apply(self, learner, context):
+        with open(os.environ["COUNTED"], "a") as file:
+            print(faults(), file=file)
+        backbone = learner.backbone
+        backbone.register_parameter("counting", torch.nn.Parameter(torch.zeros(1)))
+        last = backbone.get_submodule(backbone.stages[-1])
+        last.register_forward_hook(lambda module, given, found: found + backbone.counting)
+        return learner
+"""
+BLOCK = 1 << 23  # bytes of one result
+PAGES = BLOCK // os.sysconf("SC_PAGE_SIZE")
+
+
+def measured(how: str, **environment: str) -> dict[str, int]:
+    usual = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    words = [sys.executable, "-c", SCRIPT, how]
+    printed = subprocess.run(words, env={**usual, **environment}, capture_output=True, check=True, text=True).stdout
+    found: dict[str, int] = json.loads(printed)
+    return found
+
+
+def test_kept_memory_is_mapped_once_and_given_back_when_asked() -> None:
+    usual, kept = measured("leave"), measured("keep")
+    assert kept["kept"] is True
+    if usual["faults"] < 10 * PAGES:
+        pytest.skip("glibc gives nothing back here, or the kernel's pages are huge")
+    assert kept["faults"] < usual["faults"] / 10
+    assert kept["given_back"] >= BLOCK
+
+
+def test_what_the_environment_says_of_malloc_holds() -> None:
+    assert measured("keep", MALLOC_TRIM_THRESHOLD_="131072")["kept"] is False
+
+
+@pytest.mark.slow
+def test_a_fit_and_a_worker_keep_freed_memory(tmp_path: Path) -> None:
+    """Counted in the process that builds the model, by a plugin file."""
+    (tmp_path / "counting.py").write_text(COUNTING, encoding="utf-8")
+    common = ["--task", "digits(shots=2)", "--epochs", "1", "--num-rates", "1", "--threads", "1"]
+    commands = {
+        "fit": ["fit", "starter/convnet-nano+counting+linear"],
+        "bench": ["bench", "--backbones", "starter/convnet-nano", "--adapters", "counting", "--seeds", "1"],
+    }
+    usual = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    for name, words in commands.items():
+        for kept, more in {"kept": {}, "usual": {"MALLOC_TRIM_THRESHOLD_": "131072"}}.items():
+            out = tmp_path / f"{name}-{kept}"
+            command = [sys.executable, "-m", "zoo_core.cli", *words, *common, "--plugin", str(tmp_path / "counting.py")]
+            environment = {**usual, **more, "COUNTED": str(tmp_path / f"{name}-{kept}.txt")}
+            subprocess.run([*command, "--out", str(out)], env=environment, capture_output=True, check=True)
+        counts = [min(map(int, (tmp_path / f"{name}-{how}.txt").read_text().split())) for how in ("kept", "usual")]
+        if counts[1] < 10 * PAGES:
+            pytest.skip("glibc gives nothing back here, or the kernel's pages are huge")
+        assert counts[0] < counts[1] / 10, name

@@ -1,0 +1,437 @@
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from zoo_core.contracts import Context, Features, FeatureSpec, Source, Target, Weights
+from zoo_core.data.randomness import seeded
+from zoo_core.errors import LawError, PluginError, RefusedError
+from zoo_core.model.build import build, build_backbone, checksum
+from zoo_core.model.learner import Learner
+from zoo_core.model.objective import ScaledHead
+from zoo_core.registry.catalog import Entry
+from zoo_core.testing.recipes import ToyAdapter, ToyBackbones, ToyHeads, ToyHint, ToyMemory, ToyOpen, ToyTasks, toy_plan
+from zoo_core.testing.toys import ToyBackbone
+
+MAP = ToyBackbones(kind="map")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Does(ToyAdapter):
+    """An adapter that does one thing to a learner."""
+
+    what: Callable[[Learner], Any]
+
+    def apply(self, learner: Learner, context: Context) -> Learner:
+        found = self.what(learner)
+        return learner if found is None else found
+
+
+# -- law: an adapter may only add -----------------------------------------------------------------------------------
+
+
+def freeze_the_head(learner: Learner) -> None:
+    learner.heads.requires_grad_(False)
+
+
+def open_the_last_norm(learner: Learner) -> None:
+    learner.backbone.get_submodule("norm").requires_grad_(True)
+
+
+def freeze_what_another_opened(learner: Learner) -> None:
+    learner.backbone.get_submodule("norm").requires_grad_(False)
+
+
+def drop_a_head_weight(learner: Learner) -> None:
+    learner.heads["main"] = nn.Identity()
+
+
+def replace_a_head_weight(learner: Learner) -> None:
+    """By a new one, if possible one that lies where the old one lay."""
+    layer = learner.heads.get_submodule("main.layers.0")
+    assert isinstance(layer, nn.Linear)
+    shape, place = layer.weight.shape, id(layer.weight)
+    del layer.weight
+    gc.collect()
+    fresh = [nn.Parameter(torch.zeros(shape)) for _ in range(100)]
+    layer.weight = next((parameter for parameter in fresh if id(parameter) == place), fresh[0])
+
+
+def drop_a_frozen_weight(learner: Learner) -> None:
+    del learner.backbone.get_submodule("blocks.1.conv").weight
+
+
+def drop_a_stage(learner: Learner) -> None:
+    learner.backbone.get_submodule("blocks")[1] = nn.Identity()  # type: ignore[operator]
+
+
+def replace_a_buffer(learner: Learner) -> None:
+    norm = learner.backbone.get_submodule("norm")
+    assert isinstance(norm.running_mean, Tensor)
+    norm.running_mean = norm.running_mean.clone()
+
+
+def add_in_place(learner: Learner) -> None:
+    with torch.no_grad():
+        learner.backbone.get_parameter("stem.weight").add_(1e-7)
+
+
+def swap_the_data(learner: Learner) -> None:
+    weight = learner.backbone.get_parameter("blocks.0.conv.weight")
+    weight.data = weight.data.flip(0)
+
+
+def negate_two(learner: Learner) -> None:
+    """A change whose sum is nothing."""
+    weight = learner.backbone.get_parameter("blocks.0.conv.weight")
+    weight.data.view(-1)[:2] *= -1
+
+
+def swap_two(learner: Learner) -> None:
+    weight = learner.backbone.get_parameter("blocks.2.bn.bias")
+    weight.data = weight.data.clone()
+    weight.data[0], weight.data[1] = 1.0, -1.0
+
+
+def halve_precision(learner: Learner) -> None:
+    learner.backbone.get_submodule("stem").half()
+
+
+def move_a_statistic(learner: Learner) -> None:
+    learner.backbone.get_buffer("norm.running_var").mul_(2)
+
+
+def count_up(learner: Learner) -> None:
+    learner.backbone.get_buffer("norm.num_batches_tracked").add_(1)
+
+
+def move_what_no_file_keeps(learner: Learner) -> None:
+    learner.backbone.get_buffer("blocks.0.one").add_(1)
+
+
+def forward_in_training_mode(learner: Learner) -> None:
+    learner.backbone.train()
+    learner.backbone({"pixel_values": torch.randn(4, 3, 8, 8)})
+
+
+def give_nothing(learner: Learner) -> Any:
+    return learner.backbone
+
+
+def give_another(learner: Learner) -> Learner:
+    return build(toy_plan(backbone=MAP, seed=1))
+
+
+WRONG: list[tuple[Callable[[Learner], Any], str]] = [
+    (freeze_the_head, r"froze or removed heads.main.layers.0.weight"),
+    (freeze_what_another_opened, "froze or removed backbone.norm.weight"),
+    (drop_a_head_weight, r"froze or removed heads.main.layers.0.weight"),
+    (replace_a_head_weight, r"froze or removed heads.main.layers.0.weight"),
+    (drop_a_frozen_weight, "removed backbone.blocks.1.conv.weight"),
+    (drop_a_stage, "removed backbone.blocks.1.conv.weight"),
+    (replace_a_buffer, "removed backbone.norm.running_mean"),
+    (add_in_place, "changed the values of backbone.stem.weight"),
+    (swap_the_data, "changed the values of backbone.blocks.0.conv.weight"),
+    (negate_two, "changed the values of backbone.blocks.0.conv.weight"),
+    (swap_two, "changed the values of backbone.blocks.2.bn.bias"),
+    (halve_precision, "changed the values of backbone.stem.weight"),
+    (move_a_statistic, "changed the values of backbone.norm.running_var"),
+    (count_up, "changed the values of backbone.norm.num_batches_tracked"),
+    (move_what_no_file_keeps, "changed the values of backbone.blocks.0.one"),
+    (forward_in_training_mode, "changed the values of backbone.blocks.0.bn.running_mean"),
+    (give_nothing, "gave ToyBackbone; apply returns a learner"),
+    (give_another, "froze or removed"),
+]
+
+
+@pytest.mark.parametrize(("what", "told"), WRONG, ids=[what.__name__ for what, _ in WRONG])
+def test_an_adapter_that_does_more_than_add_is_named(what: Callable[[Learner], Any], told: str) -> None:
+    before = Does(what=open_the_last_norm if what is freeze_what_another_opened else look)
+    with pytest.raises(LawError, match=rf"adapter Does .*{told}") as caught:
+        build(toy_plan(before, Does(what=what), backbone=MAP))
+    assert "\n" not in str(caught.value)
+
+
+def open_all(learner: Learner) -> None:
+    learner.backbone.requires_grad_(True)
+
+
+def wrap_a_stage(learner: Learner) -> None:
+    blocks = learner.backbone.get_submodule("blocks")
+    blocks[1] = nn.Sequential(blocks[1], nn.Conv2d(12, 12, 1))  # type: ignore[operator,index]
+
+
+def add_a_module(learner: Learner) -> None:
+    learner.backbone.register_module("extra", nn.Linear(2, 2))
+
+
+def parametrise(learner: Learner) -> None:
+    class Plus(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.added = nn.Parameter(torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.added
+
+    nn.utils.parametrize.register_parametrization(learner.backbone.get_submodule("blocks.0.conv"), "weight", Plus())
+
+
+def look(learner: Learner) -> None:
+    learner.backbone({"pixel_values": torch.randn(4, 3, 8, 8)})
+
+
+@pytest.mark.parametrize("what", [open_all, wrap_a_stage, add_a_module, parametrise, look])
+def test_an_adapter_that_only_adds_is_welcome(what: Callable[[Learner], Any]) -> None:
+    learner = build(toy_plan(Does(what=what), backbone=MAP))
+    assert not learner.training
+    assert all(x.requires_grad for x in learner.heads.parameters())
+
+
+def test_what_an_adapter_adds_trains_and_is_in_the_delta() -> None:
+    for what, name in ((wrap_a_stage, "backbone.blocks.1.1.weight"), (add_a_module, "backbone.extra.weight")):
+        learner = build(toy_plan(Does(what=what), backbone=MAP))
+        assert name in learner.delta()
+        assert name in dict(learner.trainable())
+    learner = build(toy_plan(Does(what=parametrise), backbone=MAP))
+    assert "backbone.blocks.0.conv.parametrizations.weight.0.added" in learner.delta()
+    assert "backbone.blocks.0.conv.parametrizations.weight.original" in learner.frozen()
+
+
+def test_each_adapter_answers_for_itself() -> None:
+    class Innocent(ToyAdapter):
+        pass
+
+    with pytest.raises(LawError, match="adapter Does froze"):
+        build(toy_plan(Innocent(), Does(what=freeze_the_head), Innocent(), backbone=MAP))
+
+
+def test_an_adapter_keeps_the_tensors_of_an_objective_it_wraps() -> None:
+    def drop_the_objective(learner: Learner) -> None:
+        learner.objective = nn.Identity()
+
+    with pytest.raises(LawError, match=r"adapter Does froze or removed objective.projector.weight"):
+        build(toy_plan(ToyHint(), Does(what=drop_the_objective)))
+
+
+# -- checksums ------------------------------------------------------------------------------------------------------
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (3, 5), (9000,)])
+def test_equal_tensors_have_equal_sums(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    x = (torch.randn(shape) > 0).to(dtype)
+    assert checksum(x) == checksum(x.clone()) == checksum(x.clone().requires_grad_(dtype.is_floating_point))
+
+
+def test_large_tensors_are_summed_in_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(1000)
+    whole = checksum(x)
+    for length in (1, 7, 999, 1000):
+        monkeypatch.setattr("zoo_core.model.build.CHECKED_AT_ONCE", length)
+        assert checksum(x) == whole
+
+
+def test_a_sum_does_not_depend_on_the_layout_in_memory() -> None:
+    x = torch.randn(4, 6)
+    assert checksum(x.T) == checksum(x.T.contiguous())
+    assert checksum(x[:, ::2]) == checksum(x[:, ::2].clone())
+
+
+@given(num=st.integers(1, 300), place=st.integers(0, 299), bit=st.integers(0, 31), seed=st.integers(0, 9))
+def test_one_flipped_bit_changes_the_sum(num: int, place: int, bit: int, seed: int) -> None:
+    x = torch.randn(num, generator=torch.Generator().manual_seed(seed))
+    changed = x.clone()
+    changed.view(torch.int32)[place % num] ^= -(2**31) if bit == 31 else 2**bit
+    assert checksum(changed) != checksum(x)
+
+
+@given(num=st.integers(2, 20_000), one=st.integers(0, 20_000), other=st.integers(0, 20_000))
+@example(num=20_000, one=0, other=8191)
+def test_two_swapped_values_change_the_sum(num: int, one: int, other: int) -> None:
+    x = torch.arange(num, dtype=torch.float32)
+    changed = x.clone()
+    changed[one % num], changed[other % num] = x[other % num], x[one % num]
+    assert (checksum(changed) != checksum(x)) == (one % num != other % num)
+
+
+# -- building -------------------------------------------------------------------------------------------------------
+
+
+def test_building_leaves_the_callers_draws_alone() -> None:
+    before = torch.get_rng_state()
+    build(toy_plan(ToyOpen(), weights="random"))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("weights", ["pretrained", "random"])
+def test_a_learner_follows_from_its_plan_alone(weights: Weights) -> None:
+    torch.manual_seed(1)
+    first = build(toy_plan(ToyOpen(), ToyHint(), weights=weights)).state_dict()
+    torch.manual_seed(2)
+    again = build(toy_plan(ToyOpen(), ToyHint(), weights=weights)).state_dict()
+    assert all(torch.equal(x, again[name]) for name, x in first.items())
+
+
+def test_each_seed_makes_another_head_and_another_random_backbone() -> None:
+    by_seed = [build(toy_plan(weights="random", seed=seed)).state_dict() for seed in range(2)]
+    for name in ("heads.main.layers.0.weight", "backbone.stem.weight"):
+        assert not torch.equal(by_seed[0][name], by_seed[1][name])
+    pretrained = [build(toy_plan(seed=seed)).state_dict()["backbone.stem.weight"] for seed in range(2)]
+    assert torch.equal(*pretrained)
+
+
+def test_an_adapter_before_does_not_change_the_draws_of_the_next() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Draws(ToyAdapter):
+        def apply(self, learner: Learner, context: Context) -> Learner:
+            drawn = torch.cat([torch.randn(3), torch.randn(3, generator=context.generator)])
+            learner.backbone.register_buffer(f"drawn{len(list(learner.backbone.buffers()))}", drawn)
+            return learner
+
+    @dataclass(frozen=True, kw_only=True)
+    class Greedy(ToyAdapter):
+        def apply(self, learner: Learner, context: Context) -> Learner:
+            torch.randn(1000)
+            torch.randn(1000, generator=context.generator)
+            return learner
+
+    def drawn(before: ToyAdapter) -> Tensor:
+        return build(toy_plan(before, Draws())).backbone.get_buffer("drawn0")
+
+    assert torch.equal(drawn(ToyAdapter()), drawn(Greedy()))
+
+
+def test_a_learner_is_frozen_but_for_its_head_and_in_evaluation_mode() -> None:
+    learner = build(toy_plan())
+    assert {name.split(".")[0] for name, _ in learner.trainable()} == {"heads"}
+    assert not any(module.training for module in learner.modules())
+
+
+def test_a_closed_form_head_trains_nothing() -> None:
+    assert not list(build(toy_plan(head=ToyMemory())).trainable())
+
+
+def test_values_get_a_head_in_their_units() -> None:
+    learner = build(toy_plan(task=ToyTasks(kind="values", size=2)))
+    assert isinstance(learner.heads["main"], ScaledHead)
+
+
+def test_a_learner_for_use_has_no_objective_and_the_same_delta() -> None:
+    train = build(toy_plan(ToyHint(), ToyOpen()))
+    use = build(toy_plan(ToyHint(), ToyOpen()), purpose="use")
+    assert use.objective is None
+    assert use.delta().keys() == train.delta().keys()
+
+
+def test_the_number_of_outputs_must_be_known() -> None:
+    plan = replace(toy_plan(), target=Target(kind="classes"))
+    with pytest.raises(RefusedError, match="open the task first"):
+        build(plan)
+    assert build(plan, target=Target(kind="classes", size=5)).target.size == 5
+
+
+def test_a_teacher_that_nothing_can_load_is_told() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Teaches(ToyAdapter):
+        def apply(self, learner: Learner, context: Context) -> Learner:
+            return context.load("starter/vit-nano")
+
+    with pytest.raises(PluginError, match="adapter Teaches asked for a teacher 'starter/vit-nano'"):
+        build(toy_plan(Teaches()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gives:
+    """A backbone recipe that gives what it is told."""
+
+    what: Any
+
+    def source(self) -> Source | None:
+        return None
+
+    def build(self, files: Path | None, weights: Weights) -> Any:
+        return self.what
+
+
+class NoPool(nn.Module):
+    modality = "image"
+    features = FeatureSpec(kind="pooled", dim=3)
+    stages = ("layer",)
+
+    def forward(self, inputs: Any) -> Features:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("what", [None, nn.Linear(2, 2), NoPool(), object()])
+def test_what_is_no_backbone_is_told(what: Any) -> None:
+    with pytest.raises(PluginError, match="toy did not build a backbone"):
+        build_backbone(toy_plan(backbone=Gives(what=what)))
+
+
+def test_a_backbone_that_breaks_the_law_of_stages_is_told() -> None:
+    backbone = ToyBackbone("map")
+    backbone.stages = ("blocks.1", "blocks.0")
+    with pytest.raises(LawError, match="called in the order"):
+        build_backbone(toy_plan(backbone=Gives(what=backbone)))
+
+
+@pytest.mark.parametrize(
+    ("promise", "told"),
+    [
+        ({"modality": "text"}, "modality text"),
+        ({"features": FeatureSpec(kind="map", dim=12)}, "features"),
+        ({"features": FeatureSpec(kind="tokens", dim=13)}, "features"),
+        ({"num_stages": 4}, "stages 4, it has 3"),
+    ],
+)
+def test_a_backbone_that_is_not_what_the_catalogue_says_is_told(promise: dict[str, Any], told: str) -> None:
+    kept = Entry(
+        name="toy",
+        kind="backbone",
+        describes="toy",
+        modality="image",
+        features=FeatureSpec(kind="tokens", dim=12),
+        num_stages=3,
+    )
+    build_backbone(replace(toy_plan(), entry=kept))
+    with pytest.raises(PluginError, match=f"its catalogue says {told}"):
+        build_backbone(replace(toy_plan(), entry=replace(kept, **promise)))
+
+
+def test_a_backbone_whose_files_are_not_pinned_is_refused() -> None:
+    plan = replace(toy_plan(), sources={"backbone:toy": Source(repository="org/name", weights=("*.safetensors",))})
+    with pytest.raises(RefusedError, match="backbone:toy is not pinned"):
+        build_backbone(plan)
+
+
+def test_a_backbone_stays_as_it_was_built() -> None:
+    expected = ToyBackbones().build(None, "pretrained").state_dict()
+    found = build(toy_plan(ToyOpen())).backbone.state_dict()
+    assert all(torch.equal(x, expected[name]) for name, x in found.items())
+
+
+def test_draws_of_a_part_follow_from_its_names() -> None:
+    def draw(*parts: object) -> list[float]:
+        with seeded(*parts) as generator:
+            return [float(torch.rand(())), float(torch.rand((), generator=generator))]
+
+    assert draw(0, "head", "linear") == draw(0, "head", "linear")
+    assert len({tuple(draw(*parts)) for parts in ((0, "head"), (1, "head"), (0, "adapter"), ("0head",))}) == 4
+
+
+def test_heads_are_made_for_what_they_consume() -> None:
+    learner = build(toy_plan(head=ToyHeads(norm=True), backbone=MAP))
+    assert learner.consumes == "pooled"
+    assert learner({"pixel_values": torch.zeros(2, 3, 8, 8)}).predictions.shape == (2, 3)

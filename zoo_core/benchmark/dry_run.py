@@ -1,0 +1,299 @@
+"""What a fit will need, from a few real steps of it: memory and time, and what would be downloaded. Nothing is stored.
+
+Steps are made at the fit's own batch size where their activations fit into memory, else at a smaller one, and scaled.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+
+from zoo_core.benchmark.trial import open_task, plain_loader, training_loader
+from zoo_core.contracts import Split, TaskData
+from zoo_core.data.decoding import decode
+from zoo_core.data.loader import KEEP_BYTES, Loader
+from zoo_core.data.randomness import own_draws
+from zoo_core.data.splits import Splits, Subset, carve
+from zoo_core.errors import ZooError
+from zoo_core.files.fetch import files_of, pin_plan
+from zoo_core.lock import part_key
+from zoo_core.model.build import build
+from zoo_core.model.learner import Learner
+from zoo_core.plan.plan import Plan, needed
+from zoo_core.training.fit import fit
+from zoo_core.training.gradient import Thrift, moving
+from zoo_core.training.memory import activations, available_bytes, fitting_batch, state_bytes
+from zoo_core.training.metrics import predict
+from zoo_core.training.timing import (
+    INFERENCE_BATCH,
+    INFERENCE_SECONDS,
+    count_parameters,
+    peak_memory_bytes,
+    precision_of,
+    reset_peak_memory,
+)
+
+__all__ = ["Forecast", "downloads", "forecast", "rehearsed", "shown"]
+
+NUM_STEPS = 3  # of each of two epochs; the second one finds its examples prepared
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What a fit will need. num_steps: of one learning rate. seconds: from the opened task to the result.
+
+    peak_memory_bytes: as a result measures it. free_bytes: what there is beside. micro_batch: the one that was asked
+    for or fits. assumed: what the figures rest on, a sentence each.
+    """
+
+    num_trainable: int
+    num_parameters: int
+    num_rates: int
+    num_epochs: int
+    num_steps: int
+    batch_size: int
+    micro_batch: int | None
+    seconds: float
+    peak_memory_bytes: int
+    free_bytes: int
+    assumed: tuple[str, ...]
+
+
+def downloads(plan: Plan) -> dict[str, int | None]:
+    """By the key of each part that has files, the bytes to fetch: 0 where they are here, None where nobody knows."""
+    found: dict[str, int | None] = {}
+    for part in plan.parts:
+        key = part_key(part)
+        if key not in plan.sources:
+            continue
+        if _is_here(plan, key):
+            found[key] = 0
+        elif key in plan.pins:
+            files = plan.pins[key].files
+            weights = plan.weights if part is plan.backbone else "pretrained"
+            found[key] = sum(files[name].size for name in needed(plan.sources[key], weights, files))
+        else:
+            found[key] = None
+    return found
+
+
+def forecast(plan: Plan, *, device: str = "cpu", num_workers: int = 0, thrift: Thrift | None = None) -> Forecast:
+    """Builds the model, with random weights where its files are not here, and rehearses its fit. Sends no request.
+
+    Raises ZooError where that cannot be: the task's own files, or the backbone's configuration, are not here.
+    """
+    if all(plan.sources[key].repository is None for key in plan.unpinned):
+        plan = pin_plan(plan)
+    key = part_key(plan.backbone)
+    assumed: tuple[str, ...] = ()
+    if key in plan.sources and not _is_here(plan, key):
+        sources = {name: source for name, source in plan.sources.items() if name != key}
+        plan = replace(plan, sources=sources, weights="random", entry=None)
+        assumed = ("random weights, as the backbone's files are not here",)
+    found = rehearsed(plan, open_task(plan), device=device, num_workers=num_workers, thrift=thrift)
+    return replace(found, assumed=(*assumed, *found.assumed))
+
+
+def _is_here(plan: Plan, key: str) -> bool:
+    (part,) = (part for part in plan.parts if part_key(part) == key)
+    if key not in plan.pins:
+        return plan.sources[key].repository is None
+    try:
+        files_of(plan, part, offline=True)
+    except ZooError:
+        return False
+    return True
+
+
+def rehearsed(
+    plan: Plan, data: TaskData, *, device: str = "cpu", num_workers: int = 0, thrift: Thrift | None = None
+) -> Forecast:
+    """The forecast of a trial from a few of its own steps, on the task's own examples."""
+    assert plan.task is not None, "a trial has a task"
+    started = time.perf_counter()
+    at, common = torch.device(device), plan.task.common
+    splits = carve(data, seed=plan.seed, shots=common["shots"], limit=common["limit"])
+    reset_peak_memory(at)
+    learner = build(plan, target=splits.target).to(at)
+    building = time.perf_counter() - started
+    for_each, micro = _memory_of_an_example(plan, learner, splits, at, thrift)
+    free = available_bytes(at)
+    size = min(plan.budget.batch_size, splits.train.num)
+    rehearsal = size
+    if thrift is None or thrift.micro_batch is None:
+        rehearsal = max(2, fitting_batch(size, free=free - state_bytes(learner), for_each=for_each))
+    small = replace(
+        plan, budget=replace(plan.budget, batch_size=max(2, rehearsal), epochs=2, keep="last", patience=None)
+    )
+    few = _few(splits.train, NUM_STEPS * rehearsal)
+    loading = _loading(training_loader(small, learner, few, splits.target, at, num_workers)) / few.num
+    step = _step_seconds(small, learner, few, splits, at, num_workers, thrift) / rehearsal  # for each example
+    reading, looking = _reading_seconds(plan, learner, splits, at, num_workers)
+    budget, preparation = plan.budget, learner.source.preparation
+    num_rates, epochs = max(1, len(plan.learning_rates)), budget.epochs if plan.learning_rates else 1
+    again = budget.augment != "none" or preparation.random  # each epoch prepares anew
+    looks = epochs if budget.keep == "best" or budget.patience is not None else 1
+    seconds = (
+        building
+        + num_rates * (epochs * splits.train.num * step + looks * splits.val.num * looking)
+        + splits.train.num * loading * (num_rates * epochs if again else 1)
+        + (splits.val.num + splits.test.num) * reading
+        + splits.test.num * looking
+        + INFERENCE_SECONDS
+    )
+    peak = peak_memory_bytes(at) + int(for_each * (size - rehearsal))
+    if at.type == "cpu":
+        peak += _kept_bytes(plan, learner, splits, few.num, again) + _weights_beside(plan, learner)
+    elif plan.learning_rates:
+        peak += _weights_beside(plan, learner)
+    trainable, total = count_parameters(learner)
+    return Forecast(
+        num_trainable=trainable,
+        num_parameters=total,
+        num_rates=num_rates,
+        num_epochs=epochs,
+        num_steps=epochs * -(-splits.train.num // size),
+        batch_size=size,
+        micro_batch=micro,
+        seconds=seconds,
+        peak_memory_bytes=peak,
+        free_bytes=free,
+        assumed=_assumed(plan, rehearsal, size, again),
+    )
+
+
+def _memory_of_an_example(
+    plan: Plan, learner: Learner, splits: Splits, device: torch.device, thrift: Thrift | None
+) -> tuple[float, int | None]:
+    """Bytes of activations that an example needs in a step, and the micro-batch that was asked for or fits."""
+    thrift = thrift or Thrift()
+    if not plan.learning_rates:
+        return 0.0, None
+    two = replace(plan, budget=replace(plan.budget, batch_size=2))
+    batch = next(training_loader(two, learner, _few(splits.train, 2), splits.target, device, 0).epoch())
+    learner.train()
+    with own_draws(device, "rehearsal"):
+        found = activations(learner, lambda: learner.loss(learner(batch.inputs), batch), len(batch))
+    learner.eval()
+    for_each = found.bytes(recomputes=thrift.checkpoint_activations)
+    if thrift.micro_batch != "auto":
+        return for_each, thrift.micro_batch if isinstance(thrift.micro_batch, int) else None
+    free = available_bytes(device) - state_bytes(learner)
+    return for_each, fitting_batch(plan.budget.batch_size, free=free, for_each=for_each)
+
+
+def _few(split: Split, num: int) -> Subset:
+    """So many examples from all over a split."""
+    return Subset(split, np.unique(np.linspace(0, split.num - 1, min(num, split.num)).astype(np.int64)))
+
+
+def _loading(loader: Loader) -> float:
+    """Seconds of one pass over a loader that has prepared nothing yet."""
+    started = time.perf_counter()
+    for _ in loader.epoch():
+        pass
+    return time.perf_counter() - started
+
+
+def _step_seconds(
+    plan: Plan,
+    learner: Learner,
+    few: Split,
+    splits: Splits,
+    device: torch.device,
+    num_workers: int,
+    thrift: Thrift | None,
+) -> float:
+    """Of one step on examples that are prepared; of a fit in closed form, of one batch."""
+    loader = training_loader(plan, learner, few, splits.target, device, num_workers)
+    if not plan.learning_rates:
+        _loading(loader)
+        started = time.perf_counter()
+        fit(learner, loader, budget=plan.budget, learning_rate=None, seed=plan.seed)
+        return (time.perf_counter() - started) / loader.num_batches
+    marks: list[float] = []
+    rate = plan.learning_rates[len(plan.learning_rates) // 2]
+    found = fit(
+        learner,
+        loader,
+        budget=plan.budget,
+        learning_rate=rate,
+        seed=plan.seed,
+        progress=lambda _: marks.append(time.perf_counter()),
+        thrift=thrift,
+    )
+    steps = [after - before for before, after in pairwise(marks)]
+    if len(steps) < loader.num_batches:  # a GPU tells of few steps
+        return found.seconds / found.num_steps
+    return statistics.median(steps[loader.num_batches :] or steps)
+
+
+def _reading_seconds(
+    plan: Plan, learner: Learner, splits: Splits, device: torch.device, num_workers: int
+) -> tuple[float, float]:
+    """For each example, of preparing it, and of predicting it once it is prepared."""
+    few = _few(splits.val, 2 * INFERENCE_BATCH)
+    loader = plain_loader(plan, learner, few, splits.target, device, num_workers)
+    reading = _loading(loader)
+    started = time.perf_counter()
+    predict(learner, loader, precision=precision_of(plan.budget.precision, device))
+    return reading / few.num, (time.perf_counter() - started) / few.num
+
+
+def _kept_bytes(plan: Plan, learner: Learner, splits: Splits, num_rehearsed: int, again: bool) -> int:
+    """Of prepared examples that are kept, beyond those of the rehearsal; for a moment a split is there twice."""
+    assert plan.task is not None, "a trial has a task"
+    raw = splits.train.raw(0)
+    (example,) = learner.source.preparation.prepare([decode(plan.task.recipe.modality, raw)])
+    each = sum(x.nbytes for x in example.values())
+    held = [min(KEEP_BYTES, split.num * each) for split in (splits.train, splits.val, splits.test)]
+    if again:
+        held[0] = 0
+    rehearsed = (num_rehearsed + min(splits.val.num, 2 * INFERENCE_BATCH)) * each
+    return max(0, sum(held) + max(held) - rehearsed)
+
+
+def _weights_beside(plan: Plan, learner: Learner) -> int:
+    """Copies of weights that a trial holds: where all candidates start, the best of them, and the best epoch."""
+    moved = sum(tensor.nbytes for tensor in moving(learner).values())
+    start = sum(tensor.nbytes for tensor in learner.delta().values())
+    return start + moved * (2 if plan.budget.keep == "best" else 1)
+
+
+def _assumed(plan: Plan, rehearsal: int, size: int, again: bool) -> tuple[str, ...]:
+    found = [f"measured on {NUM_STEPS} steps of {rehearsal} examples of the task, on a machine as busy as now"]
+    if rehearsal < size:
+        found.append(f"scaled to batches of {size}, whose activations do not fit into the memory that is free")
+    if plan.budget.patience is not None:
+        found.append("patience stops no fit early")
+    if again:
+        found.append("every epoch prepares the examples anew")
+    return tuple(found)
+
+
+def shown(found: Forecast) -> Mapping[str, Any]:
+    """The forecast in words, by what each row is about."""
+    micro = "" if found.micro_batch is None else f", {min(found.micro_batch, found.batch_size)} in a pass"
+    needs, free = (f"{size / 2**20:,.0f} MiB" for size in (found.peak_memory_bytes, found.free_bytes))
+    return {
+        "trains": f"{found.num_trainable:,} of {found.num_parameters:,} parameters",
+        "steps": f"{found.num_rates} x {found.num_steps:,}, in {found.num_epochs} epochs, "
+        f"of {found.batch_size} examples{micro}",
+        "peak memory": f"about {needs}; {free} are free now",
+        "time": f"about {_spoken(found.seconds)}",
+        "assumed": "; ".join(found.assumed),
+    }
+
+
+def _spoken(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.3g} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"

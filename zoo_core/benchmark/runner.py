@@ -1,0 +1,248 @@
+"""Grid -> run folder: what is missing is run, each result is written as it comes, and a killed run goes on.
+
+The folder holds results.jsonl and zoo.lock. Only this process writes to it, and only one at a time. Scores do not
+depend on the number of workers: each has the same number of threads, and a trial draws from its own seed alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zoo_core._process.interrupts import held_back
+from zoo_core.benchmark import forking
+from zoo_core.benchmark.grid import Grid, Refusal, Suite, expand
+from zoo_core.errors import AccessError, NotFoundError, UsageError, ZooError
+from zoo_core.lock import check_lock, lock_of, part_key, pins_of, read_lock, read_pins, told_apart, write_lock
+from zoo_core.plan.plan import Plan
+from zoo_core.registry.local_plugins import check_files
+from zoo_core.results.outdated import marks
+from zoo_core.results.store import Result, RunLock, amend, append, latest, read
+
+if TYPE_CHECKING:
+    from zoo_core.benchmark.trial import Report
+    from zoo_core.files.fetch import Progress
+    from zoo_core.registry.bind import Bound
+
+__all__ = ["News", "open_grid", "prepare_folder", "run_grid"]
+
+RESULTS = "results.jsonl"
+LOCK = "zoo.lock"
+MODEL = "run.json"  # what a fit writes last; runs/folder.py needs torch, and a mistake is told before that
+
+
+@dataclass(frozen=True, kw_only=True)
+class News:
+    """Where a run stands: trials done of all, and what is new: a download, a report of a plan under way, a result.
+
+    superseded: how many stored results have just been found to be made from what is no longer there.
+    """
+
+    done: int
+    total: int
+    superseded: int = 0
+    download: Progress | None = None
+    plan: Plan | None = None
+    report: Report | None = None
+    result: Result | None = None
+
+
+def open_grid(suite: Suite, out: Path, *, lock: Path | None = None, frozen: bool = False) -> Grid:
+    """The trials of a suite, the files of each pinned: by the lock of a run that goes on, by `lock`, or by asking.
+
+    frozen: nothing is asked or downloaded; what no lock pins, or is not here, raises NotFoundError.
+    """
+    pins = read_pins(lock) | told_apart(pins_of(read_lock(out / LOCK)))[0]  # folders are looked at anew
+
+    def pin(plan: Plan) -> Plan:
+        from zoo_core.files.fetch import pin_plan  # a quarter of a second, for grids that need it
+
+        return pin_plan(plan)
+
+    grid = expand(suite, pins=pins, pin=None if frozen else pin, offline=frozen)
+    if frozen and any(plan.sources for plan in grid.plans):
+        from zoo_core.files.fetch import files_of, pin_plans  # as above
+
+        plans = {_key(plan): plan for plan in pin_plans(grid.plans, frozen=True)}
+        grid = replace(grid, plans=tuple(plans.values()))
+        for plan, part in _distinct_parts(grid.plans):
+            files_of(plan, part, offline=True)
+    return grid
+
+
+def run_grid(
+    grid: Grid,
+    out: Path,
+    *,
+    num_workers: int,
+    threads: int = 1,
+    device: str = "cpu",
+    retry: bool = False,
+    watch: Callable[[News], None] = lambda _: None,
+) -> list[Result]:
+    """Every result of a grid, those that were there and those run now, in the order of the grid.
+
+    threads: of each worker; another number may change the last bits of a score on a CPU.
+    retry: run again what failed before; otherwise a failure is a result like any other.
+    Raises UsageError (the folder holds a fitted model), AccessError (it cannot be written), IntegrityError (damaged
+    results), IncompatibleError (it was made with other versions or weights). Nothing that was there is lost.
+    """
+    if (out / MODEL).exists():
+        raise UsageError(f"{out} holds a fitted model ({MODEL}), and a bench stores results; give --out another folder")
+    for plan in grid.plans:
+        check_files(plan.parts, elsewhere=True)
+    prepare_folder(out)
+    with RunLock(out):
+        path, num_superseded = out / RESULTS, _supersede(grid, out)
+        known = _known(out)
+        for refused in map(_refused, grid.refusals):
+            if refused.digest not in known or known[refused.digest].reason != refused.reason:
+                append(path, refused)
+                known[refused.digest] = refused
+        missing = _missing(grid, known, retry=retry)
+        done, total = len(grid.plans) - len(missing), len(grid.plans)
+        watch(News(done=done, total=total, superseded=num_superseded))
+        if missing:
+            forking.begin()
+            missing_files = _fetch(missing, lambda progress: watch(News(done=done, total=total, download=progress)))
+            with held_back():
+                from zoo_core.benchmark.workers import run_all, without_score  # torch: what came before is told at once
+
+            for plan, reason in missing_files:
+                failed = without_score(plan, device, reason)
+                append(path, failed)
+                known[failed.digest] = failed
+                missing.remove(plan)
+                done += 1
+                watch(News(done=done, total=total, plan=plan, result=failed))
+            events = run_all(missing, num_workers=num_workers, device=device, threads=threads)
+            with closing(events):
+                for event in events:
+                    if event.result is not None:
+                        append(path, event.result)
+                        known[event.result.digest] = event.result
+                        done += 1
+                    plan = missing[event.position]
+                    watch(News(done=done, total=total, plan=plan, report=event.report, result=event.result))
+    wanted = [*(_key(plan) for plan in grid.plans), *(_refused(refusal).digest for refusal in grid.refusals)]
+    return [known[digest] for digest in wanted]
+
+
+def prepare_folder(out: Path) -> None:
+    """Makes a run's folder; raises UsageError or AccessError when that cannot be."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UsageError(f"{out} is a file, or lies in one; give --out a folder") from None
+    except OSError as error:
+        raise AccessError(f"{out} cannot be made ({error.strerror}); give --out another folder") from error
+
+
+def _fetch(plans: Sequence[Plan], report: Callable[[Progress], None]) -> list[tuple[Plan, str]]:
+    """Gets the files of all plans before any of them runs; those whose files cannot be had, with the reason.
+
+    A part that must be looked at before its weights are fetched is left to the worker that builds it.
+    """
+    parts = [(plan, part) for plan, part in _distinct_parts(plans) if not (plan.deferred and part is plan.backbone)]
+    if not parts:
+        return []
+    from zoo_core.files.fetch import files_of  # a quarter of a second, for runs that need it
+
+    reasons: dict[str, str] = {}
+    for plan, part in parts:
+        try:
+            files_of(plan, part, progress=report)
+        except ZooError as error:
+            reasons[part_key(part)] = str(error)
+    found = ((plan, [reasons[part_key(part)] for part in plan.parts if part_key(part) in reasons]) for plan in plans)
+    return [(plan, why[0]) for plan, why in found if why]
+
+
+def _distinct_parts(plans: Sequence[Plan]) -> list[tuple[Plan, Bound]]:
+    """Each part that has files, with a plan that it is in; one with weights goes before one without."""
+    found: dict[str, tuple[Plan, Bound]] = {}
+    for plan in sorted(plans, key=lambda plan: plan.weights == "random"):
+        for part in plan.parts:
+            if part_key(part) in plan.sources:
+                found.setdefault(part_key(part), (plan, part))
+    return list(found.values())
+
+
+def _supersede(grid: Grid, out: Path) -> int:
+    """Writes what the grid is made from into the run's lock, and marks rows of what was there before; how many.
+
+    The rows come first: a kill in between leaves the lock of before, and the next call does both.
+    """
+    parts = [part for plan in grid.plans for part in plan.parts]
+    pins = {key: pin for plan in grid.plans for key, pin in plan.pins.items()}
+    path, wanted = out / LOCK, lock_of(parts, pins)
+    held = read_lock(path)
+    if held is not None and not (out / RESULTS).exists():
+        raise UsageError(f"{out} holds a {LOCK} and no {RESULTS}, so it is of no bench; give --out another folder")
+    (out / RESULTS).touch()  # which tells from now on whose the lock is
+    lock = wanted if held is None else check_lock(path, held, wanted)
+    rows = read(out / RESULTS)
+    refused = [str(refusal.trial) for refusal in grid.refusals]
+    changes = marks(rows, grid.plans, refused, held=held, lock=lock)
+    if changes:
+        amend(out / RESULTS, changes)
+    if lock != held:
+        write_lock(path, lock)
+    return sum(bool(change["superseded"]) and rows[position].superseded is None for position, change in changes.items())
+
+
+def _key(plan: Plan) -> str:
+    assert plan.digest is not None, "a grid holds pinned plans"
+    return plan.digest
+
+
+def _known(out: Path) -> dict[str, Result]:
+    try:
+        return latest(read(out / RESULTS))
+    except (NotFoundError, UsageError):  # no results yet, or no folder, which prepare_folder tells of
+        return {}
+
+
+def _missing(grid: Grid, known: Mapping[str, Result], *, retry: bool) -> list[Plan]:
+    results = ((plan, known.get(_key(plan))) for plan in grid.plans)
+    return [plan for plan, result in results if result is None or (retry and result.status == "failed")]
+
+
+def _refused(refusal: Refusal) -> Result:
+    """A refused trial as a result; its digest is its text, since it has no plan."""
+    trial = refusal.trial
+    backbone, *rest = trial.spec.parts
+    return Result(
+        trial=str(trial),
+        digest=f"refused: {trial}",
+        record=None,
+        status="refused",
+        reason=refusal.reason,
+        metric="",
+        score=None,
+        split="test",
+        num_examples=0,
+        chosen=None,
+        num_trainable=None,
+        num_parameters=None,
+        train_seconds=None,
+        training=None,
+        inference=None,
+        peak_memory_bytes=None,
+        coverage=None,
+        versions={},
+        device="",
+        threads=0,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        backbone=str(backbone),
+        adapters="+".join(str(part) for part in rest),
+        head="",
+        task=str(trial.task),
+        seed=trial.seed,
+        weights="random" if dict(backbone.arguments).get("weights") == "random" else "pretrained",
+        sources={},
+    )

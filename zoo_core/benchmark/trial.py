@@ -1,0 +1,454 @@
+"""One trial: fit a candidate for each learning rate, choose on validation, score the chosen one on test, once.
+
+The choice sees the training and validation splits alone: `choose` is not given the test split.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoo_core.benchmark.grid import weights_of
+from zoo_core.contracts import METRICS, Split, Target, TaskData
+from zoo_core.data.loader import Loader
+from zoo_core.data.splits import Splits, carve
+from zoo_core.errors import DivergedError, IntegrityError
+from zoo_core.files.folders import look
+from zoo_core.lock import part_key
+from zoo_core.model.build import build
+from zoo_core.model.learner import Learner
+from zoo_core.plan.plan import Plan
+from zoo_core.registry.local_plugins import files_of
+from zoo_core.registry.recipe_checks import blaming
+from zoo_core.registry.registry import Bound
+from zoo_core.results.store import Result
+from zoo_core.spec.parser import Part
+from zoo_core.training.fit import Fitted, Progress, calibrate, fit
+from zoo_core.training.gradient import Thrift, moving, projectors, put
+from zoo_core.training.metrics import predict, score
+from zoo_core.training.snapshots import Offer, State, Unfinished
+from zoo_core.training.timing import (
+    INFERENCE_BATCH,
+    count_parameters,
+    inference_rate,
+    peak_memory_bytes,
+    precision_of,
+    reset_peak_memory,
+)
+
+__all__ = [
+    "Chosen",
+    "Report",
+    "choose",
+    "open_task",
+    "plain_loader",
+    "provenance",
+    "run_trial",
+    "score_split",
+    "training_loader",
+]
+
+PACKAGES = ("zoo-core", "torch", "torchvision", "numpy", "safetensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Progress of a trial: which candidate of how many, and where its fit stands."""
+
+    candidate: int
+    num_candidates: int
+    progress: Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """The learner that validation picked, how it was fitted, and every candidate's validation score."""
+
+    learner: Learner
+    fitted: Fitted
+    train_seconds: float
+    candidates: tuple[dict[str, Any], ...]
+    best: int
+
+
+def open_task(plan: Plan) -> TaskData:
+    """The task's data, its files verified."""
+    assert plan.task is not None, "a trial has a task"
+    files = None
+    if part_key(plan.task) in plan.sources:
+        from zoo_core.files.fetch import files_of  # a quarter of a second, for plans that need it
+
+        files = files_of(plan, plan.task)
+    with blaming(plan.task):
+        data: TaskData = plan.task.recipe.open(files)
+    return data
+
+
+def run_trial(
+    plan: Plan,
+    *,
+    data: TaskData | None = None,
+    device: torch.device | str = "cpu",
+    num_workers: int = 0,
+    report: Callable[[Report], None] = lambda _: None,
+    unfinished: Unfinished | None = None,
+    thrift: Thrift | None = None,
+) -> tuple[Result, Learner, Splits]:
+    """The result of a trial with its chosen learner, in evaluation mode on the device, and the splits it saw.
+
+    unfinished: where its states are kept, from the last of which an interrupted one goes on. thrift: how it saves
+    memory; the micro-batch that it chose or was given is in the result's `chosen`.
+    """
+    assert plan.task is not None, "a trial has a task"
+    device = torch.device(device)
+    data = data or open_task(plan)
+    splits = carve(data, seed=plan.seed, shots=plan.task.common["shots"], limit=plan.task.common["limit"])
+    reset_peak_memory(device)
+    chosen = choose(
+        plan,
+        splits.train,
+        splits.val,
+        splits.target,
+        device=device,
+        num_workers=num_workers,
+        report=report,
+        unfinished=unfinished,
+        thrift=thrift,
+    )
+    peak = peak_memory_bytes(device)
+    metric = plan.task.recipe.metric
+    precision = precision_of(plan.budget.precision, device)
+    loader = plain_loader(plan, chosen.learner, splits.test, splits.target, device, num_workers)
+    found, _ = score_split(chosen.learner, loader, metric, splits.target, precision)
+    trainable, total = count_parameters(chosen.learner)
+    result = replace(
+        provenance(plan, device),
+        status="ok",
+        metric=metric,
+        score=found,
+        split="test",
+        num_examples=splits.test.num,
+        chosen=_told(chosen),
+        num_trainable=trainable,
+        num_parameters=total,
+        train_seconds=chosen.train_seconds,
+        training=chosen.fitted.training,
+        inference=inference_rate(chosen.learner, loader, precision=precision),
+        peak_memory_bytes=peak,
+        coverage=_coverage(chosen.learner),
+    )
+    check_still(plan)
+    return result, chosen.learner, splits
+
+
+def check_still(plan: Plan) -> None:
+    """Raises IntegrityError where a local folder no longer holds what the plan was made from.
+
+    Some of it is read while a trial runs, so that nobody could say what its result is of.
+    """
+    for key, source in plan.sources.items():
+        pin = plan.pins.get(key)
+        if source.folder is not None and pin is not None and look(source, "random").files != pin.files:
+            raise IntegrityError(f"{key} has changed while the trial ran; give the same command again")
+
+
+def choose(
+    plan: Plan,
+    train: Split,
+    val: Split,
+    target: Target,
+    *,
+    device: torch.device,
+    num_workers: int = 0,
+    report: Callable[[Report], None] = lambda _: None,
+    unfinished: Unfinished | None = None,
+    thrift: Thrift | None = None,
+) -> Chosen:
+    """Fits one candidate for each learning rate and keeps the best on validation; on a tie the one nearest the middle.
+
+    Every candidate starts from the same state, sees the same examples in the same order, and ends with its last epoch,
+    or with the best on validation, as the budget says; then its "epoch" says which of how many "epochs" that was.
+    One that diverges, in training or in what it predicts, is not chosen; its score is None.
+    unfinished, thrift: as for `run_trial`. Raises DivergedError when that is so for all of them.
+    """
+    assert plan.task is not None, "a trial has a task"
+    learner = build(plan, target=target).to(device)
+    fitting = training_loader(plan, learner, train, target, device, num_workers)
+    validating = plain_loader(plan, learner, val, target, device, num_workers)
+    if plan.weights == "random":
+        calibrate(learner, fitting)
+    rates: tuple[float | None, ...] = plan.learning_rates or (None,)
+    start = {name: tensor.clone() for name, tensor in learner.delta().items()}
+    trained_beside = {name: tensor.clone() for name, tensor in projectors(learner).items()}
+    order = sorted(range(len(rates)), key=lambda index: abs(index - len(rates) // 2))
+    trying = _Trying(candidates=[{} for _ in rates])
+    state = unfinished.state if unfinished is not None else None
+    under_way = None if state is None else trying.restore(state)
+    for position in range(trying.num_done, len(order)):
+        index = order[position]
+        if position:
+            learner.load_delta(start)
+            put(projectors(learner), trained_beside)
+
+        def tell(progress: Progress, position: int = position) -> None:
+            report(Report(candidate=position + 1, num_candidates=len(rates), progress=progress))
+
+        def offer(make: Callable[[], State]) -> None:
+            if unfinished is not None:
+                unfinished.offer(lambda: trying.state(make()))
+
+        trying.candidates[index] = {"learning_rate": rates[index], "validation_score": None}
+        try:
+            fitted, found = _fit_candidate(
+                plan, learner, fitting, validating, rates[index], tell, under_way, offer, thrift
+            )
+            trying.weigh(plan, learner, index, fitted, found)
+        except DivergedError as error:
+            trying.diverged = str(error)
+        under_way = None
+        trying.num_done = position + 1
+        if unfinished is not None:
+            unfinished.offer(trying.state)
+    if trying.best is None:
+        assert trying.diverged is not None, "there is at least one candidate"
+        raise DivergedError(trying.diverged)
+    learner.eval()  # a fit that diverged left it in training mode
+    learner.load_delta({**start, **trying.best.weights})
+    return Chosen(
+        learner=learner,
+        fitted=trying.best.fitted,
+        train_seconds=trying.seconds,
+        candidates=tuple(trying.candidates),
+        best=trying.best.index,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Best:
+    """The best candidate so far. worth: its validation score, more is better. weights: what training moved."""
+
+    worth: float
+    index: int
+    weights: Mapping[str, Tensor]
+    fitted: Fitted
+
+
+@dataclass(kw_only=True)
+class _Trying:
+    """The candidates of a trial under way; `state` is what `restore` takes."""
+
+    candidates: list[dict[str, Any]]
+    num_done: int = 0
+    best: _Best | None = None
+    diverged: str | None = None
+    began: float = field(default_factory=time.perf_counter)
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.began
+
+    def weigh(self, plan: Plan, learner: Learner, index: int, fitted: Fitted, found: float) -> None:
+        """Takes a fitted candidate with its validation score into account; of equal ones the first stays."""
+        assert plan.task is not None, "a trial has a task"
+        self.candidates[index]["validation_score"] = found
+        if plan.budget.keep == "best" and fitted.epoch is not None:
+            self.candidates[index] |= {"epoch": fitted.epoch, "epochs": len(fitted.losses)}
+        worth = found if METRICS[plan.task.recipe.metric].higher_is_better else -found
+        if self.best is None or worth > self.best.worth:
+            weights = {name: tensor.clone() for name, tensor in moving(learner).items()}
+            self.best = _Best(worth=worth, index=index, weights=weights, fitted=fitted)
+
+    def state(self, under_way: State | None = None) -> State:
+        """The candidates done, the best of them, and the one under way."""
+        values: dict[str, Any] = {
+            "candidates": self.candidates,
+            "num_done": self.num_done,
+            "diverged": self.diverged,
+            "seconds": self.seconds,
+            "fit": None if under_way is None else under_way.values,
+        }
+        parts = {} if under_way is None else {f"fit-{name}": part for name, part in under_way.parts.items()}
+        if self.best is not None:
+            values["best"] = {
+                "worth": self.best.worth,
+                "index": self.best.index,
+                "fitted": asdict(self.best.fitted),
+            }
+            parts["chosen"] = self.best.weights
+        return State(values=values, parts=parts)
+
+    def restore(self, state: State) -> State | None:
+        """Takes a state over; gives that of the candidate under way, if there is one."""
+        values, parts = state.values, state.parts
+        self.candidates, self.num_done = list(values["candidates"]), values["num_done"]
+        self.diverged = values["diverged"]
+        self.began -= values["seconds"]
+        if "best" in values:
+            best = dict(values["best"])
+            fitted = Fitted(**best.pop("fitted") | {"losses": tuple(values["best"]["fitted"]["losses"])})
+            self.best = _Best(**best, weights=parts["chosen"], fitted=fitted)
+        if values["fit"] is None:
+            return None
+        under_way = {name.removeprefix("fit-"): part for name, part in parts.items() if name.startswith("fit-")}
+        return State(values=values["fit"], parts=under_way)
+
+
+def _fit_candidate(
+    plan: Plan,
+    learner: Learner,
+    fitting: Loader,
+    validating: Loader,
+    rate: float | None,
+    progress: Callable[[Progress], None],
+    state: State | None,
+    offer: Offer,
+    thrift: Thrift | None,
+) -> tuple[Fitted, float]:
+    """Fits at one learning rate; what the fit did, and the validation score of the weights that it kept."""
+    assert plan.task is not None, "a trial has a task"
+    metric = plan.task.recipe.metric
+    precision = precision_of(plan.budget.precision, fitting.device)
+    sign = 1 if METRICS[metric].higher_is_better else -1
+
+    def validate(candidate: Learner) -> float:
+        return sign * score_split(candidate, validating, metric, learner.target, precision)[0]
+
+    fitted = fit(
+        learner,
+        fitting,
+        budget=plan.budget,
+        learning_rate=rate,
+        seed=plan.seed,
+        validate=validate,
+        progress=progress,
+        state=state,
+        offer=offer,
+        thrift=thrift,
+    )
+    return fitted, sign * (validate(learner) if fitted.score is None else fitted.score)
+
+
+def score_split(learner: Learner, loader: Loader, metric: str, target: Target, precision: str) -> tuple[float, Tensor]:
+    """The metric on a whole split, and the predictions it was computed from, float32 [N, C] on the CPU."""
+    predictions, _ = predict(learner, loader, precision=precision)
+    return score(metric, predictions, loader.targets, target), predictions
+
+
+def training_loader(
+    plan: Plan, learner: Learner, split: Split, target: Target, device: torch.device, num_workers: int
+) -> Loader:
+    """The batches that a trial trains on: drawn and augmented as its plan says, in order for a closed form."""
+    assert plan.task is not None, "a trial has a task"
+    return Loader(
+        split,
+        modality=plan.task.recipe.modality,
+        target=target,
+        preparation=learner.source.preparation,
+        batch_size=plan.budget.batch_size,
+        device=device,
+        shuffled=bool(plan.learning_rates),
+        augment=plan.budget.augment,
+        seed=plan.seed,
+        num_workers=num_workers,
+    )
+
+
+def plain_loader(
+    plan: Plan, learner: Learner, split: Split, target: Target, device: torch.device, num_workers: int
+) -> Loader:
+    """The batches that a trial is scored on: all examples in order."""
+    assert plan.task is not None, "a trial has a task"
+    return Loader(
+        split,
+        modality=plan.task.recipe.modality,
+        target=target,
+        preparation=learner.source.preparation,
+        batch_size=INFERENCE_BATCH,
+        device=device,
+        num_workers=num_workers,
+    )
+
+
+def _told(chosen: Chosen) -> dict[str, Any]:
+    """What validation chose, every candidate, and the micro-batch where one was asked for."""
+    micro = {} if chosen.fitted.micro_batch is None else {"micro_batch": chosen.fitted.micro_batch}
+    return {**chosen.candidates[chosen.best], **micro, "candidates": list(chosen.candidates)}
+
+
+def _coverage(learner: Learner) -> dict[str, int]:
+    """How much of the backbone trains: tensors and all tensors. Added modules count as trained tensors."""
+    parameters = list(learner.backbone.parameters())
+    return {"trained": sum(parameter.requires_grad for parameter in parameters), "of": len(parameters)}
+
+
+def provenance(plan: Plan, device: torch.device | str) -> Result:
+    """A result without measurements: what was run, on what, with which versions. Its status is failed."""
+    device = torch.device(device)
+    return Result(
+        trial=str(plan.trial),
+        digest=plan.digest or "",
+        record=plan.entry.name if plan.entry else None,
+        status="failed",
+        reason=None,
+        metric=plan.task.recipe.metric if plan.task else "",
+        score=None,
+        split="test",
+        num_examples=0,
+        chosen=None,
+        num_trainable=None,
+        num_parameters=None,
+        train_seconds=None,
+        training=None,
+        inference=None,
+        peak_memory_bytes=None,
+        coverage=None,
+        versions=_versions() | {part.provider.distribution: part.provider.version for part in _parts(plan)},
+        device=_device_name(device),
+        threads=torch.get_num_threads(),
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        backbone=str(_without_weights(plan.backbone.canonical())),
+        adapters="+".join(str(part.canonical()) for part in plan.adapters) or "probe",
+        head=str(plan.head.canonical()),
+        task=str(plan.task.canonical()) if plan.task else "",
+        seed=plan.seed,
+        weights=weights_of(plan),
+        unpublished=files_of(plan.parts),
+        sources=plan.contents,
+    )
+
+
+def _without_weights(part: Part) -> Part:
+    return replace(part, arguments=tuple(argument for argument in part.arguments if argument[0] != "weights"))
+
+
+def _parts(plan: Plan) -> list[Bound]:
+    return [plan.backbone, *plan.adapters, plan.head, *([plan.task] if plan.task else [])]
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+@cache
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu: {_processor()}"
+
+
+def _processor() -> str:
+    known = Path("/proc/cpuinfo")
+    lines = known.read_text(encoding="utf-8").splitlines() if known.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()

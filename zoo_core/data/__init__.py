@@ -1,0 +1,1 @@
+"""From the examples of a task to batches: splits, decoding, augmentation, loading, random draws."""

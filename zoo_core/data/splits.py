@@ -1,0 +1,126 @@
+"""The splits of a trial: validation carved from train, then shots or a limit drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from zoo_core.contracts import Raw, Split, Target, TaskData
+from zoo_core.data.randomness import draw_seed
+from zoo_core.errors import RefusedError, UsageError
+
+__all__ = [
+    "Splits",
+    "Subset",
+    "carve",
+]
+VALIDATION_SHARE = 0.2  # of the training split, where a task brings no validation split of its own
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some examples of a split, in a given order. index: int64 [num] into the split."""
+
+    split: Split
+    index: np.ndarray[Any, np.dtype[np.int64]]
+
+    @property
+    def num(self) -> int:
+        return len(self.index)
+
+    @property
+    def targets(self) -> Any:
+        found = self.split.targets
+        if isinstance(found, list | tuple):  # of token classes one list for each example, of any length
+            return [found[int(i)] for i in self.index]
+        return np.asarray(found)[self.index]
+
+    @property
+    def groups(self) -> Any | None:
+        return None if self.split.groups is None else np.asarray(self.split.groups)[self.index]
+
+    @property
+    def ids(self) -> Sequence[str]:
+        ids = self.split.ids
+        return [ids[int(i)] for i in self.index]
+
+    def raw(self, index: int) -> Raw:
+        return self.split.raw(int(self.index[index]))
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What a trial may see: train to fit, val to choose, and test, which is opened once, after the choice."""
+
+    target: Target
+    train: Split
+    val: Split
+    test: Split
+
+
+def carve(data: TaskData, *, seed: int, shots: int | None = None, limit: int | None = None) -> Splits:
+    """The splits of a trial: validation carved from train where the task brings none, then shots or limit drawn.
+
+    shots: examples for each class that stay in train (classes only). limit: examples that stay in train.
+    Both are drawn anew for each seed; the validation split depends on the task alone. Groups are never divided.
+    """
+    for name in ("train", "test"):
+        if name not in data.splits:
+            raise UsageError(f"the task has no {name} split; it has {', '.join(data.splits)}")
+    train: Split = data.splits["train"]
+    if "val" in data.splits:
+        val: Split = data.splits["val"]
+    else:
+        kept, held = _held_out(train, data.target)
+        train, val = Subset(train, kept), Subset(train, held)
+    rng = np.random.default_rng(draw_seed("draw", seed))
+    if shots is not None:
+        train = Subset(train, _shots(train, data.target, shots, rng))
+    if limit is not None and limit < train.num:
+        train = Subset(train, np.sort(rng.permutation(train.num)[:limit]))
+    return Splits(data.target, train, val, data.splits["test"])
+
+
+def _held_out(train: Split, target: Target) -> tuple[Any, Any]:
+    """Indices kept and held out: whole groups, each class by its share as nearly as groups allow.
+
+    A group that holds the last examples of a class stays in train.
+    """
+    rng = np.random.default_rng(draw_seed("validation", train.num))
+    groups = np.arange(train.num) if train.groups is None else np.unique(train.groups, return_inverse=True)[1]
+    labels = np.zeros(train.num, dtype=np.int64)
+    if target.kind == "classes":
+        labels = np.unique(train.targets, return_inverse=True)[1]
+    members = np.split(np.argsort(groups, kind="stable"), np.cumsum(np.bincount(groups))[:-1])  # rows of each group
+    left = np.bincount(labels)  # examples of each class that are still in train
+    wanted = left - np.round(VALIDATION_SHARE * left).astype(np.int64)
+    held = np.zeros(train.num, dtype=bool)
+    for label in range(len(left)):
+        for group in rng.permutation(np.unique(groups[labels == label])):
+            if left[label] <= wanted[label]:
+                break
+            rows = members[group]
+            classes, counts = np.unique(labels[rows], return_counts=True)
+            if not held[rows[0]] and (left[classes] > counts).all():
+                held[rows] = True
+                left[classes] -= counts
+    if held.all() or not held.any():
+        raise RefusedError(f"{train.num} training examples are too few to carve a validation split from")
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def _shots(train: Split, target: Target, shots: int, rng: np.random.Generator) -> Any:
+    if target.kind != "classes":
+        raise RefusedError(f"shots={shots} needs classes and the target is {target.kind}; use limit=N")
+    labels = np.asarray(train.targets)
+    drawn = []
+    for label in np.unique(labels):
+        index = np.flatnonzero(labels == label)
+        if len(index) < shots:
+            name = target.names[label] if target.names else label
+            raise RefusedError(f"shots={shots}, and class {name} has {len(index)} training examples")
+        drawn.append(rng.permutation(index)[:shots])
+    return np.sort(np.concatenate(drawn))

@@ -1,0 +1,1 @@
+"""The files that a plan names, on this machine: pinned, downloaded, hashed, cached."""

@@ -1,0 +1,260 @@
+"""Files that a plan names -> files on this machine, each of the size and sha256 that its pin says.
+
+Everything after the pin is decided by hashes; who delivers the bytes does not matter. What is here is used without a
+request, and what is damaged is set aside and downloaded once more; what is as the Hub tells stays, whatever is pinned.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from huggingface_hub import constants
+
+from zoo_core.contracts import Source, Weights
+from zoo_core.errors import IntegrityError, NotFoundError, ZooError
+from zoo_core.files import hub as remote
+from zoo_core.files.downloads import is_as_recorded, right_file
+from zoo_core.files.folders import check_locked, is_locked
+from zoo_core.files.hashing import check, safe_name, some, wrong_in
+from zoo_core.files.pins import pin
+from zoo_core.lock import Pinned, part_key
+from zoo_core.plan.plan import Plan, needed, pinned
+from zoo_core.registry.bind import Bound
+
+__all__ = [
+    "DELTA",
+    "RUN_FILES",
+    "Progress",
+    "fetch_run",
+    "files_of",
+    "folder",
+    "pin",
+    "pin_plan",
+    "pin_plans",
+    "verify",
+]
+
+DELTA = "delta.safetensors"
+RUN_FILES = ("run.json", DELTA, "zoo.lock", "results.jsonl")  # of a stored run; a save has no results
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a download stands: the file under way, and the bytes of all files that are downloaded with it."""
+
+    repository: str
+    file: str
+    done_bytes: int
+    total_bytes: int
+
+
+# --- plans -----------------------------------------------------------------------------------------------------------
+
+
+def pin_plan(plan: Plan, *, frozen: bool = False) -> Plan:
+    """The plan with every file pinned. frozen: nothing is asked, and what is not pinned yet raises NotFoundError."""
+    return pin_plans([plan], frozen=frozen)[0]
+
+
+def pin_plans(plans: Sequence[Plan], *, frozen: bool = False) -> list[Plan]:
+    """The plans with every file pinned; what several of them name is looked up once, and so is of one commit.
+
+    Local folders are looked at in any case. Raises IntegrityError for one that holds something else than the lock says.
+    """
+    open_keys = {key for plan in plans for key in plan.unpinned if plan.sources[key].folder is None}
+    if frozen:
+        _refuse_open(open_keys)
+    pins: dict[str, Pinned] = {}
+    for plan in plans:
+        for key in plan.unpinned:
+            if key not in pins:
+                random = plan.weights == "random" and key == part_key(plan.backbone)
+                pins[key] = pin(plan.sources[key], weights="random" if random else "pretrained")
+            if plan.sources[key].folder is not None:
+                check_locked(key, plan.locked, pins[key])
+                if frozen and not is_locked(key, plan.locked, pins[key]):
+                    _refuse_open({key})
+    return [pinned(plan, {key: pins[key] for key in plan.unpinned}) for plan in plans]
+
+
+def _refuse_open(keys: Collection[str]) -> None:
+    if keys:
+        raise NotFoundError(
+            f"not in the lock: {some(sorted(keys))}; write it with zoo lock SPEC, or leave --frozen out"
+        )
+
+
+def files_of(
+    plan: Plan,
+    part: Bound,
+    *,
+    weights: Weights | None = None,
+    offline: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> Path | None:
+    """The folder with the files that a part of a pinned plan is built from, verified; None where it needs none.
+
+    weights: random leaves out what only pre-trained weights need; None for what the plan says.
+    Raises what `folder` raises.
+    """
+    key = part_key(part)
+    source = plan.sources.get(key)
+    if source is None:
+        return None
+    pin = plan.pins[key]
+    names = needed(source, weights or (plan.weights if part is plan.backbone else "pretrained"), pin.files)
+    return folder(pin, names, offline=offline, progress=progress) if names else None
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def folder(
+    pin: Pinned,
+    names: Sequence[str],
+    *,
+    offline: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> Path:
+    """The folder that holds these files of a pin, each with its size and sha256 checked; names as in a repository.
+
+    What is not in the Hugging Face cache is downloaded at the pin's commit; what is damaged there is set aside, with a
+    warning, and downloaded once more. progress: is told of each piece that arrives.
+    Raises NotFoundError (not here, and offline; or a local file is gone), AccessError, IntegrityError (wrong content
+    even so, or of a local folder, or behind a linked one; or a pin that the Hub contradicts), ZooError (no room).
+    """
+    assert names, "a folder for no files"
+    if pin.repository is not None and not remote.is_commit(pin.revision):
+        raise IntegrityError(
+            f"{pin.repository} is pinned at {pin.revision!r:.50}, which is no commit; make the lock again: zoo lock"
+        )
+    for name in names:
+        if name not in pin.files:
+            raise NotFoundError(f"{pin.repository or pin.folder} has no {name} among its pinned files; pin it again")
+        if pin.folder is None:  # the files of a local one are the user's own, and may lie beside it
+            safe_name(name, "the lock")
+    wrong = _wrong(pin, names)
+    if pin.repository is None or pin.revision is None:
+        for error in wrong.values():
+            raise type(error)(f"{error}, as it was pinned; restore it, or pin it again: zoo lock SPEC") from error
+        return _folder_of(pin)
+    if wrong:
+        _may_download(pin, wrong, offline=offline)
+    for _ in range(2):  # files of one wrong ETag lie in one place, where the last one wins
+        if not wrong:
+            break
+        _download(pin, list(wrong), progress)
+        wrong = _wrong(pin, names)
+    for name, error in wrong.items():
+        raise IntegrityError(
+            f"{name} of {pin.repository} was right a moment ago and is not now; {remote.endpoint()} may give several "
+            f"files one ETag: run the same command again, or look for a proxy that changes headers"
+        ) from error
+    return _snapshot(pin.repository, pin.revision, names[0])
+
+
+def verify(pin: Pinned) -> dict[str, ZooError]:
+    """What is wrong with the files of a pin on this machine, each hashed again; nothing is downloaded or removed.
+
+    By name, an IntegrityError for other content and a NotFoundError for a file that is not here.
+    """
+    return _wrong(pin, list(pin.files), again=True)
+
+
+def fetch_run(name: str, revision: str | None = None) -> Path:
+    """The folder with a fitted model that `zoo push` published, downloaded and verified. name: `ORG/NAME`.
+
+    Raises what `pin` and `folder` raise, and NotFoundError where the repository holds no such model.
+    """
+    found = pin(Source(repository=name, revision=revision, patterns=RUN_FILES))
+    lacking = [file for file in RUN_FILES[:3] if file not in found.files]
+    if lacking:
+        raise NotFoundError(
+            f"{name} holds no fitted model ({lacking[0]} is missing); zoo push DIR {name} puts one there"
+        )
+    return folder(found, list(found.files))
+
+
+def _wrong(pin: Pinned, names: Sequence[str], *, again: bool = False) -> dict[str, ZooError]:
+    """What is not right on this machine: not there (NotFoundError), or other content (IntegrityError)."""
+    if pin.repository is None or pin.revision is None:
+        return wrong_in(_folder_of(pin), {name: pin.files[name] for name in names}, again=again)
+    wrong: dict[str, ZooError] = {}
+    for name in names:
+        try:
+            path = remote.cached(pin.repository, pin.revision, safe_name(name, "the lock"))
+            if path is None:
+                raise NotFoundError(f"{name} of {pin.repository} at {pin.revision} is not on this machine")
+            check(path, pin.files[name], again=again)
+        except (IntegrityError, NotFoundError) as error:
+            wrong[name] = error
+    return wrong
+
+
+def _folder_of(pin: Pinned) -> Path:
+    assert pin.folder is not None, "files inside a package are opened by their plugin"
+    return Path(pin.folder).expanduser()
+
+
+def _may_download(pin: Pinned, wrong: Mapping[str, ZooError], *, offline: bool) -> None:
+    """Raises what keeps the files from being downloaded, before anything of them is."""
+    assert pin.repository is not None
+    assert pin.revision is not None
+    where = f"{pin.repository} at {pin.revision[:12]}"
+    forbidden = "offline" if offline else remote.offline_by()
+    if forbidden:
+        get = "get it where they are not: zoo fetch SPEC"
+        for name, error in wrong.items():
+            if isinstance(error, IntegrityError):
+                path = remote.cached(pin.repository, pin.revision, name)
+                if path is not None and is_as_recorded(path):
+                    get = "the pin is wrong: restore the lock, or write it again where they are not: zoo lock SPEC"
+                    error = IntegrityError(f"{error}, which the cache's own record of {where} agrees with")
+                raise IntegrityError(f"{error}, and requests are forbidden ({forbidden}); {get}") from error
+        raise NotFoundError(
+            f"{where}: {some(list(wrong))} not on this machine, and requests are forbidden ({forbidden}); {get}"
+        )
+    cache = Path(constants.HF_HUB_CACHE)
+    while not cache.exists():
+        cache = cache.parent
+    size, free = sum(pin.files[name].size for name in wrong), shutil.disk_usage(cache).free
+    if size > free:
+        raise ZooError(
+            f"{where} needs {_megabytes(size)}, and {constants.HF_HUB_CACHE} has {_megabytes(free)} free; free some, "
+            f"or set HF_HOME to another disk"
+        )
+    remote.reach(pin.repository, pin.revision, next(iter(wrong)))
+
+
+def _download(pin: Pinned, names: Sequence[str], progress: Callable[[Progress], None] | None) -> None:
+    assert pin.repository is not None
+    assert pin.revision is not None
+    total, done = sum(pin.files[name].size for name in names), 0
+    for name in names:
+        report = _reporter(pin.repository, name, done, total, progress)
+        right_file(pin.repository, pin.revision, name, partial(check, expected=pin.files[name]), report)
+        done += pin.files[name].size
+
+
+def _snapshot(repository: str, commit: str, name: str) -> Path:
+    path = remote.cached(repository, commit, name)
+    assert path is not None, "a file that was just verified"
+    return path.parents[name.count("/")]
+
+
+def _reporter(
+    repository: str, name: str, before: int, total: int, progress: Callable[[Progress], None] | None
+) -> Callable[[int], None]:
+    def report(done: int) -> None:
+        if progress is not None:
+            progress(Progress(repository=repository, file=name, done_bytes=before + done, total_bytes=total))
+
+    return report
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"

@@ -1,0 +1,1 @@
+"""The learner: built from a plan, its objective, and what it does to raw examples."""

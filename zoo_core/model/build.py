@@ -1,0 +1,214 @@
+"""Plan -> Learner: backbone frozen, head and objective made, the chain of adapters folded, the law checked after each.
+
+Law: an adapter may only add. After every step, what was trainable must still be trainable, every tensor of the base
+must still be there, and no frozen value may have changed; the error names the adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from zoo_core.contracts import ROLES, Backbone, Context, FeatureSpec, Target, Weights, as_backbone
+from zoo_core.data.randomness import seeded
+from zoo_core.errors import LawError, PluginError, RefusedError
+from zoo_core.lock import part_key
+from zoo_core.model.learner import Learner
+from zoo_core.model.objective import ScaledHead, default_objective
+from zoo_core.model.transforms import with_transforms
+from zoo_core.model.truncation import truncated
+from zoo_core.plan.plan import Plan
+from zoo_core.plan.resolve import check_built, check_until, consumed
+from zoo_core.registry.recipe_checks import blaming
+from zoo_core.registry.registry import Bound
+from zoo_core.toolkit.stages import groups
+
+__all__ = ["build", "build_backbone", "check_outline", "checksum"]
+
+
+CHECKED_AT_ONCE = 2**20  # values; all of a large tensor would show in a trial's peak memory
+
+
+def build(
+    plan: Plan,
+    *,
+    target: Target | None = None,
+    purpose: Literal["train", "use"] = "train",
+    load: Callable[[str], Learner] | None = None,
+    backbone: nn.Module | None = None,
+    class_weights: Tensor | None = None,
+) -> Learner:
+    """The learner of a plan, in evaluation mode on the CPU; for use it has no objective.
+
+    target: with its size known, where the plan's is not. load: makes a teacher from a spec or a stored run.
+    backbone: what `build_backbone` gives for this plan, or a copy of that; None: it is called.
+    class_weights: float [C] of the default loss of classes and labels.
+    Raises PluginError when a part breaks its contract, LawError when an adapter breaks its law.
+    """
+    target = target or plan.target
+    if target.size is None:
+        raise RefusedError("the number of outputs is not known before the data is read; open the task first")
+    if backbone is None:
+        backbone = build_backbone(plan)
+    base = [*backbone.parameters(), *backbone.buffers()]
+    head = _build_head(plan, backbone, target)
+    objective = default_objective(target, head, class_weights)
+    learner = Learner(backbone, head, consumed(plan.head, target), objective, target)
+    for position, adapter in enumerate(plan.adapters):
+        with seeded(plan.seed, "adapter", position, adapter.name) as generator:
+            context = Context(
+                target=target,
+                purpose=purpose,
+                generator=generator,
+                load=load or _no_teacher(adapter.name),
+                files=_files(plan, adapter),
+                base=_base(plan),
+            )
+            learner = _apply(adapter, learner, context)
+    if purpose == "use":
+        learner.objective = None
+    learner.seal(base, determined=plan.weights == "pretrained")
+    learner.eval()
+    return learner
+
+
+def build_backbone(plan: Plan) -> nn.Module:
+    """The frozen backbone of a pinned plan, its contract checked against what the catalogue promised.
+
+    What resolve could not know is checked on the meta device before the weights are fetched.
+    """
+    part = plan.backbone
+    if plan.unpinned:
+        raise RefusedError(f"{plan.unpinned[0]} is not pinned; `zoo_core.files.fetch.pin_plan(plan)` does it")
+    check_outline(plan)
+    backbone = _built(plan, plan.weights)
+    if plan.until is not None:
+        check_until(part.name, plan.until, len(as_backbone(backbone).stages))
+        backbone = truncated(backbone, plan.until)
+    _check_promise(part, plan, as_backbone(backbone))
+    backbone.requires_grad_(False)
+    backbone.eval()
+    groups(backbone)  # one dummy pass: every stage is called exactly once
+    if plan.deferred or plan.until is not None:
+        _check_deferred(plan, as_backbone(backbone))
+    return with_transforms(backbone)
+
+
+def check_outline(plan: Plan) -> None:
+    """Makes the checks that resolve deferred, if the weights are still to be fetched: on the meta device, without them.
+
+    Raises RefusedError for what does not go together.
+    """
+    if plan.deferred and plan.weights == "pretrained" and part_key(plan.backbone) in plan.sources:
+        with torch.device("meta"):
+            outline = as_backbone(_built(plan, "random"))
+        if plan.until is not None:  # neither the kind of its features nor its roles depend on it
+            check_until(plan.backbone.name, plan.until, len(outline.stages))
+        _check_deferred(plan, outline, plan.until)
+
+
+def _built(plan: Plan, weights: Weights) -> nn.Module:
+    part = plan.backbone
+    files = _files(plan, part, weights)
+    with seeded(plan.seed, "backbone", part.name), blaming(part):
+        backbone = part.recipe.build(files, weights)
+    if not isinstance(backbone, nn.Module) or not isinstance(backbone, Backbone):
+        raise PluginError(f"{part.name} did not build a backbone: see zoo_core.contracts.Backbone")
+    return backbone
+
+
+def _files(plan: Plan, part: Bound, weights: Weights = "pretrained") -> Path | None:
+    """The folder with a part's verified files; None for a part that has none of its own."""
+    if part_key(part) not in plan.sources:
+        return None
+    from zoo_core.files.fetch import files_of  # a quarter of a second, for plans that need it
+
+    return files_of(plan, part, weights=weights)
+
+
+def _base(plan: Plan) -> str | None:
+    """The repository or folder that the backbone's files come from."""
+    source = plan.sources.get(part_key(plan.backbone))
+    return None if source is None else source.repository or source.folder
+
+
+def _check_deferred(plan: Plan, backbone: Backbone, until: int | None = None) -> None:
+    roles = [role for role in ROLES if backbone.sites(role)]
+    stages = until or len(backbone.stages)
+    check_built(plan, modality=backbone.modality, features=backbone.features, num_stages=stages, roles=roles)
+
+
+def _check_promise(part: Bound, plan: Plan, backbone: Backbone) -> None:
+    entry = plan.entry
+    if entry is None:
+        return
+    promised = {"modality": entry.modality, "features": entry.features, "stages": entry.num_stages}
+    built = {"modality": backbone.modality, "features": backbone.features, "stages": len(backbone.stages)}
+    for name, value in promised.items():
+        if value is not None and value != built[name]:
+            raise PluginError(f"{part.name}: its catalogue says {name} {value}, it has {built[name]}")
+
+
+def _build_head(plan: Plan, backbone: nn.Module, target: Target) -> nn.Module:
+    recipe = plan.head.recipe
+    kind = consumed(plan.head, target)
+    features = FeatureSpec(kind=kind, dim=as_backbone(backbone).features.width(kind))
+    with seeded(plan.seed, "head", plan.head.name), blaming(plan.head):
+        head = recipe.build(features, target)
+    if recipe.fit == "closed_form":
+        head.requires_grad_(False)
+    if target.kind == "values":
+        assert target.size is not None
+        head = ScaledHead(head, target.size)
+    assert isinstance(head, nn.Module)
+    return head
+
+
+def _apply(adapter: Bound, learner: Learner, context: Context) -> Learner:
+    held = list(_tensors(learner))  # kept until the check is over, so that no new tensor has the identity of an old one
+    trainable = {id(parameter): name for name, parameter in learner.trainable()}
+    before = {id(tensor): (name, checksum(tensor)) for name, tensor in held if id(tensor) not in trainable}
+    with blaming(adapter):
+        adapted: Learner = adapter.recipe.apply(learner, context)
+    if not isinstance(adapted, Learner):
+        raise LawError(f"adapter {adapter.name} gave {type(adapted).__name__}; apply returns a learner")
+    after = {id(parameter): parameter for parameter in adapted.parameters()}
+    kept = {id(tensor): tensor for _, tensor in _tensors(adapted)}
+    for key, name in trainable.items():
+        if key not in after or not after[key].requires_grad:
+            raise LawError(f"adapter {adapter.name} froze or removed {name}; an adapter may only add")
+    for key, (name, total) in before.items():
+        if key not in kept:
+            raise LawError(f"adapter {adapter.name} removed {name}; an adapter may wrap a part and keeps its tensors")
+        if checksum(kept[key]) != total:
+            raise LawError(f"adapter {adapter.name} changed the values of {name}; an adapter may only add")
+    return adapted
+
+
+def _tensors(learner: Learner) -> Iterator[tuple[str, Tensor]]:
+    yield from learner.named_parameters()
+    yield from learner.named_buffers()
+
+
+def checksum(tensor: Tensor) -> int:
+    """A sum over the bits of a tensor, each weighed by its place, modulo 2**64; equal tensors have equal sums."""
+    flat = tensor.detach().contiguous().view(-1)
+    if not flat.numel() or flat.is_meta:
+        return 0
+    total = torch.zeros((), dtype=torch.int64, device=flat.device)
+    bits = flat.view(torch.uint8 if flat.element_size() < 4 else torch.int32)
+    for start, run in enumerate(bits.split(CHECKED_AT_ONCE)):
+        place = torch.arange(1, len(run) + 1, device=run.device) + start * CHECKED_AT_ONCE
+        total += (run.to(torch.int64) * place).sum()
+    return int(total)
+
+
+def _no_teacher(name: str) -> Callable[[str], Learner]:
+    def load(spec: str) -> Learner:
+        raise PluginError(f"adapter {name} asked for a teacher {spec!r}, and nothing here can load one")
+
+    return load

@@ -1,0 +1,340 @@
+"""The learner: backbone, heads, objective; the rule of what trains, and the delta that a fitted one holds.
+
+Two laws live here. What is frozen does not move: a module is in training mode if and only if all parameters beneath it
+are trainable. The delta is what the base's files do not determine: its names are fixed when `seal` is called at the
+end of building, and every later look checks that they still are what the learner holds.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from zoo_core.contracts import Batch, Features, Kind, Output, Target
+from zoo_core.errors import IncompatibleError, LawError, RefusedError, UsageError
+from zoo_core.model.objective import ScaledHead
+from zoo_core.toolkit.features import convert
+from zoo_core.toolkit.sites import fold_changes
+from zoo_core.toolkit.stages import capture
+
+if TYPE_CHECKING:
+    from zoo_core.contracts import LoadedBackbone
+    from zoo_core.plan.plan import Plan
+    from zoo_core.toolkit.table_encoding import Encoding
+
+__all__ = ["Learner"]
+
+MAIN = "main"  # the head that makes Output.predictions
+
+
+class Learner(nn.Module):
+    """A model in training or in use: one forward pass gives predictions, features and the stage states asked for.
+
+    It keeps its laws inside another module, after a parent's `.train()`, compiled or deep-copied.
+    plan: what it was built from, which `zoo_core.save` stores with it; None for one that was put together by hand.
+    num_columns: of the rows that a table's model was fitted on. encoding: how inputs were made of a table's cells.
+    """
+
+    def __init__(self, backbone: nn.Module, head: nn.Module, consumes: Kind, objective: nn.Module, target: Target):
+        super().__init__()
+        self.backbone = backbone
+        self.heads = nn.ModuleDict({MAIN: head})
+        self.objective: nn.Module | None = objective
+        self.consumes: Kind = consumes
+        self.target = target
+        self.plan: Plan | None = None
+        self.num_columns: int | None = None
+        self.encoding: Encoding | None = None
+        self.finishers: list[Callable[[Learner], None]] = []  # called in order when training is over
+        self._scales: dict[nn.Parameter, float] = {}  # by identity: an adapter that wraps a part renames parameters
+        self._starts: dict[nn.Parameter, float] = {}
+        self._base = frozenset(backbone.parameters())
+        self._added_names: frozenset[str] = frozenset()
+        self._delta_names: frozenset[str] | None = None
+        self._closed_names: frozenset[str] = frozenset()
+        self._frozen_names: tuple[str, ...] = ()
+        self._unsized: dict[str, torch.Size] = {}
+        self._unfitted: dict[str, Tensor] = {}  # state of a closed-form head as it was built, until it is another
+
+    @property
+    def source(self) -> LoadedBackbone:
+        """The backbone under its contract's type."""
+        return cast("LoadedBackbone", self.backbone)
+
+    # -- one pass ---------------------------------------------------------------------------------------------------
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Output:
+        """inputs: normalised, by the names of contracts.Batch.
+
+        Raises UsageError for other inputs, and for a closed-form head that nothing has fitted.
+        """
+        if self._unfitted:
+            self._check_fitted()
+        wanted: tuple[int, ...] = () if self.objective is None else self.objective.stages  # type: ignore[assignment]
+        if not isinstance(inputs, Mapping):
+            raise UsageError(f"a learner takes a mapping of inputs, found {type(inputs).__name__}; {self._reads()}")
+        with capture(self.backbone, wanted) as states:
+            try:
+                features: Features = self.backbone(inputs)
+            except KeyError as error:
+                if error.args[0] in inputs:
+                    raise
+                found = ", ".join(map(str, inputs)) or "nothing"
+                raise UsageError(f"inputs lack {error}, they hold {found}; {self._reads()}") from None
+        predictions = self.heads[MAIN](convert(features, self.consumes, self.source.pool))
+        return Output(predictions=predictions, features=features, stages=states)
+
+    def loss(self, output: Output, batch: Batch) -> Tensor:
+        """The scalar to minimise: the sum of the objective's named terms."""
+        if self.objective is None:
+            raise IncompatibleError("this learner was loaded for use and has no objective; build it for training")
+        terms: dict[str, Tensor] = self.objective(output, batch)
+        return torch.stack(list(terms.values())).sum() if len(terms) > 1 else next(iter(terms.values()))
+
+    def _reads(self) -> str:
+        names = ", ".join(map(repr, self.source.preparation.dummy(1)))
+        return f"this one reads {names}: batch.inputs, or zoo_core.predict for raw items"
+
+    def _check_fitted(self) -> None:
+        """Raises UsageError while a closed-form head's state is that of a head nobody has fitted."""
+        head = _inner(self.heads[MAIN])
+        state = dict(head.named_buffers())
+        if all(
+            state[name].shape == built.shape and torch.equal(state[name].to(built), built)
+            for name, built in self._unfitted.items()
+        ):
+            raise UsageError(
+                "the head is fitted in closed form, and nothing has fitted it: use zoo_core.fit, "
+                "or learner.heads['main'].fit(features, target) in a loop of your own"
+            )
+        self._unfitted = {}
+
+    # -- what trains ------------------------------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> Learner:
+        """Training mode for what is wholly trainable, evaluation mode for the rest. Law: what is frozen stays put."""
+        self.training = mode
+        for child in self.children():
+            _set_mode(child, mode, mode, _trains(child))
+        return self
+
+    def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Name and parameter of everything that trains, the objective's projectors included."""
+        return ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
+
+    def set_scale(self, parameters: Iterable[nn.Parameter], scale: float) -> None:
+        """The learning rate of these parameters over that of the rest; a later adapter's word replaces an earlier's."""
+        for parameter in parameters:
+            self._scales[parameter] = scale
+
+    def scale_of(self, parameter: nn.Parameter) -> float:
+        """The learning rate of a parameter over that of the rest."""
+        return self._scales.get(parameter, 1.0)
+
+    def delay(self, parameters: Iterable[nn.Parameter], start: float) -> None:
+        """These parameters stay as they are until `start`, a share of all steps, 0 to below 1; then they train.
+
+        A phase only delays: what trains in the end was fixed before. A later adapter's word replaces an earlier's.
+        `zoo_core.fit` keeps to it; a loop of somebody's own asks `start_of`.
+        """
+        if not 0 <= start < 1:
+            raise UsageError(f"a phase starts at a share of the steps, 0 to below 1, found {start:g}")
+        for parameter in parameters:
+            self._starts[parameter] = start
+
+    def start_of(self, parameter: nn.Parameter) -> float:
+        """The share of all steps at which a parameter begins to train."""
+        return self._starts.get(parameter, 0.0)
+
+    def parameter_groups(self, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+        """Groups for a torch optimiser: a rate for each scale; only the matrices and kernels named `weight` decay.
+
+        Biases, norms, position embeddings and learned tokens do not.
+        """
+        groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
+        for name, parameter in self.trainable():
+            decays = parameter.ndim > 1 and name.endswith(("weight", "original"))  # of a parametrised one too
+            groups.setdefault((self.scale_of(parameter), self.start_of(parameter), decays), []).append(parameter)
+        return [
+            {"params": parameters, "lr": lr * scale, "weight_decay": weight_decay if decays else 0.0, "start": start}
+            for (scale, start, decays), parameters in groups.items()
+        ]
+
+    def fit_scale(self, targets: Tensor) -> None:
+        """Takes mean and standard deviation of the training targets, float [N, C], as the unit of the predictions.
+
+        A column that does not vary, or by less than float32 can tell, keeps its own unit.
+        """
+        head = self.heads[MAIN]
+        assert isinstance(head, ScaledHead), "only values are predicted in units"
+        exact = targets.double()
+        deviation = exact.std(dim=0, correction=0)
+        varies = deviation > torch.finfo(torch.float32).eps * exact.abs().amax(dim=0)
+        head.shift.copy_(exact.mean(dim=0))
+        head.scale.copy_(torch.where(varies, deviation, torch.ones_like(deviation)))
+
+    # -- plain weights ----------------------------------------------------------------------------------------------
+
+    def merge(self) -> Learner:
+        """A copy for use whose backbone has plain weights: the base's keys and shapes, and the base's speed.
+
+        This learner stays as it is. Raises RefusedError where an adapter does not fold into weights.
+        """
+        merged = copy.deepcopy(self)
+        merged.objective = None
+        merged.requires_grad_(False)
+        merged.eval()
+        for part in self.plan.adapters if self.plan is not None else ():
+            if not part.recipe.mergeable:
+                raise RefusedError(
+                    f"{part.name} does not fold into plain weights; the learner is used as it is, or trained without it"
+                )
+            if hasattr(part.recipe, "merge"):
+                part.recipe.merge(merged)
+        fold_changes(merged.backbone)
+        left = sorted(name for name, _ in merged.named_parameters() if name in self._added_names)
+        if left:
+            raise RefusedError(f"{len(left)} tensors do not fold into plain weights, {left[0]} first")
+        merged._added_names = frozenset()
+        return merged
+
+    # -- the delta --------------------------------------------------------------------------------------------------
+
+    def base(self) -> dict[str, nn.Parameter]:
+        """The backbone's own parameters, without those that adapters added, by name."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter in self._base}
+
+    def added(self) -> dict[str, nn.Parameter]:
+        """The parameters that adapters added to the backbone, by name."""
+        return {name: parameter for name, parameter in self.named_parameters() if name in self._added_names}
+
+    def seal(self, base: Iterable[Tensor], determined: bool = True) -> None:
+        """Fixes the names of the delta; called once, when every adapter has been applied.
+
+        base: parameters and buffers of the backbone before any adapter. determined: whether its files determine them.
+        If so, none of them is in the delta unless it is open: trainable, or a buffer of a module that is in training
+        mode whenever the learner is. Of a random backbone the delta holds all.
+        """
+        known = {id(tensor) for tensor in base}
+        self._added_names = frozenset(
+            f"backbone.{name}" for name, parameter in self.backbone.named_parameters() if id(parameter) not in known
+        )
+        if not determined:
+            known = set()
+        opened = _open_tensors(self.backbone, True, _trains(self.backbone))
+        state = self._held()
+        frozen = {name for name, tensor in state.items() if name.startswith("backbone.") and id(tensor) not in opened}
+        self._frozen_names = tuple(sorted(frozen))
+        self._closed_names = frozenset(name for name in frozen if id(state[name]) in known)
+        self._delta_names = frozenset(state) - self._closed_names
+        buffers = {f"heads.{name}" for name, _ in self.heads.named_buffers()}
+        self._unsized = {name: state[name].shape for name in buffers & state.keys() if not state[name].numel()}
+        if not any(parameter.requires_grad for parameter in self.heads.parameters()):
+            self._unfitted = {name: buffer.clone() for name, buffer in _inner(self.heads[MAIN]).named_buffers()}
+
+    def frozen(self) -> dict[str, Tensor]:
+        """The backbone's tensors that training must not move, by name. Raises LawError when one has vanished."""
+        state = self._held()
+        vanished = [name for name in self._frozen_names if name not in state]
+        if vanished:
+            raise LawError(f"state appeared or vanished after building: {', '.join(vanished[:3])}")
+        return {name: state[name].detach() for name in self._frozen_names}
+
+    def delta(self) -> dict[str, Tensor]:
+        """Everything that the base's files do not determine, by name; the tensors are the learner's own, detached.
+
+        Raises LawError when the learner holds other names than when it was built.
+        """
+        if self._delta_names is None:
+            raise LawError("the delta is known once building is over; build the learner with zoo_core.load")
+        state = self._held()
+        found = frozenset(state) - self._closed_names
+        if found != self._delta_names or not self._closed_names <= frozenset(state):
+            changed = sorted(found ^ self._delta_names) or sorted(self._closed_names - frozenset(state))
+            raise LawError(f"state appeared or vanished after building: {', '.join(changed[:3])}")
+        return {name: state[name].detach() for name in sorted(self._delta_names)}
+
+    def load_delta(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copies a delta in. Nothing is changed unless all of it fits.
+
+        Raises IncompatibleError when names, shapes or kinds of numbers differ. A head's buffer that was empty when it
+        was built, since its length is that of the training split, may have any length.
+        """
+        own = self.delta()
+        if own.keys() != tensors.keys():
+            missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+            raise IncompatibleError(
+                f"this delta is of another learner: {len(missing)} names missing {missing[:2]}, "
+                f"{len(unknown)} unknown {unknown[:2]}"
+            )
+        for name, tensor in own.items():
+            shape = self._unsized.get(name, tensor.shape)
+            if not _fits(tensors[name].shape, shape) or tensors[name].is_floating_point() != tensor.is_floating_point():
+                raise IncompatibleError(
+                    f"this delta is of another learner: {name} is {tensors[name].dtype} {list(tensors[name].shape)}, "
+                    f"expected {tensor.dtype} {[size or 'any' for size in shape]}"
+                )
+        with torch.no_grad():
+            for name, tensor in own.items():
+                if name in self._unsized:
+                    path, _, leaf = name.rpartition(".")
+                    found = tensors[name].to(tensor, copy=True)
+                    setattr(self.get_submodule(path), leaf, found.contiguous())  # as it lies in a file
+                else:
+                    tensor.copy_(tensors[name])
+
+    def _held(self) -> dict[str, Tensor]:
+        """Parameters and persistent buffers of backbone and heads by name; the objective's stay behind."""
+        held: dict[str, Tensor] = {}
+        self.backbone.state_dict(destination=held, prefix="backbone.", keep_vars=True)
+        self.heads.state_dict(destination=held, prefix="heads.", keep_vars=True)
+        return held
+
+
+def _inner(head: nn.Module) -> nn.Module:
+    """The head itself, without the units of predicted values, which are known before it is fitted."""
+    return head.head if isinstance(head, ScaledHead) else head
+
+
+def _fits(found: torch.Size, built: torch.Size) -> bool:
+    """Whether a shape is the one that was built, where a size of 0 stands for any."""
+    return len(found) == len(built) and all(size in (0, here) for here, size in zip(found, built, strict=True))
+
+
+def _set_mode(module: nn.Module, mode: bool, parent: bool, trains: Mapping[nn.Module, bool | None]) -> None:
+    """Law: a module is in training mode if all parameters beneath it train; one without any follows its parent."""
+    own = trains[module]
+    module.training = parent if own is None else mode and own
+    for child in module.children():
+        _set_mode(child, mode, module.training, trains)
+
+
+def _open_tensors(module: nn.Module, parent: bool, trains: Mapping[nn.Module, bool | None]) -> set[int]:
+    """Identities of trainable parameters, and of the buffers of modules that train whenever the learner does."""
+    own = parent if trains[module] is None else bool(trains[module])
+    found = {id(parameter) for parameter in module.parameters(recurse=False) if parameter.requires_grad}
+    if own:
+        found |= {id(buffer) for buffer in module.buffers(recurse=False)}
+    for child in module.children():
+        found |= _open_tensors(child, own, trains)
+    return found
+
+
+def _trains(module: nn.Module, found: dict[nn.Module, bool | None] | None = None) -> dict[nn.Module, bool | None]:
+    """Of a module and of each beneath it: whether all parameters beneath it train, None where there are none.
+
+    found: of those already looked at, so that a large network is walked through once.
+    """
+    found = {} if found is None else found
+    if module in found:
+        return found
+    told = [parameter.requires_grad for parameter in module.parameters(recurse=False)]
+    for child in module.children():
+        own = _trains(child, found)[child]
+        told += [] if own is None else [own]
+    found[module] = all(told) if told else None
+    return found

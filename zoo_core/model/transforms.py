@@ -1,0 +1,119 @@
+"""What the core adds to every backbone for a loop of somebody's own: `transform`, `collate` and `feature_dim`.
+
+`transform(train=...)` is a callable for one raw item, as data sets of torchvision take it; `collate` makes a batch of
+what it gave, as a DataLoader takes it. Both are of the backbone's preparation, so no plugin writes them, and both
+pickle into worker processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, overload
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from zoo_core.contracts import Batch, Modality, Preparation, Raw, as_backbone
+from zoo_core.data.augmentation import augmentation
+from zoo_core.data.decoding import decode
+from zoo_core.data.token_labels import IGNORED, on_tokens
+from zoo_core.errors import PluginError, UsageError
+
+__all__ = ["Collate", "Transform", "Transforms", "with_transforms"]
+
+NAMES = ("transform", "collate", "feature_dim")
+Example = Mapping[str, Tensor]
+Module = TypeVar("Module", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Transform:
+    """One raw item -> one prepared example, compact (uint8, int64) and without a batch axis.
+
+    A raw item is what `zoo_core.data.decoding.decode` takes: of pictures a path, a PIL picture, a uint8 array; a text;
+    a row of numbers. augment: draws from torch's global generator, which a DataLoader seeds in each worker.
+    """
+
+    modality: Modality
+    preparation: Preparation
+    augment: Callable[[Tensor], Tensor] | None = None
+
+    def __call__(self, raw: Raw) -> Example:
+        example = decode(self.modality, raw)
+        return self.preparation.prepare([example if self.augment is None else self.augment(example)])[0]
+
+
+@dataclass(frozen=True)
+class Transforms:
+    """`backbone.transform`: the transform for training, or for everything else."""
+
+    modality: Modality
+    preparation: Preparation
+
+    def __call__(self, *, train: bool = False) -> Transform:
+        """train: with a random crop of each picture, 60 to 100 % of its area; nothing is drawn for other items."""
+        draws = train and self.modality == "image"
+        return Transform(self.modality, self.preparation, augmentation("light", "image") if draws else None)
+
+
+@dataclass(frozen=True)
+class Collate:
+    """`backbone.collate`: prepared examples as inputs, or (example, target) pairs as a Batch; normalised, on the CPU.
+
+    A target is a class, a whole number; labels, 0 or 1 for each, or values, a list or an array of them; of a list of
+    words a list of their classes. Raises UsageError for others.
+    """
+
+    preparation: Preparation
+
+    @overload
+    def __call__(self, items: Sequence[tuple[Example, Any]]) -> Batch: ...
+    @overload
+    def __call__(self, items: Sequence[Example]) -> dict[str, Tensor]: ...
+    def __call__(self, items: Sequence[Any]) -> Batch | dict[str, Tensor]:
+        if not items or not all(isinstance(item, tuple | list) for item in items):
+            return self._inputs(items)
+        inputs = self._inputs([example for example, _ in items])
+        return Batch(inputs=inputs, target=_targets([target for _, target in items], inputs))
+
+    def _inputs(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        if not examples or not all(isinstance(example, Mapping) for example in examples):
+            found = type(examples[0]).__name__ if examples else "none"
+            raise UsageError(f"collate takes what backbone.transform() gives, alone or with a target, found {found}")
+        return self.preparation.normalise(self.preparation.collate(examples))
+
+
+def with_transforms(backbone: Module) -> Module:
+    """The backbone, which has `transform`, `collate` and `feature_dim` from now on.
+
+    They hold its preparation and nothing else of it, so a copy of the backbone has its own.
+    Raises PluginError where its class means something else by one of the names.
+    """
+    taken = [name for name in NAMES if name in dir(type(backbone)) or name in backbone._modules]
+    if taken:
+        raise PluginError(f"{type(backbone).__name__} has a {taken[0]} of its own; zoo-core gives each backbone that")
+    source = as_backbone(backbone)
+    loaded: Any = backbone
+    loaded.transform = Transforms(source.modality, source.preparation)
+    loaded.collate = Collate(source.preparation)
+    loaded.feature_dim = source.features.width("pooled")
+    return backbone
+
+
+def _targets(given: Sequence[Any], inputs: Example) -> Tensor:
+    """int64 [B] of classes, float32 [B, C] of labels and values, int64 [B, T] of the classes of words."""
+    try:
+        rows = [x.cpu() if isinstance(x, Tensor) else torch.from_numpy(np.array(x)) for x in given]
+        if "word_ids" in inputs and rows[0].ndim == 1 and not rows[0].is_floating_point():
+            words_BW = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=IGNORED)
+            return on_tokens(words_BW.long(), inputs["word_ids"])
+        found = torch.stack(rows)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(f"targets of a batch are numbers, as many for each example: {error}") from error
+    if found.ndim == 0 or found.ndim > 2:
+        raise UsageError(f"a target is a number or a list of them, found shape {list(found.shape[1:])}")
+    if found.ndim == 1 and not found.is_floating_point():
+        return found.long()
+    return found.reshape(len(found), -1).float()

@@ -1,0 +1,1 @@
+"""Trial + registry + catalogue -> Plan, or a refusal with its reason. No torch."""

@@ -1,0 +1,289 @@
+"""What is run, as values: a budget, a trial, and the plan of a trial with every part resolved. No torch.
+
+A plan's digests live here: what decides the numbers of a trial, in JSON, hashed. They cover bound values and the sha256
+of files, never text, so a plan has none before its files are pinned.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from fnmatch import fnmatchcase, translate
+from pathlib import Path
+from typing import Any, Literal
+
+from zoo_core.contracts import Source, Target, Weights
+from zoo_core.errors import UsageError, nearest
+from zoo_core.lock import Pinned, content_key, part_key
+from zoo_core.registry.bind import Bound
+from zoo_core.registry.catalog import Entry
+from zoo_core.registry.recipe_checks import MAX_RATES
+from zoo_core.spec.parser import Part, Spec
+
+__all__ = ["Budget", "Plan", "Trial", "budget_from", "fits_weights", "literal", "needed", "pinned", "reseeded"]
+
+DIGEST_FORMAT = 1  # raised when the digest of an unchanged trial would change
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How long and how a trial trains; every field is part of the trial's identity.
+
+    epochs: passes over the training split. num_rates: learning rates tried, 1 to 5, the middle ones of the grid.
+    warmup: share of all steps with a rising rate. clip: largest gradient norm. patience: epochs without a better
+    validation score before training stops early, None: never. precision: auto is bfloat16 on a GPU, else float32.
+    keep: the weights of the epoch with the best validation score, the earliest such, or of the last epoch. None: the
+    last, as a bench reports it; `zoo fit` and `zoo_core.fit` put best in its place.
+    """
+
+    epochs: int = 20
+    batch_size: int = 32
+    num_rates: int = 3
+    weight_decay: float = 0.05
+    warmup: float = 0.1
+    clip: float = 1.0
+    augment: Literal["none", "light", "strong"] = "none"
+    patience: int | None = None
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    keep: Literal["best", "last"] | None = None
+
+    def __post_init__(self) -> None:
+        for name, (kind, low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if value is None and name == "patience":
+                continue
+            if not isinstance(value, int | kind) or isinstance(value, bool):
+                wanted = "a whole number" if kind is int else "a number"
+                raise UsageError(f"budget: {name}={value!r} should be {wanted}, {low:g} to {high:g}")
+            if not low <= value <= high:
+                raise UsageError(f"budget: {name}={value} is out of range; allowed: {low:g} to {high:g}")
+            object.__setattr__(self, name, kind(value))  # 1 and 1.0 are one budget, with one digest
+        for name, words in _WORDS.items():
+            found = getattr(self, name)
+            if found not in words and not (found is None and name == "keep"):
+                raise UsageError(
+                    f"budget: {name}={found!r} is not one of {', '.join(words)}{nearest(str(found), words)}"
+                )
+
+    def for_fit(self) -> Budget:
+        """What `fit` makes of it: it keeps the best epoch where it is not told what to keep."""
+        return replace(self, keep="best") if self.keep is None else self
+
+    def identity(self) -> dict[str, object]:
+        """What decides the numbers of a trial: every field; `keep` only where it is best, as None and last are one."""
+        return {name: value for name, value in asdict(self).items() if name != "keep" or value == "best"}
+
+
+_RANGES: Mapping[str, tuple[type[int] | type[float], float, float]] = {
+    "epochs": (int, 1, 1_000_000),
+    "batch_size": (int, 2, 1_000_000),
+    "num_rates": (int, 1, MAX_RATES),
+    "weight_decay": (float, 0, 10),
+    "warmup": (float, 0, 1),
+    "clip": (float, 1e-9, 1e9),
+    "patience": (int, 1, 1_000_000),
+}
+_WORDS: Mapping[str, tuple[str, ...]] = {
+    "augment": ("none", "light", "strong"),
+    "precision": ("auto", "float32", "bfloat16"),
+    "keep": ("best", "last"),
+}
+
+
+def budget_from(values: Mapping[str, Any]) -> Budget:
+    """A Budget from a table of a suite file or a stored plan; raises UsageError on a wrong key or type."""
+    known = [field.name for field in fields(Budget)]
+    for name in values:
+        if name not in known:
+            raise UsageError(f"budget has no key {name!r}; it has {', '.join(known)}{nearest(name, known)}")
+    return Budget(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What to run: a spec on a task with a budget and a seed. str() is its canonical text, for people."""
+
+    spec: Spec
+    task: Part
+    budget: Budget
+    seed: int = 0
+
+    def __str__(self) -> str:
+        usual = asdict(Budget())
+        changed = [f"{name}={value}" for name, value in self.budget.identity().items() if value != usual[name]]
+        return " ".join([f"{self.spec}", f"task={self.task}", *changed, f"seed={self.seed}"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A trial with every part resolved and checked.
+
+    task: None when a model is loaded for a target alone. adapters: without those that change nothing. entry: what the
+    catalogue says of the backbone, None if nothing. deferred: checks that need the built backbone.
+    inner: the parts that arguments name by specs, such as a teacher.
+    sources: where the files of its parts come from, by the keys of a lock. pins: the files that are known by sha256.
+    locked: what a lock of the user's says of local folders, which are looked at all the same.
+    digest: identity of the trial; None while its files are not pinned. combination: the same without the seed.
+    base_digest: identity of the backbone before any adapter, the same for all trials on it.
+    """
+
+    spec: Spec
+    backbone: Bound
+    adapters: tuple[Bound, ...]
+    head: Bound
+    task: Bound | None
+    target: Target
+    entry: Entry | None
+    budget: Budget
+    seed: int
+    weights: Weights
+    learning_rates: tuple[float, ...]
+    num_stages: int | None
+    first_stage: int | None
+    deferred: tuple[str, ...] = ()
+    inner: tuple[Bound, ...] = ()
+    sources: Mapping[str, Source] = field(default_factory=dict)
+    pins: Mapping[str, Pinned] = field(default_factory=dict)
+    locked: Mapping[str, Pinned] = field(default_factory=dict)
+    digest: str | None = None
+    base_digest: str | None = None
+    combination: str | None = None
+
+    @property
+    def trial(self) -> Trial:
+        assert self.task is not None, "a plan without a task is no trial"
+        return Trial(spec=self.spec, task=self.task.canonical(), budget=self.budget, seed=self.seed)
+
+    @property
+    def parts(self) -> tuple[Bound, ...]:
+        """Every bound part: backbone, adapters, head, task, and those that arguments name."""
+        return (self.backbone, *self.adapters, self.head, *((self.task,) if self.task else ()), *self.inner)
+
+    @property
+    def contents(self) -> dict[str, str]:
+        """Of each part that is made from a local folder a digest of the files that it is made from, by its key.
+
+        A backbone with random weights, which reads fewer of them, has a key that says so. Empty while not pinned.
+        """
+        found: dict[str, str] = {}
+        for part in self.parts:
+            key = part_key(part)
+            pin = self.pins.get(key)
+            if pin is not None and pin.folder is not None:
+                weights: Weights = self.weights if part is self.backbone else part.common.get("weights", "pretrained")
+                names = needed(self.sources[key], weights, pin.files)
+                found[content_key(key, weights)] = pin.content_of(names)
+        return found
+
+    @property
+    def until(self) -> int | None:
+        """The stage, counted from 1, after which the backbone ends; None: it is whole."""
+        until: int | None = self.backbone.common["until"]
+        return until
+
+    @property
+    def unpinned(self) -> tuple[str, ...]:
+        """Keys of the parts whose files are not known by sha256 yet."""
+        return tuple(key for key in self.sources if key not in self.pins)
+
+
+def reseeded(plan: Plan, seed: int) -> Plan:
+    """The plan of the same trial with another seed, without resolving anything again."""
+    return replace(plan, seed=seed, digest=_seeded(plan.combination, seed))
+
+
+def pinned(plan: Plan, pins: Mapping[str, Pinned]) -> Plan:
+    """The plan with more of its files pinned, and with its digests once all of them are."""
+    plan = replace(plan, pins={**plan.pins, **pins})
+    if plan.unpinned:
+        return plan
+    base = _identity(plan, plan.backbone)
+    identity = {
+        "format": DIGEST_FORMAT,
+        "base": base,
+        "adapters": [_identity(plan, part) for part in plan.adapters],
+        "head": plan.head.identity(),
+        "task": _identity(plan, plan.task) if plan.task else None,
+        "target": asdict(plan.target),
+        "budget": plan.budget.identity(),
+        **({"inner": [_identity(plan, part) for part in plan.inner]} if plan.inner else {}),
+    }
+    combination = _digest(identity)
+    return replace(plan, combination=combination, digest=_seeded(combination, plan.seed), base_digest=_digest(base))
+
+
+def needed(source: Source | None, weights: Weights, files: Mapping[str, Any]) -> tuple[str, ...]:
+    """Which of the files a build with these weights reads, by name; of a package, which has no source, all or none."""
+    if source is None:
+        return tuple(sorted(files)) if weights == "pretrained" else ()
+    wanted = _fitting(source.patterns, files)
+    for pattern in source.weights if weights == "pretrained" else ():
+        fitting = {name for name in files if fits_weights(name, pattern)}
+        if fitting:
+            wanted |= fitting
+            break
+    return tuple(sorted(wanted))
+
+
+def fits_weights(name: str, pattern: str) -> bool:
+    """Whether a file is one of the weights that a pattern means; no wildcard crosses folders, nor does in loading."""
+    return name.count("/") == pattern.count("/") and fnmatchcase(name, pattern)
+
+
+def literal(pattern: str) -> str | None:
+    """The one name that a pattern of a source fits; None for one with wildcards."""
+    name = re.sub(r"\[([*?[])\]", r"\1", pattern)
+    return name if glob.escape(name) == pattern else None
+
+
+def _fitting(patterns: Sequence[str], files: Mapping[str, Any]) -> set[str]:
+    """The names that fit any of the patterns; of 100,000, and as many patterns without wildcards, in a moment."""
+    names = {literal(pattern) for pattern in patterns}
+    globs = [translate(pattern) for pattern in patterns if literal(pattern) is None]
+    fits = re.compile("|".join(globs)).match if globs else None
+    return {name for name in files if name in names or (fits is not None and fits(name))}
+
+
+def _identity(plan: Plan, part: Bound) -> dict[str, object]:
+    """What decides the part's numbers: its own identity, and the sha256 of each file that it is built from.
+
+    Where a local folder lies does not: it may be moved.
+    """
+    key = part_key(part)
+    identity, source, pin = part.identity(), plan.sources.get(key), plan.pins.get(key)
+    if source is not None and source.folder is not None:
+        fields = identity["fields"]
+        assert isinstance(fields, dict)
+        placed = [name for name, value in fields.items() if _is_place(value, source)]
+        if len(placed) == 1:  # of several that look so, one may mean something else: a column called as its folder
+            identity["fields"] = {name: value for name, value in fields.items() if name not in placed}
+    if pin is None:
+        return identity
+    weights = plan.weights if part is plan.backbone else part.common.get("weights", "pretrained")
+    return identity | {"files": {name: pin.files[name].sha256 for name in needed(source, weights, pin.files)}}
+
+
+def _is_place(value: object, source: Source) -> bool:
+    """Whether an argument may say where a local source lies: its folder, or the one file of its kind that is read."""
+    if not isinstance(value, str) or not value or source.folder is None:
+        return False
+    path, folder = Path(value).expanduser(), Path(source.folder).expanduser()
+    if path == folder:
+        return True
+    named = [name for each in (*source.patterns, *source.weights) if (name := literal(each)) is not None]
+    alike = [name for name in named if Path(name).suffix == path.suffix]  # of two, the argument may say which
+    return path.parent == folder and alike == [path.name]
+
+
+def _seeded(combination: str | None, seed: int) -> str | None:
+    return None if combination is None else _digest({"combination": combination, "seed": seed})
+
+
+def _digest(identity: object) -> str:
+    """First 16 bytes of the sha256 of sorted JSON, in hex."""
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -1,0 +1,416 @@
+"""Trial + registry + catalog -> Plan, or a refusal with its reason. No torch.
+
+Everything that can be known about a trial before building it is checked here: that each part exists and takes its
+arguments, that their kinds, modalities, targets, seams and roles go together, what is trained at which rates, and
+where the files come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import get_args
+
+from zoo_core.contracts import (
+    KINDS,
+    FeatureSpec,
+    Kind,
+    Located,
+    Modality,
+    PartKind,
+    Seam,
+    Source,
+    Target,
+    TaskRecipe,
+    Weights,
+)
+from zoo_core.errors import IncompatibleError, NotFoundError, RefusedError, UsageError, ZooError
+from zoo_core.lock import Pinned, part_key, pin_of, told_apart
+from zoo_core.plan.plan import Budget, Plan, pinned
+from zoo_core.registry.bind import Bound
+from zoo_core.registry.catalog import Catalog, Entry
+from zoo_core.registry.catalog import catalog as default_catalog
+from zoo_core.registry.index import reserved_names
+from zoo_core.registry.local_plugins import SpecLike, part_of, spec_of
+from zoo_core.registry.recipe_checks import TRAINING, broken, check_adapter, check_head, check_task
+from zoo_core.registry.registry import Registry
+from zoo_core.registry.registry import registry as default_registry
+from zoo_core.registry.trust import speaking_for
+from zoo_core.spec.parser import Part, Spec
+from zoo_core.spec.paths import task_part
+
+__all__ = ["DEFAULT_HEAD", "bind_task", "check_built", "check_until", "consumed", "inner_parts", "located", "resolve"]
+
+DEFAULT_HEAD = "linear"  # what every target kind gets when a spec names no head
+
+
+def resolve(
+    spec: SpecLike,
+    *,
+    task: str | Part | TaskRecipe | Bound | None = None,
+    target: Target | None = None,
+    budget: Budget | None = None,
+    seed: int = 0,
+    pins: Mapping[str, Pinned] | None = None,
+    offline: bool = False,
+    afresh: bool = True,
+    stored: str | None = None,
+    registry: Registry | None = None,
+    catalog: Catalog | None = None,
+) -> Plan:
+    """The plan of one trial; either a task or a target says what is predicted.
+
+    spec: text, recipe objects, or a list of both: "starter/vit-nano+lora(r=4)", ["starter/vit-nano", Lora(r=4)].
+    task: or what `bind_task` gave for several trials.
+    pins: files that a lock pins, by part; they go before what a catalogue or a record says.
+    offline: no request is sent, not even for a task of the Hub, whose files tell its target; the lock pins it.
+    afresh: whether local folders are still to be looked at, and the pins only say what must be found there; False for
+    pins that were just made, or whose files are checked when they are used.
+    stored: what spec and task were read from, as a run or a suite file; None where they are the user's of this call.
+    Raises SpecError, NotFoundError, AmbiguousError, UsageError (a wrong argument), PluginError, and RefusedError with
+    the reason where the parts do not go together, or something stored asks for more trust than this call gives it.
+    """
+    registry = registry or default_registry()
+    catalog = catalog or default_catalog()
+    budget = budget or Budget()
+    parts = spec_of(spec, registry).parts
+    bound_task: Bound | None = None
+    if isinstance(task, Bound):
+        bound_task = task
+    elif task:
+        bound_task = bind_task(task, pins or {}, offline=offline, stored=stored, registry=registry)
+    if target is None:
+        if bound_task is None:
+            raise UsageError("nothing says what is predicted; give a task or a target (num_classes, classes)")
+        target = bound_task.recipe.target
+    assert target is not None
+    with speaking_for(stored):
+        backbone, adapters, head = _bind_chain(parts, registry)
+        bound = (backbone, *adapters, head, *((bound_task,) if bound_task else ()))
+        inner = tuple(each for part in bound for each in inner_parts(part, registry))
+    entry = catalog.find(backbone.name, "backbone")
+    if entry is not None and entry.modality is None:
+        entry = None  # of a namespace as a whole, such as hf(files="DIR")
+    weights = _allowed_weights(backbone, entry)
+    until = backbone.common["until"]
+    if entry is not None and until is not None:
+        check_until(backbone.name, until, entry.num_stages)
+        entry = replace(entry, num_stages=until, num_parameters=None)
+    _check_modality(backbone, entry, bound_task)
+    _check_head(backbone, entry, head, adapters, target)
+    num_stages = entry.num_stages if entry else None
+    first_stage = _check_adapters(backbone, entry, adapters, num_stages)
+    adapters = tuple(part for part in adapters if part.recipe.changes)  # so that one digest has one text
+    canonical = Spec((backbone.canonical(), *(part.canonical() for part in adapters), head.canonical()))
+    plan = Plan(
+        spec=canonical,
+        backbone=backbone,
+        adapters=adapters,
+        head=head,
+        task=bound_task,
+        target=target,
+        entry=replace(entry, features=None) if entry and until else entry,  # their width is seen when it is cut
+        budget=budget,
+        seed=seed,
+        weights=weights,
+        learning_rates=_rates(adapters, head, budget.num_rates),
+        num_stages=num_stages,
+        first_stage=first_stage,
+        deferred=_deferred(entry),
+        inner=inner,
+    )
+    return _with_files(plan, pins or {}, catalog, afresh)
+
+
+def check_built(
+    plan: Plan, *, modality: Modality, features: FeatureSpec, num_stages: int, roles: Sequence[str]
+) -> None:
+    """The checks that resolve deferred, with what the built backbone says of itself. Raises RefusedError.
+
+    Seams are not among them: who needs one looks for it when it is applied.
+    """
+    part = plan.backbone
+    known = Entry(
+        name=part.name,
+        kind="backbone",
+        describes=part.name,
+        modality=modality,
+        features=features,
+        num_stages=num_stages,
+        roles=tuple(roles),
+        seams=get_args(Seam),
+    )
+    _check_modality(part, known, plan.task)
+    _check_head(part, known, plan.head, plan.adapters, plan.target)
+    _check_adapters(part, known, plan.adapters, num_stages)
+
+
+def bind_task(
+    task: str | Part | TaskRecipe,
+    pins: Mapping[str, Pinned],
+    *,
+    offline: bool,
+    stored: str | None = None,
+    registry: Registry,
+) -> Bound:
+    """A task with its recipe, where its files are known and its declarations checked; for one trial or for many.
+
+    Nothing of the task runs before it is known that what it asks for is trusted. stored: as for `resolve`.
+    """
+    with speaking_for(stored):
+        bound = registry.bind(_task(task, registry), "task")
+        inner_parts(bound, registry)
+    found = located(bound, pins, offline=offline)
+    check_task(found)
+    return found
+
+
+def located(task: Bound, pins: Mapping[str, Pinned], *, offline: bool = False) -> Bound:
+    """The task at the commit that the pins name, else at the revision in the spec; one of no repository as it is.
+
+    Raises NotFoundError where it is to do without requests and is not pinned.
+    """
+    if not isinstance(task.recipe, Located):
+        return task
+    pin = pins.get(part_key(task))
+    if offline and pin is None:
+        raise NotFoundError(f"not in the lock: {part_key(task)}; write it with zoo lock SPEC --task TASK")
+    revision = task.revision if pin is None else pin.revision
+    return replace(task, recipe=task.recipe.at(revision, offline=offline))
+
+
+def _task(task: str | Part | TaskRecipe, registry: Registry) -> Part:
+    if isinstance(task, str):
+        return task_part(task)
+    return task if isinstance(task, Part) else part_of(task, registry)
+
+
+def check_until(name: str, until: int, num_stages: int | None) -> None:
+    """Raises RefusedError for a stage that a backbone does not have; nothing where their number is not known."""
+    if num_stages is not None and until > num_stages:
+        raise RefusedError(
+            f"{name} has {num_stages} stages, so until={until} is none of them; allowed: 1 to {num_stages}"
+        )
+
+
+def _deferred(entry: Entry | None) -> tuple[str, ...]:
+    """What the catalogue does not tell of a backbone, so that it is checked when the backbone has been built."""
+    if entry is None:
+        return ("modality", "features", "stages", "seams", "roles")
+    told = {"modality": entry.modality, "features": entry.features, "stages": entry.num_stages}
+    return tuple(name for name, value in told.items() if value is None)
+
+
+def _bind_chain(parts: Sequence[Part], registry: Registry) -> tuple[Bound, tuple[Bound, ...], Bound]:
+    """Backbone, adapters and head of a spec; the registry, not the position, decides the kind of each part.
+
+    Of a name that a backbone shares with an adapter or a head, as hub/ORG/NAME, only one can stand where it does.
+    """
+    backbone = registry.bind(parts[0], _kind_of(parts[0], ("backbone",), registry))
+    if backbone.kind != "backbone":
+        raise UsageError(
+            f"a spec starts with a backbone, and {parts[0].name!r} is of kind {backbone.kind}; "
+            f"write BACKBONE+{parts[0]}; `zoo list backbone` shows what there is"
+        )
+    adapters: list[Bound] = []
+    head: Bound | None = None
+    for part in parts[1:]:
+        bound = registry.bind(part, _kind_of(part, ("adapter", "head"), registry))
+        if bound.kind == "head" and head is not None:
+            raise UsageError(f"two heads, {head.name} and {bound.name}; a spec ends with at most one")
+        if bound.kind == "adapter" and head is not None:
+            raise UsageError(f"adapter {bound.name} stands after head {head.name}; the head comes last")
+        if bound.kind not in ("adapter", "head"):
+            if part.kind is None and f"adapter:{part.name.partition('/')[0]}" in reserved_names():
+                registry.find(part.name, "adapter")  # raises: its owner is not installed
+            raise UsageError(f"{part.name!r} is of kind {bound.kind}; after the backbone come adapters, then one head")
+        if bound.kind == "head":
+            head = bound
+        else:
+            adapters.append(bound)
+    head = head or registry.bind(Part(DEFAULT_HEAD), "head")
+    for adapter in adapters:
+        check_adapter(adapter)
+    check_head(head)
+    return backbone, tuple(adapters), head
+
+
+def _kind_of(part: Part, fitting: Sequence[PartKind], registry: Registry) -> PartKind | None:
+    """The kind of a name of several, of which one can stand at its place; None where that is left to the registry."""
+    claimed = registry.kinds(part.name)
+    here = [kind for kind in fitting if kind in claimed]
+    return here[0] if part.kind is None and len(claimed) > 1 and len(here) == 1 else None
+
+
+def _allowed_weights(backbone: Bound, entry: Entry | None) -> Weights:
+    weights: Weights = backbone.common["weights"]
+    if entry is not None and entry.weights and weights not in entry.weights:
+        raise RefusedError(
+            f"{backbone.name} has no {weights} weights; it has {', '.join(entry.weights)}: "
+            f"write '{backbone.name}(weights={entry.weights[0]})'"
+        )
+    return weights
+
+
+def _check_modality(backbone: Bound, entry: Entry | None, task: Bound | None) -> None:
+    if task is None or entry is None or entry.modality is None:
+        return
+    wanted: Modality = task.recipe.modality
+    if entry.modality != wanted:
+        raise RefusedError(
+            f"{backbone.name} reads {entry.modality} and task {task.name} is {wanted}; "
+            f"`zoo list backbone` shows the modality of each"
+        )
+
+
+def _check_head(backbone: Bound, entry: Entry | None, head: Bound, adapters: Sequence[Bound], target: Target) -> None:
+    recipe = head.recipe
+    if target.kind not in recipe.predicts:
+        raise RefusedError(
+            f"head {head.name} predicts {', '.join(sorted(recipe.predicts))} and the target is {target.kind}"
+        )
+    if entry is not None and entry.features is not None:
+        given: FeatureSpec = entry.features
+        wanted = consumed(head, target)
+        if not _may_become(given.kind, wanted):
+            raise RefusedError(
+                f"head {head.name} consumes {wanted} and {backbone.name} gives {given.kind}; "
+                f"features only become poorer: {' > '.join(KINDS)}"
+            )
+    training = [part.name for part in adapters if part.recipe.changes & TRAINING]
+    if recipe.fit == "closed_form" and training:
+        raise RefusedError(
+            f"head {head.name} is fitted in closed form and gives no gradient to train {training[0]}; "
+            f"use it with probe, or take head {DEFAULT_HEAD}"
+        )
+
+
+def consumed(head: Bound, target: Target) -> Kind:
+    """The kind of features that a head is given: tokens where each of them is predicted, else the poorest it needs."""
+    kind: Kind = "tokens" if target.kind == "token_classes" else head.recipe.consumes
+    return kind
+
+
+def _may_become(kind: Kind, wanted: Kind) -> bool:
+    return KINDS.index(kind) <= KINDS.index(wanted)
+
+
+def _check_adapters(
+    backbone: Bound, entry: Entry | None, adapters: Sequence[Bound], num_stages: int | None
+) -> int | None:
+    """The earliest stage that any adapter changes; None while the number of stages is not known."""
+    first = num_stages
+    for part in adapters:
+        recipe = part.recipe
+        if entry is not None:
+            if entry.features is not None and entry.features.kind not in recipe.accepts:
+                raise RefusedError(
+                    f"adapter {part.name} works on {', '.join(sorted(recipe.accepts))} "
+                    f"and {backbone.name} gives {entry.features.kind}"
+                )
+            missing = sorted(recipe.seams - set(entry.seams))
+            if missing:
+                raise RefusedError(f"adapter {part.name} needs the {missing[0]} seam, which {backbone.name} lacks")
+            if recipe.needs and not any(roles <= set(entry.roles) for roles in recipe.needs):
+                wanted = " or else ".join(" and ".join(sorted(roles)) for roles in recipe.needs)
+                raise RefusedError(
+                    f"adapter {part.name} works on {wanted}; {backbone.name} has {', '.join(entry.roles) or 'no roles'}"
+                )
+        if num_stages is not None and first is not None:
+            first = min(first, _first_stage(part, backbone, num_stages))
+    return first
+
+
+def _first_stage(adapter: Bound, backbone: Bound, num_stages: int) -> int:
+    try:
+        return int(adapter.recipe.first_stage(num_stages))
+    except ZooError as error:
+        raise RefusedError(f"adapter {adapter.name} on {backbone.name}: {error}") from error
+    except Exception as error:  # a plugin's own code ran; whatever it raises is told as its fault
+        reason = f"first_stage({num_stages}) raised {type(error).__name__}: {error}"
+        raise broken(adapter, reason) from error
+
+
+def _rates(adapters: Sequence[Bound], head: Bound, num_rates: int) -> tuple[float, ...]:
+    """The middle `num_rates` of the grid: of the most careful adapter that trains something, else of the head."""
+    if head.recipe.fit == "closed_form":
+        return ()
+    grids = [part.recipe.learning_rates for part in adapters if part.recipe.changes & TRAINING]
+    grid = min(grids, key=lambda rates: rates[len(rates) // 2]) if grids else head.recipe.learning_rates
+    start = len(grid) // 2 - num_rates // 2  # so that the default stands at num_rates // 2
+    return tuple(grid[start : start + num_rates])
+
+
+def inner_parts(part: Bound, registry: Registry) -> tuple[Bound, ...]:
+    """The parts that specs among a part's arguments name, and those that these name.
+
+    Raises what `Registry.bind` raises: RefusedError where one widens what is trusted without a word of the user's.
+    """
+    found: list[Bound] = []
+    for argument, spec in part.specs():
+        added = argument in part.implied and argument not in dict(part.written.arguments)
+        with speaking_for(f"the record {part.written.name}" if added else None):
+            for position, each in enumerate(spec.parts):
+                bound = registry.bind(each, None if position else "backbone")
+                found += [bound, *inner_parts(bound, registry)]
+    return tuple(found)
+
+
+def _with_files(plan: Plan, given: Mapping[str, Pinned], catalog: Catalog, afresh: bool) -> Plan:
+    """The plan with the sources of its parts, and those files pinned that a lock, a catalogue or a record pins."""
+    sources: dict[str, Source] = {}
+    pins: dict[str, Pinned] = {}
+    locked = told_apart(given)[1] if afresh else {}
+    commits = {pin.repository: pin.revision for key, pin in given.items() if "@" not in key.partition("(")[0]}
+    for part in plan.parts:
+        entry = plan.entry if part is plan.backbone else catalog.find(part.name, part.kind)
+        source = _source(part, entry)
+        key = part_key(part)
+        if source is None:
+            if entry is not None and entry.files:
+                pins[key] = Pinned(files=entry.files)  # in its package
+            continue
+        if part is plan.backbone and plan.weights == "random" and not source.patterns:
+            continue
+        held = pin_of(given, part)
+        if held is None and source.repository and source.revision is None and source.repository in commits:
+            source = replace(source, revision=commits[source.repository])  # one commit, whatever else is read of it
+        sources[key] = source
+        if held is not None and source.folder is not None and afresh:
+            locked[key] = held  # which a lock of before has under another key
+        elif held is not None:
+            pins[key] = _checked(key, held, source)
+        elif entry is not None and entry.files and entry.revision == source.revision:
+            pins[key] = Pinned(repository=source.repository, revision=entry.revision, files=entry.files)
+    return pinned(replace(plan, sources=sources, locked=locked), pins)
+
+
+def _source(part: Bound, entry: Entry | None) -> Source | None:
+    """Where a part's files come from, at the revision that the spec names, else its record, else its plugin."""
+    if part.kind == "head":
+        return None
+    try:
+        source = part.source
+    except ZooError:
+        raise
+    except Exception as error:  # a plugin's own code ran; whatever it raises is told as its fault
+        raise broken(part, f"source() raised {type(error).__name__}: {error}") from error
+    if source is None or source.repository is None:
+        if part.revision is not None:
+            raise UsageError(
+                f"{part.written}: nothing of {part.name} comes from a repository; leave @{part.revision} out"
+            )
+        return source
+    if isinstance(part.recipe, Located):
+        return source
+    return replace(source, revision=part.revision or (entry and entry.revision) or source.revision)
+
+
+def _checked(key: str, pin: Pinned, source: Source) -> Pinned:
+    found, wanted = pin.repository or pin.folder, source.repository or source.folder
+    if found != wanted:
+        raise IncompatibleError(
+            f"the lock pins {key} to {found}, and it comes from {wanted} now; install the version that it was locked "
+            f"with, or write the lock again: `zoo lock`"
+        )
+    return pin

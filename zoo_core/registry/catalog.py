@@ -1,0 +1,375 @@
+"""What is known of a name before anything of it is imported: from catalogues beside providers and from records.
+
+Two sources, one Entry. A catalogue is `catalogue.json` in the top-level package of a distribution with zoo entry
+points: `{"backbone": {"starter/vit-nano": {"modality": "image", ...}}}`; an entry `{"like": NAME, ...}` is that of
+another name of its kind but for what it says itself. A record is one TOML file about one set of
+weights or one version of a data set, in `models` or `tasks` of a package that a `zoo.records` entry point names; it
+also says its licence and its source, and pins what it fetches where somebody has seen the files: their commit and
+sha256 go together, and without them a lock pins them on first use. Every field is checked; a mistake stays with its
+entry.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, get_args
+
+from zoo_core._process.singletons import Once
+from zoo_core.contracts import (
+    KINDS,
+    METRICS,
+    MODALITIES,
+    ROLES,
+    TARGET_KINDS,
+    FeatureSpec,
+    FileHash,
+    Modality,
+    PartKind,
+    Seam,
+    Target,
+    Weights,
+)
+from zoo_core.errors import AmbiguousError, PluginError, SpecError, ZooError, nearest
+from zoo_core.registry.index import Index, Provider, load_index
+from zoo_core.registry.scan import read_text
+from zoo_core.spec.parser import parse_part
+
+__all__ = ["Catalog", "Entry", "Problem", "catalog", "facts"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What is known of a name; None or empty where nothing is.
+
+    describes: the part that a record's name stands for, else the name itself. weights: those there are.
+    files: by name, of one commit of `repository`. revision: that commit, 40 hex digits. input: the backbone's own
+    table (size, mean, ...). splits: number of examples by split. source: where the weights or data are from, for
+    people.
+    """
+
+    name: str
+    kind: PartKind
+    describes: str
+    summary: str = ""
+    modality: Modality | None = None
+    features: FeatureSpec | None = None
+    num_stages: int | None = None
+    roles: tuple[str, ...] = ()
+    seams: tuple[Seam, ...] = ()
+    num_parameters: int | None = None
+    weights: tuple[Weights, ...] = ()
+    target: Target | None = None
+    metric: str | None = None
+    splits: Mapping[str, int] = field(default_factory=dict)
+    files: Mapping[str, FileHash] = field(default_factory=dict)
+    repository: str | None = None
+    revision: str | None = None
+    input: Mapping[str, Any] = field(default_factory=dict)
+    licence: str | None = None
+    source: str | None = None
+    documentation: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A catalogue entry or a record that cannot be used, and why."""
+
+    distribution: str
+    name: str
+    problem: str
+
+
+PROSE = frozenset({"summary", "source", "documentation"})  # a record's wording goes before a catalogue's
+
+
+class Catalog:
+    """The entries of an index, each read and checked when it is asked for."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self._catalogues: dict[str, dict[str, Any]] = {}
+        self._found: dict[tuple[str, PartKind | None], Entry | None] = {}
+        self._records: dict[str, list[Provider]] = {}
+        self._describing: dict[str, list[Provider]] = {}  # records with a name of their own, by the part they stand for
+        self._owners: dict[str, list[Provider]] = {}
+        for provider in index.providers:
+            if provider.origin == "entry point" and provider.state not in ("ambiguous", "disallowed"):
+                self._owners.setdefault(provider.name, []).append(provider)
+            if provider.origin == "record" and provider.state != "disallowed":
+                self._records.setdefault(provider.name, []).append(provider)
+                if provider.describes != provider.name:
+                    self._describing.setdefault(provider.describes, []).append(provider)
+        for fact in index.facts:
+            if fact.state != "disallowed" and fact not in self._records.get(fact.name, ()):
+                self._records.setdefault(fact.name, []).append(fact)
+
+    def find(self, name: str, kind: PartKind | None = None) -> Entry | None:
+        """What is known of a name, or None; a record's name gives the facts of what it stands for as well.
+
+        Raises PluginError if an entry is malformed, or a record and a catalogue tell different things.
+        """
+        if (name, kind) not in self._found:
+            self._found[name, kind] = self._find(name, kind)
+        return self._found[name, kind]
+
+    def problems(self) -> tuple[Problem, ...]:
+        """Every entry of every allowed distribution that cannot be used; reads all of them."""
+        found: list[Problem] = []
+        for provider in (*self._index.providers, *self._index.facts):
+            if provider.state == "disallowed":
+                continue
+            try:
+                self.find(provider.name, provider.kind)
+            except ZooError as error:
+                problem = Problem(distribution=provider.distribution, name=provider.name, problem=str(error))
+                if problem not in found:
+                    found.append(problem)
+        return tuple(found)
+
+    def _find(self, name: str, kind: PartKind | None) -> Entry | None:
+        record = self._record(name, kind)
+        if record is not None:
+            described = parse_part(record.describes).name
+            base = self._from_catalogue(name, kind) if described == name else self._known(described, record.kind)
+            return _merged(record, base)
+        base = self._known(name, kind)
+        found = [provider for provider in self._describing.get(name, ()) if kind in (None, provider.kind)]
+        return _merged(_read_record(found[0]), base) if len(found) == 1 else base
+
+    def _known(self, name: str, kind: PartKind | None) -> Entry | None:
+        """What is told of a name under that name, by its owner's catalogue and by a record that adds facts."""
+        record, base = self._record(name, kind), self._from_catalogue(name, kind)
+        return _merged(record, base) if record is not None else base
+
+    def _record(self, name: str, kind: PartKind | None) -> Entry | None:
+        found = [provider for provider in self._records.get(name, ()) if kind in (None, provider.kind)]
+        if len(found) > 1:
+            files = " and ".join(f"{provider.value} of {provider.distribution}" for provider in found)
+            raise AmbiguousError(f"two records tell of {name!r}: {files}; leave one out of ZOO_PLUGINS")
+        return _read_record(found[0]) if found else None
+
+    def _from_catalogue(self, name: str, kind: PartKind | None) -> Entry | None:
+        """The entry that the owner of the name ships; an ambiguous owner has none."""
+        for provider in self._owners.get(name.partition("/")[0], ()):
+            if kind not in (None, provider.kind):
+                continue
+            for path in self._index.catalogues(provider.distribution):
+                names = self._catalogue(path).get(provider.kind)
+                if isinstance(names, dict) and name in names:
+                    label = f"{path}: {provider.kind} {name!r}"
+                    told = _spelt_out(names, name, label, provider.distribution)
+                    return _entry(told, name=name, kind=provider.kind, label=label, owner=provider.distribution)
+        return None
+
+    def _catalogue(self, path: str) -> dict[str, Any]:
+        """A catalogue; one that cannot be read has no entries, and the doctor says so."""
+        if path not in self._catalogues:
+            try:
+                content = json.loads(read_text(path))
+            except (OSError, ValueError, RecursionError):
+                content = None
+            self._catalogues[path] = content if isinstance(content, dict) else {}
+        return self._catalogues[path]
+
+
+def facts(entry: Entry | None) -> dict[str, Any]:
+    """What an entry knows, as JSON, without what it does not."""
+    if entry is None:
+        return {}
+    unsaid = {"name", "kind", "summary"} | ({"describes"} if entry.describes == entry.name else set())
+    known = {key: value for key, value in asdict(entry).items() if value and key not in unsaid}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in known.items()}
+
+
+@Once
+def catalog() -> Catalog:
+    """The catalog of this process's environment."""
+    return Catalog(load_index())
+
+
+def _read_record(provider: Provider) -> Entry:
+    """Raises PluginError if anything in the file is not as a record should be."""
+    owner = f"{provider.distribution} {provider.version}"
+    if provider.problem:
+        raise _malformed(owner, provider.problem)
+    try:
+        content = tomllib.loads(read_text(provider.value))
+    except (OSError, ValueError) as error:
+        raise _malformed(owner, f"{provider.value}: {error}") from error
+    name, describes = content.pop("name"), content.pop("describes", provider.name)
+    try:
+        parse_part(describes)
+    except SpecError as error:
+        raise _malformed(owner, f"{provider.value}: describes {describes!r}: {error.reason}") from None
+    entry = _entry(content, name=name, kind=provider.kind, label=provider.value, owner=owner)
+    lacking = [key for key in ("licence", "source") if getattr(entry, key) is None]
+    if entry.repository is not None and bool(entry.revision) != bool(entry.files):
+        lacking += [key for key in ("revision", "files") if not getattr(entry, key)]
+    if lacking:
+        raise _malformed(owner, f"{provider.value}: a record states its {' and '.join(lacking)}")
+    return replace(entry, describes=describes)
+
+
+def _spelt_out(names: Mapping[str, Any], name: str, label: str, owner: str) -> Any:
+    """An entry of a catalogue with what it takes from the one that it is like."""
+    told = names[name]
+    if not isinstance(told, dict) or "like" not in told:
+        return told
+    like = told["like"]
+    other = names.get(like) if isinstance(like, str) else None
+    if not isinstance(other, dict) or "like" in other:
+        near = nearest(like, names) if isinstance(like, str) and other is None else ""
+        raise _malformed(owner, f"{label}: like {like!r:.80} names no entry of the same kind that is whole{near}")
+    return {**other, **{key: value for key, value in told.items() if key != "like"}}
+
+
+def _entry(facts: Any, *, name: str, kind: PartKind, label: str, owner: str) -> Entry:
+    if not isinstance(facts, dict):
+        raise _malformed(owner, f"{label} is not a table")
+    checked: dict[str, Any] = {}
+    for key, value in facts.items():
+        if key not in _CHECKS:
+            raise _malformed(
+                owner, f"{label}: unknown key {key!r}; known are {', '.join(_CHECKS)}{nearest(key, _CHECKS)}"
+            )
+        try:
+            checked[key] = _CHECKS[key](value)
+        except _WrongError as error:
+            raise _malformed(owner, f"{label}: {key}{error.where} {error}, found {error.found!r:.80}") from None
+    return Entry(name=name, kind=kind, describes=name, **checked)
+
+
+def _merged(record: Entry, base: Entry | None) -> Entry:
+    """The record's facts, and the catalogue's where the record is silent."""
+    if base is None:
+        return record
+    known: dict[str, Any] = {}
+    for each in fields(Entry):
+        ours, theirs = getattr(record, each.name), getattr(base, each.name)
+        if each.name in ("name", "kind", "describes"):
+            continue
+        if not ours:
+            known[each.name] = theirs
+        elif theirs and not _agree(each.name, ours, theirs):
+            raise PluginError(
+                f"the record {record.name!r} and what is known of {base.name!r} differ in {each.name}: {ours!r} and "
+                f"{theirs!r}; mend the one that is wrong"
+            )
+    return replace(record, **known)
+
+
+def _agree(name: str, ours: Any, theirs: Any) -> bool:
+    if name == "licence":  # the Hub writes apache-2.0 for SPDX's Apache-2.0
+        return str(ours).lower() == str(theirs).lower()
+    return name in PROSE or bool(ours == theirs)
+
+
+def _malformed(owner: str, problem: str) -> PluginError:
+    return PluginError(f"{problem}; it is part of {owner}: mend it, or tell its author")
+
+
+class _WrongError(Exception):
+    """A value that is not what its key needs. where: the place inside it, such as `.dim`."""
+
+    def __init__(self, expected: str, found: object, where: str = "") -> None:
+        super().__init__(expected)
+        self.found = found
+        self.where = where
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise _WrongError("is text", value)
+    return value
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise _WrongError("is a whole number, 0 or more", value)
+    return value
+
+
+def _word_of(allowed: Sequence[str]) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        if value not in allowed:
+            raise _WrongError(f"is one of {', '.join(allowed)}", value)
+        return str(value)
+
+    return check
+
+
+def _list_of(allowed: Sequence[str]) -> Callable[[Any], tuple[str, ...]]:
+    def check(value: Any) -> tuple[str, ...]:
+        if not isinstance(value, list) or any(item not in allowed for item in value):
+            raise _WrongError(f"is a list of {', '.join(allowed)}", value)
+        return tuple(value)
+
+    return check
+
+
+def _hex(length: int) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        if not isinstance(value, str) or re.fullmatch(f"[0-9a-f]{{{length}}}", value) is None:
+            raise _WrongError(f"is {length} hex digits in lower case", value)
+        return value
+
+    return check
+
+
+def _table(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _WrongError("is a table", value)
+    return value
+
+
+def _row(checks: Mapping[str, Callable[[Any], Any]], required: Sequence[str]) -> Callable[[Any], dict[str, Any]]:
+    """A table with exactly these keys, of which some may be left out."""
+
+    def check(value: Any) -> dict[str, Any]:
+        wrong = set(_table(value)) - set(checks) | (set(required) - set(value))
+        if wrong:
+            raise _WrongError(f"is a table of {', '.join(checks)}", value)
+        return {key: _inside(key, checks[key], item) for key, item in value.items()}
+
+    return check
+
+
+def _each(check: Callable[[Any], Any]) -> Callable[[Any], dict[str, Any]]:
+    return lambda value: {key: _inside(key, check, item) for key, item in _table(value).items()}
+
+
+def _inside(key: str, check: Callable[[Any], Any], value: Any) -> Any:
+    try:
+        return check(value)
+    except _WrongError as error:
+        raise _WrongError(str(error), error.found, f".{key}{error.where}") from None
+
+
+_FEATURES = _row({"kind": _word_of(KINDS), "dim": _count, "pooled_dim": _count}, ["kind", "dim"])
+_TARGET = _row({"kind": _word_of(TARGET_KINDS), "size": _count}, ["kind"])
+_FILE = _row({"sha256": _hex(64), "size": _count}, ["sha256", "size"])
+
+_CHECKS: Mapping[str, Callable[[Any], Any]] = {
+    "summary": _text,
+    "modality": _word_of(MODALITIES),
+    "features": lambda value: FeatureSpec(**_FEATURES(value)),
+    "num_stages": _count,
+    "roles": _list_of(ROLES),
+    "seams": _list_of(get_args(Seam)),
+    "num_parameters": _count,
+    "weights": _list_of(get_args(Weights)),
+    "target": lambda value: Target(**_TARGET(value)),
+    "metric": _word_of(sorted(METRICS)),
+    "splits": _each(_count),
+    "files": _each(lambda value: FileHash(**_FILE(value))),
+    "repository": _text,
+    "revision": _hex(40),
+    "input": _table,
+    "licence": _text,
+    "source": _text,
+    "documentation": _text,
+}

@@ -1,0 +1,431 @@
+"""Everything that can be named in this environment, with its owner and its state; nothing is imported for it.
+
+The metadata of scan.py, kept between processes in one file of the cache folder, put together under three laws: one
+name has one owner within each kind; a distribution made for another zoo-core is not imported; nor is one that the
+allow-list leaves out. A cache that is missing, damaged or may not be written costs time and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+
+from zoo_core._process.atomic_files import write_whole
+from zoo_core.registry.scan import (
+    CORE,
+    Distribution,
+    Folder,
+    Locate,
+    Origin,
+    is_fresh,
+    mtime_ns,
+    normalise,
+    read_text,
+    scan_folder,
+)
+from zoo_core.registry.settings import cache_folder, read_settings, settings_file
+from zoo_core.registry.versions import in_range
+
+if TYPE_CHECKING:
+    from zoo_core.contracts import PartKind  # at run time its dataclasses would cost a third of `zoo list`
+
+__all__ = [
+    "Failure",
+    "Index",
+    "Origin",
+    "Provider",
+    "State",
+    "list_names",
+    "load_index",
+    "read_folders",
+    "reserved_names",
+]
+
+State: TypeAlias = Literal["ok", "broken", "incompatible", "ambiguous", "disallowed"]
+
+FORMAT = 1  # raised when scan.py reads something else from the same files
+NUM_KEPT = 16  # index files in the cache folder: one for each environment and way of starting Python
+RACY_NS = 100_000_000  # a folder that changed so shortly ago may change again within one tick of its clock
+KINDS = ("backbone", "adapter", "head", "task")
+HEX = frozenset("0123456789abcdef")
+
+
+class Provider(NamedTuple):
+    """A name and who provides it.
+
+    value: `module:object` of an entry point, `path:object` of a plugin file, else the file that tells of the name.
+    distribution: of a plugin file its own name. requires: the distribution's range of zoo-core, None if it states none.
+    problem: why the state is not ok, in one line. describes: the part that a record's name stands for, else the name
+    itself. sha256: of the plugin file that no distribution publishes, else nothing.
+    """
+
+    name: str
+    kind: PartKind
+    value: str
+    distribution: str
+    version: str
+    requires: str | None
+    state: State
+    problem: str
+    origin: Origin
+    summary: str
+    describes: str
+    sha256: str = ""
+
+    @property
+    def mend(self) -> str:
+        """What helps against a mistake of its author's."""
+        return f"mend {self.distribution}" if self.sha256 else f"tell its author, or {self.removal}"
+
+    @property
+    def removal(self) -> str:
+        return f"leave {self.distribution} out" if self.sha256 else f"remove it: pip uninstall {self.distribution}"
+
+
+class Failure(NamedTuple):
+    """Why an entry point could not be loaded; forgotten when its distribution, its file or the environment changes."""
+
+    version: str
+    problem: str
+    file: str
+    mtime_ns: int
+
+
+class Index:
+    """What was found in folders, in the order of sys.path; the providers by kind, then by name.
+
+    providers: every name that may be written. facts: records that tell of a name which another part owns.
+    distributions: those with zoo entry points; `shadowed` holds the metadata of copies behind them on sys.path.
+    core_version: None when zoo-core runs from a plain folder, and then nothing can be incompatible.
+    cache: the folder that remembers failures; None remembers none.
+    """
+
+    def __init__(
+        self,
+        folders: Mapping[str, Folder],
+        *,
+        allow: Iterable[str] | None = None,
+        owners: Mapping[str, str] | None = None,
+        cache: str | None = None,
+    ) -> None:
+        self.folders = folders
+        self.allow = None if allow is None else frozenset(map(normalise, allow))
+        self.owners = owners or {}
+        self.cache = cache
+        self.distributions, self.shadowed = _in_front(folders)
+        self.core_version = next((d["version"] for d in self.distributions if normalise(d["name"]) == CORE), None)
+        self.stamp = zlib.crc32(repr([(path, folder["mtime_ns"]) for path, folder in folders.items()]).encode())
+        self.failures = _read_failures(cache, self.stamp)
+        claims = tuple(self._claims())
+        self.facts = tuple(claim for claim in claims if claim.origin == "record" and claim.describes == claim.name)
+        self.providers = tuple(_settled(claims, self.facts, self.owners))
+
+    def put(self, found: Sequence[Provider], *, instead_of: Iterable[Provider] = ()) -> None:
+        """Adds providers that this process was given, and takes others out."""
+        left_out = set(instead_of)
+        kept = (provider for provider in self.providers if provider not in left_out)
+        self.providers = tuple(sorted((*kept, *found), key=lambda each: (KINDS.index(each.kind), each.name)))
+
+    def state(self, distribution: Distribution) -> tuple[State, str]:
+        """Whether a distribution is allowed and made for this zoo-core, and if not, why."""
+        name, version, requires = distribution["name"], distribution["version"], distribution["requires"]
+        if normalise(name) == CORE:
+            return "ok", ""
+        if self.allow is not None and normalise(name) not in self.allow:
+            return "disallowed", f"{name} is not among the allowed plugins; add it to ZOO_PLUGINS or to the settings"
+        if self.core_version is None or requires is None:
+            return "ok", ""
+        fits = in_range(self.core_version, requires)
+        if fits is None:
+            return "broken", f"{name} {version} requires zoo-core {requires!r}, which is not a range of versions"
+        if not fits:
+            wanted = f"{name} {version} requires zoo-core {requires}, and this is {self.core_version}"
+            return "incompatible", f"{wanted}: pip install --upgrade zoo-core {name}"
+        return "ok", ""
+
+    def catalogues(self, distribution: str) -> tuple[str, ...]:
+        """The catalogue files of a distribution."""
+        return tuple(
+            path
+            for found in self.distributions
+            if found["name"] == distribution
+            for path in found["stamps"]
+            if os.path.basename(path) == "catalogue.json"
+        )
+
+    def failure(self, provider: Provider) -> Failure | None:
+        """Why an earlier process could not load this entry point, if that may still hold."""
+        failure = self.failures.get(_failure_key(provider.distribution, provider.value))
+        return failure if failure is not None and failure.version == provider.version else None
+
+    def remember(self, provider: Provider, failure: Failure | None) -> None:
+        """Keeps why an entry point could not be loaded for later processes, or forgets it (None)."""
+        key = _failure_key(provider.distribution, provider.value)
+        if self.failures.get(key) == failure:
+            return
+        if failure is None:
+            del self.failures[key]
+        else:
+            self.failures[key] = failure
+        if self.cache is not None:
+            _write(os.path.join(self.cache, "failures.json"), {"stamp": self.stamp, "failures": self.failures})
+
+    def _claims(self) -> Iterator[Provider]:
+        reserved = reserved_names()
+        bare = {name.rpartition(":")[2] for name in reserved}
+        for distribution in self.distributions:
+            owner_name = normalise(distribution["name"])
+            for provider in self._rows(distribution):
+                if provider.name not in bare:
+                    yield provider
+                    continue
+                owner = reserved.get(f"{provider.kind}:{provider.name}", reserved.get(provider.name))
+                tells_only = provider.origin == "record" and provider.describes == provider.name  # claims no name
+                if owner is None or owner == owner_name or tells_only:
+                    yield provider
+                else:
+                    problem = f"{provider.name!r} is reserved for {owner}; {provider.distribution} needs another name"
+                    yield provider._replace(state="disallowed", problem=problem)
+
+    def _rows(self, distribution: Distribution) -> Iterator[Provider]:
+        """The names of one distribution, before other distributions are looked at."""
+        owner, version, requires = distribution["name"], distribution["version"], distribution["requires"]
+        state, problem = self.state(distribution)
+        if distribution["fatal"] and state == "ok":
+            state, problem = "broken", distribution["fatal"]
+        for origin, kind, name, value, describes, summary, mistake in distribution["names"]:
+            provider = Provider(
+                name,
+                kind,  # type: ignore[arg-type] # one of KINDS, as the scanner checked
+                value,
+                owner,
+                version,
+                requires,
+                state,
+                problem,
+                origin,
+                summary,
+                describes,
+            )
+            if state == "ok":
+                failure = self.failure(provider) if self.failures else None
+                mistake = mistake or (failure.problem if failure is not None else "")
+                if mistake:
+                    provider = provider._replace(state="broken", problem=mistake)
+            yield provider
+
+
+def load_index() -> Index:
+    """The index of this process's sys.path, its environment variables and the user's settings.
+
+    Raises UsageError if the settings cannot be used.
+    """
+    allow, owners, _ = read_settings()
+    cache = cache_folder()
+    paths = list(dict.fromkeys(os.path.abspath(path) for path in sys.path))
+    return Index(read_folders(paths, cache=cache, locate=_imported_from), allow=allow, owners=owners, cache=cache)
+
+
+def list_names(
+    kind: PartKind | None = None, pattern: str | None = None, *, index: Index | None = None
+) -> list[dict[str, str]]:
+    """What can be named: a row of name, kind, distribution, version, state and summary for each, by kind and name.
+
+    pattern: with `*` and `?`, as `timm/*`; a plain word finds the names that hold it. Imports no plugin.
+    """
+    if pattern is not None and not any(symbol in pattern for symbol in "*?["):
+        pattern = f"*{pattern}*"
+    return [
+        {  # written out: there are thousands
+            "name": provider.name,
+            "kind": provider.kind,
+            "distribution": provider.distribution,
+            "version": provider.version,
+            "state": provider.state,
+            "summary": provider.summary,
+        }
+        for provider in (index or load_index()).providers
+        if kind in (None, provider.kind) and (pattern is None or fnmatchcase(provider.name, pattern))
+    ]
+
+
+def read_folders(paths: Sequence[str], *, cache: str | None = None, locate: Locate | None = None) -> dict[str, Folder]:
+    """What lies in the folders, from the cache where nothing has changed since.
+
+    locate: the last resort for a package that lies in none of the folders.
+    """
+    file = os.path.join(cache, f"index-{_crc(repr([sys.version, *paths]))}.json") if cache is not None else None
+    known = _read_index(file)
+    folders: dict[str, Folder] = {}
+    for path in paths:
+        scanned = known.get(path)
+        if scanned is None or not is_fresh(path, scanned):
+            scanned = scan_folder(path, _locate_in([path, *paths], locate))
+        folders[path] = scanned
+    changed = [path for path in paths if folders[path] is not known.get(path)]
+    if file is not None and any(folders[path]["distributions"] or folders[path]["others"] for path in changed):
+        now = time.time_ns()
+        kept = {path: folder for path, folder in folders.items() if now - folder["mtime_ns"] > RACY_NS}
+        _write(file, kept)
+        _prune(os.path.dirname(file))
+    return folders
+
+
+def _in_front(folders: Mapping[str, Folder]) -> tuple[list[Distribution], list[str]]:
+    """The distributions that Python would import, and the paths of those behind them."""
+    front: list[Distribution] = []
+    shadowed: list[str] = []
+    seen: set[str] = set()
+    for folder in folders.values():
+        here: dict[str, Distribution] = {}
+        for distribution in folder["distributions"]:
+            name = normalise(distribution["name"])
+            twin = here.setdefault(name, distribution)
+            if name in seen or (twin is not distribution and twin["version"] == distribution["version"]):
+                shadowed.append(distribution["path"])
+            elif twin is not distribution:
+                versions = f"{twin['version']} and {distribution['version']}"
+                mend = f"pip install --force-reinstall {twin['name']}"
+                fatal = f"two versions of {twin['name']} lie in one folder, {versions}: {mend}"
+                here[name] = {**twin, "fatal": fatal}
+        front.extend(distribution for name, distribution in here.items() if name not in seen)
+        seen.update(here, folder["others"])
+    return front, shadowed
+
+
+def _settled(claims: Sequence[Provider], facts: Sequence[Provider], owners: Mapping[str, str]) -> Iterator[Provider]:
+    """The providers under the law of one owner, in their order."""
+    by_kind: dict[str, dict[str, list[Provider]]] = {kind: {} for kind in KINDS}
+    for claim in claims:
+        if claim.origin != "record" or claim.describes != claim.name:
+            by_kind[claim.kind].setdefault(claim.name, []).append(claim)
+    for fact in facts:
+        by_kind[fact.kind].setdefault(fact.name, [fact])
+    for by_name in by_kind.values():
+        for name in sorted(by_name):
+            rows = by_name[name]
+            yield from rows if len(rows) == 1 else _settle(rows, owners)
+
+
+def _settle(rows: Sequence[Provider], owners: Mapping[str, str]) -> list[Provider]:
+    """Several claims of one name: the settings decide, else none of them is used."""
+    kind, name = rows[0].kind, rows[0].name
+    owner = owners.get(f"{kind}:{name}", owners.get(name))
+    live = [row for row in rows if row.state != "disallowed"]
+    if owner is not None and any(normalise(row.distribution) == normalise(owner) for row in live):
+        lost = f"the settings give {kind} {name!r} to {owner}"
+        return [
+            row if normalise(row.distribution) == normalise(owner) else row._replace(state="disallowed", problem=lost)
+            for row in rows
+        ]
+    if len(live) < 2:
+        return list(rows)
+    claimants = sorted(f"{row.distribution} {row.version}" for row in live)
+    if len({row.distribution for row in live}) == 1:
+        problem = f"{claimants[0]} names {kind} {name!r} twice, as {' and '.join(row.value for row in live)}"
+        return [row._replace(state="broken", problem=problem) if row in live else row for row in rows]
+    problem = (
+        f"{kind} {name!r} is claimed by {' and '.join(claimants)}, so none is used; leave one out of ZOO_PLUGINS, "
+        f'or write `"{kind}:{name}" = "{live[0].distribution}"` below [names] in {settings_file()}'
+    )
+    return [row._replace(state="ambiguous", problem=problem) if row in live else row for row in rows]
+
+
+def reserved_names() -> dict[str, str]:
+    """First-party distribution, normalised, of each reserved name, or of one with its kind, as `adapter:hub`."""
+    lines = read_text(os.path.join(os.path.dirname(__file__), "reserved.txt")).splitlines()
+    pairs = (line.split() for line in lines if line and not line.startswith("#"))
+    return {name: normalise(owner) for name, owner in pairs}
+
+
+def _locate_in(paths: Sequence[str], last_resort: Locate | None) -> Locate:
+    def locate(top: str) -> str:
+        for path in paths:
+            package = os.path.join(path, top)
+            if os.path.isdir(package):
+                return package
+        return last_resort(top) if last_resort is not None else ""
+
+    return locate
+
+
+def _imported_from(top: str) -> str:
+    """Folder of a top-level package that only an import finder knows, as some editable installations have it.
+
+    Python imports nothing to find a top-level name; for `a.b` it would import `a`.
+    """
+    import importlib.util  # rarely needed, and not free
+
+    try:
+        spec = importlib.util.find_spec(top) if top.isidentifier() else None
+    except (ImportError, ValueError):
+        spec = None
+    return next(iter(spec.submodule_search_locations or ()), "") if spec is not None else ""
+
+
+def _crc(text: str) -> str:
+    return f"{zlib.crc32(text.encode()):08x}"
+
+
+def _read_index(file: str | None) -> dict[str, Folder]:
+    content = _read(file)
+    return content if isinstance(content, dict) else {}
+
+
+def _failure_key(distribution: str, value: str) -> str:
+    return f"{normalise(distribution)} {value}"
+
+
+def _read_failures(cache: str | None, stamp: int) -> dict[str, Failure]:
+    """The failures that still stand: nothing was installed since, and the file is as it was."""
+    content = _read(os.path.join(cache, "failures.json")) if cache is not None else None
+    if not isinstance(content, dict) or content["stamp"] != stamp:
+        return {}
+    failures = {key: Failure(*failure) for key, failure in content["failures"].items()}
+    return {key: failure for key, failure in failures.items() if mtime_ns(failure.file) == failure.mtime_ns}
+
+
+def _read(file: str | None) -> object:
+    """The JSON value of a cache file, or None if it is missing, damaged or of another format."""
+    if file is None:
+        return None
+    try:
+        head, _, body = read_text(file).partition("\n")
+        return json.loads(body) if head == f"{FORMAT} {_crc(body)}" else None
+    except (OSError, ValueError):
+        return None
+
+
+def _write(file: str, content: object) -> None:
+    """Writes a cache file in one step; a folder that may not be written is no reason to complain."""
+    body = json.dumps(content, separators=(",", ":"))
+    try:
+        os.makedirs(os.path.dirname(file), exist_ok=True)
+        write_whole(file, f"{FORMAT} {_crc(body)}\n{body}")
+    except OSError:
+        return
+
+
+def _prune(cache: str) -> None:
+    """Keeps the newest index files, and no half-written one that a killed process left; other files stay."""
+    try:
+        found = [entry for entry in os.scandir(cache) if _is_index(entry.name)]
+        found.sort(key=lambda entry: entry.stat(follow_symlinks=False).st_mtime_ns, reverse=True)
+        for entry in found[NUM_KEPT:]:
+            os.unlink(entry.path)
+    except OSError:
+        return
+
+
+def _is_index(name: str) -> bool:
+    """Whether a name is `index-HASH.json`, or that of one that is being written."""
+    start, _, rest = name.partition(".json")
+    mark = start.removeprefix("index-")
+    written = f"index-{mark}.json" + (f".{rest[1:]}" if rest else "")
+    return written == name and len(mark) == 8 and set(mark + rest[1:]) <= HEX and len(rest) in (0, 9)

@@ -1,0 +1,103 @@
+"""What a recipe's class says of itself, checked once, before anybody builds on it; a mistake is its plugin's.
+
+The registry has checked that a recipe is a frozen dataclass with its verb and its version; here are the facts of each
+kind: see contracts/recipes.py.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, get_args
+
+from zoo_core._process.interrupts import raise_interrupt
+from zoo_core.contracts import KINDS, METRICS, MODALITIES, ROLES, TARGET_KINDS, Change, Seam
+from zoo_core.errors import PluginError, ZooError, nearest
+from zoo_core.registry.bind import Bound
+from zoo_core.registry.trust import speaking_for
+
+__all__ = ["MAX_RATES", "TRAINING", "blaming", "broken", "check_adapter", "check_head", "check_task"]
+
+MAX_RATES = 5  # every grid of learning rates has so many, so that every combination is tuned alike
+TRAINING: frozenset[Change] = frozenset({"base", "added"})  # what needs a gradient, and a learning rate
+
+
+def check_head(head: Bound) -> None:
+    """Raises PluginError when a head does not say what it consumes and predicts, and how it is fitted."""
+    recipe = head.recipe
+    _check_words(head, "consumes", KINDS, [_declared(head, "consumes")])
+    _check_words(head, "predicts", TARGET_KINDS, _declared(head, "predicts"))
+    _check_words(head, "fit", ("gradient", "closed_form"), [_declared(head, "fit")])
+    if recipe.fit == "gradient":
+        _check_rates(head)
+
+
+def check_adapter(adapter: Bound) -> None:
+    """Raises PluginError when an adapter does not say what it accepts, needs and changes, and at which rates."""
+    _check_words(adapter, "accepts", KINDS, _declared(adapter, "accepts"))
+    _check_words(adapter, "seams", get_args(Seam), _declared(adapter, "seams"))
+    _check_words(adapter, "needs", ROLES, (role for roles in _declared(adapter, "needs") for role in roles))
+    _check_words(adapter, "changes", get_args(Change), _declared(adapter, "changes"))
+    if adapter.recipe.changes & TRAINING:
+        _check_rates(adapter)
+
+
+def check_task(task: Bound) -> None:
+    """Raises PluginError when a task does not say its modality, its target, and a metric for that target."""
+    target = _declared(task, "target")
+    _check_words(task, "modality", MODALITIES, [_declared(task, "modality")])
+    fitting = sorted(name for name, metric in METRICS.items() if target.kind in metric.targets)
+    _check_words(task, "metric", fitting, [_declared(task, "metric")])
+
+
+def _check_rates(part: Bound) -> None:
+    rates = _declared(part, "learning_rates")
+    ascending = list(rates) == sorted(set(rates)) and all(0 < rate < 1e3 for rate in rates)
+    if len(rates) != MAX_RATES or not ascending:
+        raise broken(part, f"learning_rates should be {MAX_RATES} ascending positive numbers, found {rates!r}")
+
+
+def _check_words(part: Bound, name: str, allowed: Sequence[str], found: Iterable[str]) -> None:
+    wrong = sorted(set(found) - set(allowed))
+    if wrong:
+        raise broken(part, f"{name} is {wrong[0]!r}; allowed: {', '.join(allowed)}{nearest(wrong[0], allowed)}")
+
+
+def _declared(part: Bound, name: str) -> Any:
+    """What a recipe's class says of itself; the contract is checked here, before anybody builds on it."""
+    try:
+        return getattr(part.recipe, name)
+    except AttributeError as error:
+        raise broken(part, f"it does not say {name}") from error
+
+
+@contextmanager
+def blaming(part: Bound) -> Iterator[None]:
+    """Calls a plugin's own code: what it raises is told as its mistake, with the line; our errors and memory pass."""
+    try:
+        with speaking_for(f"the code of {part.kind} {part.name}"):
+            yield
+    except (ZooError, MemoryError):
+        raise
+    except Exception as error:
+        raise_interrupt(error)
+        if "out of memory" in str(error) or "can't allocate memory" in str(error):  # torch has no class for a CPU's
+            raise
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        said = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+        provider = part.provider
+        raise PluginError(
+            f"{part.kind} {part.name!r} of {provider.distribution} {provider.version} raised {said} "
+            f"at {at.filename}:{at.lineno}; "
+            + (f"mend {provider.distribution}" if provider.sha256 else "tell its author, or leave it out")
+        ) from error
+
+
+def broken(part: Bound, problem: str) -> PluginError:
+    """The error of a recipe that breaks its contract."""
+    provider = part.provider
+    return PluginError(
+        f"{part.kind} {part.name!r} of {provider.distribution} {provider.version} breaks its contract: {problem}; "
+        f"see zoo_core.contracts, {provider.mend}"
+    )

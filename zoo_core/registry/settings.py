@@ -1,0 +1,101 @@
+"""What a user may set: the cache folder, the plugins that may be used, who owns a contested name.
+
+ZOO_CACHE    the cache folder; else `cache` of the settings; else $XDG_CACHE_HOME/zoo or ~/.cache/zoo
+ZOO_PLUGINS  distributions that may be used, separated by commas; else all; zoo-core always may
+ZOO_CONFIG   the settings file; else $XDG_CONFIG_HOME/zoo/config.toml or ~/.config/zoo/config.toml:
+
+cache = "/big/disk/zoo"      # as ZOO_CACHE, which goes first
+[plugins]
+allow = ["zoo-adapters"]     # as ZOO_PLUGINS, which goes first
+[names]
+lora = "acme-adapters"       # who owns a name that several claim; "adapter:lora" where kinds differ
+
+The same file may hold defaults of the command line, OPTIONS and [budget], which cli/config.py reads and Python calls do
+not.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from zoo_core.errors import UsageError, nearest
+from zoo_core.registry.scan import read_text
+
+__all__ = ["OPTIONS", "Settings", "cache_folder", "read_settings", "read_toml", "settings_file"]
+
+OPTIONS = ("device", "lock", "num_workers", "runs", "seeds", "threads", "workers")  # of the command line
+TABLES = ("budget", "plugins", "names")
+
+
+class Settings(NamedTuple):
+    """allow: names of distributions, None for all. owners: distribution by name, or by `kind:name`. cache: a folder."""
+
+    allow: list[str] | None
+    owners: dict[str, str]
+    cache: str | None = None
+
+
+def cache_folder() -> str:
+    """Where the index and downloads are kept; it need not exist. Raises UsageError if the settings cannot be used."""
+    return os.environ.get("ZOO_CACHE") or _read_file().cache or f"{_home('XDG_CACHE_HOME', '~/.cache')}/zoo"
+
+
+def settings_file() -> str:
+    """Where the user's settings are read from; it need not exist."""
+    return os.environ.get("ZOO_CONFIG") or f"{_home('XDG_CONFIG_HOME', '~/.config')}/zoo/config.toml"
+
+
+def _home(variable: str, usual: str) -> str:
+    return os.environ.get(variable) or os.path.expanduser(usual)  # noqa: PTH111 - pathlib takes longer than all of this
+
+
+def read_settings() -> Settings:
+    """The settings of the environment and of the file. Raises UsageError if the file cannot be used."""
+    settings = _read_file()
+    if "ZOO_PLUGINS" in os.environ:
+        allow = [name.strip() for name in os.environ["ZOO_PLUGINS"].split(",") if name.strip()]
+        return settings._replace(allow=allow)
+    return settings
+
+
+def read_toml(path: str) -> Mapping[str, Any]:
+    """The tables of a settings file, empty if there is none. Raises UsageError if it cannot be read."""
+    try:
+        text = read_text(path)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UsageError(f"the settings {path} cannot be read: {error}") from None
+    import tomllib  # only those who have settings pay for it
+
+    try:
+        return tomllib.loads(text)
+    except ValueError as error:
+        raise UsageError(f"the settings {path} are not TOML: {error}") from None
+
+
+def _read_file() -> Settings:
+    path = settings_file()
+    content = read_toml(path)
+    for key, value in content.items():
+        if key in OPTIONS or key == "cache":
+            continue
+        if key not in TABLES or not isinstance(value, dict):
+            known = ", ".join((*OPTIONS, "cache", *(f"[{table}]" for table in TABLES)))
+            close = nearest(key, (*OPTIONS, "cache", *TABLES))
+            raise UsageError(f"the settings {path} have tables and keys {known}, found {key!r}{close}")
+    plugins, owners = content.get("plugins", {}), content.get("names", {})
+    for key in plugins.keys() - {"allow"}:
+        raise UsageError(f"the settings {path} have [plugins] allow, found {key!r}{nearest(key, ['allow'])}")
+    allow = plugins.get("allow")
+    if allow is not None and not (isinstance(allow, list) and all(isinstance(name, str) for name in allow)):
+        raise UsageError(f"the settings {path}: [plugins] allow is a list of distributions, found {allow!r}")
+    for name, owner in owners.items():
+        if not isinstance(owner, str):
+            raise UsageError(f"the settings {path}: [names] {name!r} is the name of a distribution, found {owner!r}")
+    cache = content.get("cache")
+    if cache is not None and not (isinstance(cache, str) and cache):
+        raise UsageError(f"the settings {path}: cache is the path of a folder, found {cache!r}")
+    return Settings(allow, owners, cache and os.path.expanduser(cache))  # noqa: PTH111 - as above

@@ -1,0 +1,185 @@
+"""Which stored results still stand: each row against the content of the local files that it was made from.
+
+A row names that content by a digest for each part, in `sources`. A bench looks at the files anew; rows of other content
+stay in their file, marked superseded, and their trials run again. A report tells what a look finds. No torch.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from glob import escape
+from pathlib import Path
+from typing import Any
+
+from zoo_core.contracts import PART_KINDS, Located, Source, Weights
+from zoo_core.errors import IncompatibleError, IntegrityError, NotFoundError, SpecError, UsageError, ZooError
+from zoo_core.files.folders import look
+from zoo_core.lock import pins_of, read_lock, told_apart, unpublished_in
+from zoo_core.plan.plan import Plan, needed
+from zoo_core.registry.bind import COMMON
+from zoo_core.registry.registry import registry
+from zoo_core.registry.trust import speaking_for
+from zoo_core.results.store import Result, read
+from zoo_core.spec.parser import parse_part, parse_specs
+
+__all__ = ["Standing", "marks", "standing_of"]
+
+OTHER = "the same trial is made from other parts now"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """The rows of a folder that are not superseded; of those, digests of the ones whose files have changed since.
+
+    remarks: a line for each thing that was found.
+    """
+
+    rows: tuple[Result, ...]
+    outdated: frozenset[str] = frozenset()
+    remarks: tuple[str, ...] = ()
+
+
+def marks(
+    rows: Sequence[Result],
+    plans: Iterable[Plan],
+    refused: Iterable[str],
+    *,
+    held: Mapping[str, Any] | None,
+    lock: Mapping[str, Any],
+) -> dict[int, dict[str, Any]]:
+    """What changes in stored rows, by their position, where a grid is about to run: `sources` and `superseded`.
+
+    plans: of the grid, which are current. refused: texts of its trials that are refused now. held, lock: the run's lock
+    as it was, and as it is now.
+    """
+    current = {plan.digest: plan for plan in plans}
+    trials = {str(plan.trial): plan.digest for plan in current.values()} | dict.fromkeys(refused)
+    contents = {key: content for plan in current.values() for key, content in plan.contents.items()}
+    files = {row["distribution"]: row["sha256"] for row in unpublished_in(lock).values()}
+    found: dict[int, dict[str, Any]] = {}
+    for position, row in enumerate(rows):
+        if row.digest in current:
+            fresh: dict[str, Any] = {"sources": current[row.digest].contents, "superseded": None}
+        else:
+            sources = _sources(row, held)
+            changed = [key for key, content in (sources or {}).items() if contents.get(key, content) != content]
+            changed += [name for name, sha256 in row.unpublished.items() if files.get(name, sha256) != sha256]
+            reason = f"{changed[0]} holds something else now" if changed else None
+            if row.trial not in trials:  # nothing is known of it but its files
+                reason = reason or (OTHER if row.superseded == OTHER else None)
+            elif row.status != "refused" or trials[row.trial] is not None:
+                reason = reason or OTHER
+            fresh = {"sources": sources, "superseded": reason}
+        before = {"sources": row.sources, "superseded": row.superseded}
+        if fresh != before:
+            found[position] = fresh
+    return found
+
+
+def standing_of(folder: Path) -> Standing:
+    """The results of a folder, and what a look at the files that they were made from tells of them now.
+
+    Raises what `zoo_core.results.store.read` raises.
+    """
+    rows, lock = read(folder / "results.jsonl"), _lock_of(folder)
+    looked: dict[str, str | ZooError] = {}
+    given = {provider.distribution: provider.sha256 for provider in registry().providers() if provider.sha256}
+    superseded, outdated, unchecked = Counter[str](), Counter[str](), Counter[str]()
+    old: set[str] = set()
+    for row in rows:
+        if row.superseded is not None:
+            superseded[row.superseded] += 1
+            continue
+        sources = _sources(row, lock)
+        if sources is None:
+            unchecked["it was stored by an earlier version, which noted no files"] += 1
+        for key, content in (sources or {}).items():
+            if key not in looked:
+                looked[key] = _content_now(key, lock)
+            now = looked[key]
+            if isinstance(now, ZooError) and type(now) is not IncompatibleError:  # which tells of another base
+                unchecked[str(now)] += 1
+            elif now != content:
+                outdated[f"{key} holds something else now" if isinstance(now, str) else str(now)] += 1
+                old.add(row.digest)
+        for name, sha256 in row.unpublished.items():
+            if name not in given:
+                unchecked[f"the plugin file {name} was not given: --plugin {name}"] += 1
+            elif given[name] != sha256:
+                outdated[f"the plugin file {name} holds something else now"] += 1
+                old.add(row.digest)
+    return Standing(
+        rows=tuple(row for row in rows if row.superseded is None),
+        outdated=frozenset(old),
+        remarks=(
+            *(f"{_results(num)} superseded and left out: {reason}" for reason, num in sorted(superseded.items())),
+            *(
+                f"{_results(num)} out of date, as seen from this folder: {reason}; the same bench runs them again"
+                for reason, num in sorted(outdated.items())
+            ),
+            *(f"{_results(num)} no longer checkable: {reason}" for reason, num in sorted(unchecked.items())),
+        ),
+    )
+
+
+def _results(num: int) -> str:
+    return f"{num} result is" if num == 1 else f"{num} results are"
+
+
+def _lock_of(folder: Path) -> Mapping[str, Any] | None:
+    try:
+        return read_lock(folder / "zoo.lock")
+    except IntegrityError:
+        return None
+
+
+def _content_now(key: str, lock: Mapping[str, Any] | None) -> str | ZooError:
+    """The content of the files behind a key now, or why it cannot be told."""
+    kind, _, text = key.partition(":")
+    random: Weights = "random" if text.endswith("weights=random)") else "pretrained"
+    held = pins_of(lock).get(key)
+    try:
+        try:
+            (wanted,) = (each for each in PART_KINDS if each == kind)
+            with speaking_for("a stored result"):
+                part = registry().bind(parse_part(text), wanted)
+            source = None if isinstance(part.recipe, Located) else part.source
+        except (NotFoundError, SpecError, UsageError, ValueError) as error:
+            if held is None:  # no key of an earlier version either, nor of a plugin that is not here
+                return error if isinstance(error, ZooError) else NotFoundError(f"nothing is called {key}")
+            source = Source(folder=held.folder, patterns=tuple(map(escape, held.files)))
+        if source is None or source.folder is None:
+            return NotFoundError(f"nothing tells which files {key} was made from")
+        found = look(source, random)
+        return found.content_of(needed(source, random, found.files))
+    except ZooError as error:
+        return error
+
+
+def _sources(row: Result, lock: Mapping[str, Any] | None) -> Mapping[str, str] | None:
+    """The content that a row was made from; of a row that is older than `sources` what its lock says, which then held.
+
+    None where nothing tells.
+    """
+    if row.sources is not None:
+        return row.sources
+    if lock is None:
+        return None
+    names = set(_keys(row))
+    return {key: pin.content_of(pin.files) for key, pin in told_apart(pins_of(lock))[1].items() if key in names}
+
+
+def _keys(row: Result) -> Iterator[str]:
+    """What a row's parts may be called in its lock, now and in earlier versions."""
+    try:
+        chain = [part for spec in parse_specs(f"{row.backbone}+{row.adapters}") for part in spec.parts]
+        parts = [("task", parse_part(row.task)), *((kind, part) for part in chain for kind in ("backbone", "adapter"))]
+    except SpecError:
+        return
+    for kind, part in parts:
+        own = {argument.name for arguments in COMMON.values() for argument in arguments}
+        bare = replace(part, kind=None, arguments=tuple(pair for pair in part.arguments if pair[0] not in own))
+        yield f"{kind}:{bare}"
+        yield from (f"{kind}:{part.name}({value})" for _, value in part.arguments)

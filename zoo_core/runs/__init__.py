@@ -1,0 +1,1 @@
+"""A fitted model on disk, and what is done with it: loaded, started from, used, exported, published."""

@@ -1,0 +1,93 @@
+"""The backbones `run(path="DIR")` and `hub/ORG/NAME`: a fitted model as the start of another one. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from zoo_core.contracts import Source, Weights
+from zoo_core.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from zoo_core.plan.plan import Plan
+
+__all__ = ["Published", "Run", "beneath"]
+
+PATTERNS = ("run.json", "zoo.lock")
+DELTA = ("delta.safetensors",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The backbone of a stored run, with the delta of its adapters applied; its head is dropped.
+
+    path: the folder that `zoo fit` or `zoo_core.save` wrote. What is fitted on top of it holds only what differs from
+    it, and names the digests of it and of all that it was fitted on. With weights=random it is the same network, never
+    trained.
+    """
+
+    path: str
+
+    version: ClassVar[int] = 1
+
+    def source(self) -> Source | None:
+        return Source(folder=self.path, patterns=PATTERNS, weights=DELTA)
+
+    def build(self, files: Path | None, weights: Weights) -> nn.Module:
+        return _built(files, weights)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """The backbone of a model that `zoo push` published, `hub/ORG/NAME`; its delta is applied, its head is dropped.
+
+    It is fetched, pinned and checked like any weights, and so is what it was fitted on, as its own lock says. What is
+    fitted on top of it holds only what differs from it. After a `+`, `hub/ORG/NAME` is an adapter of zoo-peft.
+    """
+
+    name: str = ""
+
+    version: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        if self.name.count("/") != 1:
+            raise UsageError(f"hub/{self.name}: write hub/ORG/NAME, a repository that `zoo push` made")
+
+    def source(self) -> Source | None:
+        return Source(repository=self.name, patterns=PATTERNS, weights=DELTA)
+
+    def build(self, files: Path | None, weights: Weights) -> nn.Module:
+        return _built(files, weights)
+
+
+def beneath(plan: Plan, *, offline: bool = False) -> Plan | None:
+    """The plan of the stored run that a plan's backbone is, without its task; None where it is none.
+
+    Its run.json is fetched if it is not here. offline: no request is sent.
+    """
+    if not isinstance(plan.backbone.recipe, Run | Published):
+        return None
+    from dataclasses import replace
+
+    from zoo_core.files.fetch import files_of
+    from zoo_core.runs.folder import read_run
+
+    files = files_of(plan, plan.backbone, weights="random", offline=offline)
+    assert files is not None, "a stored run has files"
+    return replace(read_run(files, needs_task=False).plan, task=None)
+
+
+def _built(files: Path | None, weights: Weights) -> nn.Module:
+    from dataclasses import replace
+
+    from zoo_core.model.build import build
+    from zoo_core.runs.folder import load_stored, read_run
+
+    assert files is not None, "a stored run has files"
+    run = read_run(files, needs_task=False)
+    if weights == "pretrained":
+        return load_stored(run).backbone
+    return build(replace(run.plan, weights="random"), target=run.target, purpose="use").backbone

@@ -1,0 +1,305 @@
+"""A fitted model on disk: its delta as safetensors, what it was built from as JSON, and the way back.
+
+run.json holds the spec, task, target with its ordered names, budget, seed, the digests of trial and base, the identity
+of each adapter and of the head, and the digests of all runs that it was fitted on. Loading resolves the same spec with
+what is installed now, refuses another base or recipe, rebuilds without the objective, and copies the delta in.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from zoo_core._process.atomic_files import replacing, write_whole
+from zoo_core.contracts import TARGET_KINDS, FileHash, Target
+from zoo_core.errors import AccessError, IncompatibleError, IntegrityError, NotFoundError, UsageError, ZooError
+from zoo_core.files.fetch import pin_plan
+from zoo_core.files.hashing import sha256_of, verify
+from zoo_core.lock import part_key, pins_of, read_lock, unpublished_in
+from zoo_core.model.build import build, build_backbone
+from zoo_core.model.learner import Learner
+from zoo_core.plan.plan import Plan, budget_from
+from zoo_core.plan.resolve import resolve
+from zoo_core.registry.local_plugins import lacking
+from zoo_core.registry.registry import registry
+from zoo_core.registry.trust import speaking_for
+from zoo_core.runs.lineage import check_links, links_of, moved, places_of
+from zoo_core.spec.parser import Part, Spec, parse, parse_part
+from zoo_core.toolkit.table_encoding import Encoding, encoding_from
+from zoo_core.toolkit.weights import read_tensors
+
+__all__ = ["StoredRun", "load_stored", "load_together", "read_run", "save_run"]
+
+FORMAT = 1
+DELTA = "delta.safetensors"
+FILE = "run.json"
+RESULTS = "results.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredRun:
+    """What run.json says, resolved again: the plan, the target with its names, and the hash of the delta.
+
+    num_columns: of the rows of a table that it was fitted on, None for other modalities. encoding: how those rows were
+    made of the cells of its files, None where they are the cells.
+    """
+
+    path: Path
+    plan: Plan
+    target: Target
+    base_digest: str | None
+    delta: FileHash
+    num_columns: int | None = None
+    encoding: Encoding | None = None
+
+
+def save_run(learner: Learner, plan: Plan, path: Path) -> None:
+    """Writes the delta and run.json into an existing folder; run.json comes last, so a torn save is not a run."""
+    delta = path / DELTA
+    tensors = learner.delta()  # copied, since tied ones share memory, which the format does not express
+    with replacing(delta) as fresh:
+        save_file(
+            {name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}, fresh
+        )
+    table = {
+        "format": FORMAT,
+        "spec": str(plan.spec),
+        "task": str(plan.task.canonical()) if plan.task else None,
+        "target": asdict(learner.target),
+        "budget": asdict(plan.budget),
+        "seed": plan.seed,
+        "digest": plan.digest,
+        "base_digest": plan.base_digest,
+        "parts": _identities(plan),
+        "chain": links_of(plan),
+        "places": places_of(plan, path),
+        "num_columns": learner.num_columns,
+        **({"encoding": learner.encoding.as_json()} if learner.encoding is not None else {}),
+        "delta": {"sha256": sha256_of(delta), "size": delta.stat().st_size},
+    }
+    write_whole(path / FILE, json.dumps(table, indent=2) + "\n")
+
+
+def read_run(path: Path, *, needs_task: bool = True) -> StoredRun:
+    """Reads and resolves run.json.
+
+    needs_task: False to use the model, which needs neither the task's plugin nor its data; the plan is without a task
+    where they are not there.
+    Raises NotFoundError (no run there, or a plugin it needs is not installed), AccessError, IntegrityError (damaged),
+    IncompatibleError (a base with other weights, or a recipe of another version, than the run was fitted on).
+    """
+    file = path / FILE
+    table = _table(file)
+    if table.get("format") != FORMAT:
+        raise IncompatibleError(f"{file} has format {table.get('format')!r}, this zoo-core reads {FORMAT}; upgrade it")
+    try:
+        target = _target(table["target"])
+        delta = FileHash(sha256=_text(table["delta"]["sha256"]), size=int(table["delta"]["size"]))
+        spec, budget = parse(_text(table["spec"])), budget_from(table["budget"])
+        task = parse_part(_text(table["task"])) if table["task"] is not None else None
+        base_digest, seed, parts = table["base_digest"], int(table["seed"]), list(table["parts"])
+        num_columns = None if table["num_columns"] is None else int(table["num_columns"])
+        encoding = encoding_from(table["encoding"]) if "encoding" in table else None
+        chain, places = list(table.get("chain", [])), dict(table.get("places", {}))  # older ones have none
+    except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
+        raise IntegrityError(f"{file} is damaged ({_said(error)}); copy it again, or fit the model again") from error
+    spec, pins = moved(path, spec, pins_of(read_lock(path / "zoo.lock")), places)
+    trial: dict[str, Any] = {"target": target, "budget": budget, "seed": seed, "pins": pins, "afresh": needs_task}
+    trial["stored"] = f"the run {path}"
+    try:
+        try:
+            plan = pin_plan(resolve(spec, task=task, offline=not needs_task, **trial))
+        except ZooError:
+            if needs_task:
+                raise
+            plan = pin_plan(resolve(spec, **trial))
+    except NotFoundError as error:
+        _tell_of_files(path)
+        if task is not None and _lacks_data(spec, task, trial):
+            raise NotFoundError(
+                f"{path} was fitted on data that are not there now, and predicts without: {error}"
+            ) from error
+        raise NotFoundError(f"{path} needs a part that is not installed{_fitted_with(path)}: {error}") from error
+    _check_files(path, plan)
+    if chain:
+        check_links(path, chain, links_of(plan))
+    if plan.base_digest != base_digest:
+        raise IncompatibleError(
+            f"{path} was fitted on another base: {str(base_digest)[:12]} then, {str(plan.base_digest)[:12]} now; "
+            f"install the version of {plan.backbone.provider.distribution} that its zoo.lock names"
+        )
+    _check_parts(path, plan, parts)
+    return StoredRun(
+        path=path,
+        plan=plan,
+        target=target,
+        base_digest=base_digest,
+        delta=delta,
+        num_columns=num_columns,
+        encoding=encoding,
+    )
+
+
+def load_stored(run: StoredRun, *, backbone: nn.Module | None = None) -> Learner:
+    """The fitted learner of a stored run, in evaluation mode on the CPU, without an objective.
+
+    backbone: of the run's base, which may share memory with others; what the delta holds is not written there.
+    """
+    file = run.path / DELTA
+    if not file.is_file():
+        raise NotFoundError(f"{file} is missing; copy the whole folder, or fit the model again")
+    verify(file, run.delta)
+    learner = build(run.plan, target=run.target, purpose="use", backbone=backbone)
+    if backbone is not None:
+        _own(learner)
+    learner.load_delta(read_tensors(file))
+    learner.plan, learner.num_columns, learner.encoding = run.plan, run.num_columns, run.encoding
+    return learner
+
+
+def load_together(runs: Mapping[str, StoredRun]) -> dict[str, Learner]:
+    """The fitted learners of runs on one base, by name, as `load_stored` gives each; they share its frozen tensors.
+
+    Each has a memory of its own for what its delta holds: what it added, and what it opened. Of a backbone with random
+    weights that is all of it. Raises IncompatibleError for runs on different bases.
+    """
+    if not runs:
+        return {}
+    first, *_ = runs
+    for name, run in runs.items():
+        if run.base_digest != runs[first].base_digest:
+            raise IncompatibleError(
+                f"{name} was fitted on another base than {first}: {run.plan.backbone.written} there, "
+                f"{runs[first].plan.backbone.written} here; load_run loads each by itself"
+            )
+    backbone = build_backbone(runs[first].plan)
+    return {name: load_stored(run, backbone=_sharing(backbone)) for name, run in runs.items()}
+
+
+def _sharing(backbone: nn.Module) -> nn.Module:
+    """A copy whose tensors are others with the same memory, so that each copy decides by itself what trains."""
+    memo: dict[int, Any] = {id(x): nn.Parameter(x.detach(), requires_grad=False) for x in backbone.parameters()}
+    memo |= {id(buffer): buffer.detach() for buffer in backbone.buffers()}
+    return copy.deepcopy(backbone, memo)
+
+
+def _own(learner: Learner) -> None:
+    """Gives what the delta holds a memory that nothing shares."""
+    names = learner.delta().keys()
+    for name, tensor in (*learner.named_parameters(), *learner.named_buffers()):
+        if name in names:
+            tensor.data = tensor.data.clone()
+
+
+def _table(file: Path) -> dict[str, Any]:
+    try:
+        table = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        made_by = "`zoo fit SPEC --task T --out DIR` makes one"
+        if (file.parent / RESULTS).exists():
+            raise NotFoundError(
+                f"{file.parent} is the folder of a bench, which stores results and not models; {made_by}"
+            ) from None
+        raise NotFoundError(f"{file.parent} holds no fitted model ({FILE} is missing); {made_by}") from None
+    except OSError as error:
+        raise AccessError(f"{file} cannot be read ({error.strerror}); mend its rights") from error
+    except (ValueError, RecursionError) as error:
+        raise IntegrityError(f"{file} is damaged ({_said(error)}); copy it again, or fit the model again") from error
+    if not isinstance(table, dict):
+        raise IntegrityError(f"{file} is damaged (no JSON object); copy it again, or fit the model again")
+    return table
+
+
+def _target(table: Mapping[str, Any]) -> Target:
+    kind, size, names = table["kind"], table["size"], tuple(map(_text, table["names"]))
+    if kind not in TARGET_KINDS:
+        raise ValueError(f"unknown target kind {kind!r}")
+    if type(size) is not int or size < 1 or (names and len(names) != size):
+        raise ValueError(f"a target of size {size!r} with {len(names)} names")
+    return Target(kind=kind, size=size, names=names)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.40} is not text")
+    return value
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _identities(plan: Plan) -> list[dict[str, object]]:
+    """What decides the numbers of each adapter and the head, as JSON."""
+    return [part.identity() for part in (*plan.adapters, plan.head)]
+
+
+def _check_parts(path: Path, plan: Plan, stored: list[Any]) -> None:
+    """Raises IncompatibleError when a recipe is not the one that the delta was made with."""
+    found = json.loads(json.dumps(_identities(plan)))
+    parts = (*plan.adapters, plan.head)
+    for position, part in enumerate(parts):
+        before = stored[position] if position < len(stored) else None
+        if before != found[position]:
+            then, now = (row.get("version") if isinstance(row, dict) else None for row in (before, found[position]))
+            raise IncompatibleError(
+                f"{path} was fitted with another {part.kind} {part.name} (version {then} then, {now} now); "
+                f"install the version of {part.provider.distribution} that its zoo.lock names"
+            )
+
+
+def _lacks_data(spec: Spec, task: Part, trial: Mapping[str, Any]) -> bool:
+    """Whether every part of a run is installed, so that what is not found are files of its task."""
+    try:
+        resolve(spec, **trial)
+        with speaking_for(trial["stored"]):
+            registry().bind(task, "task")
+    except ZooError:
+        return False
+    return True
+
+
+def _tell_of_files(path: Path) -> None:
+    """Raises NotFoundError where a plugin file provided a part, and nothing does now."""
+    for key, row in lacking(unpublished_in(_lock_of(path))).items():
+        name = row["distribution"]
+        raise NotFoundError(
+            f"{path} needs {key} of the plugin file {name} (sha256 {row['sha256'][:12]}), which no package publishes: "
+            f'add --plugin {name}, or zoo_core.add_plugin("{name}") in Python'
+        )
+
+
+def _check_files(path: Path, plan: Plan) -> None:
+    """Raises IncompatibleError where a part comes from another file, or another state of it, than it did."""
+    rows = (_lock_of(path) or {"parts": {}})["parts"]
+    for part in (plan.backbone, *plan.adapters, plan.head):
+        row = rows.get(part_key(part))
+        if row is not None and row.get("sha256", "") != part.provider.sha256:
+            then, now = (sha256[:12] or "a package" for sha256 in (row.get("sha256", ""), part.provider.sha256))
+            raise IncompatibleError(
+                f"{path} was fitted with another {part.kind} {part.name}: of {row['distribution']} ({then}) then, of "
+                f"{part.provider.distribution} ({now}) now; give it what it was fitted with"
+            )
+
+
+def _lock_of(path: Path) -> dict[str, Any] | None:
+    try:
+        return read_lock(path / "zoo.lock")
+    except IntegrityError:
+        return None
+
+
+def _fitted_with(path: Path) -> str:
+    """The distributions that the run's lock names, where it can be read."""
+    lock = _lock_of(path)
+    rows = lock["parts"].values() if lock else ()
+    named = sorted({f"{row['distribution']} {row['version']}" for row in rows})
+    return f" (it was fitted with {', '.join(named)})" if named else ""

@@ -1,0 +1,1 @@
+"""Text that names a composition, and what a path means where a name is expected. No torch."""

@@ -1,1 +1,0 @@
-"""Suites: which trials a grid declares, running one of them, and running them all."""

@@ -1,0 +1,1 @@
+"""Building blocks that plugin authors may rely on."""

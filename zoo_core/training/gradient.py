@@ -1,0 +1,409 @@
+"""A fit by gradient: AdamW, warm-up and cosine, clipping, phases that join, the best epoch on validation.
+
+One forward pass per step, unless it is made in pieces to save memory. What an epoch changes is held in `Descent`.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoo_core._process.interrupts import held_back
+from zoo_core.contracts import Batch
+from zoo_core.data.loader import Loader
+from zoo_core.data.randomness import own_draws
+from zoo_core.errors import DivergedError, LawError, UsageError
+from zoo_core.model.learner import Learner
+from zoo_core.plan.plan import Budget
+from zoo_core.training.activation_checkpointing import recomputed, still
+from zoo_core.training.memory import activations, available_bytes, fitting_batch, state_bytes
+from zoo_core.training.micro_batches import check_divides, counted, piece, pieces
+from zoo_core.training.snapshots import Offer, State, laid_out_like
+from zoo_core.training.timing import Stopwatch, autocast, precision_of
+
+__all__ = ["Descent", "Progress", "Thrift", "moving", "projectors"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a fit stands after a step: steps done of all, the last loss, and examples per second in this epoch."""
+
+    step: int
+    num_steps: int
+    loss: float
+    examples_per_second: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thrift:
+    """How a fit saves memory; none of it is part of a trial's identity, as the gradients are the same.
+
+    micro_batch: examples of a pass, whose gradients are added up to that of a batch; auto: as many as fit into memory.
+    None: the batch as a whole. checkpoint_activations: whether stages compute their inner values twice, and keep none.
+    """
+
+    micro_batch: int | str | None = None
+    checkpoint_activations: bool = False
+
+    def __post_init__(self) -> None:
+        if self.micro_batch not in (None, "auto") and (type(self.micro_batch) is not int or self.micro_batch < 1):
+            raise UsageError(f"micro_batch={self.micro_batch!r}: allowed: a whole number, 1 or more, or auto")
+
+
+class Descent:
+    """A fit by gradient under way: `run` trains the learner in place, epoch by epoch.
+
+    losses: of the epochs done. step: steps done. kept_epoch: whose weights the learner holds when `run` is over,
+    counted from 1. kept_score: their validation score, None where nobody asked for it. micro_batch: the examples of a
+    pass, where that was asked for.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        loader: Loader,
+        *,
+        budget: Budget,
+        learning_rate: float,
+        seed: int,
+        thrift: Thrift | None = None,
+    ) -> None:
+        self._thrift = thrift or Thrift()
+        asked = self._thrift.micro_batch
+        self.micro_batch = min(asked, budget.batch_size) if isinstance(asked, int) else None
+        self._checked = 0  # the micro-batch that is known to divide the batch
+        self._learner, self._loader, self._budget, self._seed = learner, loader, budget, seed
+        self._learning_rate = learning_rate
+        self.num_steps = loader.num_batches * budget.epochs
+        self._precision = precision_of(budget.precision, loader.device)
+        self._parameters = [parameter for _, parameter in learner.trainable()]
+        self._firsts = {one: _first_step(learner.start_of(one), self.num_steps) for one in self._parameters}
+        groups = learner.parameter_groups(learning_rate, budget.weight_decay)
+        self._shares = [
+            _rate_at(self.num_steps, budget.warmup, _first_step(group["start"], self.num_steps)) for group in groups
+        ]
+        drawn = random.getstate()
+        with held_back():  # the first optimiser of a process imports torch._dynamo, and that what draws by `random`
+            self._optimiser = torch.optim.AdamW(groups, fused=True)
+        random.setstate(drawn)
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimiser, self._shares)
+        self._projectors = tuple(projectors(learner))  # now, as one that joins later is not trainable for a while
+        self._unseen = learner.added()
+        self._watch = Stopwatch(loader.device)
+        self._started = time.perf_counter()
+        self.losses: list[float] = []
+        self.step = 0
+        self.kept_epoch: int | None = None
+        self.kept_score: float | None = None
+        self._best = -math.inf
+        self._best_epoch: int | None = None
+        self._best_weights: Mapping[str, Tensor] | None = None
+        self._waited = 0
+
+    def run(
+        self,
+        validate: Callable[[Learner], float] | None,
+        progress: Callable[[Progress], None],
+        offer: Offer = lambda _: None,
+    ) -> None:
+        """Trains for the budget's epochs, or until its patience is over, and puts the weights that are kept in place.
+
+        validate: a validation score, more is better, asked for after each epoch that ends in the last phase, if the
+        budget has a patience or keeps the best. offer: is offered the state after each epoch that another one follows.
+        Raises DivergedError, LawError.
+        """
+        keeps_best = self._budget.keep == "best"
+        looks = validate is not None and (keeps_best or self._budget.patience is not None)
+        while len(self.losses) < self._budget.epochs and not self._is_out_of_patience:
+            last = self._train_epoch(progress)
+            few = last if self.micro_batch is None else piece(last, 0, self.micro_batch)
+            self._unseen = _still_unseen(self._learner, few, self._unseen, self._precision, self._seed)
+            self.kept_epoch, self.kept_score = len(self.losses), None
+            if looks and self.step > max(self._firsts.values()):
+                assert validate is not None, "it is there where it is asked"
+                with own_draws(self._loader.device, "validate", self._seed, len(self.losses) - 1):
+                    self._weigh(validate(self._learner))  # looking must not change what training draws
+            if len(self.losses) < self._budget.epochs and not self._is_out_of_patience:
+                offer(self.state)
+        if keeps_best and self._best_weights is not None:
+            self._put_best_back()
+
+    def state(self) -> State:
+        """All that an epoch changes, between two of them; `restore` on a fresh descent goes on from it, bit for bit."""
+        learner, optimiser = self._learner, self._optimiser.state_dict()["state"]
+        parts: dict[str, Mapping[str, Tensor]] = {
+            "weights": moving(learner),
+            "objective": self._objective(),
+            "optimiser": {f"{at}.{name}": x for at, row in optimiser.items() for name, x in row.items()},
+            "draws": _draws(self._loader.device),
+        }
+        if self._best_weights is not None:
+            parts["best"] = self._best_weights
+        values = {
+            "step": self.step,
+            "losses": self.losses,
+            "best": None if self._best_epoch is None else [self._best_epoch, self._best],
+            "waited": self._waited,
+            "unseen": list(self._unseen),
+            "seconds": self.seconds,
+            "micro_batch": self.micro_batch,
+        }
+        return State(values=values, parts={name: part for name, part in parts.items() if part})
+
+    def restore(self, state: State) -> None:
+        """Puts a state in place, the random draws too."""
+        values, parts, learner = state.values, state.parts, self._learner
+        put(moving(learner), parts["weights"])
+        put(self._objective(), parts.get("objective", {}))
+        self.step, self.losses, self._waited = values["step"], list(values["losses"]), values["waited"]
+        if values["best"] is not None:
+            self._best_epoch, self._best = values["best"]
+        self._best_weights = parts.get("best")
+        self._started -= values["seconds"]
+        if self._thrift.micro_batch == "auto":
+            self.micro_batch = values["micro_batch"]  # another one would round otherwise
+        self._unseen = {name: self._unseen[name] for name in values["unseen"]}
+        table = self._optimiser.state_dict()
+        parameters = [parameter for group in self._optimiser.param_groups for parameter in group["params"]]
+        for key, tensor in parts.get("optimiser", {}).items():
+            at, _, name = key.partition(".")
+            is_moment = name != "step"
+            value = laid_out_like(parameters[int(at)], tensor) if is_moment else tensor
+            table["state"].setdefault(int(at), {})[name] = value
+        self._optimiser.load_state_dict(table)
+        known = self._schedule.state_dict()
+        rates = [base * share(self.step) for base, share in zip(known["base_lrs"], self._shares, strict=True)]
+        self._schedule.load_state_dict(
+            known | {"last_epoch": self.step, "_step_count": self.step + 1, "_last_lr": rates}
+        )
+        for group, rate in zip(self._optimiser.param_groups, rates, strict=True):
+            group["lr"] = rate
+        self._join()
+        _draw_from(parts["draws"], self._loader.device)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time so far, loading included, and what passed before an interruption."""
+        return time.perf_counter() - self._started
+
+    @property
+    def rate(self) -> dict[str, Any] | None:
+        """The rate of training as a result stores it; after an interruption, of the steps since."""
+        return self._watch.rate(batch_size=self._loader.batch_size, precision=self._precision)
+
+    def _objective(self) -> dict[str, Tensor]:
+        state = {} if self._learner.objective is None else self._learner.objective.state_dict()
+        return {name: state[name] for name in self._projectors}
+
+    @property
+    def _is_out_of_patience(self) -> bool:
+        return self._budget.patience is not None and self._waited >= self._budget.patience
+
+    def _train_epoch(self, progress: Callable[[Progress], None]) -> Batch:
+        """One epoch; its last batch. Raises DivergedError where the mean loss is no finite number."""
+        learner, device, epoch = self._learner, self._loader.device, len(self.losses)
+        learner.train()
+        total = torch.zeros((), device=device)
+        started, before = time.perf_counter(), self.step
+        for batch in self._loader.epoch(epoch):
+            if self.step == 0 or self.step in self._firsts.values():
+                self._join()
+            self._watch.start()
+            loss = self._update(batch)
+            self._schedule.step()
+            self._watch.stop(len(batch))
+            total += loss
+            self.step += 1
+            self._unseen = {name: parameter for name, parameter in self._unseen.items() if parameter.grad is None}
+            if device.type == "cpu" or self.step % 10 == 0 or self.step == self.num_steps:
+                rate = (self.step - before) * self._loader.batch_size / (time.perf_counter() - started)
+                progress(Progress(step=self.step, num_steps=self.num_steps, loss=float(loss), examples_per_second=rate))
+        self.losses.append(float(total) / self._loader.num_batches)
+        if not math.isfinite(self.losses[-1]):
+            raise DivergedError(
+                f"the loss is {self.losses[-1]} in epoch {epoch + 1} at learning rate {self._learning_rate:g}"
+            )
+        return batch
+
+    def _update(self, batch: Batch) -> Tensor:
+        """One forward pass, one backward pass, one update; or several passes on pieces. Returns the loss, detached."""
+        with recomputed(self._learner.backbone) if self._thrift.checkpoint_activations else nullcontext():
+            if self._thrift.micro_batch is None:
+                loss = self._gradient(batch, batch)
+            else:
+                loss = self._gradient_that_fits(batch)
+        nn.utils.clip_grad_norm_(self._parameters, self._budget.clip)
+        self._optimiser.step()
+        return loss
+
+    def _gradient(self, batch: Batch, *parts: Batch) -> Tensor:
+        """Leaves the gradient of a batch, the sum of those of its parts, in the parameters; the loss, detached."""
+        self._optimiser.zero_grad(set_to_none=True)
+        if len(parts) == 1:
+            loss = self._loss(batch)
+            loss.backward()
+            return loss.detach()
+        shares = [float(counted(self._learner, part)) for part in parts]
+        whole, total = sum(shares), torch.zeros((), device=batch.target.device)
+        for part, share in zip(parts, shares, strict=True):
+            if share or not whole:  # the mean over no target is no number
+                loss = self._loss(part) * (share / whole if whole else 1.0)
+                loss.backward()
+                total = total + loss.detach()
+        return total
+
+    def _loss(self, batch: Batch) -> Tensor:
+        with autocast(batch.target.device, self._precision):
+            return self._learner.loss(self._learner(batch.inputs), batch)
+
+    def _gradient_that_fits(self, batch: Batch) -> Tensor:
+        """In pieces of the micro-batch; if that is to be found, half of it where memory is too small.
+
+        The draws of a pass that did not fit are made again. Raises RefusedError where the batch cannot be divided.
+        """
+        seeks = self._thrift.micro_batch == "auto"
+        if self.micro_batch is None:
+            self.micro_batch = self._first_guess(batch)
+        while True:
+            if self.micro_batch < len(batch) and self._checked != self.micro_batch:
+                check_divides(self._learner, batch, self.micro_batch)
+                self._checked = self.micro_batch
+            drawn = _draws(self._loader.device) if seeks else {}
+            try:
+                return self._gradient(batch, *pieces(batch, self.micro_batch))
+            except torch.OutOfMemoryError:
+                if not seeks or self.micro_batch == 1:
+                    raise
+                self.micro_batch = (min(self.micro_batch, len(batch)) + 1) // 2
+            self._optimiser.zero_grad(set_to_none=True)
+            if self._loader.device.type == "cuda":
+                torch.cuda.empty_cache()
+            _draw_from(drawn, self._loader.device)
+
+    def _first_guess(self, batch: Batch) -> int:
+        """On a GPU the whole batch, which fails early; elsewhere what should fit, as too much may end the process."""
+        device, size = self._loader.device, self._budget.batch_size
+        if device.type == "cuda":
+            return size
+        few = piece(batch, 0, 2)
+        with own_draws(device, "forecast", self._seed), still(self._learner):
+            needed = activations(self._learner, lambda: self._loss(few), len(few))
+        free = available_bytes(device) - state_bytes(self._learner)
+        return fitting_batch(size, free=free, for_each=needed.bytes(recomputes=self._thrift.checkpoint_activations))
+
+    def _join(self) -> None:
+        """Lets the parameters train whose first step has come, and no others; the modes follow.
+
+        One that has not joined has no gradient, so the optimiser passes over it.
+        """
+        for parameter, first in self._firsts.items():
+            parameter.requires_grad_(first <= self.step)
+        self._learner.train()
+        self._checked = 0
+
+    def _weigh(self, found: float) -> None:
+        """Takes an epoch's validation score into account; of equal ones the earlier epoch is the better."""
+        self.kept_score = found
+        if not found > self._best:
+            self._waited += 1
+            return
+        self._best, self._waited, self._best_epoch = found, 0, len(self.losses)
+        if self._budget.keep == "best":
+            self._best_weights = {name: tensor.clone() for name, tensor in moving(self._learner).items()}
+
+    def _put_best_back(self) -> None:
+        assert self._best_weights is not None, "there is a best epoch"
+        put(moving(self._learner), self._best_weights)
+        self.kept_epoch, self.kept_score = self._best_epoch, self._best
+
+
+def moving(learner: Learner) -> dict[str, Tensor]:
+    """What training moves of backbone and heads, by name: the delta without what is frozen; the learner's own tensors.
+
+    What trains in an objective is not among it.
+    """
+    still = learner.frozen().keys()
+    return {name: tensor for name, tensor in learner.delta().items() if name not in still}
+
+
+def projectors(learner: Learner) -> dict[str, Tensor]:
+    """What trains in the objective, which is not in the delta, and its buffers; a frozen teacher's weights are not."""
+    if learner.objective is None:
+        return {}
+    frozen = {name for name, parameter in learner.objective.named_parameters() if not parameter.requires_grad}
+    state: dict[str, Tensor] = learner.objective.state_dict()
+    return {name: tensor for name, tensor in state.items() if name not in frozen}
+
+
+@torch.no_grad()
+def put(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Copies values into the tensors of the same names, which are all of them."""
+    assert tensors.keys() == values.keys(), "a state is of the learner that the same plan builds"
+    for name, tensor in tensors.items():
+        tensor.copy_(values[name])
+
+
+def _first_step(start: float, num_steps: int) -> int:
+    """The step before which a phase begins; with fewer steps than phases some begin together, at the last one."""
+    return min(round(start * num_steps), num_steps - 1)
+
+
+def _rate_at(num_steps: int, warmup: float, first: int) -> Callable[[int], float]:
+    """Share of the learning rate at each step: linear up, then half a cosine down to 0.
+
+    What joins later, at step `first`, has the same warm-up then, below the same cosine.
+    Source: Loshchilov & Hutter 2017, equation 5, one period.
+    """
+    rising = max(1, round(num_steps * warmup))
+
+    def share(step: int) -> float:
+        above = min(1.0, max(0, step - first + 1) / rising)
+        if step < rising:
+            return above
+        return above * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, num_steps - rising)))
+
+    return share
+
+
+def _still_unseen(
+    learner: Learner, batch: Batch, unseen: dict[str, nn.Parameter], precision: str, seed: int
+) -> dict[str, nn.Parameter]:
+    """Those added tensors that have not joined yet, of those that no step gave a gradient so far.
+
+    Layer-drop may have left the others out, so a pass in evaluation mode decides. Raises LawError for one that takes no
+    part there either.
+    """
+    joined_by_now = {name: parameter for name, parameter in unseen.items() if parameter.requires_grad}
+    if joined_by_now:
+        learner.eval()
+        with own_draws(batch.target.device, "unseen", seed), autocast(batch.target.device, precision):
+            loss = learner.loss(learner(batch.inputs), batch)
+            gradients: list[Tensor | None]
+            gradients = [*torch.autograd.grad(loss, list(joined_by_now.values()), allow_unused=True)]
+        dead = [name for name, gradient in zip(joined_by_now, gradients, strict=True) if gradient is None]
+        if dead:
+            raise LawError(
+                f"{len(dead)} added tensors take no part in a forward pass, {dead[0]} first; "
+                f"the adapter put them where the backbone does not look"
+            )
+    return {name: parameter for name, parameter in unseen.items() if name not in joined_by_now}
+
+
+def _draws(device: torch.device) -> dict[str, Tensor]:
+    """The state of torch's generators that training draws from, of a GPU too."""
+    found = {"cpu": torch.get_rng_state()}
+    return found | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else found
+
+
+def _draw_from(states: Mapping[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)

@@ -1,0 +1,64 @@
+"""A step in pieces: micro-batches whose gradients add up to the gradient of the whole batch, exactly weighted.
+
+It holds where the loss is a mean over the batch and each example is computed by itself. Dropout draws other numbers for
+pieces than for the whole; what is not so at all is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from zoo_core.contracts import Batch, Divisible
+from zoo_core.errors import RefusedError
+from zoo_core.model.learner import Learner
+
+__all__ = ["check_divides", "counted", "piece", "pieces"]
+
+
+def pieces(batch: Batch, size: int) -> Iterator[Batch]:
+    """The batch in order, in pieces of so many examples, the last one smaller; inputs stay padded as they are."""
+    for start in range(0, len(batch), size):
+        yield piece(batch, start, start + size)
+
+
+def piece(batch: Batch, start: int, stop: int) -> Batch:
+    """The examples from start to before stop, without copies."""
+    return Batch(
+        inputs={name: x[start:stop] for name, x in batch.inputs.items()},
+        target=batch.target[start:stop],
+        ids=batch.ids[start:stop],
+    )
+
+
+def counted(learner: Learner, batch: Batch) -> Tensor:
+    """What the loss of a batch is a mean over, a scalar: of pieces, weighted by it, the mean is that of the whole."""
+    objective: object = learner.objective
+    found = objective.count(batch) if isinstance(objective, Divisible) else None
+    assert found is not None, "it was checked"
+    return found
+
+
+def check_divides(learner: Learner, batch: Batch, size: int) -> None:
+    """Raises RefusedError where pieces of so many examples would not give the gradient of the whole batch.
+
+    The learner is left in training mode.
+    """
+    objective: object = learner.objective
+    if not isinstance(objective, Divisible) or objective.count(batch) is None:
+        raise RefusedError(
+            f"a micro-batch of {size} is not for {type(objective).__name__}: that loss sees a batch as a whole; "
+            "leave --micro-batch out and give a smaller --batch-size"
+        )
+    learner.train()
+    norms = [
+        name
+        for name, module in learner.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
+    ]
+    if norms:
+        raise RefusedError(
+            f"a micro-batch of {size} changes what {len(norms)} batch norms compute, {norms[0]} first: they train, and "
+            "their statistics are of the whole batch; give a smaller --batch-size, or adapters that leave them frozen"
+        )

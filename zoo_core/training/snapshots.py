@@ -1,0 +1,268 @@
+"""The states of a fit under way, on disk, from which an interrupted one goes on: safetensors and JSON, no pickle.
+
+A state is one JSON file, NUMBER.json, written last and moved into place: what it stands for, its numbers, and the file,
+size and sha256 of each part, a group of tensors. A part that has not changed since the state before is not written
+again. The last two states stay, so a kill at any instant, or a damaged file, costs one of them at most.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from zoo_core._process.atomic_files import replacing, write_whole
+from zoo_core.errors import AccessError, IntegrityError, UsageError, ZooError
+from zoo_core.files.hashing import sha256_of
+from zoo_core.toolkit.weights import read_tensors
+
+__all__ = ["UNFINISHED", "Offer", "State", "Unfinished", "laid_out_like", "standing"]
+
+UNFINISHED = "unfinished"  # the folder of the states, in that of the run
+STATE = re.compile(r"\d{6}\.json")
+WRITTEN = re.compile(r"\d{6}(\.json|-[a-z-]+\.safetensors)(\.[0-9a-f]{8})?")
+FORMAT = 1
+KEPT = 2  # states
+SAVE_SECONDS = 10.0  # at least so long between states: what an interruption may cost beside the epoch under way
+SHARE = 20.0  # at least so many times what writing the last state took, so that writing costs 5 % at most
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """Where something under way stands: numbers that JSON can hold, and tensors in named parts.
+
+    A part that is the same mapping as in the state before is taken to be unchanged.
+    """
+
+    values: Mapping[str, Any]
+    parts: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+
+
+Offer = Callable[[Callable[[], State]], None]  # is told how to make a state, and makes it when one is due
+
+
+class Unfinished:
+    """The folder that holds the states of one fit; it is there while the fit is not finished.
+
+    identity: what the fit is, as JSON; a state of another is refused. state: what `begin` found to go on from.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self._identity = json.loads(json.dumps(identity))
+        self.state: State | None = None
+        self._number = 0
+        self._written: dict[str, tuple[Mapping[str, Tensor], dict[str, Any]]] = {}  # parts of the last state, with rows
+        self._free_at = time.monotonic() + SAVE_SECONDS
+
+    def begin(self) -> None:
+        """Makes the folder, or reads the last whole state of one that is there.
+
+        A state that is damaged is passed over, with a warning, for the one before it. Raises UsageError for a state of
+        another fit and for a folder that is a link, IntegrityError where there are states and none is whole.
+        """
+        if self.folder.is_symlink():
+            raise UsageError(
+                f"{self.folder} is a link to {self.folder.readlink()}, and states are not removed through one; "
+                "remove the link, or give --out another folder"
+            )
+        try:
+            self.folder.mkdir(exist_ok=True)
+            files = _states(self.folder)
+        except OSError as error:
+            raise _explained(error, self.folder) from error
+        problems = []
+        for file in files:
+            try:
+                table = self._table(file)
+                parts = {name: self._part(row) for name, row in table["parts"].items()}
+            except IntegrityError as error:
+                problems.append(str(error))
+                continue
+            for problem in problems:
+                _log.warning("%s; going on from the state before it", problem)
+            self._number = int(files[0].stem)
+            self._written = {name: (tensors, table["parts"][name]) for name, tensors in parts.items()}
+            self.state = State(values=table["values"], parts=parts)
+            return
+        if problems:
+            raise IntegrityError(f"{problems[0]}; remove {self.folder} to start anew")
+
+    def holds_states(self) -> bool:
+        """Whether there is a state, whole or not and of whatever fit."""
+        return bool(_states(self.folder))
+
+    def offer(self, make: Callable[[], State]) -> None:
+        """Stores the state that `make` gives, if it is time for one."""
+        if time.monotonic() >= self._free_at:
+            started = time.monotonic()
+            self._save(make())
+            took = time.monotonic() - started
+            self._free_at = time.monotonic() + max(SAVE_SECONDS, SHARE * took)
+
+    def finish(self) -> None:
+        """Removes the states, the last one first: what they are for is stored. The folder goes if that was all in it.
+
+        A kill in between leaves a fit that goes on from an earlier state, or one that is finished.
+        """
+        try:
+            self._remove(_written_in(self.folder))
+        except OSError as error:
+            raise _explained(error, self.folder) from error
+
+    def leave(self) -> None:
+        """Removes what was written if there is nothing to go on from, and the folder if nothing else is in it."""
+        if not self.folder.is_symlink() and not self.holds_states():
+            with suppress(OSError):
+                self._remove(_written_in(self.folder))
+
+    def _remove(self, files: Iterable[Path]) -> None:
+        for file in files:
+            file.unlink(missing_ok=True)
+        with suppress(OSError):  # it is not empty, or has gone
+            self.folder.rmdir()
+
+    def _save(self, state: State) -> None:
+        number = self._number + 1
+        written = {}
+        try:
+            for name, tensors in state.parts.items():
+                before = self._written.get(name)
+                row = before[1] if before is not None and before[0] is tensors else self._write(number, name, tensors)
+                written[name] = (tensors, row)
+            rows = {name: row for name, (_, row) in written.items()}
+            table = {"format": FORMAT, "identity": self._identity, "values": state.values, "parts": rows}
+            write_whole(self.folder / f"{number:06}.json", json.dumps(table) + "\n")
+        except OSError as error:
+            raise _explained(error, self.folder) from error
+        self._number, self._written = number, written
+        self._clear()
+
+    def _write(self, number: int, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        file = self.folder / f"{number:06}-{name}.safetensors"
+        with replacing(file) as fresh:
+            save_file(_apart(tensors), fresh)
+        return {"file": file.name, "sha256": sha256_of(file), "size": file.stat().st_size}
+
+    def _clear(self) -> None:
+        """Removes what was written, but for the last states and what they name."""
+        states = _states(self.folder)
+        wanted = {file.name for file in states[:KEPT]}
+        for file in states[:KEPT]:
+            try:
+                wanted |= {row["file"] for row in json.loads(file.read_text(encoding="utf-8"))["parts"].values()}
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                continue  # a damaged one before the one just written holds nothing
+        for file in _written_in(self.folder):
+            if file.name not in wanted:
+                file.unlink(missing_ok=True)
+
+    def _table(self, file: Path) -> dict[str, Any]:
+        """A state's JSON. Raises IntegrityError for a damaged one, UsageError for one of another fit."""
+        try:
+            table: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            found, identity = table["format"], dict(table["identity"])
+            rows = [(str(row["file"]), int(row["size"]), str(row["sha256"])) for row in table["parts"].values()]
+            whole = isinstance(table["values"], dict) and all(Path(name).name == name for name, _, _ in rows)
+            int(file.stem)
+        except OSError as error:
+            raise _explained(error, file) from error
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise IntegrityError(f"{file} is damaged ({type(error).__name__})") from error
+        if found != FORMAT:
+            raise UsageError(
+                f"{file} has format {found!r}, this zoo-core writes {FORMAT}; remove {self.folder} to start anew"
+            )
+        if not whole:
+            raise IntegrityError(f"{file} is damaged")
+        if identity != self._identity:
+            raise UsageError(
+                f"{self.folder} is of another fit ({_difference(identity, self._identity)}); "
+                "repeat its command to go on with it, remove it to start anew, or give --out another folder"
+            )
+        return table
+
+    def _part(self, row: Mapping[str, Any]) -> dict[str, Tensor]:
+        file = self.folder / row["file"]
+        size = file.stat().st_size if file.is_file() else None
+        if size != row["size"]:
+            found = "is missing" if size is None else f"has {size} bytes of {row['size']}"
+            raise IntegrityError(f"{file} {found}")
+        if sha256_of(file) != row["sha256"]:
+            raise IntegrityError(f"{file} is damaged: its sha256 is another")
+        return {name: tensor.clone() for name, tensor in read_tensors(file).items()}  # the file may go
+
+
+def laid_out_like(own: Tensor, value: Tensor) -> Tensor:
+    """The value in a memory of its own, on the device of a tensor of its shape and in the order that one lies in there.
+
+    A file holds tensors in the order of their axes. Equal values in another order are not the same to what walks
+    through memory: it may pair, or add up, other elements.
+    """
+    with torch.no_grad():
+        return torch.empty_like(own, dtype=value.dtype, requires_grad=False).copy_(value)
+
+
+def standing(folder: Path) -> str | None:
+    """Where the fit of a folder of states stands, in words for people; None where there is no state."""
+    for file in _states(folder):
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))["values"]
+            num_done, num = values["num_done"], len(values["candidates"])
+            epochs = len(values["fit"]["losses"]) if values["fit"] else 0
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue  # what is damaged is told by who goes on from it
+        if num_done == num:
+            return "every learning rate is done"
+        return f"learning rate {num_done + 1} of {num}, after epoch {epochs}"
+    return None
+
+
+def _states(folder: Path) -> list[Path]:
+    """The states in a folder, the last one first."""
+    files = [file for file in folder.glob("*.json") if STATE.fullmatch(file.name)]
+    return sorted(files, key=lambda file: int(file.stem), reverse=True)
+
+
+def _written_in(folder: Path) -> list[Path]:
+    """The states in a folder, the last one first, and then every other file with a name that is given here."""
+    states = _states(folder)
+    return states + [file for file in folder.iterdir() if WRITTEN.fullmatch(file.name) and file not in states]
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU; of those that share memory, which the format does not express, a copy each."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        start = plain.untyped_storage().data_ptr()
+        found[name] = plain.clone() if start in seen else plain
+        seen.add(start)
+    return found
+
+
+def _difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What a person changed, in words; the digest where it is nothing that has a name."""
+    changed = [
+        f"{name} {then.get(name)} there, {now.get(name)} here"
+        for name in sorted({*then, *now} - {"digest"})
+        if then.get(name) != now.get(name)
+    ]
+    return "; ".join(changed) or "the files or the recipes behind its names have changed since"
+
+
+def _explained(error: OSError, path: Path) -> ZooError:
+    return AccessError(f"{path} cannot be used ({error.strerror}); give --out another folder, or mend its rights")

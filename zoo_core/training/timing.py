@@ -1,0 +1,164 @@
+"""What a learner costs: rates with their spread, peak memory, parameter counts."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+import time
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zoo_core._process.malloc import give_back_freed
+from zoo_core.contracts import Batch
+from zoo_core.data.loader import Loader
+from zoo_core.model.learner import Learner
+
+__all__ = [
+    "Stopwatch",
+    "autocast",
+    "count_parameters",
+    "inference_rate",
+    "peak_memory_bytes",
+    "precision_of",
+    "reset_peak_memory",
+]
+
+INFERENCE_BATCH = 64
+MIN_WINDOW_SECONDS = 0.1
+EVENTS_IN_WINDOW = 10
+INFERENCE_SECONDS = 0.5
+
+
+def precision_of(wanted: str, device: torch.device) -> str:
+    """The precision that `auto` means on a device: bfloat16 on a GPU, float32 elsewhere."""
+    return wanted if wanted != "auto" else "bfloat16" if device.type == "cuda" else "float32"
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Mixed precision while open, or nothing for float32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bfloat16" else nullcontext()
+
+
+class Stopwatch:
+    """Rates of repeated steps over windows of at least 100 ms; warm-up steps and what lies between steps are not timed.
+
+    On a GPU events of the device mark the steps, so nothing waits but the end of a window.
+    `spread` is the interquartile range of the windows' rates over their median.
+    """
+
+    def __init__(self, device: torch.device, *, warmup: int = 2) -> None:
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] | None = [] if device.type == "cuda" else None
+        self._skip = warmup
+        self._rates: list[float] = []
+        self._examples = 0
+        self._seconds = 0.0
+        self._started = 0.0
+
+    def start(self) -> None:
+        """Just before a step."""
+        if self._events is None:
+            self._started = time.perf_counter()
+            return
+        self._events.append((torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)))
+        self._events[-1][0].record()
+
+    def stop(self, examples: int) -> None:
+        """Just after a step on so many examples."""
+        seconds = time.perf_counter() - self._started
+        if self._events is not None:
+            self._events[-1][1].record()
+        if self._skip:
+            self._skip -= 1
+            if self._events is not None:
+                self._events.pop()
+            return
+        self._examples += examples
+        self._seconds += seconds
+        if self._events is not None:
+            if len(self._events) < EVENTS_IN_WINDOW:
+                return
+            torch.cuda.synchronize()
+            self._seconds = sum(first.elapsed_time(last) for first, last in self._events) / 1000
+            self._events.clear()
+        if self._seconds >= MIN_WINDOW_SECONDS or self._events is not None:
+            self._rates.append(self._examples / self._seconds)
+            self._examples, self._seconds = 0, 0.0
+
+    @property
+    def windows(self) -> int:
+        return len(self._rates)
+
+    def rate(self, *, batch_size: int, precision: str) -> dict[str, Any] | None:
+        """The measured rate as a result stores it; None when the steps were too few for one window."""
+        if not self._rates:
+            return None
+        median = statistics.median(self._rates)
+        spread = 0.0
+        if len(self._rates) > 1:
+            low, _, high = statistics.quantiles(self._rates, n=4, method="inclusive")
+            spread = (high - low) / median
+        return {
+            "examples_per_second": median,
+            "spread": spread,
+            "batch_size": batch_size,
+            "precision": precision,
+            "repeats": len(self._rates),
+        }
+
+
+def inference_rate(learner: Learner, loader: Loader, *, precision: str = "float32") -> dict[str, Any] | None:
+    """Rate of forward passes on one batch that is already on the device; loading is not in it.
+
+    After a split was scored with the same loader, which has warmed up all that a pass needs.
+    """
+    batch: Batch = next(iter(loader.epoch()))
+    learner.eval()
+    watch = Stopwatch(loader.device, warmup=0)
+    with torch.inference_mode(), autocast(loader.device, precision):
+        end = time.perf_counter() + INFERENCE_SECONDS
+        while time.perf_counter() < end or watch.windows < 3:
+            watch.start()
+            learner(batch.inputs)
+            watch.stop(len(batch))
+    return watch.rate(batch_size=len(batch), precision=precision)
+
+
+def count_parameters(learner: Learner) -> tuple[int, int]:
+    """Trainable parameters, and all of backbone and heads; the objective's (a teacher) are not counted.
+
+    The state of a head fitted in closed form counts as trainable: it is what the data decided.
+    """
+    held = [*learner.backbone.parameters(), *learner.heads.parameters()]
+    closed = sum(x.numel() for x in learner.heads.buffers()) if not any(True for _ in learner.trainable()) else 0
+    trainable = sum(parameter.numel() for parameter in held if parameter.requires_grad) + closed
+    return trainable, sum(parameter.numel() for parameter in held) + closed
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Starts a new peak. On a CPU under Linux the kernel's own high-water mark of this process is cleared."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    give_back_freed()
+    mark = Path("/proc/self/clear_refs")
+    try:
+        mark.write_text("5")
+    except OSError:
+        return  # the peak since the process began is reported instead
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Peak since the last reset: allocated memory on a GPU, resident memory of the process on a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
