@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zoo_core.benchmark import dry_run as rehearsal
+from zoo_core.benchmark import dry_run
 from zoo_core.benchmark.dry_run import downloads, rehearsed
 from zoo_core.cli import main
 from zoo_core.model.build import build
@@ -115,7 +115,7 @@ def test_where_the_batch_does_not_fit_a_smaller_one_is_rehearsed_and_scaled(monk
     plan = toy_plan(ToyOpen(), task=task, budget=Budget(batch_size=32))
     roomy = rehearsed(plan, task.open(None))
     assert not any("scaled" in line for line in roomy.assumed)
-    monkeypatch.setattr(rehearsal, "available_bytes", lambda device: 0)
+    monkeypatch.setattr(dry_run, "available_bytes", lambda device: 0)
     tight = rehearsed(plan, task.open(None))
     assert any("scaled to batches of 32, whose activations do not fit" in line for line in tight.assumed)
     sought = rehearsed(plan, task.open(None), thrift=Thrift(micro_batch="auto"))

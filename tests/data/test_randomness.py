@@ -27,7 +27,7 @@ from zoo_core.model.learner import Learner
 from zoo_core.plan.plan import Budget
 from zoo_core.testing.recipes import ToyOpen, toy_plan
 from zoo_core.training import fit as train
-from zoo_core.training import gradient as descent
+from zoo_core.training import gradient
 from zoo_core.training.fit import fit
 
 THREADS = 4
@@ -430,7 +430,7 @@ def test_fits_in_threads_end_with_the_bits_of_each_alone() -> None:
 @pytest.mark.usefixtures("eager")
 def test_fits_that_disturb_each_other_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "own_draws", unguarded)
-    monkeypatch.setattr(descent, "own_draws", unguarded)
+    monkeypatch.setattr(gradient, "own_draws", unguarded)
     assert fits_that_differ() > 0
 
 

@@ -50,11 +50,11 @@ class Far:
 def far(
     hub_server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Far]:
-    from zoo_core.files import hub as remote  # the client, which reads the environment when it is imported
+    from zoo_core.files import hub  # the client, which reads the environment when it is imported
 
     monkeypatch.syspath_prepend(FAR)
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "zoo"))
-    monkeypatch.setattr(remote, "RETRY_SECONDS", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(hub, "RETRY_SECONDS", (0.01, 0.01, 0.01))
     monkeypatch.chdir(tmp_path)
     for cached in (registry, catalog):
         cached.cache_clear()

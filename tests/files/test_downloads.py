@@ -20,8 +20,7 @@ from tests.far.fixture import BASE, Far
 from tests.hub_server import Flip, Headers, HubServer
 from zoo_core.contracts import FileHash, Source
 from zoo_core.errors import AccessError, IntegrityError, ZooError
-from zoo_core.files import downloads
-from zoo_core.files import hub as remote
+from zoo_core.files import downloads, hub
 from zoo_core.files.downloads import is_as_recorded
 from zoo_core.files.fetch import folder, pin
 from zoo_core.files.hashing import git_sha1
@@ -39,7 +38,7 @@ OTHER = {name: FileHash(sha256="0" * 64, size=len(content)) for name, content in
 @pytest.fixture
 def server(hub_server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubServer:
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "zoo"))
-    monkeypatch.setattr(remote, "RETRY_SECONDS", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(hub, "RETRY_SECONDS", (0.01, 0.01, 0.01))
     hub_server.add(REPO, FILES)
     return hub_server
 

@@ -37,8 +37,7 @@ from tests.hub_server import (
 )
 from zoo_core.contracts import FileHash, Source
 from zoo_core.errors import AccessError, IntegrityError, NotFoundError, UsageError, ZooError
-from zoo_core.files import fetch as hub
-from zoo_core.files import hub as remote
+from zoo_core.files import fetch, hub
 from zoo_core.files.fetch import Progress, files_of, folder, pin, pin_plan, pin_plans
 from zoo_core.lock import Pinned, part_key
 from zoo_core.plan.plan import Plan
@@ -63,7 +62,7 @@ WANTED = ("config.json", "model.safetensors", "tokenizer/vocab.txt")
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "zoo"))
-    monkeypatch.setattr(remote, "RETRY_SECONDS", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(hub, "RETRY_SECONDS", (0.01, 0.01, 0.01))
 
 
 @pytest.fixture
@@ -533,8 +532,8 @@ import sys
 from zoo_core.contracts import Source
 from zoo_core.errors import ZooError
 from zoo_core.files.fetch import folder, pin
-from zoo_core.files import hub as remote
-remote.RETRY_SECONDS = (0.01,)
+from zoo_core.files import hub
+hub.RETRY_SECONDS = (0.01,)
 source = Source(repository=sys.argv[1], weights=("model.safetensors",))
 {before}
 try:
@@ -832,4 +831,4 @@ def test_a_pin_that_is_remembered_is_json_that_a_person_can_read(server: HubServ
     found = pin(SOURCE)
     texts = [json.loads(path.read_text()) for path in (tmp_path / "zoo" / "pins").iterdir()]
     assert [(text["repository"], text["revision"]) for text in texts] == [(REPO, found.revision)] * 2
-    assert hub.pin(SOURCE, offline=True) == found
+    assert fetch.pin(SOURCE, offline=True) == found

@@ -25,7 +25,7 @@ from zoo_core.plan.resolve import resolve
 from zoo_core.testing.recipes import ToyAdapter, ToyBackbones, ToyHint, ToyMemory, ToyOpen, ToyTasks, toy_plan
 from zoo_core.testing.subject import THREE, examples_of
 from zoo_core.testing.toys import ToySplit
-from zoo_core.training import gradient as descent
+from zoo_core.training import gradient
 from zoo_core.training.fit import Fitted, fit
 from zoo_core.training.snapshots import UNFINISHED, State, Unfinished, laid_out_like
 
@@ -394,7 +394,7 @@ def test_the_best_of_convolutions_is_put_back_bit_for_bit(more: Any, tmp_path: P
 
 @pytest.mark.usefixtures("one_thread")
 def test_moments_in_another_order_in_memory_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(descent, "laid_out_like", lambda _, value: value)
+    monkeypatch.setattr(gradient, "laid_out_like", lambda _, value: value)
     differ = tensors_that_differ(f"{OPENED[1]}+full", tmp_path / UNFINISHED)
     assert any(name.startswith("backbone.network.") for name in differ)
 

@@ -27,7 +27,7 @@ from zoo_core.plan.plan import Budget, Plan
 from zoo_core.runs.export import write_plain
 from zoo_core.testing.recipes import ToyAdapter, ToyBackbones, ToyHint, ToyOpen, ToyTasks, toy_plan
 from zoo_core.testing.toys import ToyBackbone
-from zoo_core.training import snapshots as checkpoint
+from zoo_core.training import snapshots
 from zoo_core.training.snapshots import UNFINISHED, State, Unfinished, standing
 
 MAP = ToyBackbones(kind="map")  # with batch norms, whose statistics move in training
@@ -39,8 +39,8 @@ RATES = (1e-3, 1e-2)
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every state that is offered is stored."""
-    monkeypatch.setattr(checkpoint, "SAVE_SECONDS", 0.0)
-    monkeypatch.setattr(checkpoint, "SHARE", 0.0)
+    monkeypatch.setattr(snapshots, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(snapshots, "SHARE", 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,11 +334,11 @@ def test_a_state_of_another_fit_is_refused(then: Any, now: Any, said: str, tmp_p
 
 
 def test_states_are_not_stored_more_often_than_they_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "SAVE_SECONDS", 1000.0)
+    monkeypatch.setattr(snapshots, "SAVE_SECONDS", 1000.0)
     kept(tmp_path, [State(values={})])
     assert found_in(tmp_path) is None, "the first thousand seconds are not over"
-    monkeypatch.setattr(checkpoint, "SAVE_SECONDS", 0.0)
-    monkeypatch.setattr(checkpoint, "SHARE", 1e9)
+    monkeypatch.setattr(snapshots, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(snapshots, "SHARE", 1e9)
     kept(tmp_path, [State(values={"n": n}) for n in range(3)])
     state = found_in(tmp_path)
     assert state is not None
@@ -404,7 +404,7 @@ def test_a_kill_while_the_model_is_stored_costs_nothing(tmp_path: Path, undistur
 PROGRAM = (
     "import sys\n"
     "from zoo_core import checkpoint\n"
-    "checkpoint.SAVE_SECONDS = checkpoint.SHARE = 0.0\n"
+    "checkpoint.SAVE_SECONDS = snapshots.SHARE = 0.0\n"
     "from zoo_core.cli import main\n"
     "sys.exit(main(sys.argv[1:]))\n"
 )

@@ -21,7 +21,7 @@ from pathlib import Path
 from huggingface_hub import constants
 
 from zoo_core.errors import AccessError, IntegrityError, NotFoundError
-from zoo_core.files import hub as remote
+from zoo_core.files import hub
 from zoo_core.files.hashing import git_sha1, hash_of, write_memory
 from zoo_core.registry.settings import cache_folder
 
@@ -62,11 +62,11 @@ def right_file(
     wrong = IntegrityError(f"{name} was taken away again and again")
     aside, num_wrong, force = None, 0, False
     for _ in range(3):  # a wrong link, a wrong file behind the right one, and a download
-        path = remote.cached(repository, commit, name)
+        path = hub.cached(repository, commit, name)
         is_new = path is None
         try:
             if path is None:
-                path = remote.download(repository, commit, name, report, force=force)
+                path = hub.download(repository, commit, name, report, force=force)
                 _note_download(repository, commit, name)
             before, flaw = path.stat(), _flaw(path, check)
             if flaw is None:
@@ -130,9 +130,9 @@ def _wrong_part(path: Path, repository: str, commit: str, name: str, wrong: Inte
     recorded = is_as_recorded(path)
     if recorded is False:
         return _own(path, repository, wrong)[-1], True
-    told = _is(path, remote.reach(repository, commit, name))
+    told = _is(path, hub.reach(repository, commit, name))
     if told or (recorded and told is None):
-        others = f"the cache and {remote.endpoint()} hold" if told else "the cache holds"
+        others = f"the cache and {hub.endpoint()} hold" if told else "the cache holds"
         raise IntegrityError(
             f"{wrong}, and {others} the same content of {repository} at {commit[:12]}, so nothing is touched; the pin "
             f"is wrong: restore the lock, or write it again: zoo lock SPEC"
@@ -146,7 +146,7 @@ def _own(path: Path, repository: str, wrong: IntegrityError) -> list[Path]:
 
     Raises IntegrityError where one lies behind a linked folder, and so in a place that is not the cache's.
     """
-    given = Path(os.path.normpath(remote.repository_folder(repository)))
+    given = Path(os.path.normpath(hub.repository_folder(repository)))
     folder = given.parent.resolve() / given.name
     found: list[Path] = []
     step = path
@@ -174,7 +174,7 @@ def _links_below(path: Path, *caches: Path) -> bool:
 
 def _place(repository: str, commit: str, name: str) -> Path:
     """A place that nothing lies at yet."""
-    folder = remote.repository_folder(repository).name
+    folder = hub.repository_folder(repository).name
     return Path(cache_folder(), ROOM, folder, commit, os.urandom(4).hex(), name)
 
 

@@ -16,7 +16,7 @@ from huggingface_hub import constants
 
 from zoo_core.contracts import Source, Weights
 from zoo_core.errors import IntegrityError, NotFoundError, ZooError
-from zoo_core.files import hub as remote
+from zoo_core.files import hub
 from zoo_core.files.downloads import is_as_recorded, right_file
 from zoo_core.files.folders import check_locked, is_locked
 from zoo_core.files.hashing import check, safe_name, some, wrong_in
@@ -128,7 +128,7 @@ def folder(
     even so, or of a local folder, or behind a linked one; or a pin that the Hub contradicts), ZooError (no room).
     """
     assert names, "a folder for no files"
-    if pin.repository is not None and not remote.is_commit(pin.revision):
+    if pin.repository is not None and not hub.is_commit(pin.revision):
         raise IntegrityError(
             f"{pin.repository} is pinned at {pin.revision!r:.50}, which is no commit; make the lock again: zoo lock"
         )
@@ -151,7 +151,7 @@ def folder(
         wrong = _wrong(pin, names)
     for name, error in wrong.items():
         raise IntegrityError(
-            f"{name} of {pin.repository} was right a moment ago and is not now; {remote.endpoint()} may give several "
+            f"{name} of {pin.repository} was right a moment ago and is not now; {hub.endpoint()} may give several "
             f"files one ETag: run the same command again, or look for a proxy that changes headers"
         ) from error
     return _snapshot(pin.repository, pin.revision, names[0])
@@ -186,7 +186,7 @@ def _wrong(pin: Pinned, names: Sequence[str], *, again: bool = False) -> dict[st
     wrong: dict[str, ZooError] = {}
     for name in names:
         try:
-            path = remote.cached(pin.repository, pin.revision, safe_name(name, "the lock"))
+            path = hub.cached(pin.repository, pin.revision, safe_name(name, "the lock"))
             if path is None:
                 raise NotFoundError(f"{name} of {pin.repository} at {pin.revision} is not on this machine")
             check(path, pin.files[name], again=again)
@@ -205,12 +205,12 @@ def _may_download(pin: Pinned, wrong: Mapping[str, ZooError], *, offline: bool) 
     assert pin.repository is not None
     assert pin.revision is not None
     where = f"{pin.repository} at {pin.revision[:12]}"
-    forbidden = "offline" if offline else remote.offline_by()
+    forbidden = "offline" if offline else hub.offline_by()
     if forbidden:
         get = "get it where they are not: zoo fetch SPEC"
         for name, error in wrong.items():
             if isinstance(error, IntegrityError):
-                path = remote.cached(pin.repository, pin.revision, name)
+                path = hub.cached(pin.repository, pin.revision, name)
                 if path is not None and is_as_recorded(path):
                     get = "the pin is wrong: restore the lock, or write it again where they are not: zoo lock SPEC"
                     error = IntegrityError(f"{error}, which the cache's own record of {where} agrees with")
@@ -227,7 +227,7 @@ def _may_download(pin: Pinned, wrong: Mapping[str, ZooError], *, offline: bool) 
             f"{where} needs {_megabytes(size)}, and {constants.HF_HUB_CACHE} has {_megabytes(free)} free; free some, "
             f"or set HF_HOME to another disk"
         )
-    remote.reach(pin.repository, pin.revision, next(iter(wrong)))
+    hub.reach(pin.repository, pin.revision, next(iter(wrong)))
 
 
 def _download(pin: Pinned, names: Sequence[str], progress: Callable[[Progress], None] | None) -> None:
@@ -241,7 +241,7 @@ def _download(pin: Pinned, names: Sequence[str], progress: Callable[[Progress], 
 
 
 def _snapshot(repository: str, commit: str, name: str) -> Path:
-    path = remote.cached(repository, commit, name)
+    path = hub.cached(repository, commit, name)
     assert path is not None, "a file that was just verified"
     return path.parents[name.count("/")]
 

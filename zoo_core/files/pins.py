@@ -17,7 +17,7 @@ from huggingface_hub import constants
 
 from zoo_core.contracts import FileHash, Source, Weights
 from zoo_core.errors import IntegrityError, NotFoundError, ZooError, nearest
-from zoo_core.files import hub as remote
+from zoo_core.files import hub
 from zoo_core.files.downloads import right_file
 from zoo_core.files.folders import called, check_weights, look
 from zoo_core.files.hashing import git_sha1, read_memory, safe_name, write_memory
@@ -44,13 +44,13 @@ def pin(source: Source, *, offline: bool = False, weights: Weights = "pretrained
     if source.repository is None:
         return look(source, weights)
     known = _recall(source, source.revision)
-    forbidden = "offline" if offline else remote.offline_by()
+    forbidden = "offline" if offline else hub.offline_by()
     if known is None and forbidden:
         raise NotFoundError(
             f"{called(source)} has not been pinned on this machine, and requests are forbidden ({forbidden}); "
             f"get it first where they are not: zoo fetch SPEC"
         )
-    if known is not None and (forbidden or remote.is_commit(source.revision)):
+    if known is not None and (forbidden or hub.is_commit(source.revision)):
         return _checked(source, known, weights)
     try:
         found = _pin_repository(source, source.repository, weights)
@@ -66,10 +66,10 @@ def pin(source: Source, *, offline: bool = False, weights: Weights = "pretrained
 
 
 def _pin_repository(source: Source, repository: str, weights: Weights) -> Pinned:
-    commit = remote.resolve(repository, source.revision)
+    commit = hub.resolve(repository, source.revision)
     found = _recall(source, commit)
     if found is None:
-        listed = remote.listing(repository, commit)
+        listed = hub.listing(repository, commit)
         check_weights(source, listed, weights)
         files = {}
         for name in needed(source, "pretrained", listed):
@@ -107,7 +107,7 @@ def _checked(source: Source, found: Pinned, weights: Weights) -> Pinned:
 
 
 def _place(source: Source, revision: str | None) -> tuple[str, str]:
-    asked = [remote.endpoint(), source.repository, revision, source.patterns, source.weights]
+    asked = [hub.endpoint(), source.repository, revision, source.patterns, source.weights]
     return "pins", f"{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]}.json"
 
 
@@ -121,7 +121,7 @@ def _recall(source: Source, revision: str | None) -> Pinned | None:
         (found,) = pins_of({"parts": {"": row}}).values()
     except (ValueError, TypeError, AttributeError):
         return None
-    return found if found.repository == source.repository and remote.is_commit(found.revision) else None
+    return found if found.repository == source.repository and hub.is_commit(found.revision) else None
 
 
 def _known_repositories() -> list[str]:

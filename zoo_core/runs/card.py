@@ -9,7 +9,7 @@ from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCard, Mo
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from zoo_core.errors import AccessError, IncompatibleError, IntegrityError, UsageError, ZooError
-from zoo_core.files import hub as remote
+from zoo_core.files import hub
 from zoo_core.files.fetch import DELTA, RUN_FILES
 from zoo_core.files.hashing import verify
 from zoo_core.lock import part_key, pins_of, read_lock, unpublished_in
@@ -54,7 +54,7 @@ def push_run(path: Path, repository: str, *, private: bool = False) -> str:
     run = read_run(path)
     verify(path / DELTA, run.delta)
     _refuse_what_only_this_machine_has(run)
-    forbidden = remote.offline_by()
+    forbidden = hub.offline_by()
     if forbidden:
         raise AccessError(f"{repository} cannot be written, since requests are forbidden ({forbidden}); unset that")
     results = _results(path)
@@ -63,7 +63,7 @@ def push_run(path: Path, repository: str, *, private: bool = False) -> str:
     card = card_of(run, results, repository=repository, base=base, licence=licence)
     names = [name for name in RUN_FILES if (path / name).is_file()]
     files: list[tuple[str, Path | bytes]] = [*((name, path / name) for name in names), ("README.md", card.encode())]
-    api = HfApi(endpoint=remote.endpoint())
+    api = HfApi(endpoint=hub.endpoint())
     try:
         api.create_repo(repository, private=private, exist_ok=True)
         done = api.create_commit(
@@ -71,7 +71,7 @@ def push_run(path: Path, repository: str, *, private: bool = False) -> str:
             [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files],
             commit_message=f"zoo push: {run.plan.spec}"[:200],
         )
-    except (remote.HTTPError, OSError, ValueError, RuntimeError) as error:
+    except (hub.HTTPError, OSError, ValueError, RuntimeError) as error:
         raise _not_uploaded(error, repository) from error
     return str(done.commit_url)
 
@@ -196,8 +196,8 @@ def _licence(plan: Plan, base: str | None) -> str | None:
     if base is None:
         return None
     try:
-        data = HfApi(endpoint=remote.endpoint()).model_info(base).card_data
-    except (remote.HTTPError, OSError, ValueError, KeyError, TypeError):
+        data = HfApi(endpoint=hub.endpoint()).model_info(base).card_data
+    except (hub.HTTPError, OSError, ValueError, KeyError, TypeError):
         return None
     found = data.get("license") if data is not None else None
     if found == "other":
@@ -214,13 +214,13 @@ def _modality(plan: Plan) -> str | None:
 def _not_uploaded(error: Exception, repository: str) -> ZooError:
     if isinstance(error, HfHubHTTPError) and error.response.status_code == 403:
         return AccessError(
-            f"your token may not write to {repository}; make one that may at {remote.endpoint()}/settings/tokens, "
+            f"your token may not write to {repository}; make one that may at {hub.endpoint()}/settings/tokens, "
             f"then log in: hf auth login"
         )
     if isinstance(error, HfHubHTTPError) and error.response.status_code == 400:
         said = " ".join(str(error.server_message or error).split())
-        return IncompatibleError(f"{remote.endpoint()} does not take {repository} as it is ({said:.120})")
-    if isinstance(error, remote.HTTPError | OSError | HFValidationError):
-        return remote.told(error, repository)
+        return IncompatibleError(f"{hub.endpoint()} does not take {repository} as it is ({said:.120})")
+    if isinstance(error, hub.HTTPError | OSError | HFValidationError):
+        return hub.told(error, repository)
     cause = error.__cause__ or error
     return AccessError(f"{repository} was not uploaded ({' '.join(str(cause).split()):.120}); nothing of it is there")

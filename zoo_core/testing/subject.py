@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo_core.contracts import Batch, Change, Modality, Raw, Target
-from zoo_core.data import randomness as draws
+from zoo_core.data import randomness
 from zoo_core.data.decoding import decode
 from zoo_core.files.fetch import pin_plan
 from zoo_core.model.build import build
@@ -146,4 +146,4 @@ def wake(parameters: Iterable[nn.Parameter], *, seed: int = 1) -> None:
 
 def own_draws(*parts: object) -> AbstractContextManager[None]:
     """Dropout and whatever else draws from torch's global generator, seeded; the caller's state is put back."""
-    return draws.own_draws(torch.device("cpu"), "conformance", *parts)
+    return randomness.own_draws(torch.device("cpu"), "conformance", *parts)

@@ -239,9 +239,9 @@ def _places() -> tuple[str, str]:
     """Where the Hub is, and where its files are kept; what was asked is remembered for these."""
     from huggingface_hub import constants
 
-    from zoo_core.files import hub as remote
+    from zoo_core.files import hub
 
-    return remote.endpoint(), str(constants.HF_HUB_CACHE)
+    return hub.endpoint(), str(constants.HF_HUB_CACHE)
 
 
 @lru_cache(maxsize=256)
@@ -250,7 +250,7 @@ def _listed(
 ) -> tuple[str, tuple[str, ...], str]:
     """The commit, the names of its files, and its card: asked once in a process, so that its trials see one commit."""
     from zoo_core.errors import NotFoundError
-    from zoo_core.files import hub as remote
+    from zoo_core.files import hub
     from zoo_core.files.fetch import folder
     from zoo_core.files.hashing import read_memory, safe_name, write_memory
     from zoo_core.files.pins import pin
@@ -260,12 +260,12 @@ def _listed(
     memory = ("listings", f"{key_of(places[0], repository, card.revision)}.json")
     names = read_memory(*memory)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        if forbidden := "offline" if offline else remote.offline_by():
+        if forbidden := "offline" if offline else hub.offline_by():
             raise NotFoundError(
                 f"{repository} at {card.revision[:12]}: what it holds is not known on this machine, and requests are "
                 f"forbidden ({forbidden}); get it where they are not: zoo fetch SPEC --task TASK"
             )
-        names = [safe_name(name, repository) for name in sorted(remote.listing(repository, card.revision))]
+        names = [safe_name(name, repository) for name in sorted(hub.listing(repository, card.revision))]
         write_memory(names, *memory)
     text = ""
     if CARD in card.files:
