@@ -12,7 +12,7 @@ import re
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import Field, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from importlib.abc import SourceLoader
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
@@ -39,6 +39,13 @@ PREFIX = "zoo_file_"  # of the modules of plugin files
 VERSION = "unpublished"
 NO_FILE = "no file"  # in place of a hash, of a class that was typed into an interpreter
 NO_FILE_PATH = "<interpreter>"
+# By which verbs a class is told to be a recipe: of the first kind whose verbs it has.
+VERBS: tuple[tuple[PartKind, set[str]], ...] = (
+    ("adapter", {"apply"}),
+    ("task", {"open"}),
+    ("backbone", {"build", "source"}),
+    ("head", {"build"}),
+)
 
 
 def add_plugin(path: str | Path, *, registry: Registry | None = None) -> tuple[str, ...]:
@@ -95,8 +102,8 @@ def part_of(recipe: Recipe, registry: Registry) -> Part:
         part = bound.canonical()
     except SpecError as error:
         raise UsageError(f"{type(recipe).__name__}: a spec cannot hold one of its values, {error.reason}") from error
-    again = registry.bind(part).recipe
-    for field in _fields(type(recipe)):
+    again: Any = registry.bind(part).recipe
+    for field in fields(again):
         given, read = getattr(recipe, field.name), getattr(again, field.name)
         if field.init and read != given:
             raise UsageError(f"{type(recipe).__name__}: {field.name}={given!r:.60} is read as {read!r:.60} in a spec")
@@ -193,14 +200,14 @@ def _module(path: str, content: bytes, sha256: str) -> ModuleType:
     """The module of a file's bytes. Raises UsageError with the line that is wrong."""
     stem = re.sub(r"\W", "_", Path(path).stem, flags=re.ASCII)
     name = f"{PREFIX}{stem}_{sha256[:16]}"
-    spec = spec_from_loader(name, _Held(path, content))
+    loader = _Held(path, content)
+    spec = spec_from_loader(name, loader)
     assert spec is not None, "it has a loader"
-    assert spec.loader is not None
     module = module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
     try:
         with held_back():
-            spec.loader.exec_module(module)
+            loader.exec_module(module)
     except (Exception, SystemExit) as error:  # the file's own code ran; whatever it raises is its fault
         del sys.modules[name]
         raise_interrupt(error)
@@ -245,25 +252,20 @@ def _provider(recipe: type, kind: PartKind, path: str, sha256: str) -> Provider:
 
 def _name(recipe: type) -> str:
     named = getattr(recipe, "name", None)
-    if isinstance(named, str) and not any(field.name == "name" for field in _fields(recipe)):
+    if isinstance(named, str) and not _owns_names(recipe):
         return named
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", recipe.__name__).lower()
 
 
-def _fields(recipe: Any) -> tuple[Field[Any], ...]:
-    return fields(recipe)
+def _owns_names(recipe: Any) -> bool:
+    """Whether the name is an argument, as of a recipe that provides a namespace."""
+    return any(field.name == "name" for field in fields(recipe))
 
 
 def _kind(recipe: type) -> PartKind | None:
     """What a class is the recipe of, by its verb; None for a class that is none."""
-    verbs = [verb for verb in ("apply", "open", "build", "source") if callable(getattr(recipe, verb, None))]
-    if not is_dataclass(recipe) or not verbs:
-        return None
-    if "apply" in verbs:
-        return "adapter"
-    if "open" in verbs:
-        return "task"
-    return ("backbone" if "source" in verbs else "head") if "build" in verbs else None
+    has = {verb for verb in ("apply", "open", "build", "source") if callable(getattr(recipe, verb, None))}
+    return next((kind for kind, verbs in VERBS if is_dataclass(recipe) and verbs <= has), None)
 
 
 # --- objects ---------------------------------------------------------------------------------------------------------
@@ -278,7 +280,6 @@ def _parts(item: str | Spec | Part | Recipe, registry: Registry) -> tuple[Part, 
 def _published(recipe: Recipe, kind: PartKind, registry: Registry) -> tuple[Provider, str] | None:
     """Who provides a recipe's class, and the name of the recipe there; None if nobody does."""
     own, rest = type(recipe), getattr(recipe, "name", "")
-    owns_names = any(field.name == "name" for field in _fields(own))
     path = f"{own.__module__}:{own.__qualname__}"
     package = own.__module__.partition(".")[0]
     for provider in registry.providers(kind):
@@ -286,7 +287,7 @@ def _published(recipe: Recipe, kind: PartKind, registry: Registry) -> tuple[Prov
             return provider, provider.name
         if provider.origin != "entry point" or provider.value.partition(":")[0].partition(".")[0] != package:
             continue
-        name = f"{provider.name}/{rest}" if owns_names and rest else provider.name
+        name = f"{provider.name}/{rest}" if rest and _owns_names(own) else provider.name
         if provider.value == path or _recipe_of(name, provider, registry) is own:
             return provider, name
     return None
@@ -301,33 +302,22 @@ def _recipe_of(name: str, provider: Provider, registry: Registry) -> type | None
 
 def _of_its_file(recipe: type, kind: PartKind, registry: Registry) -> tuple[Provider, str]:
     """A class that nobody publishes, added as its file's. Raises UsageError if the file is not what was imported."""
-    path, sha256 = NO_FILE_PATH, NO_FILE
     try:
-        file = Path(inspect.getfile(recipe)).resolve()
-        content = file.read_bytes()
+        path = str(Path(inspect.getfile(recipe)).resolve())
+        content = Path(path).read_bytes()
     except (TypeError, OSError):  # an interpreter, or a notebook
-        pass
+        path, sha256 = NO_FILE_PATH, NO_FILE
     else:
-        path, sha256 = str(file), hashlib.sha256(content).hexdigest()
+        sha256 = hashlib.sha256(content).hexdigest()
         _check_code(recipe, path, content)
     provider = _provider(recipe, kind, path, sha256)
-    for known in registry.providers(kind):
-        if known.sha256 == sha256 and known.value == provider.value and sha256 != NO_FILE:
-            return known, known.name  # the same bytes, imported once more
-    registry.add({provider: recipe} | _others(provider, registry))
+    same = (each for each in registry.providers() if each.sha256 == sha256 and each.value.startswith(f"{path}:"))
+    others = {each.value: each for each in same}  # what was added from the same bytes
+    known = others.pop(provider.value, None)
+    if known is not None and sha256 != NO_FILE:
+        return known, known.name  # imported once more
+    registry.add({provider: recipe} | {each: registry.recipe(each) for each in others.values()})
     return provider, provider.name
-
-
-def _others(provider: Provider, registry: Registry) -> dict[Provider, type]:
-    """What else was added from the same bytes."""
-    return {
-        other: registry.recipe(other)
-        for other in registry.providers()
-        if other.origin == "file"
-        and other.sha256 == provider.sha256
-        and other.value != provider.value
-        and other.value.rpartition(":")[0] == provider.value.rpartition(":")[0]
-    }
 
 
 def _check_code(recipe: type, path: str, content: bytes) -> None:
