@@ -15,7 +15,7 @@ from typing import Any, cast
 from zoo_core._process.interrupts import held_back, raise_interrupt
 from zoo_core._process.singletons import Once
 from zoo_core.contracts import PART_KINDS, PartKind
-from zoo_core.errors import AmbiguousError, NotFoundError, PluginError, UsageError, ZooError, nearest
+from zoo_core.errors import AmbiguousError, NotFoundError, PluginError, SpecError, UsageError, ZooError, nearest
 from zoo_core.registry.bind import Argument, Bound, arguments_of, bind_recipe, type_text, value_text
 from zoo_core.registry.catalog import Catalog, catalog, facts
 from zoo_core.registry.index import Failure, Index, Provider, State, load_index, reserved_names
@@ -293,10 +293,18 @@ def _argument_row(argument: Argument) -> dict[str, Any]:
     return {
         "name": argument.name,
         "type": type_text(argument.type),
-        "default": None if required else value_text(argument.default),
+        "default": None if required else _default_text(argument.default),
         "required": required,
         "common": argument.common,
     }
+
+
+def _default_text(value: Any) -> str:
+    """A default as a spec writes it; one that no spec can hold, such as a tab, as Python writes it."""
+    try:
+        return value_text(value)
+    except SpecError:
+        return repr(value)
 
 
 def _load(provider: Provider) -> type:
