@@ -305,7 +305,8 @@ def measured_rows() -> list[Row]:
             result = json.loads(line)
             key = tuple(str(result[field]) for field in ("task", "backbone", "weights", "adapters", "head"))
             seeds[key].append(result)
-        rows += [Row(*key, results=found, file=path.name) for key, found in seeds.items()]
+        for (task, backbone, weights, adapters, head), found in seeds.items():
+            rows.append(Row(task, backbone, weights, adapters, head, found, path.name))
     return rows
 
 
