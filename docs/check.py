@@ -23,6 +23,7 @@ LOADING = {
     ("link", "href"),
     ("object", "data"),
 }
+FETCHED = {"mermaid", "glightbox"}  # classes of elements for which the theme's script loads a library from elsewhere
 SAYING = {"canonical", "next", "prev", "alternate"}  # values of `rel` that a browser does not load
 
 
@@ -43,6 +44,7 @@ def faults_of(site: Path) -> list[str]:
     faults = []
     for path, page in pages.items():
         shown = path.relative_to(site.resolve())
+        faults += [f"{shown}: an element of class {each} loads a library from elsewhere" for each in page.fetched]
         for tag, attribute, value in page.links:
             address = urlsplit(value)
             if address.scheme in ("http", "https") or address.netloc:
@@ -64,6 +66,7 @@ class Page(HTMLParser):
 
     links: list[tuple[str, str, str]] = field(default_factory=list)
     anchors: set[str] = field(default_factory=set)
+    fetched: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -72,6 +75,7 @@ class Page(HTMLParser):
         """Notes what the tag says."""
         values = {name: value or "" for name, value in attrs}
         self.anchors |= {values[name] for name in ("id", "name") if name in values}
+        self.fetched |= FETCHED & set(values.get("class", "").split())
         if tag == "link" and set(values.get("rel", "").split()) & SAYING:
             return
         self.links += [(tag, name, values[name]) for name in ("href", "src", "data") if values.get(name)]

@@ -18,6 +18,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -78,13 +79,30 @@ def own_names(kind: Method) -> list[str]:
 
 
 def methods_index(names: Mapping[Method, list[str]]) -> str:
-    """The table of all methods."""
+    """The tables of all methods: what each does, how much it trains, and a fact that its recipe declares."""
     text = "# Methods\n\nAn adapter decides what of a backbone trains, and how; a head makes predictions.\n"
     for kind, found in names.items():
-        text += f"\n## {kind.capitalize()}s\n\n"
-        rows = [(f"[`{name}`]({name}.md)", plain(zoo_core.show(name_of(kind, name))["summary"])) for name in found]
-        text += table(("name", "what it does"), rows)
-    return text
+        rows = []
+        for name in found:
+            shown, number = zoo_core.show(name_of(kind, name)), trained(kind, name)
+            count = f"{number:,}" if isinstance(number, int) else ""
+            rows.append((f"[`{name}`]({name}.md)", plain(shown["summary"]), count, fact(kind, shown["recipe"])))
+        fourth = "folds into plain weights" if kind == "adapter" else "is fitted"
+        text += f"\n## {kind.capitalize()}s\n\n{table(('name', 'what it does', 'trains', fourth), rows)}"
+    return text + (
+        "\n*trains*: parameters on ViT-B/16 with every argument at its default; of an adapter those of the backbone, "
+        "of a head its own for ten classes. It is empty where a method acts on what others train.\n"
+    )
+
+
+def fact(kind: Method, recipe: str) -> str:
+    """Of an adapter whether it folds into plain weights, of a head how it is fitted; nothing where that depends."""
+    made = recipe_of(recipe)
+    if made is None:
+        return ""
+    if kind == "head":
+        return "by gradient" if made.fit == "gradient" else "in closed form"
+    return "yes" if made.mergeable else "no"
 
 
 def name_of(kind: Method, name: str) -> str:
@@ -176,24 +194,27 @@ def arguments(fields: list[Json], described: Mapping[str, str]) -> str:
 
 
 def counted(kind: Method, name: str) -> str:
-    """How many parameters train on ViT-B/16 with every argument at its default; built on the meta device."""
-    if kind == "head":
-        spec = f"{VIT}+head:{name}"
-    else:
-        spec = f"{VIT}+{name}"
-    found = built(spec)
-    if isinstance(found, str) and kind == "adapter" and (opener := opener_for("starter/vit-nano", name)):
+    """What a method trains on ViT-B/16 with every argument at its default, as a sentence."""
+    number = trained(kind, name)
+    if isinstance(number, str) and kind == "adapter" and (opener := opener_for("starter/vit-nano", name)):
         return f"Nothing by itself: it acts on what adapters before it open or add, as in `{opener}+{name}`."
+    if isinstance(number, str):
+        return f"On ViT-B/16 it cannot be counted: {plain(number)}."
+    if kind == "adapter":
+        return f"On ViT-B/16, with the defaults, {number:,} parameters of the backbone besides the head."
+    if not number:
+        return "Nothing by gradient: it is fitted in closed form."
+    return f"On the features of ViT-B/16 (width 768), for ten classes: {number:,} parameters."
+
+
+def trained(kind: Method, name: str) -> int | str:
+    """How many parameters of the backbone an adapter trains on ViT-B/16, or how many a head has; or a refusal."""
+    found = built(f"{VIT}+{name_of(kind, name)}")
     if isinstance(found, str):
-        return f"On ViT-B/16 it cannot be counted: {plain(found)}."
-    if kind == "head":
-        state = [*found.heads.parameters(), *found.heads.buffers()]
-        number = sum(parameter.numel() for parameter in found.heads.parameters())
-        if not number:
-            return f"Nothing by gradient: it is fitted in closed form, in {len(state)} tensors."
-        return f"On the features of ViT-B/16 (width 768), for ten classes: {number:,} parameters."
-    number = sum(parameter.numel() for name, parameter in found.trainable() if name.startswith("backbone."))
-    return f"On ViT-B/16, with the defaults, {number:,} parameters of the backbone besides the head."
+        return found
+    owner = "backbone." if kind == "adapter" else "heads."
+    number: int = sum(parameter.numel() for name, parameter in found.trainable() if name.startswith(owner))
+    return number
 
 
 def opener_for(backbone: str, name: str) -> str | None:
@@ -203,6 +224,7 @@ def opener_for(backbone: str, name: str) -> str | None:
     )
 
 
+@cache
 def built(spec: str) -> Any:
     """The learner of a spec, or why it is refused. ViT-B/16 is built without values."""
     try:
@@ -216,18 +238,14 @@ def built(spec: str) -> Any:
 
 def declared(kind: Method, recipe: str) -> str:
     """What a recipe with its defaults declares of itself: features, roles, targets, whether it folds, its rates."""
-    module, _, attribute = recipe.partition(":")
-    try:
-        made = getattr(import_module(module), attribute)()
-    except (TypeError, ZooError):  # it has arguments that must be given
+    made = recipe_of(recipe)
+    if made is None:
         return "That depends on its arguments: `zoo plan` says it.\n"
     rates = ", ".join(f"{rate:g}" for rate in made.learning_rates)
     said = [f"Learning rates to choose from: {rates}; the middle one is the default."] if rates else []
     if kind == "head":
         said.insert(0, f"Features: {made.consumes}, or what becomes them. Targets: {', '.join(sorted(made.predicts))}.")
-        said.append(
-            "It is fitted by gradient." if made.fit == "gradient" else "It is fitted in closed form, in one pass."
-        )
+        said.append(f"It is fitted {fact(kind, recipe)}.")
     else:
         roles = " or else ".join(", ".join(sorted(alternative)) for alternative in made.needs)
         said.insert(0, f"Features of the backbone: {', '.join(sorted(made.accepts))}.")
@@ -236,19 +254,27 @@ def declared(kind: Method, recipe: str) -> str:
     return "".join(f"- {line}\n" for line in said)
 
 
+def recipe_of(recipe: str) -> Any:
+    """The recipe with its defaults; None where arguments must be given. recipe: `module:class`."""
+    module, _, attribute = recipe.partition(":")
+    try:
+        return getattr(import_module(module), attribute)()
+    except (TypeError, ZooError):
+        return None
+
+
 def refusals(kind: Method, name: str, fields: list[Json]) -> str:
     """What building it on one backbone of each kind of features says, and what values its arguments refuse."""
     rows = []
-    prefix = "head:" if kind == "head" else ""
     for backbone, described in TRIED_ON.items():
-        found = built(f"{backbone}+{prefix}{name}")
+        found = built(f"{backbone}+{name_of(kind, name)}")
         if isinstance(found, str) and kind == "adapter" and (opener := opener_for(backbone, name)):
             found = f"after {opener} it works; alone: {found}"
         rows.append((described, plain(found) if isinstance(found, str) else "works"))
     text = table(("on", "what is said"), rows)
     if len({said for _, said in rows}) == 1 and rows[0][1] != "works":
         text = f"{rows[0][1]}.\n"
-    said = wrong_values(f"{prefix}{name}", fields)
+    said = wrong_values(name_of(kind, name), fields)
     if said:
         text += "\nValues that are refused say what is allowed:\n\n" + "".join(f"- `{line}`\n" for line in said)
     return text

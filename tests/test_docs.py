@@ -20,7 +20,7 @@ import sys
 import tomllib
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,11 @@ from safetensors.torch import save_file
 from benchmarks import methods, tasks
 from docs import check, generate, picture
 from tests.hub_server import HubServer
-from zoo_core import list_names, show
+from zoo_core import errors, list_names, show
 from zoo_core.catalog import catalog
 from zoo_core.cli import main
 from zoo_core.registry import registry
+from zoo_core.store import Result
 from zoo_core.suites.grid import load_suite
 
 ROOT = Path(__file__).parent.parent
@@ -410,6 +411,18 @@ def test_every_suite_of_the_benchmarks_can_be_read(path: Path) -> None:
     assert len(suite.seeds) == 3
 
 
+def test_the_page_of_results_names_every_field() -> None:
+    told = re.findall(r"`(\w+)`", (DOCS / "results.md").read_text(encoding="utf-8"))
+    assert {field.name for field in fields(Result)} <= set(told)
+
+
+def test_the_page_of_errors_has_each_with_its_exit_code() -> None:
+    page = (DOCS / "errors.md").read_text(encoding="utf-8")
+    told = {name: int(code) for code, name in re.findall(r"^\| (\d+) \| `(\w+)` \|", page, flags=re.MULTILINE)}
+    classes = [getattr(errors, name) for name in errors.__all__ if name[0].isupper()]
+    assert told == {each.__name__: each.exit_code for each in classes}
+
+
 # -- the pages that are generated, and the look at the site -----------------------------------------------------------
 
 
@@ -469,6 +482,16 @@ def test_every_name_has_a_row_in_the_catalogue() -> None:
             assert f"`{row['name']}`" in page
 
 
+@pytest.mark.parametrize(("link", "code"), [("[x](b.md)", 0), ("[x](c.md)", 1), ("[x](b.md#nowhere)", 1)])
+def test_the_strict_build_fails_on_a_broken_link(tmp_path: Path, link: str, code: int) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "index.md").write_text(f"# A\n\n{link}\n")
+    (tmp_path / "docs" / "b.md").write_text("# B\n")
+    (tmp_path / "mkdocs.yml").write_text("site_name: x\ntheme:\n  font: false\n")
+    done = run(["zensical", "build", "--strict"], tmp_path)
+    assert done.returncode == code, done.stderr
+
+
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
     """A site of two pages without a fault."""
@@ -494,6 +517,7 @@ def test_a_good_site_has_no_faults(site: Path) -> None:
         ('<a href="#here">x</a>', "#here leads to no anchor"),
         ('<img src="b.svg">', "b.svg leads to no file"),
         ('<script src="https://example.org/x.js"></script>', "loads https://example.org/x.js from elsewhere"),
+        ('<pre class="mermaid">a --> b</pre>', "an element of class mermaid loads a library from elsewhere"),
         ('<link rel="stylesheet" href="//example.org/x.css">', "loads //example.org/x.css from elsewhere"),
     ],
 )
