@@ -32,11 +32,11 @@ from benchmarks import methods, tasks
 from docs import check, generate, picture
 from tests.hub_server import HubServer
 from zoo_core import errors, list_names, show
-from zoo_core.catalog import catalog
+from zoo_core.benchmark.grid import load_suite
 from zoo_core.cli import main
-from zoo_core.registry import registry
-from zoo_core.store import Result
-from zoo_core.suites.grid import load_suite
+from zoo_core.registry.catalog import catalog
+from zoo_core.registry.registry import registry
+from zoo_core.results.store import Result
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
