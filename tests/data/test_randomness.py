@@ -339,25 +339,26 @@ def test_threads_that_get_others_are_noticed(monkeypatch: pytest.MonkeyPatch) ->
 FIRST = """
 import sys, threading
 import zoo_core
-found, errors, barrier = [], [], threading.Barrier(4)
-def begin():
+num, specs = int(sys.argv[1]), sys.argv[2:]
+found, errors, barrier = [], [], threading.Barrier(num * len(specs))
+def begin(spec):
     barrier.wait()
     try:
-        found.append(zoo_core.load(sys.argv[1], num_classes=3).state_dict())
+        found.append((spec, zoo_core.load(spec, num_classes=3).state_dict()))
     except BaseException as error:
         errors.append(repr(error))
-threads = [threading.Thread(target=begin) for _ in range(4)]
+threads = [threading.Thread(target=begin, args=(spec,)) for spec in specs for _ in range(num)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
 assert not errors, errors
-alone = zoo_core.load(sys.argv[1], num_classes=3).state_dict()
-print(sum(any((x != alone[name]).any() for name, x in each.items()) for each in found))
+alone = {spec: zoo_core.load(spec, num_classes=3).state_dict() for spec in specs}
+print(sum(any((x != alone[spec][name]).any() for name, x in each.items()) for spec, each in found))
 """
 
 
-def others_at_first(spec: str) -> str:
-    """What a fresh process prints whose first loads are those of four threads: how many differ from one alone."""
-    command = [sys.executable, "-c", FIRST, spec]
+def others_at_first(*specs: str, num: int = 4) -> str:
+    """What a fresh process prints whose first loads are by `num` threads each: how many differ from one alone."""
+    command = [sys.executable, "-c", FIRST, str(num), *specs]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -369,18 +370,22 @@ def test_the_first_loads_of_a_process_may_be_those_of_threads(spec: str) -> None
 
 
 @pytest.mark.slow
+def test_the_first_loads_of_a_process_may_be_those_of_threads_for_every_part_at_once() -> None:
+    assert others_at_first(*RANDOM, *ADAPTED, num=2) == "0"
+
+
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("spec", [*RANDOM, *ADAPTED])
 def test_the_first_loads_of_a_process_may_be_those_of_threads_for_each_part(spec: str) -> None:
     assert others_at_first(spec) == "0"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["bert", "wav2vec2"])
 def test_the_first_loads_of_a_process_may_be_of_transformers(
-    name: str,
     tiny: Callable[[str], str],  # noqa: F811
 ) -> None:
-    assert others_at_first(tiny(name).replace(")", ", weights=random)")) == "0"
+    specs = [tiny(name).replace(")", ", weights=random)") for name in ("bert", "wav2vec2")]
+    assert others_at_first(*specs, num=2) == "0"
 
 
 BUDGET = Budget(epochs=2, batch_size=16, augment="light")
