@@ -37,7 +37,7 @@ FAST = frozenset(
 # Hundreds of millions of parameters on large pictures: a minute and more each. What building tells of them is compared
 # with the catalogue in the slow tests.
 LARGE = frozenset({"deepseek_vit", "gemma4_vit", "qwen3_vit"})
-SMALLER = {  # where two blocks show what twelve or more do
+SMALLER: dict[str, dict[str, Any]] = {  # where two blocks show what twelve or more do
     "beit_base_patch16_224": {"depth": 2},
     "naflexvit_base_patch16_parfac_gap": {"depth": 2},
     "samvit_base_patch16_224": {"depth": 4},
