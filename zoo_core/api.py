@@ -38,7 +38,7 @@ from zoo_core.runs.folder import StoredRun, load_stored, load_together, read_run
 from zoo_core.runs.inference import Failure, Item, Pool, Prediction, embedded, predicted
 from zoo_core.spec.parser import Spec, parse_part
 from zoo_core.toolkit.table_encoding import Encoding, encoding_of
-from zoo_core.training.gradient import Thrift
+from zoo_core.training.gradient import MemoryOptions
 from zoo_core.training.metrics import confusion, per_class
 from zoo_core.training.snapshots import UNFINISHED, Unfinished
 from zoo_core.training.timing import INFERENCE_BATCH, precision_of
@@ -300,9 +300,9 @@ def fit(
     """
     budget = (budget or Budget()).for_fit()
     plan = _pinned(spec, lock, frozen, task=task, budget=budget, seed=seed)
-    thrift = Thrift(micro_batch=micro_batch, checkpoint_activations=checkpoint_activations)
+    memory = MemoryOptions(micro_batch=micro_batch, checkpoint_activations=checkpoint_activations)
     if out is None:
-        result, learner, splits = run_trial(plan, device=device, num_workers=num_workers, report=report, thrift=thrift)
+        result, learner, splits = run_trial(plan, device=device, num_workers=num_workers, report=report, memory=memory)
         _tell_origin(learner, plan, splits)
         return learner, result
     check_files(plan.parts)
@@ -316,7 +316,7 @@ def fit(
         unfinished.begin()
         try:
             result, learner, splits = run_trial(
-                plan, device=device, num_workers=num_workers, report=report, unfinished=unfinished, thrift=thrift
+                plan, device=device, num_workers=num_workers, report=report, unfinished=unfinished, memory=memory
             )
             _refuse_another(folder, plan, unfinished)
             for name in HELD:  # of the same fit, killed while it was stored

@@ -16,7 +16,7 @@ from zoo_core.model.build import build
 from zoo_core.plan.plan import Budget
 from zoo_core.plan.resolve import resolve
 from zoo_core.testing.recipes import ToyBackbones, ToyMemory, ToyOpen, ToyTasks, toy_plan
-from zoo_core.training.gradient import Thrift
+from zoo_core.training.gradient import MemoryOptions
 from zoo_core.training.memory import activations, available_bytes, fitting_batch, state_bytes
 from zoo_core.training.timing import count_parameters
 
@@ -118,9 +118,9 @@ def test_where_the_batch_does_not_fit_a_smaller_one_is_rehearsed_and_scaled(monk
     monkeypatch.setattr(dry_run, "available_bytes", lambda device: 0)
     tight = rehearsed(plan, task.open(None))
     assert any("scaled to batches of 32, whose activations do not fit" in line for line in tight.assumed)
-    sought = rehearsed(plan, task.open(None), thrift=Thrift(micro_batch="auto"))
+    sought = rehearsed(plan, task.open(None), memory=MemoryOptions(micro_batch="auto"))
     assert sought.micro_batch == 1
-    given = rehearsed(plan, task.open(None), thrift=Thrift(micro_batch=5))
+    given = rehearsed(plan, task.open(None), memory=MemoryOptions(micro_batch=5))
     assert given.micro_batch == 5
 
 

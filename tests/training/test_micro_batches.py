@@ -20,7 +20,7 @@ from zoo_core.model.objective import CrossEntropy, default_objective
 from zoo_core.plan.plan import Budget, Plan
 from zoo_core.testing.recipes import ToyAdapter, ToyBackbones, ToyHint, ToyOpen, ToyTasks, toy_plan
 from zoo_core.training.fit import Fitted, fit
-from zoo_core.training.gradient import Thrift
+from zoo_core.training.gradient import MemoryOptions
 from zoo_core.training.micro_batches import pieces
 
 MAP = ToyBackbones(kind="map")
@@ -40,10 +40,10 @@ def loader_of(plan: Plan, learner: Learner) -> Loader:
     )
 
 
-def fitted(plan: Plan, thrift: Thrift | None = None) -> tuple[Learner, Fitted]:
+def fitted(plan: Plan, memory: MemoryOptions | None = None) -> tuple[Learner, Fitted]:
     learner = build(plan)
     loader = loader_of(plan, learner)
-    return learner, fit(learner, loader, budget=plan.budget, learning_rate=1e-2, seed=0, thrift=thrift)
+    return learner, fit(learner, loader, budget=plan.budget, learning_rate=1e-2, seed=0, memory=memory)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +123,7 @@ def test_a_fit_in_pieces_is_the_fit_of_whole_batches(kind: Any, micro: int) -> N
     plan = toy_plan(*adapters, task=ToyTasks(kind=kind, size=3), budget=Budget(epochs=1, batch_size=16, warmup=1.0))
     plan = replace(plan, budget=replace(plan.budget, clip=1e9))
     whole, told = fitted(plan)
-    parted, told_parted = fitted(plan, Thrift(micro_batch=micro))
+    parted, told_parted = fitted(plan, MemoryOptions(micro_batch=micro))
     assert (told.micro_batch, told_parted.micro_batch) == (None, micro)
     assert told_parted.losses == pytest.approx(told.losses, rel=1e-5)  # float32 sums in another order
     for name, x in whole.delta().items():  # four steps of at most 1e-2; Adam divides by the gradient's size
@@ -133,7 +133,7 @@ def test_a_fit_in_pieces_is_the_fit_of_whole_batches(kind: Any, micro: int) -> N
 def test_a_micro_batch_as_large_as_the_batch_changes_no_bit() -> None:
     plan = toy_plan(ToyOpen(), budget=Budget(epochs=2, batch_size=16))
     whole, _ = fitted(plan)
-    parted, told = fitted(plan, Thrift(micro_batch=1000))
+    parted, told = fitted(plan, MemoryOptions(micro_batch=1000))
     assert told.micro_batch == 16
     assert all(torch.equal(x, parted.delta()[name]) for name, x in whole.delta().items())
 
@@ -141,9 +141,9 @@ def test_a_micro_batch_as_large_as_the_batch_changes_no_bit() -> None:
 def test_batch_norms_that_train_are_refused_and_frozen_ones_are_not() -> None:
     budget = Budget(epochs=1, batch_size=16)
     with pytest.raises(RefusedError, match=r"changes what \d batch norms compute, backbone\..* first: they train"):
-        fitted(toy_plan(ToyOpen(), backbone=MAP, budget=budget), Thrift(micro_batch=4))
-    fitted(toy_plan(backbone=MAP, budget=budget), Thrift(micro_batch=4))
-    fitted(toy_plan(ToyOpen(), backbone=MAP, budget=budget), Thrift(micro_batch=16))
+        fitted(toy_plan(ToyOpen(), backbone=MAP, budget=budget), MemoryOptions(micro_batch=4))
+    fitted(toy_plan(backbone=MAP, budget=budget), MemoryOptions(micro_batch=4))
+    fitted(toy_plan(ToyOpen(), backbone=MAP, budget=budget), MemoryOptions(micro_batch=16))
 
 
 def test_batch_norms_that_join_later_are_refused_when_they_do() -> None:
@@ -154,18 +154,18 @@ def test_batch_norms_that_join_later_are_refused_when_they_do() -> None:
             return learner
 
     with pytest.raises(RefusedError, match="batch norms compute"):
-        fitted(toy_plan(ToyOpen(), Later(), backbone=MAP, budget=Budget(epochs=2)), Thrift(micro_batch=4))
+        fitted(toy_plan(ToyOpen(), Later(), backbone=MAP, budget=Budget(epochs=2)), MemoryOptions(micro_batch=4))
 
 
 def test_an_objective_that_does_not_say_that_it_is_a_mean_is_refused() -> None:
     with pytest.raises(RefusedError, match=r"is not for .*: that loss sees a batch as a whole; leave --micro-batch"):
-        fitted(toy_plan(ToyOpen(), ToyHint(), budget=Budget(epochs=1, batch_size=16)), Thrift(micro_batch=4))
+        fitted(toy_plan(ToyOpen(), ToyHint(), budget=Budget(epochs=1, batch_size=16)), MemoryOptions(micro_batch=4))
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, True, "many"])
 def test_other_micro_batches_are_refused(wrong: Any) -> None:
     with pytest.raises(UsageError, match=r"allowed: a whole number, 1 or more, or auto"):
-        Thrift(micro_batch=wrong)
+        MemoryOptions(micro_batch=wrong)
 
 
 # -- the one that fits ----------------------------------------------------------------------------------------------
@@ -198,9 +198,9 @@ def plenty(monkeypatch: pytest.MonkeyPatch, free: float = math.inf) -> None:
 def test_half_of_it_is_tried_where_memory_is_too_small(most: int, found: int, monkeypatch: pytest.MonkeyPatch) -> None:
     plenty(monkeypatch)
     budget = Budget(epochs=2, batch_size=16)
-    sought, told = fitted(toy_plan(ToyOpen(), Narrow(most=most), budget=budget), Thrift(micro_batch="auto"))
+    sought, told = fitted(toy_plan(ToyOpen(), Narrow(most=most), budget=budget), MemoryOptions(micro_batch="auto"))
     assert told.micro_batch == found
-    given, _ = fitted(toy_plan(ToyOpen(), budget=budget), Thrift(micro_batch=found))
+    given, _ = fitted(toy_plan(ToyOpen(), budget=budget), MemoryOptions(micro_batch=found))
     same = [torch.equal(x, given.delta()[name]) for name, x in sought.delta().items()]
     assert all(same), "a pass that did not fit leaves nothing, its draws neither"
 
@@ -208,9 +208,9 @@ def test_half_of_it_is_tried_where_memory_is_too_small(most: int, found: int, mo
 def test_where_not_even_one_example_fits_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     plenty(monkeypatch)
     with pytest.raises(torch.OutOfMemoryError):
-        fitted(toy_plan(Narrow(most=0)), Thrift(micro_batch="auto"))
+        fitted(toy_plan(Narrow(most=0)), MemoryOptions(micro_batch="auto"))
     with pytest.raises(torch.OutOfMemoryError):
-        fitted(toy_plan(Narrow(most=3)), Thrift(micro_batch=4))
+        fitted(toy_plan(Narrow(most=3)), MemoryOptions(micro_batch=4))
 
 
 @pytest.mark.parametrize(("free", "found"), [(math.inf, 32), (0, 1)])
@@ -218,20 +218,20 @@ def test_on_a_cpu_memory_decides_before_the_first_pass(
     free: float, found: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plenty(monkeypatch, free)
-    _, told = fitted(toy_plan(ToyOpen(), budget=Budget(epochs=1)), Thrift(micro_batch="auto"))
+    _, told = fitted(toy_plan(ToyOpen(), budget=Budget(epochs=1)), MemoryOptions(micro_batch="auto"))
     assert told.micro_batch == found
 
 
 def test_looking_for_it_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     plenty(monkeypatch)
     plan = toy_plan(ToyOpen(), backbone=MAP, budget=Budget(epochs=2, batch_size=16))
-    plain, sought = fitted(plan)[0], fitted(plan, Thrift(micro_batch="auto"))[0]
+    plain, sought = fitted(plan)[0], fitted(plan, MemoryOptions(micro_batch="auto"))[0]
     assert all(torch.equal(x, sought.delta()[name]) for name, x in plain.delta().items())
 
 
 def test_the_result_says_which_it_was() -> None:
     plan = toy_plan(ToyOpen(), budget=Budget(epochs=1, batch_size=16))
-    result, _, _ = run_trial(plan, thrift=Thrift(micro_batch=5))
+    result, _, _ = run_trial(plan, memory=MemoryOptions(micro_batch=5))
     assert result.chosen is not None
     assert result.chosen["micro_batch"] == 5
     plain, _, _ = run_trial(plan)

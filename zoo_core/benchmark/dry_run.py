@@ -28,7 +28,7 @@ from zoo_core.model.build import build
 from zoo_core.model.learner import Learner
 from zoo_core.plan.plan import Plan, needed
 from zoo_core.training.fit import fit
-from zoo_core.training.gradient import Thrift, moving
+from zoo_core.training.gradient import MemoryOptions, moving
 from zoo_core.training.memory import activations, available_bytes, fitting_batch, state_bytes
 from zoo_core.training.metrics import predict
 from zoo_core.training.timing import (
@@ -84,7 +84,7 @@ def downloads(plan: Plan) -> dict[str, int | None]:
     return found
 
 
-def forecast(plan: Plan, *, device: str = "cpu", num_workers: int = 0, thrift: Thrift | None = None) -> Forecast:
+def forecast(plan: Plan, *, device: str = "cpu", num_workers: int = 0, memory: MemoryOptions | None = None) -> Forecast:
     """Builds the model, with random weights where its files are not here, and rehearses its fit. Sends no request.
 
     Raises ZooError where that cannot be: the task's own files, or the backbone's configuration, are not here.
@@ -97,7 +97,7 @@ def forecast(plan: Plan, *, device: str = "cpu", num_workers: int = 0, thrift: T
         sources = {name: source for name, source in plan.sources.items() if name != key}
         plan = replace(plan, sources=sources, weights="random", entry=None)
         assumed = ("random weights, as the backbone's files are not here",)
-    found = rehearsed(plan, open_task(plan), device=device, num_workers=num_workers, thrift=thrift)
+    found = rehearsed(plan, open_task(plan), device=device, num_workers=num_workers, memory=memory)
     return replace(found, assumed=(*assumed, *found.assumed))
 
 
@@ -113,7 +113,7 @@ def _is_here(plan: Plan, key: str) -> bool:
 
 
 def rehearsed(
-    plan: Plan, data: TaskData, *, device: str = "cpu", num_workers: int = 0, thrift: Thrift | None = None
+    plan: Plan, data: TaskData, *, device: str = "cpu", num_workers: int = 0, memory: MemoryOptions | None = None
 ) -> Forecast:
     """The forecast of a trial from a few of its own steps, on the task's own examples."""
     assert plan.task is not None, "a trial has a task"
@@ -123,18 +123,18 @@ def rehearsed(
     reset_peak_memory(at)
     learner = build(plan, target=splits.target).to(at)
     building = time.perf_counter() - started
-    for_each, micro = _memory_of_an_example(plan, learner, splits, at, thrift)
+    for_each, micro = _memory_of_an_example(plan, learner, splits, at, memory)
     free = available_bytes(at)
     size = min(plan.budget.batch_size, splits.train.num)
     rehearsal = size
-    if thrift is None or thrift.micro_batch is None:
+    if memory is None or memory.micro_batch is None:
         rehearsal = max(2, fitting_batch(size, free=free - state_bytes(learner), for_each=for_each))
     small = replace(
         plan, budget=replace(plan.budget, batch_size=max(2, rehearsal), epochs=2, keep="last", patience=None)
     )
     few = _few(splits.train, NUM_STEPS * rehearsal)
     loading = _loading(training_loader(small, learner, few, splits.target, at, num_workers)) / few.num
-    step = _step_seconds(small, learner, few, splits, at, num_workers, thrift) / rehearsal  # for each example
+    step = _step_seconds(small, learner, few, splits, at, num_workers, memory) / rehearsal  # for each example
     reading, looking = _reading_seconds(plan, learner, splits, at, num_workers)
     budget, preparation = plan.budget, learner.source.preparation
     num_rates, epochs = max(1, len(plan.learning_rates)), budget.epochs if plan.learning_rates else 1
@@ -170,10 +170,10 @@ def rehearsed(
 
 
 def _memory_of_an_example(
-    plan: Plan, learner: Learner, splits: Splits, device: torch.device, thrift: Thrift | None
+    plan: Plan, learner: Learner, splits: Splits, device: torch.device, memory: MemoryOptions | None
 ) -> tuple[float, int | None]:
     """Bytes of activations that an example needs in a step, and the micro-batch that was asked for or fits."""
-    thrift = thrift or Thrift()
+    memory = memory or MemoryOptions()
     if not plan.learning_rates:
         return 0.0, None
     two = replace(plan, budget=replace(plan.budget, batch_size=2))
@@ -182,9 +182,9 @@ def _memory_of_an_example(
     with own_draws(device, "rehearsal"):
         found = activations(learner, lambda: learner.loss(learner(batch.inputs), batch), len(batch))
     learner.eval()
-    for_each = found.bytes(recomputes=thrift.checkpoint_activations)
-    if thrift.micro_batch != "auto":
-        return for_each, thrift.micro_batch if isinstance(thrift.micro_batch, int) else None
+    for_each = found.bytes(recomputes=memory.checkpoint_activations)
+    if memory.micro_batch != "auto":
+        return for_each, memory.micro_batch if isinstance(memory.micro_batch, int) else None
     free = available_bytes(device) - state_bytes(learner)
     return for_each, fitting_batch(plan.budget.batch_size, free=free, for_each=for_each)
 
@@ -209,7 +209,7 @@ def _step_seconds(
     splits: Splits,
     device: torch.device,
     num_workers: int,
-    thrift: Thrift | None,
+    memory: MemoryOptions | None,
 ) -> float:
     """Of one step on examples that are prepared; of a fit in closed form, of one batch."""
     loader = training_loader(plan, learner, few, splits.target, device, num_workers)
@@ -227,7 +227,7 @@ def _step_seconds(
         learning_rate=rate,
         seed=plan.seed,
         progress=lambda _: marks.append(time.perf_counter()),
-        thrift=thrift,
+        memory=memory,
     )
     steps = [after - before for before, after in pairwise(marks)]
     if len(steps) < loader.num_batches:  # a GPU tells of few steps

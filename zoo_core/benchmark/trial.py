@@ -34,7 +34,7 @@ from zoo_core.registry.registry import Bound
 from zoo_core.results.store import Result
 from zoo_core.spec.parser import Part
 from zoo_core.training.fit import Fitted, Progress, calibrate, fit
-from zoo_core.training.gradient import Thrift, moving, projectors, put
+from zoo_core.training.gradient import MemoryOptions, moving, projectors, put
 from zoo_core.training.metrics import predict, score
 from zoo_core.training.snapshots import Offer, State, Unfinished
 from zoo_core.training.timing import (
@@ -102,11 +102,11 @@ def run_trial(
     num_workers: int = 0,
     report: Callable[[Report], None] = lambda _: None,
     unfinished: Unfinished | None = None,
-    thrift: Thrift | None = None,
+    memory: MemoryOptions | None = None,
 ) -> tuple[Result, Learner, Splits]:
     """The result of a trial with its chosen learner, in evaluation mode on the device, and the splits it saw.
 
-    unfinished: where its states are kept, from the last of which an interrupted one goes on. thrift: how it saves
+    unfinished: where its states are kept, from the last of which an interrupted one goes on. memory: how it saves
     memory; the micro-batch that it chose or was given is in the result's `chosen`.
     """
     assert plan.task is not None, "a trial has a task"
@@ -123,7 +123,7 @@ def run_trial(
         num_workers=num_workers,
         report=report,
         unfinished=unfinished,
-        thrift=thrift,
+        memory=memory,
     )
     peak = peak_memory_bytes(device)
     metric = plan.task.recipe.metric
@@ -172,14 +172,14 @@ def choose(
     num_workers: int = 0,
     report: Callable[[Report], None] = lambda _: None,
     unfinished: Unfinished | None = None,
-    thrift: Thrift | None = None,
+    memory: MemoryOptions | None = None,
 ) -> Chosen:
     """Fits one candidate for each learning rate and keeps the best on validation; on a tie the one nearest the middle.
 
     Every candidate starts from the same state, sees the same examples in the same order, and ends with its last epoch,
     or with the best on validation, as the budget says; then its "epoch" says which of how many "epochs" that was.
     One that diverges, in training or in what it predicts, is not chosen; its score is None.
-    unfinished, thrift: as for `run_trial`. Raises DivergedError when that is so for all of them.
+    unfinished, memory: as for `run_trial`. Raises DivergedError when that is so for all of them.
     """
     assert plan.task is not None, "a trial has a task"
     learner = build(plan, target=target).to(device)
@@ -210,7 +210,7 @@ def choose(
         trying.candidates[index] = {"learning_rate": rates[index], "validation_score": None}
         try:
             fitted, found = _fit_candidate(
-                plan, learner, fitting, validating, rates[index], tell, under_way, offer, thrift
+                plan, learner, fitting, validating, rates[index], tell, under_way, offer, memory
             )
             trying.weigh(plan, learner, index, fitted, found)
         except DivergedError as error:
@@ -312,7 +312,7 @@ def _fit_candidate(
     progress: Callable[[Progress], None],
     state: State | None,
     offer: Offer,
-    thrift: Thrift | None,
+    memory: MemoryOptions | None,
 ) -> tuple[Fitted, float]:
     """Fits at one learning rate; what the fit did, and the validation score of the weights that it kept."""
     assert plan.task is not None, "a trial has a task"
@@ -333,7 +333,7 @@ def _fit_candidate(
         progress=progress,
         state=state,
         offer=offer,
-        thrift=thrift,
+        memory=memory,
     )
     return fitted, sign * (validate(learner) if fitted.score is None else fitted.score)
 

@@ -28,8 +28,8 @@ __all__ = [
     "lock_options",
     "memory_options",
     "prepare_process",
+    "taken_micro_batch",
     "threads_option",
-    "thrifty",
     "typed",
 ]
 
@@ -96,7 +96,7 @@ def memory_options(command: Command) -> Command:
     return budget_options(command, flags)
 
 
-def thrifty(budget: dict[str, Any], micro_batch: int | str | None) -> int | str | None:
+def taken_micro_batch(budget: dict[str, Any], micro_batch: int | str | None) -> int | str | None:
     """The micro-batch that `memory_options` were given; auto is taken out of the budget, where it means the default.
 
     Raises UsageError for a micro-batch that cannot be.

@@ -1,6 +1,7 @@
 """A fit by gradient: AdamW, warm-up and cosine, clipping, phases that join, the best epoch on validation.
 
-One forward pass per step, unless it is made in pieces to save memory. What an epoch changes is held in `Descent`.
+Each step is one forward pass, or several on parts of the batch to save memory. `GradientTrainer` holds all that an
+epoch changes.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from zoo_core.training.micro_batches import check_divides, counted, piece, piece
 from zoo_core.training.snapshots import Offer, State, laid_out_like
 from zoo_core.training.timing import Stopwatch, autocast, precision_of
 
-__all__ = ["Descent", "Progress", "Thrift", "moving", "projectors"]
+__all__ = ["GradientTrainer", "MemoryOptions", "Progress", "moving", "projectors"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ class Progress:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Thrift:
+class MemoryOptions:
     """How a fit saves memory; none of it is part of a trial's identity, as the gradients are the same.
 
     micro_batch: examples of a pass, whose gradients are added up to that of a batch; auto: as many as fit into memory.
@@ -58,7 +59,7 @@ class Thrift:
             raise UsageError(f"micro_batch={self.micro_batch!r}: allowed: a whole number, 1 or more, or auto")
 
 
-class Descent:
+class GradientTrainer:
     """A fit by gradient under way: `run` trains the learner in place, epoch by epoch.
 
     losses: of the epochs done. step: steps done. kept_epoch: whose weights the learner holds when `run` is over,
@@ -74,10 +75,10 @@ class Descent:
         budget: Budget,
         learning_rate: float,
         seed: int,
-        thrift: Thrift | None = None,
+        memory: MemoryOptions | None = None,
     ) -> None:
-        self._thrift = thrift or Thrift()
-        asked = self._thrift.micro_batch
+        self._memory = memory or MemoryOptions()
+        asked = self._memory.micro_batch
         self.micro_batch = min(asked, budget.batch_size) if isinstance(asked, int) else None
         self._checked = 0  # the micro-batch that is known to divide the batch
         self._learner, self._loader, self._budget, self._seed = learner, loader, budget, seed
@@ -137,7 +138,7 @@ class Descent:
             self._put_best_back()
 
     def state(self) -> State:
-        """All that an epoch changes, between two of them; `restore` on a fresh descent goes on from it, bit for bit."""
+        """All that an epoch changes, between two of them; `restore` on a fresh trainer goes on from it, bit for bit."""
         learner, optimiser = self._learner, self._optimiser.state_dict()["state"]
         parts: dict[str, Mapping[str, Tensor]] = {
             "weights": moving(learner),
@@ -168,7 +169,7 @@ class Descent:
             self._best_epoch, self._best = values["best"]
         self._best_weights = parts.get("best")
         self._started -= values["seconds"]
-        if self._thrift.micro_batch == "auto":
+        if self._memory.micro_batch == "auto":
             self.micro_batch = values["micro_batch"]  # another one would round otherwise
         self._unseen = {name: self._unseen[name] for name in values["unseen"]}
         table = self._optimiser.state_dict()
@@ -235,8 +236,8 @@ class Descent:
 
     def _update(self, batch: Batch) -> Tensor:
         """One forward pass, one backward pass, one update; or several passes on pieces. Returns the loss, detached."""
-        with recomputed(self._learner.backbone) if self._thrift.checkpoint_activations else nullcontext():
-            if self._thrift.micro_batch is None:
+        with recomputed(self._learner.backbone) if self._memory.checkpoint_activations else nullcontext():
+            if self._memory.micro_batch is None:
                 loss = self._gradient(batch, batch)
             else:
                 loss = self._gradient_that_fits(batch)
@@ -269,7 +270,7 @@ class Descent:
 
         The draws of a pass that did not fit are made again. Raises RefusedError where the batch cannot be divided.
         """
-        seeks = self._thrift.micro_batch == "auto"
+        seeks = self._memory.micro_batch == "auto"
         if self.micro_batch is None:
             self.micro_batch = self._first_guess(batch)
         while True:
@@ -297,7 +298,7 @@ class Descent:
         with own_draws(device, "forecast", self._seed), still(self._learner):
             needed = activations(self._learner, lambda: self._loss(few), len(few))
         free = available_bytes(device) - state_bytes(self._learner)
-        return fitting_batch(size, free=free, for_each=needed.bytes(recomputes=self._thrift.checkpoint_activations))
+        return fitting_batch(size, free=free, for_each=needed.bytes(recomputes=self._memory.checkpoint_activations))
 
     def _join(self) -> None:
         """Lets the parameters train whose first step has come, and no others; the modes follow.
