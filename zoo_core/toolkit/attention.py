@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from zoo_core.contracts import as_backbone
-from zoo_core.toolkit.stages import dummy_pass, shadow
+from zoo_core.toolkit.stages import dummy_pass, meta_copy
 
 __all__ = ["AttentionCall", "attend_beside", "attend_to", "attention_calls", "attention_shapes"]
 
@@ -184,7 +184,7 @@ def attention_shapes(backbone: nn.Module, paths: Sequence[str] | None = None) ->
     """
     paths = as_backbone(backbone).stages if paths is None else paths
     try:
-        return _attention_shapes(shadow(backbone), paths)
+        return _attention_shapes(meta_copy(backbone), paths)
     except Exception:  # noqa: BLE001, a model may do what needs values; a true mistake is raised again below
         return _attention_shapes(backbone, paths)
 

@@ -26,8 +26,8 @@ __all__ = [
     "capture",
     "dummy_pass",
     "groups",
+    "meta_copy",
     "resume",
-    "shadow",
     "stage_modules",
 ]
 
@@ -159,7 +159,7 @@ def groups(backbone: nn.Module) -> dict[str, int]:
         if f"{inner}.".startswith(f"{outer}."):
             raise LawError(f"stage {inner} lies inside stage {outer}; stages are called one after the other")
     try:
-        called, before = _calls(shadow(backbone))
+        called, before = _calls(meta_copy(backbone))
     except Exception:  # noqa: BLE001, a model may do what needs values; a true mistake is raised again below
         called, before = _calls(backbone)
     for index, path in enumerate(paths):
@@ -217,11 +217,11 @@ def _group_outside(parameter: str, before: Mapping[str, int], num_stages: int) -
 # -- what a backbone calls, without its values: a pass of dummy inputs over a copy on the meta device ------------------
 
 
-def shadow(module: nn.Module) -> nn.Module:
-    """A module of the same parts whose parameters and buffers are on the meta device; what it does stays in it.
+def meta_copy(module: nn.Module) -> nn.Module:
+    """A copy of a module on the meta device. Changes to the copy do not affect the original.
 
-    Plain attributes are the original's own: a model that reads a tensor there fails, and is looked at with its values
-    instead.
+    Plain attributes are shared with the original. A model that reads a tensor from one of them fails on the meta
+    device, and the caller then uses the original with its real values.
     """
     return _copied(module, {}, {})
 
