@@ -87,7 +87,7 @@ def measure(what: str, row: int, threads: int) -> None:
     import numpy as np
     import torch
 
-    from zoo_core.benchmark.dry_run import rehearsed
+    from zoo_core.benchmark.dry_run import dry_run
     from zoo_core.benchmark.trial import open_task, run_trial
     from zoo_core.data.splits import Subset
     from zoo_core.files.fetch import pin_plan
@@ -102,7 +102,7 @@ def measure(what: str, row: int, threads: int) -> None:
     if budget is FEW:
         data = Cut(data.target, {**data.splits, "test": Subset(data.splits["test"], np.arange(NUM_TESTED))})
     if what == "forecast":
-        found = rehearsed(plan, data, memory=memory)
+        found = dry_run(plan, data, memory=memory)
         print(json.dumps({"bytes": found.peak_memory_bytes, "seconds": found.seconds}))
         return
     started = time.perf_counter()

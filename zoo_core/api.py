@@ -32,7 +32,7 @@ from zoo_core.plan.plan import Budget, Plan
 from zoo_core.plan.resolve import resolve
 from zoo_core.registry.local_plugins import SpecLike, check_files
 from zoo_core.results.store import Result, RunLock, append
-from zoo_core.runs.backbones import beneath
+from zoo_core.runs.backbones import base_plan
 from zoo_core.runs.export import exporter, write_plain
 from zoo_core.runs.folder import StoredRun, load_stored, load_together, read_run, save_run
 from zoo_core.runs.inference import Failure, Item, Pool, Prediction, embedded, predicted
@@ -40,7 +40,7 @@ from zoo_core.spec.parser import Spec, parse_part
 from zoo_core.toolkit.table_encoding import Encoding, encoding_of
 from zoo_core.training.gradient import MemoryOptions
 from zoo_core.training.metrics import confusion, per_class
-from zoo_core.training.snapshots import UNFINISHED, Unfinished
+from zoo_core.training.snapshots import UNFINISHED, UnfinishedFit
 from zoo_core.training.timing import INFERENCE_BATCH, precision_of
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def _files(plan: Plan, *, offline: bool = False, progress: Callable[[Download], 
             folder = files_of(below, part, offline=offline, progress=progress)
             if folder is not None:
                 found[part_key(part)] = folder
-        below = beneath(below, offline=offline)
+        below = base_plan(below, offline=offline)
     return found
 
 
@@ -308,7 +308,7 @@ def fit(
     check_files(plan.parts)
     folder = Path(out)
     prepare_folder(folder)
-    unfinished = Unfinished(folder / UNFINISHED, _identity(plan, device))
+    unfinished = UnfinishedFit(folder / UNFINISHED, _identity(plan, device))
     if not unfinished.folder.is_dir():
         _refuse_held(folder, HELD)  # before the lock too, which would mend a torn line of that run
     with RunLock(folder):
@@ -355,7 +355,7 @@ def _refuse_a_run(folder: Path) -> None:
     _refuse_held(folder, (*HELD, UNFINISHED))
 
 
-def _refuse_another(folder: Path, plan: Plan, unfinished: Unfinished) -> None:
+def _refuse_another(folder: Path, plan: Plan, unfinished: UnfinishedFit) -> None:
     """Raises UsageError where a folder holds a run, unless that is evidently this fit, killed while it was stored."""
     held = [name for name in HELD if (folder / name).exists()]
     told = any(name != DELTA and (folder / name).stat().st_size and _is_of(folder / name, plan) for name in held)

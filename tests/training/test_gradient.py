@@ -27,7 +27,7 @@ from zoo_core.testing.subject import THREE, examples_of
 from zoo_core.testing.toys import ToySplit
 from zoo_core.training import gradient
 from zoo_core.training.fit import Fitted, fit
-from zoo_core.training.snapshots import UNFINISHED, State, Unfinished, laid_out_like
+from zoo_core.training.snapshots import UNFINISHED, Snapshot, UnfinishedFit, laid_out_like
 
 MAP = ToyBackbones(kind="map")  # with batch norms, whose statistics move in training
 BEST = Budget(epochs=4, batch_size=16, keep="best")
@@ -304,14 +304,14 @@ def fit_of(spec: str, folder: Path, *, budget: Budget = TRAINED, goes_on: bool =
         batch_size=budget.batch_size,
         shuffled=True,
     )
-    unfinished = Unfinished(folder, {})
+    unfinished = UnfinishedFit(folder, {})
     unfinished.begin()
-    unfinished._free_at = 0.0  # the first state that is offered is stored
+    unfinished._free_at = 0.0  # the first snapshot is due at once
     assert (unfinished.state is not None) == goes_on
 
-    def offer(make: Callable[[], State]) -> None:
+    def save_snapshot(make: Callable[[], Snapshot]) -> None:
         if unfinished.state is None and not any(folder.glob("*.json")):
-            unfinished.offer(make)
+            unfinished.save_if_due(make)
 
     scores = iter([2.0, 1.0, 0.5][1 if goes_on else 0 :])  # the first epoch is the best
     fitted = fit(
@@ -322,7 +322,7 @@ def fit_of(spec: str, folder: Path, *, budget: Budget = TRAINED, goes_on: bool =
         seed=0,
         validate=lambda _: next(scores),
         state=unfinished.state,
-        offer=offer,
+        save_snapshot=save_snapshot,
     )
     return fitted, learner
 

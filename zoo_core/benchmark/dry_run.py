@@ -40,7 +40,7 @@ from zoo_core.training.timing import (
     reset_peak_memory,
 )
 
-__all__ = ["Forecast", "downloads", "forecast", "rehearsed", "shown"]
+__all__ = ["Forecast", "downloads", "dry_run", "forecast", "shown"]
 
 NUM_STEPS = 3  # of each of two epochs; the second one finds its examples prepared
 
@@ -85,7 +85,7 @@ def downloads(plan: Plan) -> dict[str, int | None]:
 
 
 def forecast(plan: Plan, *, device: str = "cpu", num_workers: int = 0, memory: MemoryOptions | None = None) -> Forecast:
-    """Builds the model, with random weights where its files are not here, and rehearses its fit. Sends no request.
+    """Builds the model, with random weights where its files are not here, and does a dry run of its fit, offline.
 
     Raises ZooError where that cannot be: the task's own files, or the backbone's configuration, are not here.
     """
@@ -97,7 +97,7 @@ def forecast(plan: Plan, *, device: str = "cpu", num_workers: int = 0, memory: M
         sources = {name: source for name, source in plan.sources.items() if name != key}
         plan = replace(plan, sources=sources, weights="random", entry=None)
         assumed = ("random weights, as the backbone's files are not here",)
-    found = rehearsed(plan, open_task(plan), device=device, num_workers=num_workers, memory=memory)
+    found = dry_run(plan, open_task(plan), device=device, num_workers=num_workers, memory=memory)
     return replace(found, assumed=(*assumed, *found.assumed))
 
 
@@ -112,7 +112,7 @@ def _is_here(plan: Plan, key: str) -> bool:
     return True
 
 
-def rehearsed(
+def dry_run(
     plan: Plan, data: TaskData, *, device: str = "cpu", num_workers: int = 0, memory: MemoryOptions | None = None
 ) -> Forecast:
     """The forecast of a trial from a few of its own steps, on the task's own examples."""
@@ -126,15 +126,15 @@ def rehearsed(
     for_each, micro = _memory_of_an_example(plan, learner, splits, at, memory)
     free = available_bytes(at)
     size = min(plan.budget.batch_size, splits.train.num)
-    rehearsal = size
+    dry_run_size = size
     if memory is None or memory.micro_batch is None:
-        rehearsal = max(2, fitting_batch(size, free=free - state_bytes(learner), for_each=for_each))
+        dry_run_size = max(2, fitting_batch(size, free=free - state_bytes(learner), for_each=for_each))
     small = replace(
-        plan, budget=replace(plan.budget, batch_size=max(2, rehearsal), epochs=2, keep="last", patience=None)
+        plan, budget=replace(plan.budget, batch_size=max(2, dry_run_size), epochs=2, keep="last", patience=None)
     )
-    few = _few(splits.train, NUM_STEPS * rehearsal)
+    few = _few(splits.train, NUM_STEPS * dry_run_size)
     loading = _loading(training_loader(small, learner, few, splits.target, at, num_workers)) / few.num
-    step = _step_seconds(small, learner, few, splits, at, num_workers, memory) / rehearsal  # for each example
+    step = _step_seconds(small, learner, few, splits, at, num_workers, memory) / dry_run_size  # for each example
     reading, looking = _reading_seconds(plan, learner, splits, at, num_workers)
     budget, preparation = plan.budget, learner.source.preparation
     num_rates, epochs = max(1, len(plan.learning_rates)), budget.epochs if plan.learning_rates else 1
@@ -148,7 +148,7 @@ def rehearsed(
         + splits.test.num * looking
         + INFERENCE_SECONDS
     )
-    peak = peak_memory_bytes(at) + int(for_each * (size - rehearsal))
+    peak = peak_memory_bytes(at) + int(for_each * (size - dry_run_size))
     if at.type == "cpu":
         peak += _kept_bytes(plan, learner, splits, few.num, again) + _weights_beside(plan, learner)
     elif plan.learning_rates:
@@ -165,7 +165,7 @@ def rehearsed(
         seconds=seconds,
         peak_memory_bytes=peak,
         free_bytes=free,
-        assumed=_assumed(plan, rehearsal, size, again),
+        assumed=_assumed(plan, dry_run_size, size, again),
     )
 
 
@@ -247,8 +247,8 @@ def _reading_seconds(
     return reading / few.num, (time.perf_counter() - started) / few.num
 
 
-def _kept_bytes(plan: Plan, learner: Learner, splits: Splits, num_rehearsed: int, again: bool) -> int:
-    """Of prepared examples that are kept, beyond those of the rehearsal; for a moment a split is there twice."""
+def _kept_bytes(plan: Plan, learner: Learner, splits: Splits, num_measured: int, again: bool) -> int:
+    """Bytes of prepared examples that a fit keeps beyond those of the dry run; for a moment a split is there twice."""
     assert plan.task is not None, "a trial has a task"
     raw = splits.train.raw(0)
     (example,) = learner.source.preparation.prepare([decode(plan.task.recipe.modality, raw)])
@@ -256,8 +256,8 @@ def _kept_bytes(plan: Plan, learner: Learner, splits: Splits, num_rehearsed: int
     held = [min(KEEP_BYTES, split.num * each) for split in (splits.train, splits.val, splits.test)]
     if again:
         held[0] = 0
-    rehearsed = (num_rehearsed + min(splits.val.num, 2 * INFERENCE_BATCH)) * each
-    return max(0, sum(held) + max(held) - rehearsed)
+    counted = (num_measured + min(splits.val.num, 2 * INFERENCE_BATCH)) * each
+    return max(0, sum(held) + max(held) - counted)
 
 
 def _weights_beside(plan: Plan, learner: Learner) -> int:
@@ -267,9 +267,9 @@ def _weights_beside(plan: Plan, learner: Learner) -> int:
     return start + moved * (2 if plan.budget.keep == "best" else 1)
 
 
-def _assumed(plan: Plan, rehearsal: int, size: int, again: bool) -> tuple[str, ...]:
-    found = [f"measured on {NUM_STEPS} steps of {rehearsal} examples of the task, on a machine as busy as now"]
-    if rehearsal < size:
+def _assumed(plan: Plan, dry_run_size: int, size: int, again: bool) -> tuple[str, ...]:
+    found = [f"measured on {NUM_STEPS} steps of {dry_run_size} examples of the task, on a machine as busy as now"]
+    if dry_run_size < size:
         found.append(f"scaled to batches of {size}, whose activations do not fit into the memory that is free")
     if plan.budget.patience is not None:
         found.append("patience stops no fit early")

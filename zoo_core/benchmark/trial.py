@@ -29,14 +29,14 @@ from zoo_core.model.build import build
 from zoo_core.model.learner import Learner
 from zoo_core.plan.plan import Plan
 from zoo_core.registry.local_plugins import files_of
-from zoo_core.registry.recipe_checks import blaming
+from zoo_core.registry.recipe_checks import plugin_call
 from zoo_core.registry.registry import Bound
 from zoo_core.results.store import Result
 from zoo_core.spec.parser import Part
 from zoo_core.training.fit import Fitted, Progress, calibrate, fit
 from zoo_core.training.gradient import MemoryOptions, moving, projectors, put
 from zoo_core.training.metrics import predict, score
-from zoo_core.training.snapshots import Offer, State, Unfinished
+from zoo_core.training.snapshots import SaveSnapshot, Snapshot, UnfinishedFit
 from zoo_core.training.timing import (
     INFERENCE_BATCH,
     count_parameters,
@@ -89,7 +89,7 @@ def open_task(plan: Plan) -> TaskData:
         from zoo_core.files.fetch import files_of  # a quarter of a second, for plans that need it
 
         files = files_of(plan, plan.task)
-    with blaming(plan.task):
+    with plugin_call(plan.task):
         data: TaskData = plan.task.recipe.open(files)
     return data
 
@@ -101,7 +101,7 @@ def run_trial(
     device: torch.device | str = "cpu",
     num_workers: int = 0,
     report: Callable[[Report], None] = lambda _: None,
-    unfinished: Unfinished | None = None,
+    unfinished: UnfinishedFit | None = None,
     memory: MemoryOptions | None = None,
 ) -> tuple[Result, Learner, Splits]:
     """The result of a trial with its chosen learner, in evaluation mode on the device, and the splits it saw.
@@ -171,7 +171,7 @@ def choose(
     device: torch.device,
     num_workers: int = 0,
     report: Callable[[Report], None] = lambda _: None,
-    unfinished: Unfinished | None = None,
+    unfinished: UnfinishedFit | None = None,
     memory: MemoryOptions | None = None,
 ) -> Chosen:
     """Fits one candidate for each learning rate and keeps the best on validation; on a tie the one nearest the middle.
@@ -203,14 +203,14 @@ def choose(
         def tell(progress: Progress, position: int = position) -> None:
             report(Report(candidate=position + 1, num_candidates=len(rates), progress=progress))
 
-        def offer(make: Callable[[], State]) -> None:
+        def save_snapshot(make: Callable[[], Snapshot]) -> None:
             if unfinished is not None:
-                unfinished.offer(lambda: trying.state(make()))
+                unfinished.save_if_due(lambda: trying.state(make()))
 
         trying.candidates[index] = {"learning_rate": rates[index], "validation_score": None}
         try:
             fitted, found = _fit_candidate(
-                plan, learner, fitting, validating, rates[index], tell, under_way, offer, memory
+                plan, learner, fitting, validating, rates[index], tell, under_way, save_snapshot, memory
             )
             trying.weigh(plan, learner, index, fitted, found)
         except DivergedError as error:
@@ -218,7 +218,7 @@ def choose(
         under_way = None
         trying.num_done = position + 1
         if unfinished is not None:
-            unfinished.offer(trying.state)
+            unfinished.save_if_due(trying.state)
     if trying.best is None:
         assert trying.diverged is not None, "there is at least one candidate"
         raise DivergedError(trying.diverged)
@@ -268,7 +268,7 @@ class _Trying:
             weights = {name: tensor.clone() for name, tensor in moving(learner).items()}
             self.best = _Best(worth=worth, index=index, weights=weights, fitted=fitted)
 
-    def state(self, under_way: State | None = None) -> State:
+    def state(self, under_way: Snapshot | None = None) -> Snapshot:
         """The candidates done, the best of them, and the one under way."""
         values: dict[str, Any] = {
             "candidates": self.candidates,
@@ -285,9 +285,9 @@ class _Trying:
                 "fitted": asdict(self.best.fitted),
             }
             parts["chosen"] = self.best.weights
-        return State(values=values, parts=parts)
+        return Snapshot(values=values, parts=parts)
 
-    def restore(self, state: State) -> State | None:
+    def restore(self, state: Snapshot) -> Snapshot | None:
         """Takes a state over; gives that of the candidate under way, if there is one."""
         values, parts = state.values, state.parts
         self.candidates, self.num_done = list(values["candidates"]), values["num_done"]
@@ -300,7 +300,7 @@ class _Trying:
         if values["fit"] is None:
             return None
         under_way = {name.removeprefix("fit-"): part for name, part in parts.items() if name.startswith("fit-")}
-        return State(values=values["fit"], parts=under_way)
+        return Snapshot(values=values["fit"], parts=under_way)
 
 
 def _fit_candidate(
@@ -310,8 +310,8 @@ def _fit_candidate(
     validating: Loader,
     rate: float | None,
     progress: Callable[[Progress], None],
-    state: State | None,
-    offer: Offer,
+    state: Snapshot | None,
+    save_snapshot: SaveSnapshot,
     memory: MemoryOptions | None,
 ) -> tuple[Fitted, float]:
     """Fits at one learning rate; what the fit did, and the validation score of the weights that it kept."""
@@ -332,7 +332,7 @@ def _fit_candidate(
         validate=validate,
         progress=progress,
         state=state,
-        offer=offer,
+        save_snapshot=save_snapshot,
         memory=memory,
     )
     return fitted, sign * (validate(learner) if fitted.score is None else fitted.score)

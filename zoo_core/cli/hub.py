@@ -31,7 +31,7 @@ from zoo_core.lock import Pinned, lock_of, part_key, pin_of, pins_of, read_lock,
 from zoo_core.plan.plan import Plan, needed
 from zoo_core.plan.resolve import resolve
 from zoo_core.registry.local_plugins import lacking as not_given
-from zoo_core.runs.backbones import beneath
+from zoo_core.runs.backbones import base_plan
 
 __all__ = ["fetch", "lock", "push", "verify"]
 
@@ -224,7 +224,7 @@ def _with_chains(plans: Iterable[Plan]) -> Iterator[Plan]:
         below: Plan | None = plan
         while below is not None:
             yield below
-            below = beneath(below)
+            below = base_plan(below)
 
 
 def _plan(text: str, task: str | None, pins: Mapping[str, Pinned], offline: bool) -> Plan:

@@ -90,7 +90,7 @@ def fit(
     task = told(task, lock=pins, frozen=frozen)
     if dry_run:
         memory = MemoryOptions(micro_batch=micro_batch, checkpoint_activations=checkpoint_activations)
-        _rehearse(spec, task, chosen, seed, pins, device, num_workers, memory)
+        _dry_run(spec, task, chosen, seed, pins, device, num_workers, memory)
         return
     with downloading() as progress:
         fetch(spec, task=task, lock=pins, frozen=frozen, progress=progress)
@@ -126,7 +126,7 @@ def fit(
     click.echo(f"{result.num_trainable} of {result.num_parameters} parameters trained; stored in {out}")
 
 
-def _rehearse(
+def _dry_run(
     spec: str,
     task: str,
     budget: Budget,

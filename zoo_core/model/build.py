@@ -23,7 +23,7 @@ from zoo_core.model.transforms import with_transforms
 from zoo_core.model.truncation import truncated
 from zoo_core.plan.plan import Plan
 from zoo_core.plan.resolve import check_built, check_until, consumed
-from zoo_core.registry.recipe_checks import blaming
+from zoo_core.registry.recipe_checks import plugin_call
 from zoo_core.registry.registry import Bound
 from zoo_core.toolkit.stages import groups
 
@@ -114,7 +114,7 @@ def check_outline(plan: Plan) -> None:
 def _built(plan: Plan, weights: Weights) -> nn.Module:
     part = plan.backbone
     files = _files(plan, part, weights)
-    with seeded(plan.seed, "backbone", part.name), blaming(part):
+    with seeded(plan.seed, "backbone", part.name), plugin_call(part):
         backbone = part.recipe.build(files, weights)
     if not isinstance(backbone, nn.Module) or not isinstance(backbone, Backbone):
         raise PluginError(f"{part.name} did not build a backbone: see zoo_core.contracts.Backbone")
@@ -157,7 +157,7 @@ def _build_head(plan: Plan, backbone: nn.Module, target: Target) -> nn.Module:
     recipe = plan.head.recipe
     kind = consumed(plan.head, target)
     features = FeatureSpec(kind=kind, dim=as_backbone(backbone).features.width(kind))
-    with seeded(plan.seed, "head", plan.head.name), blaming(plan.head):
+    with seeded(plan.seed, "head", plan.head.name), plugin_call(plan.head):
         head = recipe.build(features, target)
     if recipe.fit == "closed_form":
         head.requires_grad_(False)
@@ -172,7 +172,7 @@ def _apply(adapter: Bound, learner: Learner, context: Context) -> Learner:
     held = list(_tensors(learner))  # kept until the check is over, so that no new tensor has the identity of an old one
     trainable = {id(parameter): name for name, parameter in learner.trainable()}
     before = {id(tensor): (name, checksum(tensor)) for name, tensor in held if id(tensor) not in trainable}
-    with blaming(adapter):
+    with plugin_call(adapter):
         adapted: Learner = adapter.recipe.apply(learner, context)
     if not isinstance(adapted, Learner):
         raise LawError(f"adapter {adapter.name} gave {type(adapted).__name__}; apply returns a learner")

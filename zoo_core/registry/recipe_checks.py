@@ -17,7 +17,7 @@ from zoo_core.errors import PluginError, ZooError, nearest
 from zoo_core.registry.bind import Bound
 from zoo_core.registry.trust import speaking_for
 
-__all__ = ["MAX_RATES", "TRAINING", "blaming", "broken", "check_adapter", "check_head", "check_task"]
+__all__ = ["MAX_RATES", "TRAINING", "broken", "check_adapter", "check_head", "check_task", "plugin_call"]
 
 MAX_RATES = 5  # every grid of learning rates has so many, so that every combination is tuned alike
 TRAINING: frozenset[Change] = frozenset({"base", "added"})  # what needs a gradient, and a learning rate
@@ -73,7 +73,7 @@ def _declared(part: Bound, name: str) -> Any:
 
 
 @contextmanager
-def blaming(part: Bound) -> Iterator[None]:
+def plugin_call(part: Bound) -> Iterator[None]:
     """Calls a plugin's own code: what it raises is told as its mistake, with the line; our errors and memory pass."""
     try:
         with speaking_for(f"the code of {part.kind} {part.name}"):

@@ -22,7 +22,7 @@ from zoo_core.model.learner import Learner
 from zoo_core.plan.plan import Budget
 from zoo_core.toolkit.features import convert, joined
 from zoo_core.training.gradient import GradientTrainer, MemoryOptions, Progress
-from zoo_core.training.snapshots import Offer, State
+from zoo_core.training.snapshots import SaveSnapshot, Snapshot
 
 __all__ = ["Fitted", "Progress", "calibrate", "fit"]
 
@@ -53,8 +53,8 @@ def fit(
     seed: int,
     validate: Callable[[Learner], float] | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
-    state: State | None = None,
-    offer: Offer = lambda _: None,
+    state: Snapshot | None = None,
+    save_snapshot: SaveSnapshot = lambda _: None,
     memory: MemoryOptions | None = None,
 ) -> Fitted:
     """Trains a learner in place on the loader's device, and leaves it in evaluation mode.
@@ -62,7 +62,8 @@ def fit(
     learning_rate: None for a head that is fitted in closed form. validate: a validation score, more is better, asked
     for after each epoch when the budget has a patience or keeps the best, once the last phase has begun. The weights of
     the best epoch stay, or those of the last, as the budget says, and what the learner's finishers make of them.
-    offer: is offered the state after each epoch that another follows. state: one of those, of an interrupted fit of
+    save_snapshot: called after each epoch but the last, with a function that makes the snapshot. state: the snapshot of
+    an interrupted fit of
     this plan; on a CPU the fit that goes on from it ends with the bits of one that nothing interrupted.
     memory: how it saves memory, None: not at all; a fit in closed form has nothing to save.
     Raises DivergedError when the loss or a weight is no longer finite, LawError when something frozen has moved or
@@ -83,7 +84,7 @@ def fit(
             )
             if state is not None:
                 trainer.restore(state)
-            trainer.run(validate, progress, offer)
+            trainer.run(validate, progress, save_snapshot)
             fitted = _finished(trainer, learner, learning_rate)
     learner.eval()
     _check_frozen(learner, frozen)

@@ -27,7 +27,7 @@ from zoo_core.plan.plan import Budget
 from zoo_core.training.activation_checkpointing import recomputed, still
 from zoo_core.training.memory import activations, available_bytes, fitting_batch, state_bytes
 from zoo_core.training.micro_batches import check_divides, counted, piece, pieces
-from zoo_core.training.snapshots import Offer, State, laid_out_like
+from zoo_core.training.snapshots import SaveSnapshot, Snapshot, laid_out_like
 from zoo_core.training.timing import Stopwatch, autocast, precision_of
 
 __all__ = ["GradientTrainer", "MemoryOptions", "Progress", "moving", "projectors"]
@@ -113,12 +113,13 @@ class GradientTrainer:
         self,
         validate: Callable[[Learner], float] | None,
         progress: Callable[[Progress], None],
-        offer: Offer = lambda _: None,
+        save_snapshot: SaveSnapshot = lambda _: None,
     ) -> None:
         """Trains for the budget's epochs, or until its patience is over, and puts the weights that are kept in place.
 
         validate: a validation score, more is better, asked for after each epoch that ends in the last phase, if the
-        budget has a patience or keeps the best. offer: is offered the state after each epoch that another one follows.
+        budget has a patience or keeps the best. save_snapshot: called after each
+        epoch but the last, with a function that makes the snapshot.
         Raises DivergedError, LawError.
         """
         keeps_best = self._budget.keep == "best"
@@ -133,11 +134,11 @@ class GradientTrainer:
                 with own_draws(self._loader.device, "validate", self._seed, len(self.losses) - 1):
                     self._weigh(validate(self._learner))  # looking must not change what training draws
             if len(self.losses) < self._budget.epochs and not self._is_out_of_patience:
-                offer(self.state)
+                save_snapshot(self.state)
         if keeps_best and self._best_weights is not None:
             self._put_best_back()
 
-    def state(self) -> State:
+    def state(self) -> Snapshot:
         """All that an epoch changes, between two of them; `restore` on a fresh trainer goes on from it, bit for bit."""
         learner, optimiser = self._learner, self._optimiser.state_dict()["state"]
         parts: dict[str, Mapping[str, Tensor]] = {
@@ -157,9 +158,9 @@ class GradientTrainer:
             "seconds": self.seconds,
             "micro_batch": self.micro_batch,
         }
-        return State(values=values, parts={name: part for name, part in parts.items() if part})
+        return Snapshot(values=values, parts={name: part for name, part in parts.items() if part})
 
-    def restore(self, state: State) -> None:
+    def restore(self, state: Snapshot) -> None:
         """Puts a state in place, the random draws too."""
         values, parts, learner = state.values, state.parts, self._learner
         put(moving(learner), parts["weights"])
