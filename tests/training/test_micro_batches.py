@@ -63,7 +63,7 @@ def gradients(objective: nn.Module, x: Tensor, batches: list[Batch], rows: list[
     """Of a linear model's weight, the gradients of pieces weighted by what they count."""
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(3, x.shape[-1], generator=generator, dtype=x.dtype).requires_grad_()
-    shares = [float(objective.count(batch)) for batch in batches]  # type: ignore[operator]
+    shares = [float(objective.num_items(batch)) for batch in batches]  # type: ignore[operator]
     for batch, at, share in zip(batches, rows, shares, strict=True):
         if share:
             output = Output(predictions=x[at] @ weight.T, features=Features(kind="pooled", x=x[at]))
@@ -103,7 +103,7 @@ def test_a_mean_of_means_is_another_gradient() -> None:
     x = torch.randn((2, 4, 4), generator=torch.Generator().manual_seed(0))
 
     class Alike(CrossEntropy):
-        def count(self, batch: Batch) -> Tensor:
+        def num_items(self, batch: Batch) -> Tensor:
             return torch.tensor(1.0)
 
     whole = Batch(inputs={"x": x}, target=target, ids=("a", "b"))

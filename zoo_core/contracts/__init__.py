@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from zoo_core.contracts.modules import (
     Backbone,
-    Divisible,
     Exportable,
     Extendable,
     LinearMap,
+    MicroBatchable,
     Objective,
     Preparation,
     as_backbone,
@@ -75,7 +75,6 @@ __all__ = [
     "Batch",
     "Change",
     "Context",
-    "Divisible",
     "Exportable",
     "Extendable",
     "FeatureSpec",
@@ -86,6 +85,7 @@ __all__ = [
     "LinearMap",
     "Located",
     "Metric",
+    "MicroBatchable",
     "Modality",
     "Objective",
     "Output",

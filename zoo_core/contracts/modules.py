@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Backbone",
-    "Divisible",
     "Exportable",
     "Extendable",
     "LinearMap",
+    "MicroBatchable",
     "Objective",
     "Preparation",
     "as_backbone",
@@ -137,12 +137,14 @@ class Objective(Protocol):
 
 
 @runtime_checkable
-class Divisible(Protocol):
-    """An objective whose loss on a batch is a mean, so that a step can be made in pieces; an objective need not be one.
+class MicroBatchable(Protocol):
+    """An objective that allows micro-batches, because its loss is a mean over items. Implementing it is optional."""
 
-    count: what the mean is over, a scalar: the examples, the targets that count, or the sum of their weights. The mean
-    of the losses of pieces, weighted by it, is the loss of the whole; terms that no batch enters stay as they are.
-    None: an objective that it wraps sees the batch as a whole.
-    """
+    def num_items(self, batch: Batch) -> Tensor | None:
+        """Number of items that the loss averages over, a scalar; weight micro-batch losses by it.
 
-    def count(self, batch: Batch) -> Tensor | None: ...
+        Items are the examples, the targets that are not ignored, or the sum of their class weights. Terms of the loss
+        that no batch enters, such as a weight penalty, come out unchanged.
+        Returns None if an objective that this one wraps needs the batch as a whole.
+        """
+        ...

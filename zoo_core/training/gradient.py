@@ -26,7 +26,7 @@ from zoo_core.model.learner import Learner
 from zoo_core.plan.plan import Budget
 from zoo_core.training.activation_checkpointing import recomputed, still
 from zoo_core.training.memory import activations, available_bytes, fitting_batch, state_bytes
-from zoo_core.training.micro_batches import check_divides, counted, piece, pieces
+from zoo_core.training.micro_batches import check_divides, num_items, piece, pieces
 from zoo_core.training.snapshots import SaveSnapshot, Snapshot, laid_out_like
 from zoo_core.training.timing import Stopwatch, autocast, precision_of
 
@@ -253,7 +253,7 @@ class GradientTrainer:
             loss = self._loss(batch)
             loss.backward()
             return loss.detach()
-        shares = [float(counted(self._learner, part)) for part in parts]
+        shares = [float(num_items(self._learner, part)) for part in parts]
         whole, total = sum(shares), torch.zeros((), device=batch.target.device)
         for part, share in zip(parts, shares, strict=True):
             if share or not whole:  # the mean over no target is no number
