@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 import zoo_core
 from zoo_core.contracts import Batch, Split, Target
 from zoo_core.data.loader import Loader
-from zoo_core.data.randomness import draw_seed
+from zoo_core.data.randomness import derive_seed
 from zoo_core.data.splits import carve
 from zoo_core.errors import PluginError, UsageError
 from zoo_core.model.learner import Learner
@@ -68,7 +68,7 @@ class InOrder:
         self.num, self.epoch = num, 0
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = np.random.default_rng(draw_seed("order", 0, self.epoch)).permutation(self.num).tolist()
+        order = np.random.default_rng(derive_seed("order", 0, self.epoch)).permutation(self.num).tolist()
         self.epoch += 1
         return iter([order[start : start + 10] for start in range(0, self.num, 10)])
 

@@ -20,7 +20,7 @@ from zoo_core.contracts import Batch, Preparation, Split, Target
 from zoo_core.data.augmentation import AUGMENTATIONS
 from zoo_core.data.decoding import decode
 from zoo_core.data.loader import Loader
-from zoo_core.data.randomness import draw_seed
+from zoo_core.data.randomness import derive_seed
 from zoo_core.data.splits import Subset, carve
 from zoo_core.errors import NotFoundError, RefusedError, UsageError
 from zoo_core.plan.plan import Budget
@@ -63,11 +63,11 @@ def same(one: Batch, other: Batch) -> bool:
 
 
 def test_a_seed_is_the_same_on_every_machine() -> None:
-    assert draw_seed("order", 0, 1) == 6998642760411335394
+    assert derive_seed("order", 0, 1) == 6998642760411335394
 
 
 def test_a_seed_depends_on_every_part_and_where_it_begins() -> None:
-    assert len({draw_seed(*parts) for parts in (("ab",), ("a", "b"), ("b", "a"), ("ab", 0), ("ab", ""))}) == 5
+    assert len({derive_seed(*parts) for parts in (("ab",), ("a", "b"), ("b", "a"), ("ab", 0), ("ab", ""))}) == 5
 
 
 # -- carving --------------------------------------------------------------------------------------------------------

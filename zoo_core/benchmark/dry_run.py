@@ -19,7 +19,7 @@ from zoo_core.benchmark.trial import open_task, plain_loader, training_loader
 from zoo_core.contracts import Split, TaskData
 from zoo_core.data.decoding import decode
 from zoo_core.data.loader import KEEP_BYTES, Loader
-from zoo_core.data.randomness import own_draws
+from zoo_core.data.randomness import forked_rng
 from zoo_core.data.splits import Splits, Subset, carve
 from zoo_core.errors import ZooError
 from zoo_core.files.fetch import files_of, pin_plan
@@ -179,7 +179,7 @@ def _memory_of_an_example(
     two = replace(plan, budget=replace(plan.budget, batch_size=2))
     batch = next(training_loader(two, learner, _few(splits.train, 2), splits.target, device, 0).epoch())
     learner.train()
-    with own_draws(device, "rehearsal"):
+    with forked_rng(device, "rehearsal"):
         found = activations(learner, lambda: learner.loss(learner(batch.inputs), batch), len(batch))
     learner.eval()
     for_each = found.bytes(recomputes=memory.checkpoint_activations)

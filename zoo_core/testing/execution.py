@@ -25,7 +25,7 @@ from zoo_core.testing.comparing import (
     num_hooks,
     outputs_of,
 )
-from zoo_core.testing.subject import Subject, own_draws
+from zoo_core.testing.subject import Subject, forked_rng
 
 __all__ = ["checkpoints", "compiles", "merges", "runs_in_bfloat16"]
 
@@ -122,7 +122,7 @@ def runs_in_bfloat16(subject: Subject) -> str | None:
 
 def _mixed_step(learner: Learner, batch: Batch) -> bool:
     learner.train()
-    with own_draws("bfloat16"), torch.autocast("cpu", torch.bfloat16):
+    with forked_rng("bfloat16"), torch.autocast("cpu", torch.bfloat16):
         loss = learner.loss(learner(batch.inputs), batch)
     loss.backward()
     gradients = [parameter.grad for parameter in learner.parameters() if parameter.grad is not None]
@@ -158,7 +158,7 @@ def checkpoints(subject: Subject) -> str | None:
     results = []
     for learner, named in ((plain, dict(plain.named_parameters())), (saving, parameters)):
         learner.train()
-        with own_draws("checkpoints"):
+        with forked_rng("checkpoints"):
             loss = learner.loss(learner(batch.inputs), batch)
         loss.backward()
         results.append({"loss": loss.detach()} | {key: p.grad for key, p in named.items() if p.grad is not None})

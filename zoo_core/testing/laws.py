@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from zoo_core.contracts import Batch, Change
 from zoo_core.model.learner import Learner
 from zoo_core.testing.comparing import ConformanceError, changed, equal, expect_same, outputs_of, plain_name, train
-from zoo_core.testing.subject import Subject, own_draws, perturb, wake
+from zoo_core.testing.subject import Subject, forked_rng, perturb, wake
 from zoo_core.toolkit.features import convert
 from zoo_core.toolkit.stages import boundary
 
@@ -138,7 +138,7 @@ def _unused(base: Learner, batch: Batch) -> set[str]:
     wake(base.parameters())
     base.requires_grad_(True)
     base.train()
-    with own_draws("training"):
+    with forked_rng("training"):
         base.loss(base(batch.inputs), batch).backward()
     return {name for name, parameter in base.named_parameters() if not _has_gradient(parameter)}
 

@@ -22,7 +22,7 @@ from zoo_core.model.learner import Learner
 from zoo_core.plan.plan import Plan
 from zoo_core.plan.resolve import resolve
 
-__all__ = ["Subject", "examples_of", "own_draws", "perturb", "wake"]
+__all__ = ["Subject", "examples_of", "forked_rng", "perturb", "wake"]
 
 THREE = Target(kind="classes", names=("a", "b", "c"))
 WORDS = "the a no one cat dog moon film town mat warm long short sat looked heard ever whole from to new in it of and"
@@ -144,6 +144,6 @@ def wake(parameters: Iterable[nn.Parameter], *, seed: int = 1) -> None:
             parameter.add_(0.1 + 0.4 * noise)
 
 
-def own_draws(*parts: object) -> AbstractContextManager[None]:
+def forked_rng(*parts: object) -> AbstractContextManager[None]:
     """Dropout and whatever else draws from torch's global generator, seeded; the caller's state is put back."""
-    return randomness.own_draws(torch.device("cpu"), "conformance", *parts)
+    return randomness.forked_rng(torch.device("cpu"), "conformance", *parts)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from zoo_core.data.loader import Loader
-from zoo_core.data.randomness import own_draws
+from zoo_core.data.randomness import forked_rng
 from zoo_core.errors import DivergedError, LawError
 from zoo_core.model.build import checksum
 from zoo_core.model.learner import Learner
@@ -74,7 +74,7 @@ def fit(
     started = time.perf_counter()
     if learner.target.kind == "values":
         learner.fit_scale(loader.targets.to(loader.device))
-    with own_draws(loader.device, "train", seed), _delayed_for_now(learner):
+    with forked_rng(loader.device, "train", seed), _delayed_for_now(learner):
         if learning_rate is None:
             _fit_closed_form(learner, loader)
             fitted = Fitted(losses=(), num_steps=0, seconds=time.perf_counter() - started, training=None)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from zoo_core._process.interrupts import held_back
 from zoo_core.contracts import Batch
 from zoo_core.data.loader import Loader
-from zoo_core.data.randomness import own_draws
+from zoo_core.data.randomness import forked_rng
 from zoo_core.errors import DivergedError, LawError, UsageError
 from zoo_core.model.learner import Learner
 from zoo_core.plan.plan import Budget
@@ -131,7 +131,7 @@ class GradientTrainer:
             self.kept_epoch, self.kept_score = len(self.losses), None
             if looks and self.step > max(self._firsts.values()):
                 assert validate is not None, "it is there where it is asked"
-                with own_draws(self._loader.device, "validate", self._seed, len(self.losses) - 1):
+                with forked_rng(self._loader.device, "validate", self._seed, len(self.losses) - 1):
                     self._weigh(validate(self._learner))  # looking must not change what training draws
             if len(self.losses) < self._budget.epochs and not self._is_out_of_patience:
                 save_snapshot(self.state)
@@ -296,7 +296,7 @@ class GradientTrainer:
         if device.type == "cuda":
             return size
         few = piece(batch, 0, 2)
-        with own_draws(device, "forecast", self._seed), still(self._learner):
+        with forked_rng(device, "forecast", self._seed), still(self._learner):
             needed = activations(self._learner, lambda: self._loss(few), len(few))
         free = available_bytes(device) - state_bytes(self._learner)
         return fitting_batch(size, free=free, for_each=needed.bytes(recomputes=self._memory.checkpoint_activations))
@@ -386,7 +386,7 @@ def _still_unseen(
     joined_by_now = {name: parameter for name, parameter in unseen.items() if parameter.requires_grad}
     if joined_by_now:
         learner.eval()
-        with own_draws(batch.target.device, "unseen", seed), autocast(batch.target.device, precision):
+        with forked_rng(batch.target.device, "unseen", seed), autocast(batch.target.device, precision):
             loss = learner.loss(learner(batch.inputs), batch)
             gradients: list[Tensor | None]
             gradients = [*torch.autograd.grad(loss, list(joined_by_now.values()), allow_unused=True)]
