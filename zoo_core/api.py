@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo_core.benchmark.grid import Suite, load_suite, starter_suite
-from zoo_core.benchmark.runner import News, open_grid, prepare_folder, run_grid
+from zoo_core.benchmark.runner import RunEvent, open_grid, prepare_folder, run_grid
 from zoo_core.benchmark.trial import Report, open_task, run_trial, score_split
 from zoo_core.contracts import BackboneRecipe, Modality, Split, Target, TaskRecipe, as_backbone
 from zoo_core.data.loader import Loader
@@ -540,7 +540,7 @@ def bench(
     retry: bool = False,
     lock: str | Path | None = None,
     frozen: bool = False,
-    watch: Callable[[News], None] = lambda _: None,
+    watch: Callable[[RunEvent], None] = lambda _: None,
 ) -> list[Result]:
     """Runs a suite (a file's path, or the starter suite) and returns its results; a second call runs what is missing.
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from zoo_core.files.fetch import Progress
     from zoo_core.registry.bind import Bound
 
-__all__ = ["News", "open_grid", "prepare_folder", "run_grid"]
+__all__ = ["RunEvent", "open_grid", "prepare_folder", "run_grid"]
 
 RESULTS = "results.jsonl"
 LOCK = "zoo.lock"
@@ -36,7 +36,7 @@ MODEL = "run.json"  # what a fit writes last; runs/folder.py needs torch, and a 
 
 
 @dataclass(frozen=True, kw_only=True)
-class News:
+class RunEvent:
     """Where a run stands: trials done of all, and what is new: a download, a report of a plan under way, a result.
 
     superseded: how many stored results have just been found to be made from what is no longer there.
@@ -82,7 +82,7 @@ def run_grid(
     threads: int = 1,
     device: str = "cpu",
     retry: bool = False,
-    watch: Callable[[News], None] = lambda _: None,
+    watch: Callable[[RunEvent], None] = lambda _: None,
 ) -> list[Result]:
     """Every result of a grid, those that were there and those run now, in the order of the grid.
 
@@ -105,10 +105,10 @@ def run_grid(
                 known[refused.digest] = refused
         missing = _missing(grid, known, retry=retry)
         done, total = len(grid.plans) - len(missing), len(grid.plans)
-        watch(News(done=done, total=total, superseded=num_superseded))
+        watch(RunEvent(done=done, total=total, superseded=num_superseded))
         if missing:
             forking.begin()
-            missing_files = _fetch(missing, lambda progress: watch(News(done=done, total=total, download=progress)))
+            missing_files = _fetch(missing, lambda progress: watch(RunEvent(done=done, total=total, download=progress)))
             with held_back():
                 from zoo_core.benchmark.workers import run_all, without_score  # torch: what came before is told at once
 
@@ -118,7 +118,7 @@ def run_grid(
                 known[failed.digest] = failed
                 missing.remove(plan)
                 done += 1
-                watch(News(done=done, total=total, plan=plan, result=failed))
+                watch(RunEvent(done=done, total=total, plan=plan, result=failed))
             events = run_all(missing, num_workers=num_workers, device=device, threads=threads)
             with closing(events):
                 for event in events:
@@ -127,7 +127,7 @@ def run_grid(
                         known[event.result.digest] = event.result
                         done += 1
                     plan = missing[event.position]
-                    watch(News(done=done, total=total, plan=plan, report=event.report, result=event.result))
+                    watch(RunEvent(done=done, total=total, plan=plan, report=event.report, result=event.result))
     wanted = [*(_key(plan) for plan in grid.plans), *(_refused(refusal).digest for refusal in grid.refusals)]
     return [known[digest] for digest in wanted]
 
