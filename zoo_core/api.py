@@ -18,13 +18,12 @@ from torch import Tensor, nn
 
 from zoo_core.benchmark.grid import Suite, load_suite, starter_suite
 from zoo_core.benchmark.runner import RunEvent, open_grid, prepare_folder, run_grid
-from zoo_core.benchmark.trial import Report, open_task, run_trial, score_split
+from zoo_core.benchmark.trial import TrialProgress, open_task, run_trial, score_split
 from zoo_core.contracts import BackboneRecipe, Modality, Split, Target, TaskRecipe, as_backbone
 from zoo_core.data.loader import Loader
 from zoo_core.data.splits import Splits, carve
 from zoo_core.errors import UsageError
-from zoo_core.files.fetch import DELTA, fetch_run, files_of, pin_plan
-from zoo_core.files.fetch import Progress as Download
+from zoo_core.files.fetch import DELTA, DownloadProgress, fetch_run, files_of, pin_plan
 from zoo_core.lock import lock_of, part_key, read_pins, write_lock
 from zoo_core.model.build import build, build_backbone, check_outline
 from zoo_core.model.learner import Learner
@@ -35,7 +34,7 @@ from zoo_core.results.store import Result, RunLock, append
 from zoo_core.runs.backbones import base_plan
 from zoo_core.runs.export import exporter, write_plain
 from zoo_core.runs.folder import StoredRun, load_stored, load_together, read_run, save_run
-from zoo_core.runs.inference import Failure, Item, Pool, Prediction, embedded, predicted
+from zoo_core.runs.inference import Item, Pool, Prediction, SkippedItem, embedded, predicted
 from zoo_core.spec.parser import Spec, parse_part
 from zoo_core.toolkit.table_encoding import Encoding, encoding_of
 from zoo_core.training.gradient import MemoryOptions
@@ -111,7 +110,9 @@ def _is_published(spec: object) -> bool:
     return isinstance(spec, str | Spec) and str(spec).startswith(PUBLISHED) and not {*"+("} & {*str(spec)}
 
 
-def _files(plan: Plan, *, offline: bool = False, progress: Callable[[Download], None] | None = None) -> dict[str, Path]:
+def _files(
+    plan: Plan, *, offline: bool = False, progress: Callable[[DownloadProgress], None] | None = None
+) -> dict[str, Path]:
     """The folder of each part that has files, by its key in a lock; those of the runs that its backbone is too."""
     found: dict[str, Path] = {}
     below: Plan | None = plan
@@ -130,7 +131,7 @@ def fetch(
     task: str | TaskRecipe | None = None,
     lock: str | Path | None = None,
     frozen: bool = False,
-    progress: Callable[[Download], None] | None = None,
+    progress: Callable[[DownloadProgress], None] | None = None,
 ) -> dict[str, Path]:
     """Downloads and verifies all that a spec is built from; the folder of each part. Then it works with no network.
 
@@ -284,7 +285,7 @@ def fit(
     frozen: bool = False,
     micro_batch: int | str | None = None,
     checkpoint_activations: bool = False,
-    report: Callable[[Report], None] = lambda _: None,
+    report: Callable[[TrialProgress], None] = lambda _: None,
 ) -> tuple[Learner, Result]:
     """Fits one model, its learning rate chosen on validation; stores it when `out` names a folder.
 
@@ -509,8 +510,8 @@ def _encoded(row: Any, encoding: Encoding | None) -> Any:
     return encoding.encode(row)
 
 
-def _raised(found: Found | Failure) -> Found:
-    if isinstance(found, Failure):
+def _raised(found: Found | SkippedItem) -> Found:
+    if isinstance(found, SkippedItem):
         raise found.error
     return found
 

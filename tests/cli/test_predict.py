@@ -22,7 +22,7 @@ from zoo_core.cli import main
 from zoo_core.cli.inputs import Inputs
 from zoo_core.cli.lines import Lines
 from zoo_core.contracts import Modality, Target
-from zoo_core.runs.inference import Failure, Item, Prediction, Word
+from zoo_core.runs.inference import Item, Prediction, SkippedItem, Word
 from zoo_core.toolkit.table_encoding import Encoding
 
 Shown = tuple[int, str, list[str]]
@@ -540,7 +540,7 @@ def test_a_file_that_may_not_be_read_is_a_row(tmp_path: Path, monkeypatch: pytes
     modalities: tuple[Modality, ...] = ("text", "table")
     for modality in modalities:
         (one,) = Inputs([str(tmp_path / "x")], modality).items()
-        assert isinstance(one, Failure)
+        assert isinstance(one, SkippedItem)
         assert (one.error.exit_code, str(one.error)) == (4, f"{tmp_path / 'x'} may not be read; change its rights")
 
 

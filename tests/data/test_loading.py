@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
-from zoo_core.benchmark.trial import Report, run_trial
+from zoo_core.benchmark.trial import TrialProgress, run_trial
 from zoo_core.contracts import Batch, Preparation, Split, Target
 from zoo_core.data.augmentation import AUGMENTATIONS
 from zoo_core.data.decoding import decode
@@ -229,7 +229,7 @@ def test_the_test_split_is_not_touched_before_the_choice(own_validation: bool) -
     splits = dict(ToyTask().splits) | {"test": Untouchable()}
     if not own_validation:
         del splits["val"]
-    seen: list[Report] = []
+    seen: list[TrialProgress] = []
     plan = toy_plan(learning_rates=(1e-3, 1e-2, 1e-1), budget=Budget(epochs=2, patience=1, batch_size=20))
     with pytest.raises(Touched):
         run_trial(plan, data=Data(splits), report=seen.append)

@@ -234,7 +234,7 @@ def test_a_backbone_that_cannot_be_had_is_rows_and_the_others_run(far: Far, monk
 
 def test_what_is_fetched_needs_no_network_afterwards(far: Far, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[int] = []
-    folders = zoo_core.fetch(f"{NAME}+full", progress=lambda news: told.append(news.done_bytes))
+    folders = zoo_core.fetch(f"{NAME}+full", progress=lambda event: told.append(event.done_bytes))
     assert folders.keys() == {f"backbone:{NAME}"}
     assert (folders[f"backbone:{NAME}"] / "model.safetensors").read_bytes() == far.files["model.safetensors"]
     assert told

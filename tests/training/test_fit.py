@@ -24,7 +24,7 @@ from zoo_core.plan.plan import Budget, Plan
 from zoo_core.testing.recipes import ToyAdapter, ToyBackbones, ToyHeads, ToyHint, ToyMemory, ToyOpen, ToyTasks, toy_plan
 from zoo_core.testing.toys import ToySplit
 from zoo_core.toolkit.preparations import ImagePreparation
-from zoo_core.training.fit import Fitted, Progress, calibrate, fit
+from zoo_core.training.fit import FitProgress, Fitted, calibrate, fit
 from zoo_core.training.metrics import predict
 
 MAP = ToyBackbones(kind="map")
@@ -233,12 +233,12 @@ def test_each_target_is_learnt(kind: Any, backbone: ToyBackbones) -> None:
 
 
 def test_progress_tells_of_every_step() -> None:
-    told: list[Progress] = []
+    told: list[FitProgress] = []
     plan = toy_plan(budget=SHORT)
     _, found = fitted(plan, progress=told.append)
-    assert [news.step for news in told] == list(range(1, found.num_steps + 1))
-    assert {news.num_steps for news in told} == {found.num_steps}
-    assert all(math.isfinite(news.loss) and news.examples_per_second > 0 for news in told)
+    assert [progress.step for progress in told] == list(range(1, found.num_steps + 1))
+    assert {progress.num_steps for progress in told} == {found.num_steps}
+    assert all(math.isfinite(progress.loss) and progress.examples_per_second > 0 for progress in told)
 
 
 # -- one seed, one result -------------------------------------------------------------------------------------------

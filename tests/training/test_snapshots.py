@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import zoo_core
-from zoo_core.benchmark.trial import Chosen, Report, choose
+from zoo_core.benchmark.trial import Chosen, TrialProgress, choose
 from zoo_core.contracts import Context, Target, Weights
 from zoo_core.errors import AccessError, DivergedError, IntegrityError, UsageError
 from zoo_core.model.build import build
@@ -73,7 +73,7 @@ def chosen_of(plan: Plan, unfinished: UnfinishedFit | None = None, stop: int | N
     """Fits the candidates; a Ctrl-C comes after so many steps, all candidates counted."""
     steps = 0
 
-    def report(news: Report) -> None:
+    def report(trial: TrialProgress) -> None:
         nonlocal steps
         steps += 1
         if steps == stop:
@@ -355,9 +355,9 @@ SPEC, TASK = "starter/vit-nano+partial(n=1)", "digits(shots=2)"
 SHORT = Budget(epochs=2, num_rates=2, batch_size=10)
 
 
-def interrupting(step: int) -> Callable[[Report], None]:
-    def report(news: Report) -> None:
-        if (news.candidate, news.progress.step) == (2, step):
+def interrupting(step: int) -> Callable[[TrialProgress], None]:
+    def report(trial: TrialProgress) -> None:
+        if (trial.candidate, trial.progress.step) == (2, step):
             raise KeyboardInterrupt
 
     return report

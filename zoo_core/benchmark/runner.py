@@ -24,8 +24,8 @@ from zoo_core.results.outdated import marks
 from zoo_core.results.store import Result, RunLock, amend, append, latest, read
 
 if TYPE_CHECKING:
-    from zoo_core.benchmark.trial import Report
-    from zoo_core.files.fetch import Progress
+    from zoo_core.benchmark.trial import TrialProgress
+    from zoo_core.files.fetch import DownloadProgress
     from zoo_core.registry.bind import Bound
 
 __all__ = ["RunEvent", "open_grid", "prepare_folder", "run_grid"]
@@ -45,9 +45,9 @@ class RunEvent:
     done: int
     total: int
     superseded: int = 0
-    download: Progress | None = None
+    download: DownloadProgress | None = None
     plan: Plan | None = None
-    report: Report | None = None
+    report: TrialProgress | None = None
     result: Result | None = None
 
 
@@ -142,7 +142,7 @@ def prepare_folder(out: Path) -> None:
         raise AccessError(f"{out} cannot be made ({error.strerror}); give --out another folder") from error
 
 
-def _fetch(plans: Sequence[Plan], report: Callable[[Progress], None]) -> list[tuple[Plan, str]]:
+def _fetch(plans: Sequence[Plan], report: Callable[[DownloadProgress], None]) -> list[tuple[Plan, str]]:
     """Gets the files of all plans before any of them runs; those whose files cannot be had, with the reason.
 
     A part that must be looked at before its weights are fetched is left to the worker that builds it.

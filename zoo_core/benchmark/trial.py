@@ -28,12 +28,12 @@ from zoo_core.lock import part_key
 from zoo_core.model.build import build
 from zoo_core.model.learner import Learner
 from zoo_core.plan.plan import Plan
-from zoo_core.registry.local_plugins import files_of
+from zoo_core.registry.local_plugins import plugin_hashes
 from zoo_core.registry.recipe_checks import plugin_call
 from zoo_core.registry.registry import Bound
 from zoo_core.results.store import Result
 from zoo_core.spec.parser import Part
-from zoo_core.training.fit import Fitted, Progress, calibrate, fit
+from zoo_core.training.fit import FitProgress, Fitted, calibrate, fit
 from zoo_core.training.gradient import MemoryOptions, moving, projectors, put
 from zoo_core.training.metrics import predict, score
 from zoo_core.training.snapshots import SaveSnapshot, Snapshot, UnfinishedFit
@@ -48,7 +48,7 @@ from zoo_core.training.timing import (
 
 __all__ = [
     "Chosen",
-    "Report",
+    "TrialProgress",
     "choose",
     "open_task",
     "plain_loader",
@@ -62,12 +62,12 @@ PACKAGES = ("zoo-core", "torch", "torchvision", "numpy", "safetensors")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
-    """Progress of a trial: which candidate of how many, and where its fit stands."""
+class TrialProgress:
+    """FitProgress of a trial: which candidate of how many, and where its fit stands."""
 
     candidate: int
     num_candidates: int
-    progress: Progress
+    progress: FitProgress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ def run_trial(
     data: TaskData | None = None,
     device: torch.device | str = "cpu",
     num_workers: int = 0,
-    report: Callable[[Report], None] = lambda _: None,
+    report: Callable[[TrialProgress], None] = lambda _: None,
     unfinished: UnfinishedFit | None = None,
     memory: MemoryOptions | None = None,
 ) -> tuple[Result, Learner, Splits]:
@@ -138,7 +138,7 @@ def run_trial(
         score=found,
         split="test",
         num_examples=splits.test.num,
-        chosen=_told(chosen),
+        chosen=_chosen_row(chosen),
         num_trainable=trainable,
         num_parameters=total,
         train_seconds=chosen.train_seconds,
@@ -170,7 +170,7 @@ def choose(
     *,
     device: torch.device,
     num_workers: int = 0,
-    report: Callable[[Report], None] = lambda _: None,
+    report: Callable[[TrialProgress], None] = lambda _: None,
     unfinished: UnfinishedFit | None = None,
     memory: MemoryOptions | None = None,
 ) -> Chosen:
@@ -200,8 +200,8 @@ def choose(
             learner.load_delta(start)
             put(projectors(learner), trained_beside)
 
-        def tell(progress: Progress, position: int = position) -> None:
-            report(Report(candidate=position + 1, num_candidates=len(rates), progress=progress))
+        def tell(progress: FitProgress, position: int = position) -> None:
+            report(TrialProgress(candidate=position + 1, num_candidates=len(rates), progress=progress))
 
         def save_snapshot(make: Callable[[], Snapshot]) -> None:
             if unfinished is not None:
@@ -309,7 +309,7 @@ def _fit_candidate(
     fitting: Loader,
     validating: Loader,
     rate: float | None,
-    progress: Callable[[Progress], None],
+    progress: Callable[[FitProgress], None],
     state: Snapshot | None,
     save_snapshot: SaveSnapshot,
     memory: MemoryOptions | None,
@@ -379,7 +379,7 @@ def plain_loader(
     )
 
 
-def _told(chosen: Chosen) -> dict[str, Any]:
+def _chosen_row(chosen: Chosen) -> dict[str, Any]:
     """What validation chose, every candidate, and the micro-batch where one was asked for."""
     micro = {} if chosen.fitted.micro_batch is None else {"micro_batch": chosen.fitted.micro_batch}
     return {**chosen.candidates[chosen.best], **micro, "candidates": list(chosen.candidates)}
@@ -422,7 +422,7 @@ def provenance(plan: Plan, device: torch.device | str) -> Result:
         task=str(plan.task.canonical()) if plan.task else "",
         seed=plan.seed,
         weights=weights_of(plan),
-        unpublished=files_of(plan.parts),
+        unpublished=plugin_hashes(plan.parts),
         sources=plan.contents,
     )
 

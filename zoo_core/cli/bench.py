@@ -30,7 +30,7 @@ from zoo_core.spec.paths import is_path
 if TYPE_CHECKING:
     from zoo_core.benchmark.grid import Suite
     from zoo_core.benchmark.runner import RunEvent
-    from zoo_core.files.fetch import Progress as Download
+    from zoo_core.files.fetch import DownloadProgress
 
 __all__ = ["bench", "report"]
 
@@ -219,19 +219,17 @@ def _watching(name: str, folder: Path) -> Iterator[Callable[[RunEvent], None]]:
             if event.download is not None:
                 progress.update(bar, now=_arriving(event.download))
             if event.report is not None and event.plan is not None:
-                step = event.report.progress
-                progress.update(
-                    bar, now=f"{event.plan.spec} seed {event.plan.seed} {step.examples_per_second:.0f} ex/s"
-                )
+                plan, rate = event.plan, event.report.progress.examples_per_second
+                progress.update(bar, now=f"{plan.spec} seed {plan.seed} {rate:.0f} ex/s")
             if event.result is not None:
-                progress.console.print(_told(event), highlight=False, style="dim")
+                progress.console.print(_result_line(event), highlight=False, style="dim")
 
         yield watch
 
 
 def _line(event: RunEvent) -> None:
     if event.result is not None:
-        click.echo(_told(event), err=True)
+        click.echo(_result_line(event), err=True)
     elif event.plan is None and event.download is None:
         if event.superseded:
             click.echo(_superseded(event), err=True)
@@ -243,11 +241,11 @@ def _superseded(event: RunEvent) -> str:
     return f"{count} superseded: what they were made from holds something else now; `zoo report` tells more"
 
 
-def _arriving(download: Download) -> str:
+def _arriving(download: DownloadProgress) -> str:
     return f"{download.repository} {download.file} {download.done_bytes / max(1, download.total_bytes):.0%}"
 
 
-def _told(event: RunEvent) -> str:
+def _result_line(event: RunEvent) -> str:
     result = event.result
     assert result is not None, "told of a result"
     outcome = f"{result.metric} {result.score:.4g}" if result.score is not None else f"{result.status}: {result.reason}"

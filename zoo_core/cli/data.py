@@ -49,7 +49,7 @@ def data(path: str, as_json: bool) -> int:
         raise UsageError(f"{part} does not read files of yours; `zoo show {part.name}` tells of it")
     source = recipe.source()
     found = recipe.survey(Path(source.folder if source is not None and source.folder else "."))
-    click.echo(json.dumps({"task": str(part), **asdict(found)}, indent=2) if as_json else _text(part, found))
+    click.echo(json.dumps({"task": str(part), **asdict(found)}, indent=2) if as_json else _survey_text(part, found))
     return UsageError.exit_code if found.problems else 0
 
 
@@ -87,7 +87,7 @@ def _part(text: str) -> Part:
     return task_part(f"./{text}")
 
 
-def _text(part: Part, found: Survey) -> str:
+def _survey_text(part: Part, found: Survey) -> str:
     lines = [str(part)]
     kind = f"{found.target.kind}, {found.target.size} outputs"
     rows: list[tuple[str, str]] = [

@@ -112,7 +112,7 @@ def predict(
     with held_back():
         from zoo_core.cli.inputs import Inputs, check_given
         from zoo_core.runs.folder import load_stored
-        from zoo_core.runs.inference import Failure, predicted
+        from zoo_core.runs.inference import SkippedItem, predicted
 
     device = check_device(device)
     prepare_process(threads)
@@ -135,7 +135,7 @@ def predict(
     with _counting(run, inputs.num, shown=not sys.stdout.isatty()) as count, closing(found):
         for one in found:
             num += 1
-            if isinstance(one, Failure):
+            if isinstance(one, SkippedItem):
                 num_failed += 1
                 lines.fail(one.item, str(one.error))
             else:
@@ -184,7 +184,7 @@ def embed(
     with held_back():
         from zoo_core.cli.features import check_out, open_features
         from zoo_core.cli.inputs import Inputs, check_given
-        from zoo_core.runs.inference import Failure, embedded
+        from zoo_core.runs.inference import SkippedItem, embedded
 
     device = check_device(device)
     prepare_process(threads)
@@ -213,7 +213,7 @@ def embed(
     with open_features(out) as rows, _counting(model, inputs.num, shown=True) as count, closing(found):
         for one in found:
             num += 1
-            if isinstance(one, Failure):
+            if isinstance(one, SkippedItem):
                 num_failed += 1
                 tell(one.item, str(one.error))
             else:

@@ -39,7 +39,7 @@ from zoo_core.contracts.values import (
     TaskData,
 )
 from zoo_core.contracts.vocabulary import (
-    KINDS,
+    FEATURE_KINDS,
     METRICS,
     MODALITIES,
     PART_KINDS,
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from zoo_core.contracts.modules import LoadedBackbone as LoadedBackbone  # there is none without torch
 
 __all__ = [
-    "KINDS",
+    "FEATURE_KINDS",
     "METRICS",
     "MODALITIES",
     "PART_KINDS",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 __all__ = [
-    "KINDS",
+    "FEATURE_KINDS",
     "METRICS",
     "MODALITIES",
     "PART_KINDS",
@@ -36,7 +36,7 @@ Change = Literal["base", "added", "objective", "schedule"]  # what an adapter to
 Trust = Literal["pickle", "code"]  # what an argument may allow: that pickles are read, that foreign code runs
 
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
-KINDS: tuple[Kind, ...] = get_args(Kind)
+FEATURE_KINDS: tuple[Kind, ...] = get_args(Kind)
 TARGET_KINDS: tuple[TargetKind, ...] = get_args(TargetKind)
 PART_KINDS: tuple[PartKind, ...] = get_args(PartKind)
 TRUSTS: tuple[Trust, ...] = get_args(Trust)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any, get_args
 
 from zoo_core._process.interrupts import raise_interrupt
-from zoo_core.contracts import KINDS, METRICS, MODALITIES, ROLES, TARGET_KINDS, Change, Seam
+from zoo_core.contracts import FEATURE_KINDS, METRICS, MODALITIES, ROLES, TARGET_KINDS, Change, Seam
 from zoo_core.errors import PluginError, ZooError, nearest
 from zoo_core.registry.bind import Bound
 from zoo_core.registry.trust import speaking_for
@@ -26,7 +26,7 @@ TRAINING: frozenset[Change] = frozenset({"base", "added"})  # what needs a gradi
 def check_head(head: Bound) -> None:
     """Raises PluginError when a head does not say what it consumes and predicts, and how it is fitted."""
     recipe = head.recipe
-    _check_words(head, "consumes", KINDS, [_declared(head, "consumes")])
+    _check_words(head, "consumes", FEATURE_KINDS, [_declared(head, "consumes")])
     _check_words(head, "predicts", TARGET_KINDS, _declared(head, "predicts"))
     _check_words(head, "fit", ("gradient", "closed_form"), [_declared(head, "fit")])
     if recipe.fit == "gradient":
@@ -35,7 +35,7 @@ def check_head(head: Bound) -> None:
 
 def check_adapter(adapter: Bound) -> None:
     """Raises PluginError when an adapter does not say what it accepts, needs and changes, and at which rates."""
-    _check_words(adapter, "accepts", KINDS, _declared(adapter, "accepts"))
+    _check_words(adapter, "accepts", FEATURE_KINDS, _declared(adapter, "accepts"))
     _check_words(adapter, "seams", get_args(Seam), _declared(adapter, "seams"))
     _check_words(adapter, "needs", ROLES, (role for roles in _declared(adapter, "needs") for role in roles))
     _check_words(adapter, "changes", get_args(Change), _declared(adapter, "changes"))

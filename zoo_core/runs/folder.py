@@ -102,9 +102,9 @@ def read_run(path: Path, *, needs_task: bool = True) -> StoredRun:
         raise IncompatibleError(f"{file} has format {table.get('format')!r}, this zoo-core reads {FORMAT}; upgrade it")
     try:
         target = _target(table["target"])
-        delta = FileHash(sha256=_text(table["delta"]["sha256"]), size=int(table["delta"]["size"]))
-        spec, budget = parse(_text(table["spec"])), budget_from(table["budget"])
-        task = parse_part(_text(table["task"])) if table["task"] is not None else None
+        delta = FileHash(sha256=_string(table["delta"]["sha256"]), size=int(table["delta"]["size"]))
+        spec, budget = parse(_string(table["spec"])), budget_from(table["budget"])
+        task = parse_part(_string(table["task"])) if table["task"] is not None else None
         base_digest, seed, parts = table["base_digest"], int(table["seed"]), list(table["parts"])
         num_columns = None if table["num_columns"] is None else int(table["num_columns"])
         encoding = encoding_from(table["encoding"]) if "encoding" in table else None
@@ -219,7 +219,7 @@ def _table(file: Path) -> dict[str, Any]:
 
 
 def _target(table: Mapping[str, Any]) -> Target:
-    kind, size, names = table["kind"], table["size"], tuple(map(_text, table["names"]))
+    kind, size, names = table["kind"], table["size"], tuple(map(_string, table["names"]))
     if kind not in TARGET_KINDS:
         raise ValueError(f"unknown target kind {kind!r}")
     if type(size) is not int or size < 1 or (names and len(names) != size):
@@ -227,7 +227,7 @@ def _target(table: Mapping[str, Any]) -> Target:
     return Target(kind=kind, size=size, names=names)
 
 
-def _text(value: object) -> str:
+def _string(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r:.40} is not text")
     return value

@@ -125,24 +125,24 @@ def encoding_from(table: Mapping[str, Any]) -> Encoding:
     columns: list[Number | Category] = []
     for row in table["columns"]:
         if "shown" in row:
-            shown, usual = (tuple(map(_text, row[key])) for key in ("shown", "usual"))
-            columns.append(Category(name=_text(row["name"]), shown=shown, usual=usual, rare=bool(row["rare"])))
+            shown, usual = (tuple(map(_string, row[key])) for key in ("shown", "usual"))
+            columns.append(Category(name=_string(row["name"]), shown=shown, usual=usual, rare=bool(row["rare"])))
         else:
             mean, deviation = float(row["mean"]), float(row["deviation"])
             if not (math.isfinite(mean) and math.isfinite(deviation) and deviation):
                 raise ValueError(f"a column of mean {mean} and deviation {deviation}")
             columns.append(
                 Number(
-                    name=_text(row["name"]),
+                    name=_string(row["name"]),
                     mean=mean,
                     deviation=deviation,
                     scaled=bool(row["scaled"]),
                     missing=bool(row["missing"]),
                 )
             )
-    names = tuple(map(_text, table["names"]))
-    column = None if table["column"] is None else _text(table["column"])
-    return Encoding(columns=tuple(columns), names=names, separator=_text(table["separator"]), column=column)
+    names = tuple(map(_string, table["names"]))
+    column = None if table["column"] is None else _string(table["column"])
+    return Encoding(columns=tuple(columns), names=names, separator=_string(table["separator"]), column=column)
 
 
 @runtime_checkable
@@ -178,7 +178,7 @@ def number(value: Any) -> float | None:
     return found if math.isfinite(found) else None
 
 
-def _text(value: object) -> str:
+def _string(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r:.40} is not text")
     return value

@@ -21,10 +21,10 @@ from zoo_core.model.build import checksum
 from zoo_core.model.learner import Learner
 from zoo_core.plan.plan import Budget
 from zoo_core.toolkit.features import convert, joined
-from zoo_core.training.gradient import GradientTrainer, MemoryOptions, Progress
+from zoo_core.training.gradient import FitProgress, GradientTrainer, MemoryOptions
 from zoo_core.training.snapshots import SaveSnapshot, Snapshot
 
-__all__ = ["Fitted", "Progress", "calibrate", "fit"]
+__all__ = ["FitProgress", "Fitted", "calibrate", "fit"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ def fit(
     learning_rate: float | None,
     seed: int,
     validate: Callable[[Learner], float] | None = None,
-    progress: Callable[[Progress], None] = lambda _: None,
+    progress: Callable[[FitProgress], None] = lambda _: None,
     state: Snapshot | None = None,
     save_snapshot: SaveSnapshot = lambda _: None,
     memory: MemoryOptions | None = None,

@@ -30,11 +30,11 @@ from zoo_core.training.micro_batches import check_divides, num_items, piece, pie
 from zoo_core.training.snapshots import SaveSnapshot, Snapshot, laid_out_like
 from zoo_core.training.timing import Stopwatch, autocast, precision_of
 
-__all__ = ["GradientTrainer", "MemoryOptions", "Progress", "moving", "projectors"]
+__all__ = ["FitProgress", "GradientTrainer", "MemoryOptions", "moving", "projectors"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class FitProgress:
     """Where a fit stands after a step: steps done of all, the last loss, and examples per second in this epoch."""
 
     step: int
@@ -112,7 +112,7 @@ class GradientTrainer:
     def run(
         self,
         validate: Callable[[Learner], float] | None,
-        progress: Callable[[Progress], None],
+        progress: Callable[[FitProgress], None],
         save_snapshot: SaveSnapshot = lambda _: None,
     ) -> None:
         """Trains for the budget's epochs, or until its patience is over, and puts the weights that are kept in place.
@@ -209,7 +209,7 @@ class GradientTrainer:
     def _is_out_of_patience(self) -> bool:
         return self._budget.patience is not None and self._waited >= self._budget.patience
 
-    def _train_epoch(self, progress: Callable[[Progress], None]) -> Batch:
+    def _train_epoch(self, progress: Callable[[FitProgress], None]) -> Batch:
         """One epoch; its last batch. Raises DivergedError where the mean loss is no finite number."""
         learner, device, epoch = self._learner, self._loader.device, len(self.losses)
         learner.train()
@@ -227,7 +227,9 @@ class GradientTrainer:
             self._unseen = {name: parameter for name, parameter in self._unseen.items() if parameter.grad is None}
             if device.type == "cpu" or self.step % 10 == 0 or self.step == self.num_steps:
                 rate = (self.step - before) * self._loader.batch_size / (time.perf_counter() - started)
-                progress(Progress(step=self.step, num_steps=self.num_steps, loss=float(loss), examples_per_second=rate))
+                progress(
+                    FitProgress(step=self.step, num_steps=self.num_steps, loss=float(loss), examples_per_second=rate)
+                )
         self.losses.append(float(total) / self._loader.num_batches)
         if not math.isfinite(self.losses[-1]):
             raise DivergedError(

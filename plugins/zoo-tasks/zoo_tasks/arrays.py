@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from zoo_core.contracts import Modality, Source, Target, TaskData
 from zoo_core.errors import UsageError, nearest
 from zoo_core.spec.paths import Survey
-from zoo_tasks.reading import File, files_of
+from zoo_tasks.reading import File, table_files
 
 if TYPE_CHECKING:
     from zoo_tasks.matrices import Matrices
@@ -112,7 +112,7 @@ class Npz:
 
     def files(self) -> tuple[File, ...]:
         """Its files, and the split of each."""
-        return files_of(Path(self.path).expanduser(), (".npz",), self.pattern)
+        return table_files(Path(self.path).expanduser(), (".npz",), self.pattern)
 
     def arrays(self) -> tuple[str, str]:
         """The names of the inputs and of the targets."""

@@ -54,7 +54,7 @@ def write(key: str, rows: Iterable[Mapping[str, Any]], schema: pa.Schema, *, bat
     from datasets.arrow_writer import ArrowWriter
 
     features = datasets.Features.from_arrow_schema(schema)
-    with _told(path), replacing(path) as fresh, ArrowWriter(path=fresh, features=features) as writer:
+    with _write_errors(path), replacing(path) as fresh, ArrowWriter(path=fresh, features=features) as writer:
         held: list[Mapping[str, Any]] = []
         for row in rows:
             held.append(row)
@@ -68,12 +68,12 @@ def write(key: str, rows: Iterable[Mapping[str, Any]], schema: pa.Schema, *, bat
 
 def put(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Has `write` make a file below the cache folder, which appears whole, however many processes make it at once."""
-    with _told(path), replacing(path) as fresh, open(fresh, "wb") as stream:  # noqa: PTH123 - it is text
+    with _write_errors(path), replacing(path) as fresh, open(fresh, "wb") as stream:  # noqa: PTH123 - it is text
         write(stream)
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

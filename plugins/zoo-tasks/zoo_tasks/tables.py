@@ -19,7 +19,7 @@ from zoo_core.errors import UsageError
 from zoo_core.spec.paths import AUDIO, PICTURES, Survey
 from zoo_tasks.columns import LOOKED_AT, Columns, Given, infer
 from zoo_tasks.folders import globs
-from zoo_tasks.reading import File, Form, Row, files_of, rows_of
+from zoo_tasks.reading import File, Form, Row, rows_of, table_files
 
 if TYPE_CHECKING:
     from zoo_tasks.rows import Rows
@@ -196,7 +196,7 @@ def _layout(
     where = Path(path).expanduser()
     targets = (target,) if isinstance(target, str) else target or ()
     given = Given(target=targets, kind=None if kind == "auto" else kind, **named)  # type: ignore[arg-type]
-    return Layout(path=where, files=files_of(where, suffixes, pattern), form=form, given=given)
+    return Layout(path=where, files=table_files(where, suffixes, pattern), form=form, given=given)
 
 
 class Reads:
@@ -389,7 +389,7 @@ class Conll(Reads):
     def layout(self) -> Layout:
         """Its files, and what is said of them."""
         where = Path(self.path).expanduser()
-        files = files_of(where, self.SUFFIXES, self.pattern)
+        files = table_files(where, self.SUFFIXES, self.pattern)
         word, tag = self.columns or (1, _tag_column(files[0].path, _stamp(files[0].path), self.encoding))
         if min(word, tag) < 1 or word == tag:
             raise UsageError(f"columns=[{word},{tag}]: two different columns, counted from 1")
