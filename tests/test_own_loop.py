@@ -489,7 +489,7 @@ def test_class_weights_weigh_the_loss() -> None:
     assert torch.allclose(plain.loss(output, batch), each.mean())
     assert weighed.target.names == ("a", "b", "c")
     assert weighed.delta().keys() == plain.delta().keys(), "the objective is not stored"
-    labels = zoo_core.load(SPECS[0], target=Target(kind="labels", size=2), class_weights=(2, 0))
+    labels = zoo_core.load(SPECS[0], target=Target(kind="multilabel", size=2), class_weights=(2, 0))
     found = labels(inputs)
     batch = Batch(inputs=inputs, target=torch.tensor([[0.0, 1], [1, 0], [1, 1]]))
     first = nn.functional.binary_cross_entropy_with_logits(found.predictions[:, 0], batch.target[:, 0])
@@ -504,7 +504,7 @@ def test_class_weights_are_one_for_each_class(wrong: Any) -> None:
 
 def test_values_have_no_class_weights() -> None:
     with pytest.raises(UsageError, match="class_weights are for classes and labels"):
-        zoo_core.load(SPECS[0], target=Target(kind="values", size=1), class_weights=[1])
+        zoo_core.load(SPECS[0], target=Target(kind="regression", size=1), class_weights=[1])
 
 
 # -- silent, and by itself --------------------------------------------------------------------------------------------

@@ -155,12 +155,12 @@ def _wanted(num_classes: object, classes: object, target: object) -> Target:
             raise UsageError(f"num_classes is a whole number, 2 or more, found {num_classes!r:.60}")
         target = Target(kind="classes", size=int(num_classes))
     if not isinstance(target, Target):
-        raise UsageError(f'target is a zoo_core.Target, as Target(kind="values", size=1), found {target!r:.60}')
+        raise UsageError(f'target is a zoo_core.Target, as Target(kind="regression", size=1), found {target!r:.60}')
     if type(target.size) is not int or target.size < 1:
         raise UsageError(f"the number of outputs is {target.size}; allowed: 1 or more")
     if target.kind == "classes" and target.size < 2:
         raise UsageError(
-            'a classifier has 2 classes or more, found 1; for one yes or no: Target(kind="labels", size=1)'
+            'a classifier has 2 classes or more, found 1; for one yes or no: Target(kind="multilabel", size=1)'
         )
     return target
 
@@ -169,7 +169,7 @@ def _weights(given: Sequence[float] | None, target: Target) -> Tensor | None:
     """float [C]. Raises UsageError unless it is one number for each class or label, none below 0."""
     if given is None:
         return None
-    if target.kind == "values":
+    if target.kind == "regression":
         raise UsageError("class_weights are for classes and labels, and the target is values")
     try:
         weights = torch.tensor([float(weight) for weight in given])

@@ -324,7 +324,7 @@ def test_a_closed_form_head_trains_nothing() -> None:
 
 
 def test_values_get_a_head_in_their_units() -> None:
-    learner = build(toy_plan(task=ToyTasks(kind="values", size=2)))
+    learner = build(toy_plan(task=ToyTasks(kind="regression", size=2)))
     assert isinstance(learner.heads["main"], ScaledHead)
 
 

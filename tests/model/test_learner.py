@@ -27,8 +27,8 @@ def batch_of(learner: Learner, num: int = 6, seed: int = 1) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     target = {
         "classes": torch.arange(num) % 3,
-        "labels": torch.eye(3)[torch.arange(num) % 3],
-        "values": torch.randn(num, 3, generator=generator),
+        "multilabel": torch.eye(3)[torch.arange(num) % 3],
+        "regression": torch.randn(num, 3, generator=generator),
     }[learner.target.kind]
     dtype = next(learner.parameters()).dtype
     x = torch.randn(num, 3, 8, 8, generator=generator).to(dtype)
@@ -463,12 +463,12 @@ def test_a_closed_form_head_takes_a_delta_of_any_length(num: int, before: int) -
     assert learner.delta()["heads.main.bank"].max() < 9, "a loaded delta is a copy"
 
 
-@pytest.mark.parametrize("kind", ["classes", "values"])
+@pytest.mark.parametrize("kind", ["classes", "regression"])
 def test_a_closed_form_head_that_nothing_has_fitted_gives_no_predictions(kind: Any) -> None:
     """The units of values are known before the head is fitted, and do not make it fitted."""
     learner = learner_of(head=ToyMemory(), kind="tokens", target=Target(kind=kind, size=3))
     batch = batch_of(learner)
-    if kind == "values":
+    if kind == "regression":
         learner.fit_scale(batch.target)
     twin = copy.deepcopy(learner)
     for unfitted in (learner, twin):
@@ -548,7 +548,7 @@ def test_a_learner_for_use_has_no_loss() -> None:
     assert breaches(learner.train(), True) == []
 
 
-@pytest.mark.parametrize("kind", ["classes", "labels", "values"])
+@pytest.mark.parametrize("kind", ["classes", "multilabel", "regression"])
 @pytest.mark.parametrize("size", [1, 3])
 def test_a_float64_learner_stays_float64(kind: Any, size: int) -> None:
     learner = learner_of(ToyOpen(), task=ToyTasks(kind=kind, size=size)).double()
@@ -627,7 +627,7 @@ def test_a_scale_follows_its_parameter_through_wrapping_and_copies(wrap: Callabl
 
 
 def values_learner(size: int = 2) -> Learner:
-    return learner_of(task=ToyTasks(kind="values", size=size))
+    return learner_of(task=ToyTasks(kind="regression", size=size))
 
 
 def test_values_are_in_units_of_the_training_targets() -> None:

@@ -60,7 +60,7 @@ def learner_of(backbone: nn.Module, dim: int, target: Target) -> Learner:
     """A learner with a linear head on pooled features, or on each token for token classes."""
     torch.manual_seed(0)
     head: nn.Module = Head(dim, target.size or 0)
-    if target.kind == "values":
+    if target.kind == "regression":
         head = ScaledHead(head, target.size or 0)
     kind: Kind = "tokens" if target.kind == "token_classes" else "pooled"
     return Learner(backbone, head, kind, default_objective(target, head), target)
@@ -130,10 +130,10 @@ def test_a_batch_of_failures_alone_is_no_pass() -> None:
 
 def test_labels_are_those_above_one_half_and_values_have_their_names() -> None:
     item = Item(name="x", raw=[1.0, 2.0])
-    (labels,) = predicted(learner_of(Sum(), 2, Target(kind="labels", names=("p", "q"))), [item])
+    (labels,) = predicted(learner_of(Sum(), 2, Target(kind="multilabel", names=("p", "q"))), [item])
     assert isinstance(labels, Prediction)
     assert labels.labels == tuple(name for name, score in zip("pq", labels.scores, strict=True) if score > 0.5)
-    (values,) = predicted(learner_of(Sum(), 2, Target(kind="values", names=("p", "q"))), [item])
+    (values,) = predicted(learner_of(Sum(), 2, Target(kind="regression", names=("p", "q"))), [item])
     assert isinstance(values, Prediction)
     assert values.labels == ("p", "q")
 

@@ -130,7 +130,7 @@ def test_a_closed_form_fit_makes_one_pass_over_the_data_and_no_graph() -> None:
     assert (predictions.argmax(1) == loader.targets).all(), "each training example is its own nearest"
 
 
-@pytest.mark.parametrize("kind", ["labels", "values"])
+@pytest.mark.parametrize("kind", ["multilabel", "regression"])
 def test_a_closed_form_head_is_fitted_to_other_targets(kind: Any) -> None:
     plan = toy_plan(head=ToyMemory(), task=ToyTasks(kind=kind, size=2))
     learner = build(plan)
@@ -218,7 +218,7 @@ def test_a_fit_is_the_loop_that_anybody_would_write() -> None:
     assert found.losses == pytest.approx(means, rel=1e-6)  # a float32 sum against a float64 one
 
 
-@pytest.mark.parametrize("kind", ["classes", "labels", "values"])
+@pytest.mark.parametrize("kind", ["classes", "multilabel", "regression"])
 @pytest.mark.parametrize("backbone", [ToyBackbones(), MAP])
 def test_each_target_is_learnt(kind: Any, backbone: ToyBackbones) -> None:
     plan = toy_plan(
@@ -686,7 +686,7 @@ def test_after_a_fit_that_diverged_in_its_first_phase_all_is_trainable_again() -
 
 
 def test_each_candidate_goes_through_all_phases() -> None:
-    task = ToyTasks(kind="values", size=1)
+    task = ToyTasks(kind="regression", size=1)
     plan = toy_plan(*IN_THREE, backbone=MAP, budget=SHORT, learning_rates=(1e-2, 3e-2), task=task)
     data = task.open(None)
 
@@ -823,7 +823,7 @@ def test_candidates_are_scored_as_they_are_finished() -> None:
         for name, parameter in learner.heads.named_parameters():
             parameter.fill_(-1 if name.endswith("bias") else 0)
 
-    task = ToyTasks(kind="values", size=1)
+    task = ToyTasks(kind="regression", size=1)
     plan = toy_plan(Finishes(what=spoil), budget=SHORT, learning_rates=(1e-2, 1e-1), task=task)
     splits = task.open(None).splits
     chosen = choose(plan, splits["train"], splits["val"], task.target, device=torch.device("cpu"))
@@ -852,9 +852,9 @@ def test_each_candidate_starts_from_the_same_state(adapters: tuple[ToyAdapter, .
         weights=weights,
         budget=SHORT,
         learning_rates=rates,
-        task=ToyTasks(kind="values", size=1),  # a score that tells any two models apart
+        task=ToyTasks(kind="regression", size=1),  # a score that tells any two models apart
     )
-    data = ToyTasks(kind="values", size=1).open(None)
+    data = ToyTasks(kind="regression", size=1).open(None)
 
     def scores(rates: tuple[float, ...]) -> list[Any]:
         chosen = choose(
@@ -872,8 +872,10 @@ def test_each_candidate_starts_from_the_same_state(adapters: tuple[ToyAdapter, .
 
 
 def test_the_chosen_learner_is_the_one_that_was_scored() -> None:
-    plan = toy_plan(ToyOpen(), budget=SHORT, learning_rates=(1e-4, 1e-2, 1e-1), task=ToyTasks(kind="values", size=1))
-    data = ToyTasks(kind="values", size=1).open(None)
+    plan = toy_plan(
+        ToyOpen(), budget=SHORT, learning_rates=(1e-4, 1e-2, 1e-1), task=ToyTasks(kind="regression", size=1)
+    )
+    data = ToyTasks(kind="regression", size=1).open(None)
     splits = data.splits
     chosen = choose(plan, splits["train"], splits["val"], data.target, device=torch.device("cpu"))
     rate = chosen.candidates[chosen.best]["learning_rate"]
@@ -950,7 +952,7 @@ class Doubled:
         return self.plain.dummy(batch_size)
 
 
-@pytest.mark.parametrize("kind", ["classes", "labels", "values"])
+@pytest.mark.parametrize("kind", ["classes", "multilabel", "regression"])
 @pytest.mark.parametrize("backbone", [ToyBackbones(), MAP])
 def test_float64_and_float32_agree_at_first(kind: Any, backbone: ToyBackbones) -> None:
     plan = toy_plan(
@@ -971,7 +973,7 @@ def test_float64_and_float32_agree_at_first(kind: Any, backbone: ToyBackbones) -
         torch.testing.assert_close(found[0].delta()[name].double(), x.double(), rtol=1e-3, atol=3e-4)
 
 
-@pytest.mark.parametrize("kind", ["classes", "labels", "values"])
+@pytest.mark.parametrize("kind", ["classes", "multilabel", "regression"])
 def test_one_example_can_be_fitted(kind: Any) -> None:
     plan = toy_plan(ToyOpen(), task=ToyTasks(num=1, kind=kind, size=2), budget=SHORT)
     learner, found = fitted(plan)
@@ -979,7 +981,7 @@ def test_one_example_can_be_fitted(kind: Any) -> None:
     assert predict(learner, loader_of(plan, learner, "test"))[0].isfinite().all()
 
 
-@pytest.mark.parametrize(("kind", "size"), [("classes", 1), ("labels", 1), ("values", 1), ("labels", 3)])
+@pytest.mark.parametrize(("kind", "size"), [("classes", 1), ("multilabel", 1), ("regression", 1), ("multilabel", 3)])
 def test_one_output_can_be_fitted(kind: Any, size: int) -> None:
     plan = toy_plan(task=ToyTasks(num=12, kind=kind, size=max(size, 3)), budget=SHORT)
     learner = build(plan, target=replace(plan.target, size=size))
@@ -998,9 +1000,9 @@ def test_one_output_can_be_fitted(kind: Any, size: int) -> None:
 
 
 def test_values_that_do_not_vary_are_predicted() -> None:
-    plan = toy_plan(task=ToyTasks(num=12, kind="values", size=1), budget=Budget(epochs=40))
+    plan = toy_plan(task=ToyTasks(num=12, kind="regression", size=1), budget=Budget(epochs=40))
     learner = build(plan)
-    data = ToyTasks(num=12, kind="values", size=1).open(None).splits["train"]
+    data = ToyTasks(num=12, kind="regression", size=1).open(None).splits["train"]
     assert isinstance(data, ToySplit)
     loader = Loader(
         replace(data, targets=data.targets * 0 + 1234.5),

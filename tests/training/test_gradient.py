@@ -210,7 +210,7 @@ class Given:
 
 @pytest.mark.parametrize("metric", ["mean_absolute_error", "r2"])
 def test_a_trial_says_which_epoch_it_kept_and_its_score_is_of_those_weights(metric: str) -> None:
-    task = Measured(kind="values", size=1, name=metric)
+    task = Measured(kind="regression", size=1, name=metric)
     plan = toy_plan(ToyOpen(), task=task, budget=BEST, learning_rates=(3e-3, 3e-1, 30.0))
     plan = replace(plan, budget=replace(BEST, warmup=1.0))  # the rate rises to the end
     best = chosen_of(plan, task)
@@ -227,7 +227,7 @@ def test_a_trial_says_which_epoch_it_kept_and_its_score_is_of_those_weights(metr
 
 def test_test_data_choose_nothing() -> None:
     """Other test examples, targets at random: the same epochs, the same candidate, the same weights."""
-    task = ToyTasks(kind="values", size=1)
+    task = ToyTasks(kind="regression", size=1)
     plan = toy_plan(ToyOpen(), task=task, budget=BEST, learning_rates=(1e-2, 1e-1, 1.0))
     data = task.open(None)
     test = data.splits["test"]

@@ -74,14 +74,14 @@ def gradients(objective: nn.Module, x: Tensor, batches: list[Batch], rows: list[
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 7])
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("kind", ["classes", "labels", "token_classes"])
+@pytest.mark.parametrize("kind", ["classes", "multilabel", "token_classes"])
 @pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, FLOAT32), (torch.float64, FLOAT64)])
 def test_pieces_add_up_to_the_whole(kind: Any, weighted: bool, size: int, dtype: torch.dtype, allowed: float) -> None:
     draw = torch.Generator().manual_seed(0)
     shape = (7, 6, 4) if kind == "token_classes" else (7, 4)
     x = torch.randn(shape, generator=draw, dtype=dtype)
     target = torch.randint(0, 3, shape[:-1], generator=draw)
-    if kind == "labels":
+    if kind == "multilabel":
         target = torch.randint(0, 2, (7, 3), generator=draw).float()
     if kind == "token_classes":  # sentences of very different lengths, one without any word
         for row, num in enumerate([6, 1, 0, 3, 2, 6, 1]):
@@ -116,10 +116,10 @@ def test_a_mean_of_means_is_another_gradient() -> None:
 
 
 @pytest.mark.parametrize("micro", [1, 5, 16])
-@pytest.mark.parametrize("kind", ["classes", "labels", "values"])
+@pytest.mark.parametrize("kind", ["classes", "multilabel", "regression"])
 def test_a_fit_in_pieces_is_the_fit_of_whole_batches(kind: Any, micro: int) -> None:
     """The last batch of an epoch is uneven: 60 examples, 16 at a time. Without dropout, which draws for each piece."""
-    adapters = (ToyOpen(what="norms"), *((Weighs(),) if kind != "values" else ()))
+    adapters = (ToyOpen(what="norms"), *((Weighs(),) if kind != "regression" else ()))
     plan = toy_plan(*adapters, task=ToyTasks(kind=kind, size=3), budget=Budget(epochs=1, batch_size=16, warmup=1.0))
     plan = replace(plan, budget=replace(plan.budget, clip=1e9))
     whole, told = fitted(plan)

@@ -120,7 +120,7 @@ CASES: dict[str, Callable[[], Plan]] = {
 
 
 def plan_of(*adapters: Any, **more: Any) -> Plan:
-    task = ToyTasks(kind="values", size=1)  # a score that tells any two models apart
+    task = ToyTasks(kind="regression", size=1)  # a score that tells any two models apart
     given: dict[str, Any] = {"task": task, "budget": BUDGET, "learning_rates": RATES}
     return toy_plan(*adapters, **(given | more))
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from zoo_core._process.interrupts import held_back
 from zoo_core.benchmark import forking
 from zoo_core.benchmark.grid import Grid, Refusal, Suite, expand
+from zoo_core.contracts.old_words import current_text
 from zoo_core.errors import AccessError, NotFoundError, UsageError, ZooError
 from zoo_core.lock import check_lock, lock_of, part_key, pins_of, read_lock, read_pins, told_apart, write_lock
 from zoo_core.plan.plan import Plan
@@ -186,7 +187,7 @@ def _supersede(grid: Grid, out: Path) -> int:
     (out / RESULTS).touch()  # which tells from now on whose the lock is
     lock = wanted if held is None else check_lock(path, held, wanted)
     rows = read(out / RESULTS)
-    refused = [str(refusal.trial) for refusal in grid.refusals]
+    refused = [current_text(str(refusal.trial)) for refusal in grid.refusals]
     changes = marks(rows, grid.plans, refused, held=held, lock=lock)
     if changes:
         amend(out / RESULTS, changes)
@@ -214,11 +215,11 @@ def _missing(grid: Grid, known: Mapping[str, Result], *, retry: bool) -> list[Pl
 
 def _refused(refusal: Refusal) -> Result:
     """A refused trial as a result; its digest is its text, since it has no plan."""
-    trial = refusal.trial
+    trial, text = refusal.trial, current_text(str(refusal.trial))
     backbone, *rest = trial.spec.parts
     return Result(
-        trial=str(trial),
-        digest=f"refused: {trial}",
+        trial=text,
+        digest=f"refused: {text}",
         record=None,
         status="refused",
         reason=refusal.reason,
@@ -241,7 +242,7 @@ def _refused(refusal: Refusal) -> Result:
         backbone=str(backbone),
         adapters="+".join(str(part) for part in rest),
         head="",
-        task=str(trial.task),
+        task=current_text(str(trial.task)),
         seed=trial.seed,
         weights="random" if dict(backbone.arguments).get("weights") == "random" else "pretrained",
         sources={},

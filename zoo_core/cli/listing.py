@@ -8,7 +8,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 from zoo_core.errors import NotFoundError, UsageError, nearest
 from zoo_core.registry.index import PART_KINDS, Index, list_names, load_index
@@ -72,10 +72,10 @@ def _kind_and_pattern(words: Sequence[str]) -> tuple[PartKind | None, str | None
         return None, None
     if len(words) == 1:
         kind = named.get(words[0])
-        return cast("PartKind | None", kind), None if kind else words[0]
+        return kind, None if kind else words[0]
     if words[0] not in named:
         raise UsageError(f"unknown kind {words[0]!r}; allowed are {', '.join(PART_KINDS)}{nearest(words[0], named)}")
-    return cast("PartKind", named[words[0]]), words[1]
+    return named[words[0]], words[1]
 
 
 def _nothing(index: Index, kind: str | None, pattern: str | None) -> str:

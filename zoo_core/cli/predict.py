@@ -279,10 +279,10 @@ def _check_scores(target: Target, top_k: int | None, all_scores: bool) -> None:
     flag = "--all-scores" if top_k is None else "--top-k"
     if top_k is not None and all_scores:
         raise UsageError("--top-k and --all-scores: give one of them")
-    if target.kind not in ("classes", "labels"):
-        raise UsageError(f"{flag} is for classes and labels, and this model predicts {target.kind}")
+    if target.kind not in ("classes", "multilabel"):
+        raise UsageError(f"{flag} is for classes and multilabel, and this model predicts {target.kind}")
     if top_k is not None and not 1 <= top_k <= (target.size or 0):
-        raise UsageError(f"--top-k {top_k}: allowed: 1 to {target.size}, the number of {target.kind}")
+        raise UsageError(f"--top-k {top_k}: allowed: 1 to {target.size}, the number of its outputs")
 
 
 def _finish(passed: str | None, num: int, num_failed: int) -> None:

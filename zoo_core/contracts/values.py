@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from zoo_core.contracts.old_words import current_word
 from zoo_core.contracts.vocabulary import Kind, Raw, TargetKind
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class Target:
     names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", current_word(self.kind))
         if self.names and self.size is None:
             object.__setattr__(self, "size", len(self.names))
         assert not self.names or len(self.names) == self.size, "one name for each output"
@@ -125,7 +127,7 @@ class Batch:
 
     inputs: by the names that transformers' processors use (`pixel_values`, `input_ids`, `numeric`, ...); of lists of
     words also `word_ids`, see zoo_core.data.token_labels.
-    target: int64 [B] (classes), float32 [B, C] (labels, values) or int64 [B, T] (token_classes, -100 ignored).
+    target: int64 [B] (classes), float32 [B, C] (multilabel, regression) or int64 [B, T] (token_classes, -100 ignored).
     ids: the task's own id of each row; none in a loop of somebody's own.
     """
 
@@ -161,9 +163,10 @@ class Split(Protocol):
     def num(self) -> int: ...
     @property
     def targets(self) -> Any:
-        """numpy array: int64 [num] (classes) or float32 [num, C] (labels, values); of token classes a list of lists.
+        """numpy array: int64 [num] (classes) or float32 [num, C] (multilabel, regression).
 
-        Those hold for each example the class of each of its words; `raw` is then the list of the words.
+        For token classes it is a list of lists: for each example the class of each of its words. `raw` is then the list
+        of the words.
         """
         ...
 

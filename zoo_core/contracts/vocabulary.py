@@ -28,7 +28,7 @@ __all__ = [
 
 Modality = Literal["image", "text", "audio", "table"]  # closed in this version
 Kind = Literal["map", "tokens", "pooled"]  # features, from rich to poor; only downward conversions exist
-TargetKind = Literal["classes", "labels", "values", "token_classes"]  # closed in this version
+TargetKind = Literal["classes", "multilabel", "regression", "token_classes"]  # closed in this version
 PartKind = Literal["backbone", "adapter", "head", "task"]
 Seam = Literal["stage", "attention", "prompt"]  # what an adapter needs of a backbone besides modules and roles
 Weights = Literal["pretrained", "random"]
@@ -56,12 +56,12 @@ class Metric:
 
 
 METRICS: Mapping[str, Metric] = {  # how each is computed stands in training/metrics.py
-    "accuracy": Metric(targets=frozenset({"classes", "labels", "token_classes"})),
-    "average_precision": Metric(targets=frozenset({"classes", "labels"})),
+    "accuracy": Metric(targets=frozenset({"classes", "multilabel", "token_classes"})),
+    "average_precision": Metric(targets=frozenset({"classes", "multilabel"})),
     "entity_f1": Metric(targets=frozenset({"token_classes"})),
-    "macro_f1": Metric(targets=frozenset({"classes", "labels"})),
-    "mean_absolute_error": Metric(targets=frozenset({"values"}), higher_is_better=False),
-    "r2": Metric(targets=frozenset({"values"})),
+    "macro_f1": Metric(targets=frozenset({"classes", "multilabel"})),
+    "mean_absolute_error": Metric(targets=frozenset({"regression"}), higher_is_better=False),
+    "r2": Metric(targets=frozenset({"regression"})),
     "top5_accuracy": Metric(targets=frozenset({"classes"})),
 }
 

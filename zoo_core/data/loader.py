@@ -139,8 +139,8 @@ def _checked_targets(split: Split, target: Target) -> Tensor:
         raise UsageError(f"{target.kind} of {split.num} examples are of shape {list(shape)}, found {list(found.shape)}")
     allowed = {
         "classes": (f"whole numbers from 0 to {target.size - 1}", np.isin(found, np.arange(target.size))),
-        "labels": ("0 or 1", np.isin(found, (0, 1))),
-        "values": ("finite", np.isfinite(found)),
+        "multilabel": ("0 or 1", np.isin(found, (0, 1))),
+        "regression": ("finite", np.isfinite(found)),
     }
     words, right = allowed[target.kind]
     if not right.all():

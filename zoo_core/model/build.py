@@ -161,7 +161,7 @@ def _build_head(plan: Plan, backbone: nn.Module, target: Target) -> nn.Module:
         head = recipe.build(features, target)
     if recipe.fit == "closed_form":
         head.requires_grad_(False)
-    if target.kind == "values":
+    if target.kind == "regression":
         assert target.size is not None
         head = ScaledHead(head, target.size)
     assert isinstance(head, nn.Module)

@@ -108,7 +108,7 @@ def default_objective(target: Target, head: nn.Module, class_weights: Tensor | N
 
     class_weights: float [C], of classes and labels.
     """
-    if target.kind == "values":
+    if target.kind == "regression":
         assert isinstance(head, ScaledHead), "build wraps the head of a values target"
         return SquaredError(head)
-    return BinaryCrossEntropy(class_weights) if target.kind == "labels" else CrossEntropy(class_weights)
+    return BinaryCrossEntropy(class_weights) if target.kind == "multilabel" else CrossEntropy(class_weights)

@@ -33,6 +33,7 @@ from zoo_core.contracts import (
     Target,
     Weights,
 )
+from zoo_core.contracts.old_words import current_word
 from zoo_core.errors import AmbiguousError, PluginError, SpecError, ZooError, nearest
 from zoo_core.registry.index import Index, Provider, load_index
 from zoo_core.registry.scan import read_text
@@ -349,8 +350,12 @@ def _inside(key: str, check: Callable[[Any], Any], value: Any) -> Any:
         raise _WrongError(str(error), error.found, f".{key}{error.where}") from None
 
 
+def _target_kind(value: Any) -> str:
+    return _word_of(TARGET_KINDS)(current_word(value) if isinstance(value, str) else value)
+
+
 _FEATURES = _row({"kind": _word_of(FEATURE_KINDS), "dim": _count, "pooled_dim": _count}, ["kind", "dim"])
-_TARGET = _row({"kind": _word_of(TARGET_KINDS), "size": _count}, ["kind"])
+_TARGET = _row({"kind": _target_kind, "size": _count}, ["kind"])
 _FILE = _row({"sha256": _hex(64), "size": _count}, ["sha256", "size"])
 
 _CHECKS: Mapping[str, Callable[[Any], Any]] = {

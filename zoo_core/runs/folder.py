@@ -20,6 +20,7 @@ from torch import nn
 
 from zoo_core._process.atomic_files import replacing, write_whole
 from zoo_core.contracts import TARGET_KINDS, FileHash, Target
+from zoo_core.contracts.old_words import current_word
 from zoo_core.errors import AccessError, IncompatibleError, IntegrityError, NotFoundError, UsageError, ZooError
 from zoo_core.files.fetch import pin_plan
 from zoo_core.files.hashing import sha256_of, verify
@@ -219,12 +220,13 @@ def _table(file: Path) -> dict[str, Any]:
 
 
 def _target(table: Mapping[str, Any]) -> Target:
-    kind, size, names = table["kind"], table["size"], tuple(map(_string, table["names"]))
-    if kind not in TARGET_KINDS:
+    kind, size, names = current_word(_string(table["kind"])), table["size"], tuple(map(_string, table["names"]))
+    found = [known for known in TARGET_KINDS if known == kind]
+    if not found:
         raise ValueError(f"unknown target kind {kind!r}")
     if type(size) is not int or size < 1 or (names and len(names) != size):
         raise ValueError(f"a target of size {size!r} with {len(names)} names")
-    return Target(kind=kind, size=size, names=names)
+    return Target(kind=found[0], size=size, names=names)
 
 
 def _string(value: object) -> str:

@@ -307,13 +307,13 @@ def _of_words(row: Item, names: Sequence[str], best: Sequence[float], chosen: Se
 def _scores(target: Target, predictions: Tensor) -> Tensor:
     if target.kind == "classes":
         return predictions.softmax(-1)
-    return predictions.sigmoid() if target.kind == "labels" else predictions
+    return predictions.sigmoid() if target.kind == "multilabel" else predictions
 
 
 def _labels(target: Target, names: Sequence[str], row: Sequence[float]) -> tuple[str, ...]:
     if target.kind == "classes":
         return (names[max(range(len(row)), key=row.__getitem__)],)
-    return tuple(name for name, score in zip(names, row, strict=True) if target.kind == "values" or score > 0.5)
+    return tuple(name for name, score in zip(names, row, strict=True) if target.kind == "regression" or score > 0.5)
 
 
 def _features(backbone: nn.Module, inputs: Mapping[str, Tensor], pool: Pool, stage: int | None) -> Tensor:

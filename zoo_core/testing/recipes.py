@@ -38,7 +38,7 @@ from zoo_core.toolkit.stages import groups
 __all__ = ["ToyAdapter", "ToyBackbones", "ToyHeads", "ToyHint", "ToyMemory", "ToyOpen", "ToyTasks", "bound", "toy_plan"]
 
 PRETRAINED_SEED = 20261121  # what stands for a weights file: the same numbers at every build
-EVERY_TARGET: frozenset[TargetKind] = frozenset({"classes", "labels", "values"})
+EVERY_TARGET: frozenset[TargetKind] = frozenset({"classes", "multilabel", "regression"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +214,7 @@ class ToyTasks:
 
     @property
     def metric(self) -> str:
-        return {"classes": "accuracy", "labels": "average_precision", "values": "r2"}[self.kind]
+        return {"classes": "accuracy", "multilabel": "average_precision", "regression": "r2"}[self.kind]
 
     @property
     def target(self) -> Target:

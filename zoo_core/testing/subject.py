@@ -96,7 +96,7 @@ class Subject:
         if target.kind == "token_classes":
             return torch.randint(outputs, inputs["input_ids"].shape, generator=generator)
         drawn = torch.randn(size, outputs, generator=generator)
-        return (drawn > 0).float() if target.kind == "labels" else drawn
+        return (drawn > 0).float() if target.kind == "multilabel" else drawn
 
 
 def _columns(learner: Learner) -> int:

@@ -72,7 +72,7 @@ def fit(
     learner.to(loader.device)
     frozen = {name: checksum(tensor) for name, tensor in learner.frozen().items()}
     started = time.perf_counter()
-    if learner.target.kind == "values":
+    if learner.target.kind == "regression":
         learner.fit_scale(loader.targets.to(loader.device))
     with forked_rng(loader.device, "train", seed), _delayed_for_now(learner):
         if learning_rate is None:

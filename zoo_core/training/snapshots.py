@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from zoo_core._process.atomic_files import replacing, write_whole
+from zoo_core.contracts.old_words import current_text
 from zoo_core.errors import AccessError, IntegrityError, UsageError, ZooError
 from zoo_core.files.hashing import sha256_of
 from zoo_core.toolkit.weights import read_tensors
@@ -175,7 +176,8 @@ class UnfinishedFit:
         """A state's JSON. Raises IntegrityError for a damaged one, UsageError for one of another fit."""
         try:
             table: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            found, identity = table["format"], dict(table["identity"])
+            found = table["format"]
+            identity = {key: current_text(x) if isinstance(x, str) else x for key, x in table["identity"].items()}
             rows = [(str(row["file"]), int(row["size"]), str(row["sha256"])) for row in table["parts"].values()]
             whole = isinstance(table["values"], dict) and all(Path(name).name == name for name, _, _ in rows)
             int(file.stem)

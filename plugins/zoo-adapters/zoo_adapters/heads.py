@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AttentionPool", "Knn", "Linear", "Mlp", "Ncm"]
 
-WHOLE_EXAMPLES: frozenset[TargetKind] = frozenset({"classes", "labels", "values"})
+WHOLE_EXAMPLES: frozenset[TargetKind] = frozenset({"classes", "multilabel", "regression"})
 PROBE_RATES = (4e-4, 2e-3, 1e-2, 5e-2, 2.5e-1)
 
 

@@ -55,7 +55,7 @@ class DigitsAttributes:
     version: ClassVar[int] = 1
     modality: ClassVar[Modality] = "image"
     metric: ClassVar[str] = "average_precision"
-    target: ClassVar[Target] = Target(kind="labels", names=tuple(ATTRIBUTES))
+    target: ClassVar[Target] = Target(kind="multilabel", names=tuple(ATTRIBUTES))
 
     def source(self) -> Source | None:
         return None
@@ -77,7 +77,7 @@ class Diabetes:
     version: ClassVar[int] = 1
     modality: ClassVar[Modality] = "table"
     metric: ClassVar[str] = "mean_absolute_error"
-    target: ClassVar[Target] = Target(kind="values", names=("progression",))
+    target: ClassVar[Target] = Target(kind="regression", names=("progression",))
 
     def source(self) -> Source | None:
         return None

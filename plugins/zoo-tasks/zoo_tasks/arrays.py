@@ -25,7 +25,11 @@ __all__ = ["Npz", "Shape"]
 INPUTS = ("x", "images", "data", "inputs", "features")
 TARGETS = ("y", "labels", "target", "targets", "label")
 CLASSES = "classes.json"
-METRIC: Mapping[str, str] = {"classes": "accuracy", "labels": "average_precision", "values": "mean_absolute_error"}
+METRIC: Mapping[str, str] = {
+    "classes": "accuracy",
+    "multilabel": "average_precision",
+    "regression": "mean_absolute_error",
+}
 PICTURE_AXES = (3, 4)
 
 
@@ -51,7 +55,7 @@ class Npz:
     pattern: str | None = None
     x: str | None = None
     y: str | None = None
-    kind: Literal["auto", "classes", "labels", "values"] = "auto"
+    kind: Literal["auto", "classes", "multilabel", "regression"] = "auto"
     classes: tuple[str, ...] = ()
     seed: int = 0
     duplicates: Literal["auto", "leave-out", "keep"] = "auto"
@@ -72,10 +76,11 @@ class Npz:
         y = next(iter(self.shapes().values()))[self.arrays()[1]]
         kind = self.kind
         if kind == "auto":
-            kind = "values" if y.dtype[1] == "f" and len(y.axes) == 1 else "classes" if len(y.axes) == 1 else "labels"
+            is_float = y.dtype[1] == "f"
+            kind = "multilabel" if len(y.axes) != 1 else "regression" if is_float else "classes"
         names = self.classes or self._named()
-        if kind == "values":
-            return Target(kind="values", size=y.axes[1] if len(y.axes) > 1 else 1)
+        if kind == "regression":
+            return Target(kind="regression", size=y.axes[1] if len(y.axes) > 1 else 1)
         size = y.axes[1] if len(y.axes) > 1 else None
         if size is not None and names and len(names) != size:
             raise UsageError(f"{self.path}: {self.arrays()[1]} has {size} columns and there are {len(names)} names")

@@ -75,14 +75,14 @@ class Matrices:
     def target(self) -> Target:
         """With the classes that the numbers tell, where nobody named them."""
         known, y = self.recipe.target, self.arrays[1]
-        if known.kind == "values":
+        if known.kind == "regression":
             bad = ~np.isfinite(y.astype(np.float64).reshape(len(y), -1)).all(axis=1)
             if bad.any():
                 raise UsageError(
                     f"{self.recipe.path}: row {self.arrays[2][int(bad.argmax())]} has a target that is NaN"
                 )
             return known
-        if known.kind == "labels":
+        if known.kind == "multilabel":
             return known
         if y.ndim != 1 or y.dtype.kind not in "uifb" or not np.equal(y, np.round(y)).all():
             raise UsageError(f"{self.recipe.path}: classes are whole numbers [N], found {y.dtype} {list(y.shape)}")

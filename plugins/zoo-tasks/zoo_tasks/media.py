@@ -195,7 +195,7 @@ def surveyed(
     if target.kind == "classes":
         counts = np.bincount(np.asarray(items.targets), minlength=len(target.names))
         classes = {name: int(count) for name, count in zip(target.names, counts, strict=True)}
-    elif target.kind == "labels":
+    elif target.kind == "multilabel":
         classes = {name: int(n) for name, n in zip(target.names, np.asarray(items.targets).sum(0), strict=True)}
     elif target.kind == "token_classes":
         tags = Counter(tag for row in items.targets for tag in row)

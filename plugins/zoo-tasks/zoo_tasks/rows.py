@@ -106,14 +106,14 @@ class Rows:
         """The target as JSON: a text (classes), a list of texts (labels, tags), a list of numbers (values)."""
         columns = self.columns
         values = [row.get(name) for name in columns.target]
-        if columns.kind == "values" or (columns.kind == "labels" and len(values) > 1):
+        if columns.kind == "regression" or (columns.kind == "multilabel" and len(values) > 1):
             numbers = [number(value) for value in values]
             for name, value, found in zip(columns.target, values, numbers, strict=True):
                 if found is None:
                     problems.append(f"{name} is {value!r:.40}, not a number")
-                elif columns.kind == "labels" and found not in (0, 1):
+                elif columns.kind == "multilabel" and found not in (0, 1):
                     problems.append(f"{name} is {value!r:.40}, not 0 or 1")
-            if columns.kind == "labels":
+            if columns.kind == "multilabel":
                 return [name for name, found in zip(columns.target, numbers, strict=True) if found]
             return [found or 0.0 for found in numbers]
         (value,) = values
@@ -186,7 +186,7 @@ class Rows:
     @cached_property
     def target(self) -> Target:
         columns = self.columns
-        if columns.kind == "values" or (columns.kind == "labels" and len(columns.target) > 1):
+        if columns.kind == "regression" or (columns.kind == "multilabel" and len(columns.target) > 1):
             return Target(kind=columns.kind, names=columns.target)
         found: set[str] = set()
         for text in self._column("target"):
@@ -201,7 +201,7 @@ class Rows:
         if columns.kind == "classes" and len(names) > max(TOO_MANY * len(self.kept), 20):
             raise UsageError(
                 f"{self.where}: column {columns.target[0]} has {len(names)} classes in {len(self.kept)} rows; "
-                f"target= names another column, or kind=values takes numbers"
+                f"target= names another column, or kind=regression takes numbers"
             )
         return Target(kind=columns.kind, names=names)
 
@@ -214,7 +214,7 @@ class Rows:
             targets = np.array([place[value] for value in values], dtype=np.int64)
         elif self.target.kind == "token_classes":
             targets = [[place[tag] for tag in tags] for tags in values]
-        elif self.target.kind == "labels":
+        elif self.target.kind == "multilabel":
             targets = np.zeros((len(values), len(place)), dtype=np.float32)
             for row, labels in enumerate(values):
                 targets[row, [place[label] for label in labels]] = 1

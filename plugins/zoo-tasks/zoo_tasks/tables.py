@@ -38,13 +38,13 @@ __all__ = [
     "check_classes",
 ]
 
-Kind = Literal["auto", "classes", "labels", "values", "token_classes"]
+Kind = Literal["auto", "classes", "multilabel", "regression", "token_classes"]
 Copies = Literal["auto", "leave-out", "keep"]
 Unreadable = Literal["stop", "skip"]
 METRIC = {
     "classes": "accuracy",
-    "labels": "average_precision",
-    "values": "mean_absolute_error",
+    "multilabel": "average_precision",
+    "regression": "mean_absolute_error",
     "token_classes": "entity_f1",
 }
 
@@ -125,7 +125,7 @@ class Recipe(Protocol):
 def _target(recipe: Recipe) -> Target:
     columns = recipe.layout().columns()
     if columns.classes is None:
-        return Target(kind=columns.kind, size=len(columns.target) if columns.kind == "values" else None)
+        return Target(kind=columns.kind, size=len(columns.target) if columns.kind == "regression" else None)
     check_classes(columns.kind, columns.classes, recipe.path, columns.target)
     return Target(kind=columns.kind, names=columns.classes)
 
@@ -136,7 +136,7 @@ def check_classes(kind: TargetKind, names: Sequence[str], where: str, target: Se
     if kind == "classes" and len(names) < 2:
         found = f"one class, {names[0]}" if names else "no values at all"
         raise UsageError(f"{where}: column {called} has {found}; a classifier needs two or more; target= names another")
-    if kind in ("labels", "token_classes") and not names:
+    if kind in ("multilabel", "token_classes") and not names:
         raise UsageError(f"{where}: column {called} has no labels at all; target= names another")
 
 

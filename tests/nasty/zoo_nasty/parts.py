@@ -253,7 +253,7 @@ class Dense:
 
     version: ClassVar[int] = 1
     consumes: ClassVar[Kind] = "map"
-    predicts: ClassVar[frozenset[TargetKind]] = frozenset({"classes", "labels", "values"})
+    predicts: ClassVar[frozenset[TargetKind]] = frozenset({"classes", "multilabel", "regression"})
     fit: ClassVar[Literal["gradient", "closed_form"]] = "gradient"
     learning_rates: ClassVar[tuple[float, ...]] = RATES
 
@@ -313,7 +313,7 @@ class Heights(Thirds):
     """Two values for each picture."""
 
     metric: ClassVar[str] = "r2"
-    target: ClassVar[Target] = Target(kind="values", names=("first", "second"))
+    target: ClassVar[Target] = Target(kind="regression", names=("first", "second"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -364,7 +364,7 @@ class Rows:
     version: ClassVar[int] = 1
     modality: ClassVar[str] = "table"
     metric: ClassVar[str] = "mean_absolute_error"
-    target: ClassVar[Target] = Target(kind="values", names=("sum", "first"))
+    target: ClassVar[Target] = Target(kind="regression", names=("sum", "first"))
 
     def source(self) -> Source | None:
         return None
