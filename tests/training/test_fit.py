@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from zoo_core import contracts
 from zoo_core.benchmark.trial import choose, run_trial
 from zoo_core.contracts import Context, Preparation
 from zoo_core.data.loader import Loader
@@ -103,7 +104,8 @@ def test_each_step_makes_one_forward_pass(adapters: tuple[ToyAdapter, ...]) -> N
 def test_a_second_pass_is_seen() -> None:
     @dataclass(frozen=True, kw_only=True)
     class Twice(ToyAdapter):
-        def apply(self, learner: Learner, context: Context) -> Learner:
+        def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
+            assert isinstance(learner, nn.Module)
             learner.register_forward_hook(lambda module, args, output: learner.backbone(args[0]) and None)
             return learner
 
@@ -162,7 +164,7 @@ def test_rates_rise_in_a_line_and_fall_as_half_a_cosine(warmup: float) -> None:
 def test_scales_and_decay_reach_the_optimiser() -> None:
     @dataclass(frozen=True, kw_only=True)
     class Faster(ToyAdapter):
-        def apply(self, learner: Learner, context: Context) -> Learner:
+        def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
             learner.set_scale(learner.heads.parameters(), 4.0)
             return learner
 
@@ -341,7 +343,7 @@ class Cached(nn.Module):
 def test_a_table_kept_while_predicting_serves_in_training() -> None:
     @dataclass(frozen=True, kw_only=True)
     class Caches(ToyAdapter):
-        def apply(self, learner: Learner, context: Context) -> Learner:
+        def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
             blocks = learner.backbone.get_submodule("blocks")
             assert isinstance(blocks, nn.Sequential)
             blocks[1] = Cached(blocks[1])
@@ -376,7 +378,7 @@ class Does(ToyAdapter):
 
     what: Callable[[nn.Module], None]
 
-    def apply(self, learner: Learner, context: Context) -> Learner:
+    def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             with torch.no_grad():
                 self.what(module)
@@ -431,7 +433,7 @@ def test_state_that_vanishes_in_training_breaks_the_law() -> None:
 
     @dataclass(frozen=True, kw_only=True)
     class Adds(ToyAdapter):
-        def apply(self, learner: Learner, context: Context) -> Learner:
+        def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
             learner.backbone.register_buffer("extra", torch.zeros(()))
             return learner
 
@@ -450,7 +452,7 @@ class Spoils(ToyAdapter):
     first: int = 0
     gradients: bool = False
 
-    def apply(self, learner: Learner, context: Context) -> Learner:
+    def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
         passes: list[int] = []
 
         def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
@@ -485,7 +487,7 @@ def test_a_rate_that_diverges_loses_to_one_that_does_not() -> None:
     class DivergesFast(ToyAdapter):
         """Spoils what a rate above one makes of the head."""
 
-        def apply(self, learner: Learner, context: Context) -> Learner:
+        def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
             def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
                 return output * (math.nan if module.layers[0].weight.abs().max() > 1 else 1)  # type: ignore[index,union-attr]
 
@@ -514,7 +516,7 @@ class Later(ToyAdapter):
     path: str
     start: float
 
-    def apply(self, learner: Learner, context: Context) -> Learner:
+    def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
         learner.delay(learner.backbone.get_submodule(self.path).parameters(), self.start)
         return learner
 
@@ -732,7 +734,7 @@ class Shift(ToyAdapter):
     dead: bool = False
     start: float = 0.0
 
-    def apply(self, learner: Learner, context: Context) -> Learner:
+    def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
         blocks = learner.backbone.get_submodule("blocks")
         assert isinstance(blocks, nn.Sequential)
         blocks[1] = shifted = Shifted(blocks[1], 12)
@@ -770,7 +772,7 @@ def test_an_added_tensor_whose_layer_was_left_out_so_far_is_not_blamed() -> None
 def test_looking_for_added_tensors_changes_no_bit_of_training() -> None:
     @dataclass(frozen=True, kw_only=True)
     class Noisy(ToyAdapter):
-        def apply(self, learner: Learner, context: Context) -> Learner:
+        def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
             learner.heads["main"].register_forward_hook(lambda *call: call[2] + torch.randn_like(call[2]))
             return learner
 
@@ -789,22 +791,23 @@ def test_looking_for_added_tensors_changes_no_bit_of_training() -> None:
 class Finishes(ToyAdapter):
     """Has something done to the learner when training is over."""
 
-    what: Callable[[Learner], None]
+    what: Callable[[contracts.Learner], None]
 
-    def apply(self, learner: Learner, context: Context) -> Learner:
+    def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
         learner.finishers.append(self.what)
         return learner
 
 
 @torch.no_grad()
-def halve(learner: Learner) -> None:
+def halve(learner: contracts.Learner) -> None:
+    assert isinstance(learner, nn.Module)
     assert all(x.requires_grad for x in learner.parameters()), "all phases are over"
     for parameter in learner.heads.parameters():
         parameter.mul_(0.5)
 
 
 @torch.no_grad()
-def shift(learner: Learner) -> None:
+def shift(learner: contracts.Learner) -> None:
     for parameter in learner.heads.parameters():
         parameter.add_(1)
 
@@ -819,7 +822,7 @@ def test_finishers_are_called_once_in_order_after_the_last_step() -> None:
 
 def test_candidates_are_scored_as_they_are_finished() -> None:
     @torch.no_grad()
-    def spoil(learner: Learner) -> None:
+    def spoil(learner: contracts.Learner) -> None:
         for name, parameter in learner.heads.named_parameters():
             parameter.fill_(-1 if name.endswith("bias") else 0)
 
@@ -832,7 +835,7 @@ def test_candidates_are_scored_as_they_are_finished() -> None:
 
 
 def test_a_finisher_that_moves_what_is_frozen_breaks_the_law() -> None:
-    def move(learner: Learner) -> None:
+    def move(learner: contracts.Learner) -> None:
         learner.backbone.get_parameter("stem.weight").data.mul_(1.001)
 
     with pytest.raises(LawError, match=r"1 frozen tensors moved during training, backbone.stem.weight first"):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tests.tiny import SIZES, tiny  # noqa: F401 -- a fixture
+from zoo_core import contracts
 from zoo_core.benchmark.trial import Chosen, choose, run_trial
 from zoo_core.contracts import METRICS, Context, Split, Target
 from zoo_core.data.loader import Loader
@@ -136,7 +137,7 @@ class Later(ToyAdapter):
 
     start: float = 0.5
 
-    def apply(self, learner: Learner, context: Context) -> Learner:
+    def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
         learner.delay(learner.backbone.parameters(), self.start)
         return learner
 
@@ -145,9 +146,9 @@ class Later(ToyAdapter):
 class Halves(ToyAdapter):
     """Halves the head when training is over."""
 
-    def apply(self, learner: Learner, context: Context) -> Learner:
+    def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
         @torch.no_grad()
-        def halve(trained: Learner) -> None:
+        def halve(trained: contracts.Learner) -> None:
             for parameter in trained.heads.parameters():
                 parameter.mul_(0.5)
 

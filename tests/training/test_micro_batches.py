@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from zoo_core import contracts
 from zoo_core.benchmark.trial import run_trial
 from zoo_core.contracts import Batch, Context, Features, Output, Target
 from zoo_core.data.loader import Loader
@@ -50,7 +51,7 @@ def fitted(plan: Plan, memory: MemoryOptions | None = None) -> tuple[Learner, Fi
 class Weighs(ToyAdapter):
     """Classes, or labels, that count differently."""
 
-    def apply(self, learner: Learner, context: Context) -> Learner:
+    def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
         weights = torch.tensor([0.2, 1.0, 3.0])
         learner.objective = default_objective(learner.target, learner.heads["main"], weights)
         return learner
@@ -149,7 +150,7 @@ def test_batch_norms_that_train_are_refused_and_frozen_ones_are_not() -> None:
 def test_batch_norms_that_join_later_are_refused_when_they_do() -> None:
     @dataclass(frozen=True, kw_only=True)
     class Later(ToyAdapter):
-        def apply(self, learner: Learner, context: Context) -> Learner:
+        def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
             learner.delay(learner.backbone.parameters(), 0.5)
             return learner
 
@@ -180,7 +181,7 @@ class Narrow(ToyAdapter):
 
     most: int
 
-    def apply(self, learner: Learner, context: Context) -> Learner:
+    def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
         def check(module: nn.Module, args: Any, output: Any) -> None:
             if torch.is_grad_enabled() and len(output.x) > self.most:
                 torch.rand(7)

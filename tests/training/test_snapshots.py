@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import zoo_core
+from zoo_core import contracts
 from zoo_core.benchmark.trial import Chosen, TrialProgress, choose
 from zoo_core.contracts import Context, Target, Weights
 from zoo_core.errors import AccessError, DivergedError, IntegrityError, UsageError
@@ -48,7 +49,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 class Later(ToyAdapter):
     """The backbone joins in the middle of all steps, of an epoch too; what the objective trains does at the end."""
 
-    def apply(self, learner: Learner, context: Context) -> Learner:
+    def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
         learner.delay(learner.backbone.parameters(), 0.5)
         if learner.objective is not None:
             learner.delay(learner.objective.parameters(), 0.8)
@@ -59,9 +60,9 @@ class Later(ToyAdapter):
 class Halves(ToyAdapter):
     """Halves the head when training is over."""
 
-    def apply(self, learner: Learner, context: Context) -> Learner:
+    def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
         @torch.no_grad()
-        def halve(trained: Learner) -> None:
+        def halve(trained: contracts.Learner) -> None:
             for parameter in trained.heads.parameters():
                 parameter.mul_(0.5)
 

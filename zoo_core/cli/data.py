@@ -6,20 +6,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from zoo_core.contracts import Located
+from zoo_core.contracts import Located, Survey, Surveyed
 from zoo_core.errors import NotFoundError, UsageError
 from zoo_core.lock import read_pins
 from zoo_core.plan.resolve import inner_parts, located
 from zoo_core.registry.registry import registry
 from zoo_core.spec.parser import Part
-from zoo_core.spec.paths import Surveyed, is_path, task_part
-
-if TYPE_CHECKING:
-    from zoo_core.spec.paths import Survey
+from zoo_core.spec.paths import is_path, task_part
 
 __all__ = ["data", "told"]
 

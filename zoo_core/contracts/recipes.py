@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
 
-from zoo_core.contracts.values import FeatureSpec, Source, Target, TaskData
+from zoo_core.contracts.modules import Learner
+from zoo_core.contracts.values import FeatureSpec, Source, Survey, Target, TaskData
 from zoo_core.contracts.vocabulary import Change, Kind, Modality, Seam, TargetKind, Weights
 
 if TYPE_CHECKING:
     from torch import Generator, nn
-
-    from zoo_core.model.learner import Learner
 
 __all__ = [
     "AdapterRecipe",
@@ -21,6 +20,7 @@ __all__ = [
     "Context",
     "HeadRecipe",
     "Located",
+    "Surveyed",
     "TaskRecipe",
 ]
 
@@ -148,4 +148,18 @@ class Located(Protocol):
 
     def at(self, revision: str | None, *, offline: bool) -> TaskRecipe:
         """Itself at a revision, None: the default branch. offline: no request is sent, and what is not here is told."""
+        ...
+
+
+@runtime_checkable
+class Surveyed(Protocol):
+    """A task recipe that reads a user's files, and tells what it makes of them."""
+
+    def source(self) -> Source | None: ...
+    def inferred(self) -> tuple[str, ...]:
+        """A line for each thing that it inferred, and the argument that says otherwise; imports nothing heavy."""
+        ...
+
+    def survey(self, files: Path) -> Survey:
+        """All that can be said of its files; raises only where there is no task in them."""
         ...

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from zoo_core.contracts import ROLES, Backbone, Context, FeatureSpec, Target, Weights, as_backbone
+from zoo_core.contracts import ROLES, AdapterRecipe, Backbone, Context, FeatureSpec, Target, Weights, as_backbone
 from zoo_core.data.randomness import seeded
 from zoo_core.errors import LawError, PluginError, RefusedError
 from zoo_core.lock import part_key
@@ -173,7 +173,8 @@ def _apply(adapter: Bound, learner: Learner, context: Context) -> Learner:
     trainable = {id(parameter): name for name, parameter in learner.trainable()}
     before = {id(tensor): (name, checksum(tensor)) for name, tensor in held if id(tensor) not in trainable}
     with plugin_call(adapter):
-        adapted: Learner = adapter.recipe.apply(learner, context)
+        recipe: AdapterRecipe = adapter.recipe  # where mypy sees that the learner keeps its contract
+        adapted = recipe.apply(learner, context)
     if not isinstance(adapted, Learner):
         raise LawError(f"adapter {adapter.name} gave {type(adapted).__name__}; apply returns a learner")
     after = {id(parameter): parameter for parameter in adapted.parameters()}

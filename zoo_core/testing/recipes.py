@@ -17,6 +17,7 @@ from zoo_core.contracts import (
     Features,
     FeatureSpec,
     Kind,
+    Learner,
     Modality,
     Output,
     PartKind,
@@ -27,7 +28,6 @@ from zoo_core.contracts import (
     TaskData,
     Weights,
 )
-from zoo_core.model.learner import Learner
 from zoo_core.plan.plan import Budget, Plan
 from zoo_core.registry.bind import COMMON, Bound
 from zoo_core.registry.index import Provider
@@ -37,8 +37,8 @@ from zoo_core.toolkit.stages import groups
 
 __all__ = ["ToyAdapter", "ToyBackbones", "ToyHeads", "ToyHint", "ToyMemory", "ToyOpen", "ToyTasks", "bound", "toy_plan"]
 
-PRETRAINED_SEED = 20261121  # what stands for a weights file: the same numbers at every build
-EVERY_TARGET: frozenset[TargetKind] = frozenset({"classes", "multilabel", "regression"})
+_PRETRAINED_SEED = 20261121  # what stands for a weights file: the same numbers at every build
+_EVERY_TARGET: frozenset[TargetKind] = frozenset({"classes", "multilabel", "regression"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class ToyBackbones:
     def build(self, files: Path | None, weights: Weights) -> nn.Module:
         with torch.random.fork_rng(devices=[], enabled=weights == "pretrained"):
             if weights == "pretrained":
-                torch.manual_seed(PRETRAINED_SEED)
+                torch.manual_seed(_PRETRAINED_SEED)
             return ToyBackbone(self.kind, layer_drop=self.layer_drop)
 
 
@@ -80,7 +80,7 @@ class ToyHeads:
 
     version: ClassVar[int] = 1
     consumes: ClassVar[Kind] = "pooled"
-    predicts: ClassVar[frozenset[TargetKind]] = EVERY_TARGET
+    predicts: ClassVar[frozenset[TargetKind]] = _EVERY_TARGET
     fit: ClassVar[Literal["gradient", "closed_form"]] = "gradient"
     learning_rates: ClassVar[tuple[float, ...]] = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 
@@ -118,7 +118,7 @@ class ToyMemory:
 
     version: ClassVar[int] = 1
     consumes: ClassVar[Kind] = "pooled"
-    predicts: ClassVar[frozenset[TargetKind]] = EVERY_TARGET
+    predicts: ClassVar[frozenset[TargetKind]] = _EVERY_TARGET
     fit: ClassVar[Literal["gradient", "closed_form"]] = "closed_form"
     learning_rates: ClassVar[tuple[float, ...]] = ()
 

@@ -78,7 +78,7 @@ def learner_of(backbone: nn.Module, *recipes: AdapterRecipe, seed: int = 0) -> L
     base = [*backbone.parameters(), *backbone.buffers()]
     learner = Learner(backbone, nn.Linear(1, 3), "pooled", CrossEntropy(), CLASSES)
     for recipe in recipes:
-        learner = recipe.apply(learner, context(seed=seed))
+        assert recipe.apply(learner, context(seed=seed)) is learner
     learner.seal(base)
     return learner.eval()
 

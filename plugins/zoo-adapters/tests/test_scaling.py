@@ -69,7 +69,7 @@ def learner_of(backbone: nn.Module, *recipes: AdapterRecipe, seed: int = 0) -> L
     generator = torch.Generator().manual_seed(seed)
     for recipe in recipes:
         context = Context(target=CLASSES, purpose="train", generator=generator, load=no_teacher)
-        learner = recipe.apply(learner, context)
+        assert recipe.apply(learner, context) is learner
     learner.seal(base)
     return learner.eval()
 

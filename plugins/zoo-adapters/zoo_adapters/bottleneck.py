@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from zoo_adapters.freezing import EVERY_KIND
 from zoo_adapters.lora import ADDED
-from zoo_core.contracts import Change, Context, Kind, Seam, Source
+from zoo_core.contracts import Change, Context, Kind, Learner, Seam, Source
 from zoo_core.errors import UsageError
-
-if TYPE_CHECKING:
-    from zoo_core.model.learner import Learner
 
 __all__ = ["Act", "Bottleneck", "Init"]
 

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from zoo_core.contracts import Batch, MicroBatchable, Output
+from zoo_core.contracts import Batch, Learner, MicroBatchable, Output
 from zoo_core.errors import RefusedError
-from zoo_core.model.learner import Learner
 from zoo_core.toolkit.features import masked_mean
 
 __all__ = ["Interpolation", "SpectralShrinkage", "StartingPoint", "check_statistics"]

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from zoo_adapters.freezing import EVERY_KIND, NO_SEAMS
 from zoo_adapters.lora import ADDED, check_roles
-from zoo_core.contracts import ROLES, Change, Context, Kind, Seam, Source
-
-if TYPE_CHECKING:
-    from zoo_core.model.learner import Learner
+from zoo_core.contracts import ROLES, Change, Context, Kind, Learner, Seam, Source
 
 __all__ = ["Ia3", "Ssf"]
 

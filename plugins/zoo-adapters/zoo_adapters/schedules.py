@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from zoo_adapters.freezing import EVERY_KIND, NO_ROLES, NO_SEAMS
-from zoo_core.contracts import Change, Context, Kind, Seam, Source
+from zoo_core.contracts import Change, Context, Kind, Learner, Seam, Source
 from zoo_core.errors import RefusedError, UsageError
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from zoo_core.model.learner import Learner
 
 __all__ = ["GradualUnfreeze", "LayerDecay", "LpFt", "OnWhatTrains", "opened"]
 

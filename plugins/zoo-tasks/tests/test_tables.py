@@ -23,7 +23,9 @@ from zoo_core.files.fetch import pin_plan
 from zoo_core.files.folders import look
 from zoo_core.files.pins import pin
 from zoo_core.plan.resolve import resolve
+from zoo_core.spec.paths import task_part
 from zoo_core.toolkit.table_encoding import Category, Number
+from zoo_tasks.chosen import TABLES
 from zoo_tasks.encoding import encode
 from zoo_tasks.tables import Conll, Csv, Jsonl, Parquet, Tsv
 
@@ -478,3 +480,8 @@ def test_an_edit_within_one_process_is_seen(tmp_path: Path) -> None:
         os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert Csv(path=str(table)).target.names == ("q", "z")
     assert Conll(path=str(words)).layout().form.names == ("tokens", "", "tags")
+
+
+@pytest.mark.parametrize(("suffix", "reader"), TABLES.items())
+def test_a_table_of_the_hub_is_read_as_the_same_file_of_yours(write: Write, suffix: str, reader: str) -> None:
+    assert task_part(str(write(f"rows{suffix}", "a,b\n"))).name == reader

@@ -12,9 +12,8 @@ from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from zoo_core.contracts import Modality, Source, Target, TaskData
+from zoo_core.contracts import Modality, Source, Survey, Target, TaskData
 from zoo_core.errors import UsageError, nearest
-from zoo_core.spec.paths import Survey
 from zoo_tasks.reading import File, table_files
 
 if TYPE_CHECKING:

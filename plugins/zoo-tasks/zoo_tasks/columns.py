@@ -9,9 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from zoo_core.contracts import Modality, TargetKind
+from zoo_core.contracts import SUFFIXES, Modality, TargetKind
 from zoo_core.errors import UsageError, nearest
-from zoo_core.spec.paths import AUDIO, PICTURES
 from zoo_core.toolkit.table_encoding import is_missing, number
 from zoo_tasks.reading import Media, Row
 
@@ -156,7 +155,7 @@ def _inputs(rows: Sequence[Row], given: Given, free: Sequence[str]) -> tuple[Any
         held = _first(rows, name)
         if isinstance(held, Media):
             return held.form, (name,), f"input: column {name}, {held.form} files in the table"
-    for form, known, suffixes in (("image", IMAGES, PICTURES), ("audio", AUDIOS, AUDIO)):
+    for form, known, suffixes in (("image", IMAGES, SUFFIXES["image"]), ("audio", AUDIOS, SUFFIXES["audio"])):
         for name in free:
             if name.lower() in known and _all(
                 rows, name, lambda x, s=suffixes: isinstance(x, str) and x.lower().endswith(s)

@@ -12,9 +12,8 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from zoo_core.contracts import Modality, Target, TaskData
+from zoo_core.contracts import Modality, Survey, Target, TaskData
 from zoo_core.errors import NotFoundError, UsageError, nearest
-from zoo_core.spec.paths import Survey
 from zoo_tasks.found import Found, is_split, some
 from zoo_tasks.looks import Look, look_at, pictures, sizes, sounds
 from zoo_tasks.splitting import NAMES, Division, Items, Rules, divide, save_split

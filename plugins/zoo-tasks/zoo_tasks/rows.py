@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from zoo_core.contracts import Target, TaskData
+from zoo_core.contracts import Survey, Target, TaskData
 from zoo_core.errors import UsageError
-from zoo_core.files.hashing import hash_of
-from zoo_core.spec.paths import Survey
+from zoo_core.toolkit.files import cache_path, hash_of
 from zoo_core.toolkit.table_encoding import Encoding, is_missing, number
 from zoo_tasks.columns import Columns, label_list, plain, sort_names
 from zoo_tasks.encoding import stored
@@ -26,7 +25,7 @@ from zoo_tasks.media import surveyed
 from zoo_tasks.opened import Store, pictures_store, sounds_store, split_data
 from zoo_tasks.reading import Media, Row, rows_of
 from zoo_tasks.splitting import Division, Items, Rules, divide, save_split
-from zoo_tasks.store import key_of, opened, place, put, write
+from zoo_tasks.store import key_of, opened, put, write
 from zoo_tasks.tables import Layout, Recipe, check_classes
 
 __all__ = ["Rows"]
@@ -51,7 +50,7 @@ class Rows:
     @property
     def folder(self) -> Path:
         """Where media files lie that the rows name."""
-        return place(MEDIA, "x").parent if self.columns.inline else self.layout.folder
+        return cache_path(MEDIA, "x").parent if self.columns.inline else self.layout.folder
 
     @cached_property
     def file(self) -> str:
@@ -325,7 +324,7 @@ def _extracted(value: Media) -> str:
         return ""
     sha256 = hashlib.sha256(value.content).hexdigest()
     name = f"{sha256[:2]}/{sha256}"
-    path = place(MEDIA, name)
+    path = cache_path(MEDIA, name)
     if not path.exists():
         content = value.content
         put(path, lambda stream: stream.write(content))

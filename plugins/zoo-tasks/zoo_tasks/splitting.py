@@ -20,8 +20,9 @@ import numpy as np
 
 from zoo_core.contracts import Target
 from zoo_core.errors import UsageError, nearest
+from zoo_core.toolkit.files import cache_path
 from zoo_tasks.found import some
-from zoo_tasks.store import place, put
+from zoo_tasks.store import put
 
 __all__ = ["HELD", "Division", "Items", "Rules", "divide", "save_split"]
 
@@ -58,7 +59,7 @@ class Rules:
 
 @dataclass(frozen=True, kw_only=True)
 class Division:
-    """The positions of each split, ascending, and what was found on the way; see zoo_core.spec.paths.Survey.
+    """The positions of each split, ascending, and what was found on the way; see zoo_core.contracts.Survey.
 
     given: whether the files, or groups that were named, say which example is in which split.
     """
@@ -131,7 +132,7 @@ def divide(items: Items, target: Target, rules: Rules) -> Division:
 def save_split(division: Division, ids: Sequence[str]) -> tuple[str, str]:
     """The digest of a division and the file `item,split` below the cache folder that holds it."""
     digest = division.digest(ids)
-    path = place("splits", f"{digest}.csv")
+    path = cache_path("splits", f"{digest}.csv")
     if not path.exists():
         text = io.StringIO(newline="")
         writer = csv.writer(text)

@@ -14,9 +14,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
-from zoo_core.contracts import Modality, Source, Target, TargetKind, TaskData
+from zoo_core.contracts import SUFFIXES, Modality, Source, Survey, Target, TargetKind, TaskData
 from zoo_core.errors import UsageError
-from zoo_core.spec.paths import AUDIO, PICTURES, Survey
 from zoo_tasks.columns import LOOKED_AT, Columns, Given, infer
 from zoo_tasks.folders import globs
 from zoo_tasks.reading import File, Form, Row, rows_of, table_files
@@ -144,7 +143,7 @@ def _source(recipe: Recipe) -> Source:
     layout = recipe.layout()
     names = tuple(glob.escape(file.path.name) for file in layout.files)
     columns = layout.columns()
-    suffixes = {"image": PICTURES, "audio": AUDIO}.get(columns.form, ())
+    suffixes = SUFFIXES.get(columns.form, ())
     if columns.inline or not suffixes:
         return Source(folder=str(layout.folder), patterns=names)
     elsewhere = (glob.escape(name) for name in layout.media() if not _is_below(name, suffixes))

@@ -12,13 +12,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from zoo_core.contracts import Change, Context, FeatureSpec, Kind, Seam, Source, Split, Target, TargetKind, Weights
+from zoo_core.contracts import (
+    Change,
+    Context,
+    FeatureSpec,
+    Kind,
+    Learner,
+    Seam,
+    Source,
+    Split,
+    Target,
+    TargetKind,
+    Weights,
+)
 from zoo_core.errors import NotFoundError, RefusedError, UsageError
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from zoo_core.model.learner import Learner
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 EVERY_KIND: frozenset[Kind] = frozenset({"map", "tokens", "pooled"})
