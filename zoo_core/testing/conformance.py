@@ -82,7 +82,10 @@ CHECKS: tuple[Check, ...] = (
     Check(execution.runs_in_bfloat16),
     Check(execution.checkpoints),
 )
+"""All promises, in the order in which they are checked."""
+
 QUICK: tuple[Check, ...] = tuple(check for check in CHECKS if not check.slow)
+"""Those of CHECKS that take less than a second."""
 
 
 @dataclass(frozen=True, kw_only=True)
