@@ -87,19 +87,19 @@ def test_pictures_are_those_of_the_files_of_every_mode(draw: Draw) -> None:
 
 def test_a_second_opening_decodes_nothing(two_classes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ImageFolder(path=str(two_classes)).open(None)
-    monkeypatch.setattr("zoo_tasks.opened.open_picture", lambda file: pytest.fail(f"{file} was decoded again"))
-    monkeypatch.setattr("zoo_tasks.looks._look", lambda *_: pytest.fail("looked again"), raising=True)
-    with pytest.raises(pytest.fail.Exception, match="looked again"):
-        ImageFolder(path=str(two_classes)).open(None)  # the looks are asked for, from memory
+    monkeypatch.setattr("zoo_tasks.task_data.open_picture", lambda file: pytest.fail(f"{file} was decoded again"))
+    monkeypatch.setattr("zoo_tasks.media_check._check_file", lambda *_: pytest.fail("checked again"), raising=True)
+    with pytest.raises(pytest.fail.Exception, match="checked again"):
+        ImageFolder(path=str(two_classes)).open(None)  # the checks come from memory
     monkeypatch.undo()
-    monkeypatch.setattr("zoo_tasks.opened.open_picture", lambda file: pytest.fail(f"{file} was decoded again"))
+    monkeypatch.setattr("zoo_tasks.task_data.open_picture", lambda file: pytest.fail(f"{file} was decoded again"))
     assert ImageFolder(path=str(two_classes)).open(None).splits["train"].raw(0).shape == (12, 12, 3)
 
 
 def test_a_set_too_large_to_keep_decoded_is_read_from_its_files(
     two_classes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zoo_tasks.opened.STORE_BYTES", 100)
+    monkeypatch.setattr("zoo_tasks.task_data.STORE_BYTES", 100)
     split = ImageFolder(path=str(two_classes)).open(None).splits["train"]
     assert split.raw(0) == str(two_classes / split.ids[0])
 

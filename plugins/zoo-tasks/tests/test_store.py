@@ -18,11 +18,11 @@ from PIL import Image
 
 from zoo_core.toolkit import pictures
 from zoo_core.toolkit.pictures import open_picture
-from zoo_tasks import opened
+from zoo_tasks import task_data
 from zoo_tasks.folders import ImageFolder
 
 ODD = Path(__file__).parent / "odd_pictures.json"  # files of every mode, in base64, so that no encoder has a say
-# What those files decoded to, by version. A change of pixels raises PIXELS in zoo_tasks/opened.py and adds a line here:
+# What those files decoded to, by version. Who changes pixels raises PIXELS in zoo_tasks/task_data.py and adds a line:
 # stores that were written before are then not read any more. No line is ever changed.
 DECODED: Mapping[int, str] = {
     1: "0138bacbffdb4096fa9632e518a64720",
@@ -40,9 +40,9 @@ def digest(folder: Path) -> str:
 
 
 def test_other_pixels_need_another_version(tmp_path: Path) -> None:
-    assert max(DECODED) == opened.PIXELS
-    assert digest(tmp_path) == DECODED[opened.PIXELS], (
-        "files decode to other pixels than before: raise PIXELS in zoo_tasks/opened.py, and enter its digest here"
+    assert max(DECODED) == task_data.PIXELS
+    assert digest(tmp_path) == DECODED[task_data.PIXELS], (
+        "files decode to other pixels than before: raise PIXELS in zoo_tasks/task_data.py, and enter its digest here"
     )
     assert len(set(DECODED.values())) == len(DECODED)
 
@@ -61,14 +61,14 @@ def test_the_digest_sees_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return own(picture, **options)
 
     monkeypatch.setattr(pictures, "pixels", other)
-    assert digest(tmp_path) != DECODED[opened.PIXELS]
+    assert digest(tmp_path) != DECODED[task_data.PIXELS]
 
 
 def test_a_raised_version_decodes_anew(two_classes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = ImageFolder(path=str(two_classes)).open(None).splits["train"]
     with monkeypatch.context() as patch:
-        patch.setattr(opened, "PIXELS", opened.PIXELS + 1)
-        patch.setattr(opened, "open_picture", lambda file: 255 - np.asarray(Image.open(file)))
+        patch.setattr(task_data, "PIXELS", task_data.PIXELS + 1)
+        patch.setattr(task_data, "open_picture", lambda file: 255 - np.asarray(Image.open(file)))
         after = ImageFolder(path=str(two_classes)).open(None).splits["train"]
     assert np.array_equal(after.raw(0), 255 - before.raw(0))
 

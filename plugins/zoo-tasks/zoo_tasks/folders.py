@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from zoo_core.contracts import SUFFIXES, Modality, Source, Survey, Target, TaskData
 from zoo_core.errors import UsageError
-from zoo_tasks.found import Found, find
+from zoo_tasks.class_folders import ClassFolders, find_class_folders
 
 if TYPE_CHECKING:
     from zoo_tasks.media import Media
@@ -48,7 +48,7 @@ class ImageFolder:
 
     @property
     def target(self) -> Target:
-        return classes_of(self._found(), self.path)
+        return classes_of(self._class_folders(), self.path)
 
     def source(self) -> Source | None:
         return Source(
@@ -59,18 +59,20 @@ class ImageFolder:
         return self._media().open()
 
     def inferred(self) -> tuple[str, ...]:
-        return told(self._found(), "pictures", self)
+        return inferred_lines(self._class_folders(), "pictures", self)
 
     def survey(self, files: Path) -> Survey:
         return self._media().survey(self.inferred())
 
-    def _found(self) -> Found:
-        return find(Path(self.path).expanduser(), SUFFIXES["image"], what="pictures", pattern=self.pattern)
+    def _class_folders(self) -> ClassFolders:
+        return find_class_folders(
+            Path(self.path).expanduser(), SUFFIXES["image"], what="pictures", pattern=self.pattern
+        )
 
     def _media(self) -> Media:
         from zoo_tasks.media import Media  # numpy and pyarrow
 
-        return Media(recipe=self, found=self._found(), target=self.target, form="pictures")
+        return Media(recipe=self, found=self._class_folders(), target=self.target, form="pictures")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +101,7 @@ class AudioFolder:
 
     @property
     def target(self) -> Target:
-        return classes_of(self._found(), self.path)
+        return classes_of(self._class_folders(), self.path)
 
     def source(self) -> Source | None:
         return Source(
@@ -110,21 +112,23 @@ class AudioFolder:
         return self._media().open()
 
     def inferred(self) -> tuple[str, ...]:
-        return told(self._found(), "sounds", self)
+        return inferred_lines(self._class_folders(), "sounds", self)
 
     def survey(self, files: Path) -> Survey:
         return self._media().survey(self.inferred())
 
-    def _found(self) -> Found:
-        return find(Path(self.path).expanduser(), SUFFIXES["audio"], what="sounds", pattern=self.pattern)
+    def _class_folders(self) -> ClassFolders:
+        return find_class_folders(Path(self.path).expanduser(), SUFFIXES["audio"], what="sounds", pattern=self.pattern)
 
     def _media(self) -> Media:
         from zoo_tasks.media import Media  # numpy and pyarrow
 
-        return Media(recipe=self, found=self._found(), target=self.target, form="sounds", one_rate=self.rates == "one")
+        return Media(
+            recipe=self, found=self._class_folders(), target=self.target, form="sounds", one_rate=self.rates == "one"
+        )
 
 
-def classes_of(found: Found, path: str) -> Target:
+def classes_of(found: ClassFolders, path: str) -> Target:
     """The classes that folders are named after. Raises UsageError where there is one."""
     if len(found.classes) < 2:
         raise UsageError(
@@ -134,7 +138,7 @@ def classes_of(found: Found, path: str) -> Target:
     return Target(kind="classes", names=found.classes)
 
 
-def told(found: Found, what: str, recipe: ImageFolder | AudioFolder) -> tuple[str, ...]:
+def inferred_lines(found: ClassFolders, what: str, recipe: ImageFolder | AudioFolder) -> tuple[str, ...]:
     """What folders and names were taken to say."""
     classes = found.classes
     shown = ", ".join(classes) if len(classes) <= 6 else f"{', '.join(classes[:3])}, ... {classes[-1]}"

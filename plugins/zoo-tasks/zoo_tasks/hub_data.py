@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal, cast
 from zoo_core.contracts import SUFFIXES, Modality, Source, Survey, Target, TaskData
 from zoo_core.errors import UsageError
 from zoo_core.toolkit.files import cache_path, fresh_name
-from zoo_tasks.chosen import Chosen, choose
 from zoo_tasks.columns import Given
 from zoo_tasks.folders import AudioFolder, ImageFolder
 from zoo_tasks.reading import File, Form
+from zoo_tasks.repository_files import RepositoryFiles, choose_files
 from zoo_tasks.store import key_of
 from zoo_tasks.tables import Copies, Kind, Layout, Reads, Unreadable
 
@@ -90,7 +90,7 @@ class HubData(Reads):
     # --- what is in the repository -----------------------------------------------------------------------------------
 
     @cached_property
-    def chosen(self) -> Chosen:
+    def repository_files(self) -> RepositoryFiles:
         """The files that are read, and how."""
         if not re.fullmatch(r"[^/]+/[^/]+", self.name):
             raise UsageError(f"{self.path} is no data set of the Hub; write hub-data/ORG/SET")
@@ -98,7 +98,7 @@ class HubData(Reads):
 
         revision, offline = self.where
         found = commit_of(self.repository, revision, offline=offline)
-        return choose(
+        return choose_files(
             found.names,
             found.card,
             called=self.path,
@@ -109,7 +109,9 @@ class HubData(Reads):
 
     def _of(self, names: Sequence[str]) -> Source:
         """These files, by their whole names."""
-        return Source(repository=self.repository, revision=self.chosen.commit, patterns=tuple(map(escape, names)))
+        return Source(
+            repository=self.repository, revision=self.repository_files.commit, patterns=tuple(map(escape, names))
+        )
 
     def _fetched(self, names: Sequence[str]) -> Path:
         """The folder with these files, each downloaded unless it is here, and verified."""
@@ -121,34 +123,34 @@ class HubData(Reads):
 
     @property
     def modality(self) -> Modality:
-        if self.chosen.reader in MODALITIES:
-            return MODALITIES[self.chosen.reader]
+        if self.repository_files.reader in MODALITIES:
+            return MODALITIES[self.repository_files.reader]
         return self.layout().columns().modality
 
     @property
     def metric(self) -> str:
-        return "accuracy" if self.chosen.reader in MODALITIES else super().metric
+        return "accuracy" if self.repository_files.reader in MODALITIES else super().metric
 
     @property
     def target(self) -> Target:
-        return self._folder().target if self.chosen.reader in MODALITIES else super().target
+        return self._folder().target if self.repository_files.reader in MODALITIES else super().target
 
     def source(self) -> Source:
         """Its files at one commit."""
-        return self._of((*self.chosen.names, *self._media()))
+        return self._of((*self.repository_files.names, *self._media()))
 
     def open(self, files: Path | None) -> TaskData:
-        if self.chosen.reader in MODALITIES:
+        if self.repository_files.reader in MODALITIES:
             return self._folder(files).open(None)
         return self._rows(files).open()
 
     def inferred(self) -> tuple[str, ...]:
-        lines = self._folder().inferred() if self.chosen.reader in MODALITIES else super().inferred()
-        return (f"{self.repository} at {self.chosen.commit[:12]}: {self.chosen.told()}", *lines)
+        lines = self._folder().inferred() if self.repository_files.reader in MODALITIES else super().inferred()
+        return (f"{self.repository} at {self.repository_files.commit[:12]}: {self.repository_files.told()}", *lines)
 
     def survey(self, files: Path) -> Survey:
-        root = self._fetched((*self.chosen.names, *self._media()))
-        if self.chosen.reader in MODALITIES:
+        root = self._fetched((*self.repository_files.names, *self._media()))
+        if self.repository_files.reader in MODALITIES:
             return self._folder(root).survey(root)
         return self._rows(root).survey(self.inferred())
 
@@ -158,12 +160,12 @@ class HubData(Reads):
         """Its tables for a look: all of them if they are small, else the first."""
         from zoo_core.toolkit.repositories import hashes_of
 
-        names, splits = self.chosen.names, self.chosen.splits
+        names, splits = self.repository_files.names, self.repository_files.splits
         hashes = hashes_of(self._of(names), offline=self.where[1])
         looked_at = names if sum(hashes[name].size for name in names) <= LOOKED_AT_BYTES else names[:1]
         root = self._fetched(looked_at)
         files = tuple(File(path=root / name, split=split) for name, split in zip(names, splits, strict=True))
-        reader = cast(Literal["csv", "tsv", "jsonl", "parquet"], self.chosen.reader)
+        reader = cast(Literal["csv", "tsv", "jsonl", "parquet"], self.repository_files.reader)
         form = Form(
             kind=reader,
             separator=self.separator or SEPARATORS.get(reader, ","),
@@ -197,21 +199,23 @@ class HubData(Reads):
 
     def _media(self) -> tuple[str, ...]:
         """Pictures or sounds that the rows of a table name."""
-        if self.chosen.reader in MODALITIES:
+        if self.repository_files.reader in MODALITIES:
             return ()
         columns = self.layout().columns()
         suffixes = SUFFIXES.get(columns.form, ())
         if columns.inline or not suffixes:
             return ()
-        return tuple(name for name in self.chosen.others if name.lower().endswith(tuple(suffixes)))
+        return tuple(name for name in self.repository_files.others if name.lower().endswith(tuple(suffixes)))
 
     # --- folders -----------------------------------------------------------------------------------------------------
 
     def _folder(self, files: Path | None = None) -> ImageFolder | AudioFolder:
         """The recipe of a folder with links to its files, and nothing beside them. files: None for names alone."""
-        names = self.chosen.names
-        root = cache_path("hub-data", f"{key_of(self.repository, self.chosen.commit, names, str(files))}/x").parent
-        start = len(self.chosen.prefix)
+        names = self.repository_files.names
+        root = cache_path(
+            "hub-data", f"{key_of(self.repository, self.repository_files.commit, names, str(files))}/x"
+        ).parent
+        start = len(self.repository_files.prefix)
         for name in names:
             link = root / name[start:]
             if link.is_symlink() or link.exists():
@@ -223,7 +227,7 @@ class HubData(Reads):
             else:
                 fresh.symlink_to(files / name)
             fresh.replace(link)
-        make = ImageFolder if self.chosen.reader == "image-folder" else AudioFolder
+        make = ImageFolder if self.repository_files.reader == "image-folder" else AudioFolder
         return make(
             path=str(root),
             group=self.group,

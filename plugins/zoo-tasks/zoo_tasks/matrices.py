@@ -15,9 +15,9 @@ from zoo_core.toolkit.files import cache_path, hash_of
 from zoo_tasks.arrays import Npz
 from zoo_tasks.encoding import stored
 from zoo_tasks.media import surveyed
-from zoo_tasks.opened import Store, split_data
 from zoo_tasks.splitting import Division, Items, Rules, divide, save_split
 from zoo_tasks.store import key_of, put
+from zoo_tasks.task_data import Store, split_data
 
 __all__ = ["Matrices"]
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from zoo_core.contracts import Modality, Survey, Target, TaskData
 from zoo_core.errors import NotFoundError, UsageError, nearest
-from zoo_tasks.found import Found, is_split, some
-from zoo_tasks.looks import Look, look_at, pictures, sizes, sounds
+from zoo_tasks.class_folders import ClassFolders, is_split, some
+from zoo_tasks.media_check import FileCheck, check_files, pictures, sizes, sounds
 from zoo_tasks.splitting import NAMES, Division, Items, Rules, divide, save_split
 
 __all__ = ["Media", "rate_problems", "read_split", "surveyed"]
@@ -54,7 +54,7 @@ class Media:
     """The files of a folder with their classes."""
 
     recipe: Recipe
-    found: Found
+    found: ClassFolders
     target: Target
     form: Literal["pictures", "sounds"]
     one_rate: bool = True
@@ -64,16 +64,16 @@ class Media:
         return Path(self.recipe.path).expanduser()
 
     @cached_property
-    def looks(self) -> list[Look]:
-        return look_at(self.root, self.found.names, pictures if self.form == "pictures" else sounds, self.form)
+    def checks(self) -> list[FileCheck]:
+        return check_files(self.root, self.found.names, pictures if self.form == "pictures" else sounds, self.form)
 
     @cached_property
     def readable(self) -> list[int]:
-        return [position for position, look in enumerate(self.looks) if not look.problem]
+        return [position for position, check in enumerate(self.checks) if not check.problem]
 
     @property
     def unreadable(self) -> dict[str, str]:
-        return {name: look.problem for name, look in zip(self.found.names, self.looks, strict=True) if look.problem}
+        return {name: check.problem for name, check in zip(self.found.names, self.checks, strict=True) if check.problem}
 
     @cached_property
     def items(self) -> Items:
@@ -87,7 +87,7 @@ class Media:
             raise UsageError("test= and val= name groups to hold out, and group= does not say what the groups are")
         return Items(
             ids=names,
-            contents=[self.looks[i].sha256 for i in self.readable],
+            contents=[self.checks[i].sha256 for i in self.readable],
             targets=np.array([place[self.found.labels[i]] for i in self.readable], dtype=np.int64),
             groups=groups,
             splits=splits,
@@ -120,26 +120,26 @@ class Media:
             )
         if not self.readable:
             return tuple(found)
-        found += rate_problems(self.looks, self.recipe.path) if self.form == "sounds" and self.one_rate else []
+        found += rate_problems(self.checks, self.recipe.path) if self.form == "sounds" and self.one_rate else []
         return (*found, *(f"{self.recipe.path}: {problem}" for problem in self.division.problems))
 
     def open(self) -> TaskData:
         """Raises UsageError for the first of the problems."""
-        from zoo_tasks.opened import pictures_store, sounds_store, split_data
+        from zoo_tasks.task_data import pictures_store, sounds_store, split_data
 
         for problem in self.problems():
             raise UsageError(problem)
         if not self.readable:
-            raise UsageError(f"{self.recipe.path}: none of its {len(self.looks)} {self.form} can be read")
+            raise UsageError(f"{self.recipe.path}: none of its {len(self.checks)} {self.form} can be read")
         make = pictures_store if self.form == "pictures" else sounds_store
-        store = make(self.root, self.items.ids, [self.looks[i] for i in self.readable])
+        store = make(self.root, self.items.ids, [self.checks[i] for i in self.readable])
         save_split(self.division, self.items.ids)
         return split_data(self.items, self.target, self.division, store)
 
     def survey(self, inferred: tuple[str, ...]) -> Survey:
         if not self.readable:
             raise UsageError(
-                f"{self.recipe.path}: none of its {len(self.looks)} {self.form} can be read: "
+                f"{self.recipe.path}: none of its {len(self.checks)} {self.form} can be read: "
                 f"{some([f'{name} ({problem})' for name, problem in self.unreadable.items()])}"
             )
         return surveyed(
@@ -147,8 +147,8 @@ class Media:
             self.target,
             self.items,
             self.division,
-            num_bytes=sum(look.num_bytes for look in self.looks),
-            sizes=sizes(self.looks, unit="pixels" if self.form == "pictures" else "seconds"),
+            num_bytes=sum(check.num_bytes for check in self.checks),
+            sizes=sizes(self.checks, unit="pixels" if self.form == "pictures" else "seconds"),
             inferred=inferred,
             unreadable=self.unreadable,
             ignored=self.found.ignored,
@@ -156,9 +156,9 @@ class Media:
         )
 
 
-def rate_problems(looks: Sequence[Look], where: str) -> list[str]:
+def rate_problems(checks: Sequence[FileCheck], where: str) -> list[str]:
     """What is said of sounds with several sampling rates."""
-    rates = Counter(look.size[0] for look in looks if not look.problem)
+    rates = Counter(check.size[0] for check in checks if not check.problem)
     if len(rates) < 2:
         return []
     shown = ", ".join(f"{num} at {rate} Hz" for rate, num in rates.most_common())

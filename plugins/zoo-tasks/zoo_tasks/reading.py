@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from zoo_core.errors import AccessError, NotFoundError, UsageError
-from zoo_tasks.found import SPLITS, is_split, some
+from zoo_tasks.class_folders import SPLITS, is_split, some
 
 __all__ = ["File", "Form", "Media", "Row", "rows_of", "table_files"]
 

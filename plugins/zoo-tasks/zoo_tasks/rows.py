@@ -17,16 +17,16 @@ from zoo_core.contracts import Survey, Target, TaskData
 from zoo_core.errors import UsageError
 from zoo_core.toolkit.files import cache_path, hash_of
 from zoo_core.toolkit.table_encoding import Encoding, is_missing, number
+from zoo_tasks.class_folders import is_split, some
 from zoo_tasks.columns import Columns, label_list, plain, sort_names
 from zoo_tasks.encoding import stored
-from zoo_tasks.found import is_split, some
-from zoo_tasks.looks import Look, look_at, pictures, sizes, sounds
 from zoo_tasks.media import surveyed
-from zoo_tasks.opened import Store, pictures_store, sounds_store, split_data
+from zoo_tasks.media_check import FileCheck, check_files, pictures, sizes, sounds
 from zoo_tasks.reading import Media, Row, rows_of
 from zoo_tasks.splitting import Division, Items, Rules, divide, save_split
 from zoo_tasks.store import key_of, opened, put, write
 from zoo_tasks.tables import Layout, Recipe, check_classes
+from zoo_tasks.task_data import Store, pictures_store, sounds_store, split_data
 
 __all__ = ["Rows"]
 
@@ -157,19 +157,19 @@ class Rows:
         return _column(self.file, name)
 
     @cached_property
-    def looks(self) -> list[Look]:
-        """Of tables of media files a look at each file."""
+    def checks(self) -> list[FileCheck]:
+        """For tables that name media files, the check of each file."""
         if self.columns.form not in ("image", "audio"):
             return []
-        check, kind = (pictures, "pictures") if self.columns.form == "image" else (sounds, "sounds")
-        return look_at(self.folder, self._column("x"), check, f"{kind}-{key_of(self.file)}")
+        how, kind = (pictures, "pictures") if self.columns.form == "image" else (sounds, "sounds")
+        return check_files(self.folder, self._column("x"), how, f"{kind}-{key_of(self.file)}")
 
     @cached_property
     def unreadable(self) -> dict[str, str]:
         found = dict(zip(self._column("id"), self._column("problem"), strict=True))
-        if self.looks:
-            for name, file, look in zip(self._column("id"), self._column("x"), self.looks, strict=True):
-                found[name] = "; ".join(filter(None, (found[name], look.problem and f"{file} {look.problem}")))
+        if self.checks:
+            for name, file, check in zip(self._column("id"), self._column("x"), self.checks, strict=True):
+                found[name] = "; ".join(filter(None, (found[name], check.problem and f"{file} {check.problem}")))
         return {name: problem for name, problem in found.items() if problem}
 
     @cached_property
@@ -224,7 +224,7 @@ class Rows:
             raise UsageError("test= and val= name groups to hold out, and group= does not say which column holds them")
         return Items(
             ids=self._kept("id"),
-            contents=[self.looks[row].sha256 for row in self.kept] if self.looks else self._kept("content"),
+            contents=[self.checks[row].sha256 for row in self.kept] if self.checks else self._kept("content"),
             targets=targets,
             groups=self._kept("group") if self.columns.group else None,
             splits=splits if any(splits) else None,
@@ -269,7 +269,7 @@ class Rows:
             file, encoding = self._encoded()
             return Store(form="row", file=file, rows=np.arange(len(self.kept)), encoding=encoding)
         make = pictures_store if form == "image" else sounds_store
-        store = make(self.folder, self._kept("x"), [self.looks[row] for row in self.kept])
+        store = make(self.folder, self._kept("x"), [self.checks[row] for row in self.kept])
         return store if self.columns.inline else replace(store, encoding=own)
 
     def _encoded(self) -> tuple[str, Encoding]:
@@ -298,7 +298,7 @@ class Rows:
             self.items,
             self.division,
             num_bytes=sum(file.path.stat().st_size for file in self.layout.files)
-            + sum(look.num_bytes for look in self.looks),
+            + sum(check.num_bytes for check in self.checks),
             sizes=self._sizes(),
             inferred=inferred,
             unreadable=self.unreadable,
@@ -307,8 +307,8 @@ class Rows:
         )
 
     def _sizes(self) -> str:
-        if self.looks:
-            return sizes(self.looks, unit="pixels" if self.columns.form == "image" else "seconds")
+        if self.checks:
+            return sizes(self.checks, unit="pixels" if self.columns.form == "image" else "seconds")
         if self.columns.form == "row":
             num = len(self.columns.numeric)
             width = opened_width(self._encoded()[0]) if self.division.splits["train"].size else 0

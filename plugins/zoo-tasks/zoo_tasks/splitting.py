@@ -21,7 +21,7 @@ import numpy as np
 from zoo_core.contracts import Target
 from zoo_core.errors import UsageError, nearest
 from zoo_core.toolkit.files import cache_path
-from zoo_tasks.found import some
+from zoo_tasks.class_folders import some
 from zoo_tasks.store import put
 
 __all__ = ["HELD", "Division", "Items", "Rules", "divide", "save_split"]

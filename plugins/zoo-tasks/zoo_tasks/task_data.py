@@ -17,7 +17,7 @@ from zoo_core.contracts import Split, Target
 from zoo_core.toolkit.pictures import open_picture
 from zoo_core.toolkit.sounds import open_sound
 from zoo_core.toolkit.table_encoding import Encoding
-from zoo_tasks.looks import Look
+from zoo_tasks.media_check import FileCheck
 from zoo_tasks.splitting import Division, Items
 from zoo_tasks.store import Names, key_of, opened, write
 
@@ -96,19 +96,19 @@ def _part(store: Store, index: np.ndarray) -> Store:
     return replace(store, rows=store.rows[index], names=names)
 
 
-def pictures_store(root: Path, names: Sequence[str], looks: Sequence[Look]) -> Store:
+def pictures_store(root: Path, names: Sequence[str], checks: Sequence[FileCheck]) -> Store:
     """The decoded pictures in an Arrow file, each content once; the files themselves where that would be too large."""
-    first = {look.sha256: position for position, look in reversed(list(enumerate(looks)))}
-    if sum(3 * looks[i].size[0] * looks[i].size[1] for i in first.values()) > STORE_BYTES:
+    first = {check.sha256: position for position, check in reversed(list(enumerate(checks)))}
+    if sum(3 * checks[i].size[0] * checks[i].size[1] for i in first.values()) > STORE_BYTES:
         return Store(form="file", file=str(root), rows=np.arange(len(names)), names=names)
     order = sorted(first)
     row_of = {sha256: row for row, sha256 in enumerate(order)}
     key = key_of("pixels", PIXELS, order)
     file = write(key, _decoded(root, [names[first[sha256]] for sha256 in order]), PICTURES, batch=64)
-    return Store(form="pixels", file=str(file), rows=np.array([row_of[look.sha256] for look in looks]))
+    return Store(form="pixels", file=str(file), rows=np.array([row_of[check.sha256] for check in checks]))
 
 
-def sounds_store(root: Path, names: Sequence[str], looks: Sequence[Look]) -> Store:
+def sounds_store(root: Path, names: Sequence[str], checks: Sequence[FileCheck]) -> Store:
     """Sounds are read from their files: to decode one takes a few thousandths of the time that it lasts, at most."""
     return Store(form="sound", file=str(root), rows=np.arange(len(names)), names=names)
 

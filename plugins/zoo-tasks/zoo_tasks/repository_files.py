@@ -12,9 +12,9 @@ from typing import Any
 
 from zoo_core.contracts import SUFFIXES
 from zoo_core.errors import UsageError, nearest
-from zoo_tasks.found import is_split, some
+from zoo_tasks.class_folders import is_split, some
 
-__all__ = ["Chosen", "choose"]
+__all__ = ["RepositoryFiles", "choose_files"]
 
 TABLES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".tsv": "tsv"}
 FOLDERS = dict.fromkeys(SUFFIXES["image"], "image-folder") | dict.fromkeys(SUFFIXES["audio"], "audio-folder")
@@ -22,7 +22,7 @@ ORDER = ("train", "val", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chosen:
+class RepositoryFiles:
     """The files that are read, of one commit. splits: of each table, empty where nothing tells.
 
     reader: the recipe that reads such files. prefix: the folder that the class folders lie in. others: the names of
@@ -41,9 +41,9 @@ class Chosen:
         return f"{some(self.names)}, read as {self.reader}; config=, pattern= choose others"
 
 
-def choose(
+def choose_files(
     names: Sequence[str], card: str, *, called: str, config: str | None, pattern: str | None, commit: str
-) -> Chosen:
+) -> RepositoryFiles:
     """The files that are read. card: the text of its README. Raises UsageError where there are none."""
     told = _wanted(names, card, called, config, pattern)
     kinds = Counter(_reader(name) for name in told)
@@ -63,7 +63,7 @@ def choose(
             f'pattern="data/{{split}}-*" takes some of the files'
         )
     order = sorted(range(len(chosen)), key=lambda i: (ORDER.index(splits[i]) if splits[i] else 0, chosen[i]))
-    return Chosen(
+    return RepositoryFiles(
         commit=commit,
         reader=reader,
         names=tuple(chosen[i] for i in order),

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from zoo_core.errors import AccessError, NotFoundError, UsageError
 
-__all__ = ["SPLITS", "Found", "find", "is_split", "some"]
+__all__ = ["SPLITS", "ClassFolders", "find_class_folders", "is_split", "some"]
 
 SPLITS = {
     "dev": "val",
@@ -33,7 +33,7 @@ IN_NAMES = 'say where their names hold it: pattern="{label}_*", or list them in 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class ClassFolders:
     """The files of class folders: names with `/`, relative to the folder, sorted; of each its class and split.
 
     splits: empty if nothing tells of any. fields: of each what a pattern finds in its name, by the pattern's fields.
@@ -51,7 +51,7 @@ class Found:
         return tuple(sorted(set(self.labels)))
 
 
-def find(root: Path, suffixes: Sequence[str], *, what: str, pattern: str | None = None) -> Found:
+def find_class_folders(root: Path, suffixes: Sequence[str], *, what: str, pattern: str | None = None) -> ClassFolders:
     """The files with these suffixes below class folders. what: what they are called, in plural.
 
     pattern: `{label}_{speaker}_*`, fitted to names without folders and suffix, or to paths without suffix if it has a
@@ -91,7 +91,7 @@ def find(root: Path, suffixes: Sequence[str], *, what: str, pattern: str | None 
     files = tuple(name for name, _, _ in names)
     fields = _fields(pattern, files) if pattern is not None else {}
     splits = _splits(fields["split"]) if "split" in fields else tuple(split for _, _, split in names)
-    return Found(
+    return ClassFolders(
         names=files,
         labels=tuple(label for _, label, _ in names),
         splits=splits if has_splits or "split" in fields else (),
@@ -100,14 +100,14 @@ def find(root: Path, suffixes: Sequence[str], *, what: str, pattern: str | None 
     )
 
 
-def _fitted(root: Path, suffixes: Sequence[str], pattern: str, what: str) -> Found:
+def _fitted(root: Path, suffixes: Sequence[str], pattern: str, what: str) -> ClassFolders:
     """The files of a folder whose names hold their classes."""
     files = sorted(_walk(root, ""))
     names = tuple(name for name in files if name.lower().endswith(tuple(suffixes)))
     if not names:
         raise UsageError(f"{root} holds no {what} ({', '.join(suffixes)})")
     fields = _fields(pattern, names)
-    return Found(
+    return ClassFolders(
         names=names,
         labels=fields["label"],
         splits=_splits(fields["split"]) if "split" in fields else (),

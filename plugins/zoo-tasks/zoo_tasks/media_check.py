@@ -1,7 +1,7 @@
-"""Media files looked at once: their content's sha256, whether they can be read whole, and how large they are.
+"""Checks each media file once: the sha256 of its content, whether it can be read to its end, and its size.
 
-What was found is remembered below the cache folder, one file for each set, for as long as a file's size, times and
-inode are the same, so that 4,317 photographs take a moment the second time.
+The results are kept below the cache folder, one file for each data set, and used again as long as a file's size, times
+and inode stay the same. 4,317 photographs then take a moment the second time.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from zoo_core.toolkit.files import is_settled, read_memory, write_memory
 from zoo_core.toolkit.sounds import open_sound
 from zoo_tasks.store import key_of
 
-__all__ = ["Look", "look_at", "pictures", "sizes", "sounds"]
+__all__ = ["FileCheck", "check_files", "pictures", "sizes", "sounds"]
 
-FORMAT = 2  # raised when a look would find something else in the same file
+FORMAT = 2  # raised when a check would find something else in the same file
 THREADS = 4  # PIL and hashlib let others run while they work
 PIECE = 64  # files that a thread takes at once
 REDUCED = 32  # pixels; a JPEG is decoded to no less than this, which finds damage all the same
 DAMAGE = (OSError, ValueError, SyntaxError, EOFError, struct.error, ZooError)  # as PIL and open_sound tell of it
 
 Check = Callable[[Path, bytes], tuple[int, int]]
-Row = list[int | str]  # size, times and inode of a file as os.stat tells them; then what a Look holds
+Row = list[int | str]  # size, times and inode of a file as os.stat tells them; then what a FileCheck holds
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
+class FileCheck:
     """One file. size: (columns, rows) of a picture, (Hz, samples) of a sound. problem: why it cannot be read."""
 
     sha256: str
@@ -42,14 +42,14 @@ class Look:
     problem: str = ""
 
 
-def look_at(root: Path, names: Sequence[str], check: Check, kind: str) -> list[Look]:
-    """A look at each file, in order. check: gives the size, or raises for content that cannot be read whole."""
+def check_files(root: Path, names: Sequence[str], check: Check, kind: str) -> list[FileCheck]:
+    """Checks each file, in order. check: returns the size, or raises for content that cannot be read to its end."""
     place = ("looks", f"{kind}-{key_of(str(root.resolve()))}.json")
     held = read_memory(*place)
     known = held.get("files", {}) if isinstance(held, dict) and held.get("format") == FORMAT else {}
 
-    def some(piece: Sequence[str]) -> list[tuple[Look, Row | None]]:
-        return [_look(root / name, known.get(name), check) for name in piece]
+    def some(piece: Sequence[str]) -> list[tuple[FileCheck, Row | None]]:
+        return [_check_file(root / name, known.get(name), check) for name in piece]
 
     pieces = [names[start : start + PIECE] for start in range(0, len(names), PIECE)]
     with ThreadPoolExecutor(THREADS) as threads:
@@ -57,19 +57,21 @@ def look_at(root: Path, names: Sequence[str], check: Check, kind: str) -> list[L
     rows = {name: row for name, (_, row) in zip(names, found, strict=True) if row is not None}
     if rows != known:
         write_memory({"format": FORMAT, "files": rows}, *place)
-    return [look for look, _ in found]
+    return [one for one, _ in found]
 
 
-def _look(path: Path, known: object, check: Check) -> tuple[Look, Row | None]:
-    """A look at a file, and what to remember of it: nothing if it changed a moment ago, and may again unseen."""
+def _check_file(path: Path, known: object, check: Check) -> tuple[FileCheck, Row | None]:
+    """The check of a file, and the row to remember; None if it changed so recently that a next change may go unseen."""
     try:
         stat = path.stat()
         stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
         if isinstance(known, list) and known[:4] == stamp and [type(x) for x in known[4:]] == [str, int, int, str]:
-            return Look(sha256=known[4], num_bytes=stat.st_size, size=(known[5], known[6]), problem=known[7]), known
+            return FileCheck(
+                sha256=known[4], num_bytes=stat.st_size, size=(known[5], known[6]), problem=known[7]
+            ), known
         content = path.read_bytes()
     except OSError as error:
-        return Look(sha256="", num_bytes=0, problem=f"cannot be opened ({error.strerror})"), None
+        return FileCheck(sha256="", num_bytes=0, problem=f"cannot be opened ({error.strerror})"), None
     size, problem = (0, 0), "" if content else "has no bytes"
     if content:
         try:
@@ -77,9 +79,9 @@ def _look(path: Path, known: object, check: Check) -> tuple[Look, Row | None]:
         except DAMAGE as error:
             problem = " ".join(str(error).removeprefix(f"{path} ").split()) or type(error).__name__
     sha256 = hashlib.sha256(content).hexdigest()
-    look = Look(sha256=sha256, num_bytes=len(content), size=size, problem=problem)
+    one = FileCheck(sha256=sha256, num_bytes=len(content), size=size, problem=problem)
     whole = is_settled(stat) and len(content) == stat.st_size
-    return look, [*stamp, sha256, *size, problem] if whole else None
+    return one, [*stamp, sha256, *size, problem] if whole else None
 
 
 def pictures(path: Path, content: bytes) -> tuple[int, int]:
@@ -104,9 +106,9 @@ def sounds(path: Path, content: bytes) -> tuple[int, int]:
     return sound["sampling_rate"], len(sound["array"])
 
 
-def sizes(looks: Sequence[Look], *, unit: str) -> str:
+def sizes(checks: Sequence[FileCheck], *, unit: str) -> str:
     """The sizes of items in words: the one they have, or the smallest, the middle and the largest."""
-    found = Counter(look.size for look in looks if not look.problem)
+    found = Counter(one.size for one in checks if not one.problem)
     if not found:
         return "none"
     if len(found) == 1:
