@@ -34,6 +34,22 @@ backbones = ["starter/vit-nano", "starter/mlp-nano(weights=random)"]
 adapters = ["probe", "partial(n=4)", "probe+ncm"]
 seeds = 2
 """
+UNLISTED = '''
+from dataclasses import dataclass
+from typing import ClassVar
+
+@dataclass(frozen=True, kw_only=True)
+class Unlisted:
+    """A backbone that no catalogue describes."""
+
+    version: ClassVar[int] = 1
+
+    def source(self):
+        return None
+
+    def build(self, files, weights):
+        raise AssertionError("a plan builds nothing")
+'''
 Shown = tuple[int, str, list[str]]
 Run = Callable[..., Shown]
 
@@ -86,16 +102,28 @@ def test_a_suite_lists_its_trials_and_its_refusals_with_reasons(zoo_here: Run, s
     assert code == 0
     lines = out.splitlines()
     assert sum(line.startswith("starter/") for line in lines) == 8
+    ends = {line.partition(" task=")[0]: line.rpartition("  ")[2] for line in lines if line.startswith("starter/")}
+    assert ends["starter/vit-nano+linear"] == "changes no stage, only the head"
+    assert ends["starter/vit-nano+partial(n=4)+linear"] == "changes stages 1 to 4 of 4"
     assert "8 trials, 20 fits" in lines  # three rates each, one for the closed form
     refused = [line for line in lines if line.startswith("refused: ")]
     assert len(refused) == 24 - 8
     assert any("reads table and task digits is image" in line for line in refused)
-    assert any("head ncm predicts classes and the target is values" in line for line in refused)
+    assert any("head ncm predicts classes and the target is regression" in line for line in refused)
     assert any("the backbone has 3 stages; allowed: 1 to 3" in line for line in refused)
     _, out, _ = zoo_here("plan", suite, "--json")
     found = json.loads(out)
     assert [len(found["plans"]), len(found["refusals"])] == [8, 16]
     assert {tuple(row) for row in found["refusals"]} == {("trial", "reason")}
+
+
+def test_a_suite_says_where_stages_are_not_known(zoo_here: Run, tmp_path: Path) -> None:
+    path, plugin = tmp_path / "mine.toml", tmp_path / "unlisted.py"
+    plugin.write_text(UNLISTED)
+    path.write_text('tasks = ["digits"]\nbackbones = ["unlisted"]\nadapters = ["probe", "full"]\nseeds = 1\n')
+    code, out, _ = zoo_here("plan", path, "--plugin", plugin)
+    assert (code, "None" in out) == (0, False)
+    assert [line.split("  ")[1] for line in out.splitlines()[:2]] == ["stages not known before it is built"] * 2
 
 
 @pytest.mark.parametrize(
@@ -105,7 +133,7 @@ def test_a_suite_lists_its_trials_and_its_refusals_with_reasons(zoo_here: Run, s
         (("starter/vit-nano", "--task", "digit"), 3, "did you mean digits"),
         (("starter/vit-nano", "--task", "diabetes"), 6, "reads image and task diabetes is table"),
         (("starter/vit-nano", "--task", "digits(shots=90)"), 6, "allowed: up to 89"),
-        (("starter/vit-nano", "--task", "digits-attributes(shots=3)"), 6, "needs classes and the target is labels"),
+        (("starter/vit-nano", "--task", "digits-attributes(shots=3)"), 6, "needs classes and the target is multilabel"),
         (("starter/vit-nano+linear+mlp", "--task", "digits"), 2, "two heads"),
         (("nothing.toml",), 3, "no suite file nothing.toml"),
         ((), 2, "Missing argument 'WHAT'"),

@@ -44,7 +44,7 @@ def zoo_here(capfd: pytest.CaptureFixture[str]) -> Run:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Fitted models for classes, labels and values."""
+    """Fitted models for each kind of target."""
     base = tmp_path_factory.mktemp("models")
     specs = {
         "classes": ("starter/convnet-nano+probe+ncm", "digits(shots=3)"),

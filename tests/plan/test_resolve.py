@@ -52,8 +52,8 @@ def refusal(plan: Resolve, spec: str, **arguments: Any) -> str:
     [
         ("nasty/table(weights=random)", "thirds", "nasty/table reads table and task thirds is image"),
         ("nasty/tokens", "rows", "nasty/tokens reads image and task rows is table"),
-        ("nasty/tokens+ncm", "heights", "head ncm predicts classes and the target is values"),
-        ("nasty/tokens+classes-only", "heights", "head classes-only predicts classes and the target is values"),
+        ("nasty/tokens+ncm", "heights", "head ncm predicts classes and the target is regression"),
+        ("nasty/tokens+classes-only", "heights", "head classes-only predicts classes and the target is regression"),
         ("nasty/tokens+dense", "thirds", "head dense consumes map and nasty/tokens gives tokens"),
         ("nasty/table(weights=random)+attention-pool", "rows", "consumes tokens and nasty/table gives pooled"),
         ("nasty/tokens+maps-only", "thirds", "adapter maps-only works on map and nasty/tokens gives tokens"),

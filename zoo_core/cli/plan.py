@@ -60,7 +60,7 @@ def plan(what: str, task: str | None, seed: int | None, lock: Path | None, as_js
     if len(plans) > 1:
         for row in plans:
             files = f"  unpublished: {', '.join(row['unpublished'])}" if row["unpublished"] else ""
-            click.echo(f"{row['trial']}  stage {row['first_stage']} of {row['num_stages']}{files}")
+            click.echo(f"{row['trial']}  {_stages(row['first_stage'], row['num_stages'])}{files}")
         click.echo(f"{len(plans)} trials, {sum(max(1, len(row['learning_rates'])) for row in plans)} fits")
     for refusal in refusals:
         click.echo(f"refused: {refusal['trial']}: {refusal['reason']}")
@@ -102,6 +102,15 @@ def _row(found: Plan) -> dict[str, Any]:
         "base_digest": found.base_digest,
         "digest": found.digest,
     }
+
+
+def _stages(first: int | None, num: int | None) -> str:
+    """Which stages a trial changes, as a phrase. first: counted from 0. None: nothing is known before it is built."""
+    if first is None or num is None:
+        return "stages not known before it is built"
+    if first == num:
+        return "changes no stage, only the head"
+    return f"changes stages {first + 1} to {num} of {num}" if first + 1 < num else f"changes stage {num} of {num}"
 
 
 def _files(key: str, source: Source, pin: Pinned | None) -> dict[str, Any]:

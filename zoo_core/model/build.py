@@ -46,7 +46,7 @@ def build(
 
     target: with its size known, where the plan's is not. load: makes a teacher from a spec or a stored run.
     backbone: what `build_backbone` gives for this plan, or a copy of that; None: it is called.
-    class_weights: float [C] of the default loss of classes and labels.
+    class_weights: float [C], for the default loss of classes and multilabel.
     Raises PluginError when a part breaks its contract, LawError when an adapter breaks its law.
     """
     target = target or plan.target

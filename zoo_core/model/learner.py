@@ -184,7 +184,7 @@ class Learner(nn.Module):
         A column that does not vary, or by less than float32 can tell, keeps its own unit.
         """
         head = self.heads[MAIN]
-        assert isinstance(head, ScaledHead), "only values are predicted in units"
+        assert isinstance(head, ScaledHead), "only a regression is predicted in units"
         exact = targets.double()
         deviation = exact.std(dim=0, correction=0)
         varies = deviation > torch.finfo(torch.float32).eps * exact.abs().amax(dim=0)

@@ -106,9 +106,9 @@ class SquaredError(nn.Module):
 def default_objective(target: Target, head: nn.Module, class_weights: Tensor | None = None) -> nn.Module:
     """The loss that a target kind gets when no adapter says otherwise.
 
-    class_weights: float [C], of classes and labels.
+    class_weights: float [C], for classes and multilabel.
     """
     if target.kind == "regression":
-        assert isinstance(head, ScaledHead), "build wraps the head of a values target"
+        assert isinstance(head, ScaledHead), "build wraps the head of a regression target"
         return SquaredError(head)
     return BinaryCrossEntropy(class_weights) if target.kind == "multilabel" else CrossEntropy(class_weights)

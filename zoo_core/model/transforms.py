@@ -106,7 +106,7 @@ def with_transforms(backbone: Module) -> Module:
 
 
 def _targets(given: Sequence[Any], inputs: Example) -> Tensor:
-    """int64 [B] of classes, float32 [B, C] of labels and values, int64 [B, T] of the classes of words."""
+    """int64 [B] of classes, float32 [B, C] of multilabel and regression, int64 [B, T] of the classes of words."""
     try:
         rows = [x.cpu() if isinstance(x, Tensor) else torch.from_numpy(np.array(x)) for x in given]
         if "word_ids" in inputs and rows[0].ndim == 1 and not rows[0].is_floating_point():

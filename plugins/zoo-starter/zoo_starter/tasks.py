@@ -1,4 +1,4 @@
-"""Real tasks that ship inside scikit-learn: handwritten digits (classes, labels) and diabetes progression (values)."""
+"""Real tasks inside scikit-learn: handwritten digits (classes, multilabel) and diabetes progression (regression)."""
 
 from __future__ import annotations
 
