@@ -502,8 +502,8 @@ def test_class_weights_are_one_for_each_class(wrong: Any) -> None:
         zoo_core.load(SPECS[0], num_classes=3, class_weights=wrong)
 
 
-def test_values_have_no_class_weights() -> None:
-    with pytest.raises(UsageError, match="class_weights are for classes and labels"):
+def test_a_regression_has_no_class_weights() -> None:
+    with pytest.raises(UsageError, match="class_weights are for classes and multilabel"):
         zoo_core.load(SPECS[0], target=Target(kind="regression", size=1), class_weights=[1])
 
 

@@ -170,7 +170,7 @@ def _weights(given: Sequence[float] | None, target: Target) -> Tensor | None:
     if given is None:
         return None
     if target.kind == "regression":
-        raise UsageError("class_weights are for classes and labels, and the target is values")
+        raise UsageError("class_weights are for classes and multilabel, and the target is regression")
     try:
         weights = torch.tensor([float(weight) for weight in given])
     except (TypeError, ValueError) as error:

@@ -1,7 +1,8 @@
-"""The protocols and value types that the core and its plugins share. Importable without torch.
+"""The protocols and value types that zoo-core and its plugins share. Importing them does not import torch.
 
-One legend for axes: B batch, T tokens, D feature width, H W rows and columns, C outputs, N K numeric and
-categorical columns. A plugin implements the protocols by shape; it inherits nothing.
+A plugin implements a protocol by having its methods and attributes. It inherits from nothing here.
+The axes of tensors have one legend: B batch, T tokens, D feature width, H W rows and columns, C outputs, N K numeric
+and categorical columns.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a built part can do: backbones, preparations, heads, objectives and learners, as protocols."""
+"""Protocols of built parts: backbones, preparations, heads, objectives and learners."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ __all__ = [
 
 
 class Preparation(Protocol):
-    """A backbone's own way from a decoded example to its inputs: resize, tokenise, resample; then normalise.
+    """Turns decoded examples into the inputs of one backbone: resize, tokenise or resample, then normalise.
 
-    digest: changes when the numbers change. random: whether `prepare` draws anything (then nothing is cached).
+    digest: a text that changes whenever the resulting numbers change.
+    random: whether `prepare` draws random numbers. If it does, its results are not cached.
     """
 
     @property
@@ -36,29 +37,30 @@ class Preparation(Protocol):
     @property
     def random(self) -> bool: ...
     def prepare(self, examples: Sequence[Raw]) -> list[Mapping[str, Tensor]]:
-        """One mapping of compact tensors (uint8, int64) for each decoded example, without a batch axis."""
+        """Returns a mapping of compact tensors (uint8, int64) for each decoded example, without a batch axis."""
         ...
 
     def collate(self, prepared: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """A batch of prepared examples, padded where they differ in length."""
+        """Joins prepared examples into one batch, padding those that differ in length."""
         ...
 
     def normalise(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Inputs for forward(), computed on the device that holds the batch."""
+        """Returns the inputs of forward(), computed on the device that holds the batch."""
         ...
 
     def dummy(self, batch_size: int) -> dict[str, Tensor]:
-        """Normalised inputs of the right shape, for the pass that build makes to look at a backbone."""
+        """Returns normalised inputs of the right shape, for the forward pass with which build inspects a backbone."""
         ...
 
 
 @runtime_checkable
 class Backbone(Protocol):
-    """A pre-trained network, inputs to features. Also an nn.Module.
+    """A pre-trained network from inputs to features. It is also an nn.Module.
 
-    stages: paths of the modules that forward calls in order, each exactly once, hidden state first.
-    pool: features -> float [B, D], the way this backbone wants (mean, CLS, attention pool).
-    sites: the weights that play a role; empty where there is none.
+    stages: paths of the modules that forward calls in order. Each is called exactly once; the
+    hidden state is its first argument and its first output.
+    pool: turns features into float [B, D] in the way that suits this backbone (mean, CLS token, attention pooling).
+    sites: the weights with a role, see zoo_core.toolkit.sites; empty if the backbone has none with that role.
     """
 
     modality: Modality
@@ -83,10 +85,11 @@ if TYPE_CHECKING:
         def __call__(self, items: Sequence[Mapping[str, Tensor]], /) -> dict[str, Tensor]: ...
 
     class LoadedBackbone(Backbone, nn.Module):
-        """What `zoo_core.load_backbone` gives: a backbone, and what the core adds to each for a loop of your own.
+        """The backbone that `zoo_core.load_backbone` returns, with additions for a training loop of your own.
 
-        transform: one raw item -> one prepared example, augmented if train. collate: the examples of a batch -> inputs,
-        or (example, target) pairs -> a Batch. feature_dim: width of its pooled features.
+        transform: turns one raw item into one prepared example, augmented if train. collate: joins the prepared
+        examples of a batch into inputs, or (example, target) pairs into a Batch. feature_dim: the width of the pooled
+        features.
         """
 
         transform: Transforms
@@ -96,47 +99,48 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Extendable(Protocol):
-    """A backbone among whose tokens learned ones may stand; one without this takes no prompts."""
+    """A backbone that can insert learned tokens among its own. Backbones without this method take no prompts."""
 
     def extend(self, prompt: nn.Module, length: int) -> int:
-        """From now on `length` learned tokens stand among those that enter the first stage.
+        """Inserts `length` learned tokens among those that enter the first stage, in every pass from now on.
 
-        prompt: called without arguments at each pass, gives them: float [length, D]. Masks, positions and biases are
-        lengthened along, every real token sees them, and the features come without them.
-        Returns where the first of them stands among the tokens that enter each stage.
+        prompt: called without arguments in each pass, returns the tokens, float [length, D]. The backbone extends
+        masks, positions and biases to match, lets every real token attend to them, and removes them from the features.
+        Returns the position of the first learned token among the tokens that enter each stage.
         """
         ...
 
 
 @runtime_checkable
 class Exportable(Protocol):
-    """A backbone of a library with a format of its own; one without this is only zoo's to load."""
+    """A backbone of a library that has its own file format. Only zoo can load backbones without this method."""
 
     def export(self, folder: Path, head: nn.Linear | None, target: Target) -> str:
-        """Writes what it holds, which is plain weights, into an empty folder that its library loads by itself.
+        """Writes the weights into an empty folder, in the format that the library itself loads.
 
-        head: pooled features to predictions, None where the head is no linear layer on them; it is left out where the
-        library has no place for it. Returns one line: what loads the folder, and what became of the head.
+        head: the linear layer from pooled features to predictions, None if the head is not one. It is left out if the
+        library's format has no place for it.
+        Returns one line that says what loads the folder and what happened to the head.
         """
         ...
 
 
 @runtime_checkable
 class LinearMap(Protocol):
-    """A head that does no more than one linear layer once nothing is dropped."""
+    """A head that, in evaluation mode, computes the same as one linear layer."""
 
     def as_linear(self) -> nn.Linear: ...
 
 
 def as_backbone(module: nn.Module) -> Backbone:
-    """A module under its contract's type, for type checkers; build has checked that it keeps the contract."""
+    """The module typed as a Backbone, for type checkers. Build has already checked that it is one."""
     return cast("Backbone", module)
 
 
 class Objective(Protocol):
-    """What is minimised: the sum of the named scalars. Never calls the model.
+    """The loss to minimise, the sum of the named scalars that it returns. It never calls the model.
 
-    stages: indices of the stages whose hidden states it wants to find in the output.
+    stages: indices of the stages whose hidden states it needs in the output.
     """
 
     stages: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""The values that parts hand to each other: features, targets, sources, sites, batches, data."""
+"""The values that parts pass to each other: features, targets, sources, sites, batches and data."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureSpec:
-    """What a backbone gives: the kind of its features and their width D.
+    """The kind of features that a backbone returns, and their width D.
 
-    pooled_dim: width after its own pooling, where layers of it make that another one; None: the same.
+    pooled_dim: width after the backbone's own pooling, if its layers change the width; None means that it stays `dim`.
     """
 
     kind: Kind
@@ -40,13 +40,16 @@ class FeatureSpec:
     pooled_dim: int | None = None
 
     def width(self, kind: Kind) -> int:
-        """The width of these features once they are of this kind."""
+        """The width of these features after their conversion to this kind."""
         return self.pooled_dim or self.dim if kind == "pooled" else self.dim
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What is predicted: C outputs of a kind, named in order. `size` None: unknown until the data is read."""
+    """What is predicted: the kind of target, the number C of outputs, and their names in order.
+
+    size: None until the data has been read. It follows from `names` if only those are given.
+    """
 
     kind: TargetKind
     size: int | None = None
@@ -61,7 +64,7 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class FileHash:
-    """One file of a set of weights or data: its sha256 in hex and its size in bytes."""
+    """The sha256 of one file, in hex, and its size in bytes."""
 
     sha256: str
     size: int
@@ -69,13 +72,17 @@ class FileHash:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where files come from: a Hub repository at a revision (None: its default branch), or a folder laid out like one.
+    """Where the files of a part come from: a Hub repository, or a local folder with the same layout.
 
-    repository: `ORG/NAME`, or `datasets/ORG/NAME` of data, as in their addresses.
-    patterns: globs of what any build needs, such as a configuration or a tokeniser; all files that fit are taken.
-    weights: globs of what only pre-trained weights need, best first; of the first that fits any file, all are taken.
-    All that a part reads is named here: results count for as long as the content of these files is the same, and what
-    is not named may change unseen. Of a folder, a pattern without wildcards may lead out of it (`../labels.csv`).
+    repository: `ORG/NAME`, or `datasets/ORG/NAME` for data, as in the address on the Hub.
+    revision: a branch, tag or commit of the repository; None means its default branch.
+    patterns: globs of files that every build needs, such as a configuration or a tokeniser. All files that match are
+    used.
+    weights: globs of files that only pre-trained weights need, best first. The first glob that matches any file
+    decides, and all files that match it are used.
+    Name every file that the part reads. A stored result stays valid as long as the content of these files is
+    unchanged, and a change of any other file goes unnoticed. For a folder, a pattern without wildcards may point
+    outside of it (`../labels.csv`).
     """
 
     repository: str | None = None
@@ -90,12 +97,13 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """A weight, or rows of one, that plays a role in its backbone.
+    """A weight of a backbone with a known role, such as the query projection, or a range of rows of a weight.
 
-    path: of the module that owns it; parameter: its name there.
-    out_axis: axis of the outputs (0 for nn.Linear, 1 for GPT-2's Conv1D).
-    outputs, inputs: (start, stop) rows along that axis and the other; None means all of them.
-    called: False where the model reads the weight without calling the module, so that a swapped module is inert.
+    path: the module that owns the weight. parameter: the name of the weight in that module.
+    out_axis: the axis of the outputs (0 for nn.Linear, 1 for GPT-2's Conv1D).
+    outputs, inputs: (start, stop) along the output axis and along the other one; None means all rows.
+    called: False if the model reads the weight without calling the module. Replacing the module then has no effect.
+    num_heads, head_dim: the layout of an attention projection; None for other weights.
     """
 
     path: str
@@ -111,10 +119,11 @@ class Site:
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """A backbone's output.
+    """The output of a backbone.
 
     x: float [B, D, H, W] (map), [B, T, D] (tokens) or [B, D] (pooled).
-    mask: bool [B, T], true = real token, at least one per row; None unless kind is tokens, and None there means all.
+    mask: bool [B, T], True for a real token, at least one per row. Only tokens have a mask; None means that all tokens
+    are real.
     """
 
     kind: Kind
@@ -126,10 +135,10 @@ class Features:
 class Batch:
     """Prepared examples, normalised and on the device.
 
-    inputs: by the names that transformers' processors use (`pixel_values`, `input_ids`, `numeric`, ...); of lists of
-    words also `word_ids`, see zoo_core.data.token_labels.
+    inputs: tensors by the names that transformers' processors use (`pixel_values`, `input_ids`, `numeric`, ...). If the
+    examples are lists of words there is also `word_ids`, see zoo_core.data.token_labels.
     target: int64 [B] (classes), float32 [B, C] (multilabel, regression) or int64 [B, T] (token_classes, -100 ignored).
-    ids: the task's own id of each row; none in a loop of somebody's own.
+    ids: the task's id of each example; empty in a training loop of your own.
     """
 
     inputs: Mapping[str, Tensor]
@@ -140,16 +149,16 @@ class Batch:
         return len(self.target)
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on a device."""
+        """The same batch on another device."""
         inputs = {name: x.to(device) for name, x in self.inputs.items()}
         return replace(self, inputs=inputs, target=self.target.to(device))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """What one forward pass gives: predictions [B, C] (or [B, T, C]), features, and the stage states asked for.
+    """The result of one forward pass: predictions, float [B, C] (or [B, T, C]), and features.
 
-    stages: stage index -> the hidden state that left that stage.
+    stages: the hidden states that the objective asked for, by stage index. Each is the output of its stage.
     """
 
     predictions: Tensor
@@ -158,7 +167,7 @@ class Output:
 
 
 class Split(Protocol):
-    """Examples of one split; indexable, and small when pickled into a worker process."""
+    """The examples of one split. It must stay small when it is pickled into a worker process."""
 
     @property
     def num(self) -> int: ...
@@ -173,7 +182,7 @@ class Split(Protocol):
 
     @property
     def groups(self) -> Any | None:
-        """numpy array [num] of group labels that must not be split, or None."""
+        """numpy array [num] of group labels, or None. Examples of one group always stay in the same split."""
         ...
 
     @property
@@ -182,7 +191,7 @@ class Split(Protocol):
 
 
 class TaskData(Protocol):
-    """An opened task: its target, now of known size, and its splits by name: train, test, and val if there is one."""
+    """The data of a task: its target, now with a known size, and its splits `train`, `test` and perhaps `val`."""
 
     @property
     def target(self) -> Target: ...

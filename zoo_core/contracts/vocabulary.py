@@ -1,4 +1,4 @@
-"""The closed sets of words of the contracts: modalities, kinds of features, targets and parts, roles, metrics."""
+"""The words that contracts allow: modalities, kinds of features, of targets and of parts, roles, metrics."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ __all__ = [
 Modality = Literal["image", "text", "audio", "table"]
 """What a backbone takes in. The set is closed in this version."""
 Kind = Literal["map", "tokens", "pooled"]
-"""Features, from rich to poor; the core converts to poorer ones alone."""
+"""Kinds of features, from rich to poor. A kind can only be converted into a poorer one."""
 TargetKind = Literal["classes", "multilabel", "regression", "token_classes"]
 """What is predicted. The set is closed in this version."""
 PartKind = Literal["backbone", "adapter", "head", "task"]
-"""What a name stands for; the entry points of each kind have a group of their own."""
+"""Kinds of parts. Each kind has its own group of entry points."""
 Seam = Literal["stage", "attention", "prompt"]
-"""What an adapter needs of a backbone besides modules and roles."""
+"""A place in the forward pass that an adapter hooks into."""
 Weights = Literal["pretrained", "random"]
 """Where the numbers of a backbone come from."""
 Change = Literal["base", "added", "objective", "schedule"]
-"""What an adapter touches; the empty set for one that trains the head alone."""
+"""What an adapter changes. An adapter that trains only the head changes nothing."""
 Trust = Literal["pickle", "code"]
-"""What an argument may allow: that pickles are read, that foreign code runs."""
+"""What an argument may allow: reading pickles, or running the code of a repository."""
 
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
 """The words of Modality, in order."""
@@ -69,7 +69,7 @@ SUFFIXES: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """What a score means: the target kinds it is for, and whether more is better."""
+    """A metric: the kinds of target that it can score, and whether a higher score is better."""
 
     targets: frozenset[TargetKind]
     higher_is_better: bool = True
@@ -84,7 +84,7 @@ METRICS: Mapping[str, Metric] = {
     "r2": Metric(targets=frozenset({"regression"})),
     "top5_accuracy": Metric(targets=frozenset({"classes"})),
 }
-"""What a score may be called; training/metrics.py holds how each is computed."""
+"""The metrics by name. training/metrics.py computes them."""
 
 Raw = Any
-"""One example as its task holds it: a picture, a sentence, a row; only a preparation looks inside."""
+"""One example as its task stores it: a picture, a sentence, a row. Only preparations read its content."""
