@@ -1,1 +1,1 @@
-"""Toy parts for tests of the core and of plugins: small, exact in float64, with everything that tends to go wrong."""
+"""The conformance kit, and toy parts for tests: small, exact in float64, with everything that tends to go wrong."""

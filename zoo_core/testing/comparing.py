@@ -1,4 +1,4 @@
-"""What the checks of the conformance kit compare: outputs bit for bit, or within a tolerance; and one way to train."""
+"""Compares outputs for the checks of the conformance kit, bit for bit or within a tolerance, and trains a learner."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ __all__ = [
 
 
 class ConformanceError(AssertionError):
-    """An adapter does not keep what every adapter promises."""
+    """An adapter breaks a promise that every adapter makes."""
 
 
 @torch.no_grad()
 def outputs_of(learner: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Predictions and features of one pass."""
+    """The predictions and features of one pass."""
     output = learner(inputs)
     return {"predictions": output.predictions, "features": output.features.x}
 
 
 def equal(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors have the same shape and kind of numbers, and bits; two that are not numbers are equal."""
+    """Whether two tensors have the same shape, dtype and bits. Two NaN are equal."""
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
     return torch.equal(one, other) or bool(((one == other) | (one.isnan() & other.isnan())).all())
@@ -52,21 +52,21 @@ def expect_same(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], wha
 
 
 def distance(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> float:
-    """The largest difference of two sets of tensors of the same shapes; infinite if shapes differ."""
+    """The largest difference between two sets of tensors of the same shapes; infinite if shapes differ."""
     if any(tensor.shape != found[name].shape for name, tensor in expected.items()):
         return float("inf")
     return max(float((tensor.double() - found[name].double()).abs().max()) for name, tensor in expected.items())
 
 
 def changed(subject: Subject, *, seed: int = 1, dtype: torch.dtype = torch.float32) -> Learner:
-    """A learner whose trained values are no longer those of the start, in evaluation mode."""
+    """The learner with other values in everything that trains, in evaluation mode."""
     learner = subject.learner().to(dtype)
     perturb((parameter for _, parameter in learner.trainable()), seed=seed)
     return learner
 
 
 def train(learner: Learner, batch: Batch, optimiser: torch.optim.Optimizer, num_steps: int) -> None:
-    """Steps on one batch, gradients clipped at norm 1; the learner stays in training mode, with its last gradients."""
+    """Trains on one batch, with gradients clipped at norm 1. The learner keeps its last gradients and training mode."""
     learner.train()
     with forked_rng("training"):
         for _ in range(num_steps):
@@ -77,12 +77,12 @@ def train(learner: Learner, batch: Batch, optimiser: torch.optim.Optimizer, num_
 
 
 def plain_name(name: str) -> str:
-    """The name that a tensor of the base has, also where a parametrisation moved it."""
+    """The original name of a tensor of the base, also if a parametrisation has moved it."""
     return name.replace(".parametrizations.", ".").removesuffix(".original")
 
 
 def num_hooks(module: nn.Module) -> int:
-    """How many hooks a module and all beneath it have."""
+    """The number of hooks of a module and of all modules inside it."""
     return sum(
         len(hooks)
         for each in module.modules()

@@ -1,6 +1,6 @@
-"""The conformance kit: what every adapter promises, as checks that a plugin's own tests run on it.
+"""The conformance kit: checks that a plugin's own tests run, one for each promise that every adapter makes.
 
-A plugin's test file is this, for each backbone that matters to it:
+The test file of a plugin looks like this, for each backbone that matters to it:
 
     import pytest
     from zoo_core.testing.conformance import CHECKS, Subject
@@ -13,23 +13,25 @@ A plugin's test file is this, for each backbone that matters to it:
     def test_surgical_conforms(check, subject):
         check(subject)
 
-A check raises ConformanceError with one line when a promise is broken; otherwise it returns None, or why there was
-nothing to check. CHECKS holds all; those whose `slow` is set take seconds (a compiler, a new process, a training), and
-QUICK is the rest. A subject builds its learner once and hands out copies, so give it the scope of a module.
+A check raises a one-line ConformanceError if the promise is broken. Otherwise it returns None, or the reason why there
+was nothing to check. CHECKS holds all checks. Those marked `slow` take seconds (a compiler, a new process, a training),
+and QUICK holds the others. A subject builds its learner once and hands out copies, so use one per test module.
 
-Without pytest, `check_adapter("starter/vit-nano+surgical(n=2)")` gives one ConformanceReport for each
-check. If building raises RefusedError, because the adapter makes no sense on the backbone, there is a single report
-that says `refused`.
+Without pytest, `check_adapter("starter/vit-nano+surgical(n=2)")` returns one ConformanceReport for each check. If
+building raises RefusedError, because the adapter makes no sense on the backbone, there is a single report that says
+`refused`.
 
-An adapter whose outputs differ from the base's before the first step (prefix tuning: keys of zeros take a share of the
-attention) declares it, `exact_at_start: ClassVar[bool] = False`; where that depends on an argument, as a property.
-One that cannot be folded into weights has `mergeable = False`, and `learner.merge()` says so. Tensors that train and
-can get no gradient within two steps, or have none at all, are a mistake, also in an option that is rarely used.
+An adapter may give other outputs than the base before the first step. Prefix tuning does, because its keys of zeros
+take a share of the attention. Such an adapter declares `exact_at_start: ClassVar[bool] = False`, as a property if it
+depends on an argument. An adapter that cannot be folded into weights has `mergeable = False`, and `learner.merge()`
+says so. A trainable tensor that
+gets no gradient within two steps is a mistake, also under an option that is rarely used.
 
-Give the subject backbones of your users' kinds: a transformer with fused and one with separate projections, a
-convolutional network with batch norms. Tiny ones do: `timm(files="DIR", weights=random)` reads a config.json with the
-sizes, and random weights are woken where they start with residual branches of zero. The kit checks what all adapters
-have in common; the formula, the count of parameters and the merged weights of yours deserve tests of their own.
+Give the subject backbones of the kinds that your users have: transformers with fused and with separate projections, and
+a convolutional network with batch norms. Tiny ones are enough. `timm(files="DIR", weights=random)` reads a config.json
+with the sizes, and the kit perturbs random weights whose residual branches start at zero. The kit checks what all
+adapters have in common. The formula, the parameter count and the merged weights of your adapter need tests of their
+own.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ __all__ = ["CHECKS", "QUICK", "Check", "ConformanceError", "ConformanceReport", 
 
 @dataclass(frozen=True)
 class Check:
-    """One promise. str() is its name; the docstring of its function says what is promised."""
+    """One promise. str() gives its name, and the docstring of its function says what is promised."""
 
     function: Callable[[Subject], str | None]
     slow: bool = False
@@ -58,7 +60,10 @@ class Check:
         return self.function.__name__.replace("_", "-")
 
     def __call__(self, subject: Subject) -> str | None:
-        """None, or why there was nothing to check. Raises ConformanceError, and what building the subject raises."""
+        """Returns None, or why there was nothing to check.
+
+        Raises ConformanceError, and what building the subject raises.
+        """
         return self.function(subject)
 
 
@@ -90,7 +95,10 @@ QUICK: tuple[Check, ...] = tuple(check for check in CHECKS if not check.slow)
 
 @dataclass(frozen=True, kw_only=True)
 class ConformanceReport:
-    """What a check found. reason: of a failure or a refusal, or why there was nothing to check; else empty."""
+    """The outcome of one check.
+
+    reason: why it failed, was refused, or had nothing to check; otherwise empty.
+    """
 
     subject: str
     check: str
@@ -99,10 +107,10 @@ class ConformanceReport:
 
 
 def check_adapter(spec: str | Plan | Subject, *, checks: Sequence[Check] = CHECKS) -> list[ConformanceReport]:
-    """A report for each check, in their order; of a refused spec a single one.
+    """Runs the checks and returns a report for each, in their order. A refused spec gives a single report.
 
-    spec: with one adapter or a chain of them, as text or a plan; or a subject with examples of its own.
-    Raises what a wrong spec raises: SpecError, NotFoundError, UsageError.
+    spec: with one adapter or a chain of them, as text or as a plan, or a subject with examples of its own.
+    Raises SpecError, NotFoundError or UsageError for a wrong spec.
     """
     try:
         subject = spec if isinstance(spec, Subject) else Subject(spec)

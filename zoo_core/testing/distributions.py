@@ -1,4 +1,4 @@
-"""Fake installed distributions in a folder, so that a test sees what it made and never what is really installed."""
+"""Fake installed distributions in a folder, so that a test sees only what it made, never what is really installed."""
 
 from __future__ import annotations
 
@@ -72,9 +72,9 @@ def make_distribution(
     requires: str | None = "zoo-core>=0.1,<0.2",
     files: Mapping[str, str] | None = None,
 ) -> Path:
-    """A distribution as pip leaves it: metadata, and the files of its packages by path; all texts are dedented.
+    """Writes a distribution as pip leaves it: metadata, and package files by path. All texts are dedented.
 
-    Gives the folder of its metadata.
+    Returns the folder of its metadata.
     """
     metadata = folder / f"{name.replace('-', '_')}-{version}.dist-info"
     metadata.mkdir(parents=True)
@@ -97,7 +97,7 @@ def index_of(
     owners: Mapping[str, str] | None = None,
     cache: Path | None = None,
 ) -> Index:
-    """The index of exactly these folders, beside a zoo-core of the given version."""
+    """The index of exactly these folders, together with a zoo-core of the given version."""
     core = folders[0] / "core"
     if core_version is not None and not core.exists():
         make_distribution(core, "zoo-core", version=core_version, requires=None)

@@ -1,7 +1,7 @@
-"""Checks that an adapter runs as its backbone does: merged, compiled, in bfloat16, with checkpointing.
+"""Checks that an adapter runs wherever its backbone does: merged, compiled, in bfloat16, with checkpointing.
 
-A check gives None, or why there was nothing to check; it raises ConformanceError when a promise is broken. What the
-backbone alone cannot do (compile in one graph, run in bfloat16) is not held against an adapter.
+Each check returns None, or why there was nothing to check, and raises ConformanceError for a broken promise. What the
+backbone alone cannot do (compile in one graph, run in bfloat16) is not expected of the adapter.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _COMPILED = 1e-5  # a compiled pass adds in another order
 
 
 def merges(subject: Subject) -> str | None:
-    """Merged, it has the base's keys and shapes and gives the same outputs; or merging is refused in one line."""
+    """The merged learner has the base's keys and shapes and the same outputs, or merging is refused in one line."""
     fixed = [part.name for part in subject.plan.adapters if not part.recipe.mergeable]
     if fixed:
         expect_refusal(changed(subject).merge, f"merging {fixed[0]}, which says that it cannot be merged,")
@@ -52,7 +52,7 @@ def merges(subject: Subject) -> str | None:
 
 
 def _merged(subject: Subject, dtype: torch.dtype) -> Learner:
-    """The merged copy of a changed learner, once it gives the same outputs."""
+    """The merged copy of a changed learner, after checking that its outputs are the same."""
     inputs = {name: x.to(dtype) if x.is_floating_point() else x for name, x in subject.batch().inputs.items()}
     learner = changed(subject, dtype=dtype)
     before = outputs_of(learner, inputs)
@@ -68,7 +68,7 @@ def _merged(subject: Subject, dtype: torch.dtype) -> Learner:
 
 
 def compiles(subject: Subject, backend: str = "aot_eager") -> str | None:
-    """torch.compile takes it in one graph where it takes the base, and the outputs are the same within 1e-5."""
+    """torch.compile compiles it in one graph if it does so for the base, and outputs agree within 1e-5."""
     learner, inputs = changed(subject), subject.batch().inputs
     before = outputs_of(learner, inputs)
     try:
@@ -98,7 +98,7 @@ def _line(error: Exception) -> str:
 
 
 def runs_in_bfloat16(subject: Subject) -> str | None:
-    """In bfloat16 (autocast) loss and gradients are finite, where the base has such; its weights keep their type."""
+    """With autocast to bfloat16, loss and gradients are finite if the base's are, and weights keep their dtype."""
     batch = subject.batch()
     base, learner = subject.base(), subject.learner()
     base.requires_grad_(True)
@@ -130,7 +130,7 @@ def _mixed_step(learner: Learner, batch: Batch) -> bool:
 
 
 class _Checkpointed(nn.Module):
-    """A stage whose inner values are computed again for the backward pass, its hooks included."""
+    """A stage that computes its activations again for the backward pass, including its hooks."""
 
     def __init__(self, stage: nn.Module) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ class _Checkpointed(nn.Module):
 
 
 def checkpoints(subject: Subject) -> str | None:
-    """With gradient checkpointing of every stage its loss and gradients are the same."""
+    """With every stage checkpointed, loss and gradients stay the same."""
     batch = subject.batch()
     plain, saving = changed(subject), changed(subject)
     backbone = saving.backbone

@@ -1,6 +1,6 @@
-"""Checks of what an adapter changes, and of what training it moves.
+"""Checks of what an adapter changes, and of what training moves.
 
-A check gives None, or why there was nothing to check; it raises ConformanceError when a promise is broken.
+Each check returns None, or why there was nothing to check, and raises ConformanceError for a broken promise.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _LINEAR = 1e-9  # likewise; a map that is linear leaves some 1e-20, a prefix of 
 
 
 def exact_at_start(subject: Subject) -> str | None:
-    """Before the first step the outputs are the base's, bit for bit."""
+    """Before the first step, the outputs are bit for bit those of the base."""
     inexact = [part.name for part in subject.plan.adapters if not getattr(part.recipe, "exact_at_start", True)]
     if inexact:
         return f"{', '.join(inexact)} declares that it changes the outputs from the start"
@@ -44,7 +44,7 @@ def exact_at_start(subject: Subject) -> str | None:
 
 
 def first_stage(subject: Subject) -> str | None:
-    """Whatever it has learned, what enters its first stage is what enters that stage of the base."""
+    """Whatever the adapter has learned, the input of its `first_stage` is the same as in the base."""
     num_stages = len(subject.built.source.stages)
     first = min((part.recipe.first_stage(num_stages) for part in subject.plan.adapters), default=num_stages)
     if first == 0:
@@ -61,7 +61,7 @@ def first_stage(subject: Subject) -> str | None:
 
 
 def changes_what_it_says(subject: Subject) -> str | None:
-    """What trains is of the kinds that `changes` names; an optimiser's groups hold that and nothing frozen."""
+    """What trains is of the kinds in `changes`; an optimiser gets exactly that, and nothing frozen."""
     learner = subject.built
     added = learner.added()
     trainable = dict(learner.trainable())
@@ -80,7 +80,7 @@ def changes_what_it_says(subject: Subject) -> str | None:
 
 
 def frozen_stays(subject: Subject) -> str | None:
-    """What is frozen keeps every bit through steps with weight decay, momentum and clipping, statistics included."""
+    """Frozen tensors keep every bit through steps with weight decay, momentum and clipping, statistics included."""
     learner, batch = subject.learner(), subject.batch()
     before = {name: tensor.clone() for name, tensor in _frozen(learner).items()}
     parameters = [parameter for _, parameter in learner.trainable()]
@@ -94,7 +94,7 @@ def frozen_stays(subject: Subject) -> str | None:
 
 
 def _frozen(learner: Learner) -> dict[str, Tensor]:
-    """What must not move, the buffers that no state_dict holds among it."""
+    """The tensors that must not move, including buffers that are in no state_dict."""
     found = dict(learner.frozen())
     for path, module in learner.backbone.named_modules():
         if not _trains(module):
@@ -111,7 +111,7 @@ def _trains(module: nn.Module) -> bool:
 
 
 def gradients_arrive(subject: Subject) -> str | None:
-    """Within two steps a gradient that is not zero reaches every tensor that trains, if the backbone uses it at all."""
+    """Within two steps a non-zero gradient reaches every trainable tensor that the backbone uses at all."""
     learner, batch = subject.learner(), subject.batch()
     _wake_base(learner)
     wanted = dict(learner.trainable())
@@ -134,7 +134,7 @@ def _wake_base(learner: Learner) -> None:
 
 
 def _unused(base: Learner, batch: Batch) -> set[str]:
-    """Names of the tensors that no gradient reaches when all of the base trains."""
+    """The names of the tensors that get no gradient even if all of the base trains."""
     wake(base.parameters())
     base.requires_grad_(True)
     base.train()
@@ -148,7 +148,7 @@ def _has_gradient(parameter: Tensor) -> bool:
 
 
 def trains_in_its_mode(subject: Subject) -> str | None:
-    """A module is in training mode if all beneath it trains, and in evaluation mode if not, also inside another one."""
+    """A module is in training mode exactly if everything in it trains, also below a module that is not."""
     learner = subject.learner()
     inside = nn.ModuleDict({"learner": learner})
     for mode, said in ((False, "building"), (True, "train()"), (False, "eval()")):
@@ -166,11 +166,12 @@ def trains_in_its_mode(subject: Subject) -> str | None:
 
 
 def learns(subject: Subject) -> str | None:
-    """What trains takes the features where no linear head would, and training gets there from the start.
+    """Training can move the features to where no linear head could, and it gets there from the start.
 
-    Where: to those of other values of what trains, which are no linear map of the frozen features. There: to a tenth of
-    the distance, of a few examples. In evaluation mode by L-BFGS in float64, which needs no learning rate: networks and
-    methods differ by orders of magnitude in how far a step moves the features.
+    The goal: the features for other values of what trains, which are no linear map of the frozen features. Training has
+    to cover nine tenths of the distance, on a few examples. It runs in evaluation mode with L-BFGS in float64, which
+    needs no learning rate, because networks and methods differ by orders of magnitude in how far a step moves the
+    features.
     """
     if not subject.changes & {"base", "added"}:
         return "it trains nothing beside the head"
@@ -209,7 +210,7 @@ def learns(subject: Subject) -> str | None:
 
 
 def _least_distance(start: Tensor, target: Tensor) -> float:
-    """The squared distance that is left by the best linear map of features and a constant to others."""
+    """The squared distance that the best linear map of features and a constant leaves to the others."""
     start = torch.cat([start, torch.ones_like(start[:, :1])], dim=1)
     best = torch.linalg.lstsq(start, target, driver="gelsd").solution
     return float((start @ best - target).square().sum())

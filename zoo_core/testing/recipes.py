@@ -1,4 +1,4 @@
-"""Toy recipes and a plan of them: what a plugin publishes, without a plugin, a catalogue or a file."""
+"""Toy recipes and plans: what a plugin publishes, without a plugin, a catalogue or a file."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _EVERY_TARGET: frozenset[TargetKind] = frozenset({"classes", "multilabel", "regr
 
 @dataclass(frozen=True, kw_only=True)
 class ToyBackbones:
-    """ToyBackbone as a recipe. Pre-trained means drawn from a fixed seed."""
+    """The recipe of ToyBackbone. Its pre-trained weights are drawn from a fixed seed."""
 
     kind: Literal["tokens", "map"] = "tokens"
     layer_drop: bool = False
@@ -61,7 +61,7 @@ class ToyBackbones:
 
 
 class _Layers(nn.Module):
-    """Pooled features through layers of plain tensors."""
+    """Pooled features through a few linear layers made of plain tensors."""
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class _Layers(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class ToyHeads:
-    """A linear head; with `norm`, behind a batch norm that has statistics and no parameters."""
+    """A linear head. With `norm` there is a batch norm in front of it that has statistics and no parameters."""
 
     norm: bool = False
 
@@ -91,7 +91,7 @@ class ToyHeads:
 
 
 class _Memory(nn.Module):
-    """The target of the nearest training example; how many there are is known when it is fitted."""
+    """Predicts the target of the nearest training example. The number of examples is known once it is fitted."""
 
     bank: Tensor
     answers: Tensor
@@ -129,7 +129,7 @@ class ToyMemory:
 
 @dataclass(frozen=True, kw_only=True)
 class ToyAdapter:
-    """An adapter that does nothing; others in tests inherit its facts and replace `apply`."""
+    """An adapter that does nothing. Other toy adapters inherit its declarations and replace `apply`."""
 
     version: ClassVar[int] = 1
     accepts: ClassVar[frozenset[Kind]] = frozenset({"map", "tokens", "pooled"})
@@ -152,7 +152,7 @@ class ToyAdapter:
 
 @dataclass(frozen=True, kw_only=True)
 class ToyOpen(ToyAdapter):
-    """Opens all of the backbone, its last stage and what follows, its biases, or its norms."""
+    """Makes the whole backbone trainable, or its last stage and what follows, its biases, or its norms."""
 
     what: Literal["all", "last", "biases", "norms"] = "all"
 
@@ -172,7 +172,7 @@ class ToyOpen(ToyAdapter):
 
 
 class _Hint(nn.Module):
-    """The wrapped objective plus the distance of a projected stage to what a teacher makes of it."""
+    """Adds to the wrapped objective the distance between a projected stage and the output of a teacher."""
 
     def __init__(self, objective: nn.Module, dim: int) -> None:
         super().__init__()
@@ -190,7 +190,7 @@ class _Hint(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class ToyHint(ToyAdapter):
-    """Wraps the objective: a hint from a stage, through a projector that trains, to a teacher that does not."""
+    """Wraps the objective with a hint from a stage, through a trainable projector, to a frozen teacher."""
 
     changes: ClassVar[frozenset[Change]] = frozenset({"objective"})
 
@@ -202,7 +202,7 @@ class ToyHint(ToyAdapter):
 
 @dataclass(frozen=True, kw_only=True)
 class ToyTasks:
-    """ToyTask as a recipe, for a target of any kind."""
+    """The recipe of ToyTask, for a target of any kind."""
 
     num: int = 60
     seed: int = 0
@@ -228,7 +228,7 @@ class ToyTasks:
 
 
 def bound(kind: PartKind, name: str, recipe: Any, common: Mapping[str, Any] | None = None) -> Bound:
-    """A recipe as the registry hands it on, of a distribution that is not installed."""
+    """A recipe bound as the registry would bind it, from a distribution that is not installed."""
     provider = Provider(
         name=name,
         kind=kind,
@@ -257,7 +257,7 @@ def toy_plan(
     weights: Weights = "pretrained",
     learning_rates: tuple[float, ...] = (1e-2,),
 ) -> Plan:
-    """A plan of toy recipes; adapters are named by their classes. target: the task's own when None."""
+    """A plan of toy recipes. Adapters are named by their classes. target: None means the task's own."""
     task = task or ToyTasks()
     bound_head = bound("head", "toy-head", head or ToyHeads())
     bound_backbone = bound("backbone", "toy", backbone or ToyBackbones(), {"weights": weights, "until": None})

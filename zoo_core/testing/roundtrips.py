@@ -1,6 +1,6 @@
-"""Checks that a learner stays what it is when it is stored, loaded, copied and built again.
+"""Checks that a learner stays the same when it is stored, loaded, copied and built again.
 
-A check gives None, or why there was nothing to check; it raises ConformanceError when a promise is broken.
+Each check returns None, or why there was nothing to check, and raises ConformanceError for a broken promise.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ __all__ = [
 
 
 def holds_its_delta(subject: Subject) -> str | None:
-    """The delta holds what trains and what was added, no copy of the base; a learner built for use takes it exactly."""
+    """The delta holds what trains and what was added, and no copy of the base. A learner built for use accepts it."""
     learner = changed(subject)
     delta = learner.delta()
     names = delta.keys() - learner.frozen().keys()
@@ -90,12 +90,12 @@ def holds_its_delta(subject: Subject) -> str | None:
 
 
 def _is_copy(tensor: Tensor, other: Tensor) -> bool:
-    """Whether two tensors with values of their own have the same ones."""
+    """Whether two tensors with their own memory have the same values."""
     return tensor.numel() > 1 and len(tensor.unique()) > 1 and equal(tensor, other)
 
 
 def refuses_other_deltas(subject: Subject) -> str | None:
-    """A delta with a name or a shape too many is refused in one line, changing nothing; so is one of another base."""
+    """A delta with a wrong name or shape, or of another base, is refused in one line and changes nothing."""
     learner = subject.learner()
     own = {name: tensor.clone() for name, tensor in learner.delta().items()}
     last = max(name for name, tensor in own.items() if tensor.numel())
@@ -159,7 +159,7 @@ def loads_in_a_new_process(subject: Subject) -> str | None:
 
 
 def switches(subject: Subject) -> str | None:
-    """Deltas are exchanged in place: after A, B, A the outputs are those of A, bit for bit."""
+    """Deltas can be exchanged in place: after A, B and A again, the outputs are bit for bit those of A."""
     learner, inputs = subject.learner(), subject.batch().inputs
     one, other = (
         {name: tensor.clone() for name, tensor in changed(subject, seed=seed).delta().items()} for seed in (1, 2)
@@ -181,7 +181,7 @@ def switches(subject: Subject) -> str | None:
 
 
 def copies(subject: Subject) -> str | None:
-    """A deep copy, a pickle and a state_dict give the same outputs, and what is done to one does not reach another."""
+    """A deep copy, a pickle and a state_dict give the same outputs, and changing one does not affect another."""
     learner, batch = build(subject.plan), subject.batch()  # built anew: a copy might already share what it should not
     perturb(parameter for _, parameter in learner.trainable())
     before = outputs_of(learner, batch.inputs)
@@ -207,7 +207,7 @@ def copies(subject: Subject) -> str | None:
 
 
 def repeats(subject: Subject) -> str | None:
-    """One seed gives one learner, whatever the global generators hold; and they hold the same afterwards."""
+    """One seed gives one learner, whatever the global generators hold, and they hold the same afterwards."""
     found = []
     for seed in (1, 2):
         with _global_draws(seed) as states:
@@ -224,7 +224,7 @@ def repeats(subject: Subject) -> str | None:
 
 @contextmanager
 def _global_draws(seed: int) -> Iterator[list[Any]]:
-    """torch's, numpy's and Python's global generators seeded; what they held is put back. Gives their states."""
+    """Seeds the global generators of torch, numpy and Python, and restores them. Yields their states."""
     held = _global_states()
     torch.manual_seed(seed)
     np.random.seed(seed)  # noqa: NPY002, the global one is what is looked at
@@ -246,7 +246,7 @@ def _as_text(state: Any) -> str:
 
 
 def leaves_no_hooks(subject: Subject) -> str | None:
-    """A pass adds no hook, nor does one that fails; a merged copy has the base's; and nothing keeps a learner alive."""
+    """No pass adds a hook, even if it fails. A merged copy has the base's hooks, and nothing keeps a learner alive."""
     outside = _global_hooks()
     learner, inputs = build(subject.plan), subject.batch().inputs
     before = num_hooks(learner)
@@ -266,7 +266,7 @@ def leaves_no_hooks(subject: Subject) -> str | None:
 
 
 class _Broken(Exception):
-    """Ends a pass in its middle."""
+    """Ends a pass in the middle."""
 
 
 def _fails(learner: Learner, inputs: Mapping[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""What the conformance kit checks: the learner of a spec, built once and copied for each check, and data for it."""
+"""What the conformance kit checks: the learner of a spec, built once and copied for each check, with data for it."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _WORDS = "the a no one cat dog moon film town mat warm long short sat looked hea
 
 
 class Subject:
-    """An adapter on a backbone, or a chain of them: what its spec or plan builds, and the same without adapters.
+    """An adapter on a backbone, or a chain of them: the learner that a spec or plan builds, and one without adapters.
 
-    spec: as text, or a plan that is resolved and pinned. target: three classes unless one is given.
-    examples: raw ones for the backbone, where those that `examples_of` draws will not do.
-    like: another subject with the same backbone, head, target and seed, to share what is built without adapters.
-    Nothing is built before it is asked for; what is built is kept, and checks get copies.
-    Raises what resolving and building raise: RefusedError where the adapter makes no sense on the backbone.
+    spec: as text, or as a plan that is resolved and pinned. target: three classes if not given.
+    examples: raw examples for the backbone, if those of `examples_of` do not suit it.
+    like: another subject with the same backbone, head, target and seed, to share the learner without adapters.
+    Nothing is built before it is needed. What is built is kept, and checks get copies.
+    Raises what resolving and building raise: RefusedError if the adapter makes no sense on the backbone.
     """
 
     def __init__(
@@ -58,14 +58,14 @@ class Subject:
 
     @cached_property
     def built(self) -> Learner:
-        """The learner as it was built, in evaluation mode; not to be changed."""
+        """The learner as it was built, in evaluation mode. Do not change it."""
         learner = build(self.plan)
         learner.plan = self.plan
         return learner
 
     @cached_property
     def plain(self) -> Learner:
-        """The same backbone and head without any adapter; not to be changed."""
+        """The same backbone and head without any adapter. Do not change it."""
         return build(replace(self.plan, adapters=())) if self.like is None else self.like.plain
 
     def learner(self) -> Learner:
@@ -78,11 +78,11 @@ class Subject:
 
     @property
     def changes(self) -> frozenset[Change]:
-        """What the adapters say that they touch."""
+        """What the adapters declare that they change."""
         return frozenset().union(*(part.recipe.changes for part in self.plan.adapters))
 
     def batch(self, size: int = 4, *, seed: int = 0) -> Batch:
-        """Different examples, prepared and normalised as the backbone wants them, with targets drawn at random."""
+        """Different examples, prepared and normalised for the backbone, with targets drawn at random."""
         source = self.built.source
         given = self.examples or examples_of(source.modality, size, seed=seed, columns=_columns(self.built))
         raw = [decode(source.modality, given[index % len(given)]) for index in range(size)]
@@ -106,9 +106,9 @@ def _columns(learner: Learner) -> int:
 
 
 def examples_of(modality: Modality, size: int, *, seed: int = 0, columns: int = 5) -> list[Raw]:
-    """Raw examples of a modality, each another: coarse pictures, short texts of common words, noises, rows of numbers.
+    """Different raw examples of a modality: coarse pictures, short texts of common words, noises, rows of numbers.
 
-    columns: of a table's rows.
+    columns: the number of columns of a table.
     """
     rng = np.random.default_rng(seed)
     if modality == "image":
@@ -125,7 +125,7 @@ def examples_of(modality: Modality, size: int, *, seed: int = 0, columns: int = 
 
 @torch.no_grad()
 def perturb(parameters: Iterable[nn.Parameter], *, seed: int = 1, size: float = 0.1) -> None:
-    """Moves parameters, each in proportion to how far its values spread; those that are all alike by `size` itself."""
+    """Moves parameters, each in proportion to the spread of its values, or by `size` if all its values are equal."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in parameters:
         spread = float(parameter.std()) if parameter.numel() > 1 else 0.0
@@ -135,9 +135,9 @@ def perturb(parameters: Iterable[nn.Parameter], *, seed: int = 1, size: float = 
 
 @torch.no_grad()
 def wake(parameters: Iterable[nn.Parameter], *, seed: int = 1) -> None:
-    """Gives every norm, scale and bias among them, and every matrix of zeros, values that let gradients through.
+    """Gives every norm, scale and bias, and every matrix of zeros, values that let gradients through.
 
-    Residual branches that start at zero, by a scale of 1e-6 or a norm's weight of 0, block them in a random backbone.
+    In a random backbone, residual branches that start at zero (a scale of 1e-6, a norm weight of 0) would block them.
     """
     generator = torch.Generator().manual_seed(seed)
     for parameter in parameters:
@@ -147,5 +147,5 @@ def wake(parameters: Iterable[nn.Parameter], *, seed: int = 1) -> None:
 
 
 def forked_rng(*parts: object) -> AbstractContextManager[None]:
-    """Dropout and whatever else draws from torch's global generator, seeded; the caller's state is put back."""
+    """Seeds dropout and all else that draws from torch's global generator; restores the caller's state."""
     return randomness.forked_rng(torch.device("cpu"), "conformance", *parts)

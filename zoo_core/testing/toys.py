@@ -51,7 +51,7 @@ class _MapBlock(nn.Module):
 
 
 class _LayerDrop(nn.Sequential):
-    """Skips every stage while the container trains, so that a container in the wrong mode is seen at once."""
+    """Skips every stage while the container is in training mode, so that a wrong mode is noticed at once."""
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
@@ -62,9 +62,9 @@ class _LayerDrop(nn.Sequential):
 
 
 class ToyBackbone(nn.Module):
-    """Three stages on pictures of 8 x 8: tokens [B, 16, 12] or a map [B, 12, 4, 4].
+    """Three stages on pictures of 8 x 8, with features tokens [B, 16, 12] or a map [B, 12, 4, 4].
 
-    layer_drop: a container that skips its stages in training mode.
+    layer_drop: use a container that skips its stages in training mode.
     """
 
     modality: Modality = "image"
@@ -121,10 +121,10 @@ class ToySplit:
 
 @dataclass(frozen=True)
 class ToyTask:
-    """Pictures whose class is the brightest of their vertical thirds; separable, and made from a seed.
+    """Pictures whose class is the brightest of their vertical thirds. They are separable, and made from a seed.
 
-    A target of another kind has outputs that follow from the class: label c says whether it is at most c, value c is
-    a hundred times the class, plus c.
+    Targets of other kinds follow from the class: label c is true if the class is at most c, and the regression output c
+    is a hundred times the class, plus c.
     """
 
     num: int = 60

@@ -1,6 +1,6 @@
-"""The attention seam: the call of scaled_dot_product_attention inside a stage, intercepted with hooks.
+"""Adds keys and values to the attention of a stage, by hooks around its call of scaled_dot_product_attention.
 
-Keys and values are added to it, among those of the tokens or beside them.
+`attend_to` puts them among the keys of the tokens, `attend_beside` gives them a softmax of their own.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class _Attention(TorchFunctionMode):
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """The shapes of what one call of scaled_dot_product_attention is given: [..., heads, T, head_dim]."""
+    """The shapes that one call of scaled_dot_product_attention receives: [..., heads, T, head_dim]."""
 
     query: tuple[int, ...]
     key: tuple[int, ...]
@@ -76,7 +76,7 @@ class AttentionCall:
 
 @dataclass
 class _Seen:
-    """Leaves every call as it is and notes its shapes."""
+    """Records the shapes of each call and changes nothing."""
 
     calls: list[AttentionCall] = field(default_factory=list)
 
@@ -87,7 +87,7 @@ class _Seen:
 
 @dataclass
 class _Prefixed:
-    """Adds keys and values to every call."""
+    """Adds keys and values to each call."""
 
     keys_values: KeysValues
 
@@ -97,7 +97,7 @@ class _Prefixed:
 
 @dataclass
 class _Beside:
-    """Adds to what every call gives what its queries find among other keys, times a gate."""
+    """Adds to the result of each call what its queries find among other keys, multiplied by a gate."""
 
     gated: GatedKeysValues
 
@@ -116,7 +116,7 @@ _SDPA_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal
 
 
 def _extended(call: _Arguments, prefix_key: Tensor, prefix_value: Tensor) -> _Arguments:
-    """The arguments of an attention call with P more keys and values before the real ones."""
+    """The arguments of an attention call with P additional keys and values in front of the real ones."""
     length = prefix_key.shape[-2]
     if length == 0:
         return call
@@ -142,7 +142,7 @@ def _prepended(prefix: Tensor, x: Tensor) -> Tensor:
 
 
 def _for_heads(x: Tensor, num_heads: int) -> Tensor:
-    """[heads, P, head_dim] for more heads: a model of grouped queries may have repeated its keys before the call."""
+    """Repeats [heads, P, head_dim] for more heads. A model with grouped queries may have repeated its keys already."""
     return x if x.shape[0] == num_heads else x.repeat_interleave(num_heads // x.shape[0], dim=0)
 
 
@@ -188,9 +188,9 @@ class _AttentionHooks:
 
 
 def attention_shapes(backbone: nn.Module, paths: Sequence[str] | None = None) -> list[list[AttentionCall]]:
-    """Of each stage, its calls of scaled_dot_product_attention in one dummy pass; without values where that will do.
+    """The calls of scaled_dot_product_attention that each stage makes in one dummy pass.
 
-    paths: other modules to look at than the stages.
+    The pass runs on the meta device where the model allows it. paths: modules to inspect in place of the stages.
     """
     paths = as_backbone(backbone).stages if paths is None else paths
     try:
@@ -211,31 +211,35 @@ def _attention_shapes(backbone: nn.Module, paths: Sequence[str]) -> list[list[At
 
 
 def attention_calls(backbone: nn.Module) -> list[int]:
-    """How often each stage calls scaled_dot_product_attention in one dummy pass."""
+    """The number of calls of scaled_dot_product_attention that each stage makes in one dummy pass."""
     return [len(calls) for calls in attention_shapes(backbone)]
 
 
 def attend_to(stage: nn.Module, keys_values: KeysValues) -> Callable[[], None]:
-    """From now on every query in the stage also attends to P more keys and values, put before the real ones.
+    """Lets every query in the stage also attend to P additional keys and values, from now on.
 
-    stage: or the module of attention in it: when a checkpointed stage is computed again for its backward pass, what is
-    inside of it is called again, and perhaps not its own hooks. keys_values: gives two tensors float
-    [heads, P, head_dim] at each pass; with P = 0 the call is left as it was. A module or a bound method, so that a deep
-    copy of the stage gets its own; a closure would keep the original's.
-    A mask is padded so that all see the added ones; a causal call gets its mask written out.
-    Returns what takes it back. Silent where a stage does not call that function: see `attention_calls`.
+    They are placed in front of the real ones. A mask is padded so that every query sees them, and a causal call gets
+    its mask written out.
+    stage: the stage, or the attention module inside it. Give the module if the stage may be checkpointed: the
+    recomputation for the backward pass calls the modules inside, and may not call the stage's own hooks.
+    keys_values: called in each pass, returns two float tensors [heads, P, head_dim]. With P = 0 the call stays as it
+    was. It must be a module or a bound method, so that a deep copy of the stage gets its own copy; a closure would keep
+    using the original's.
+    Returns a function that removes the change. Nothing happens in a stage that does not call
+    scaled_dot_product_attention, see `attention_calls`.
     Source: Li & Liang 2021, section 4 (prefix tuning as per-layer keys and values).
     """
     return _AttentionHooks(stage, _Prefixed(keys_values)).remove
 
 
 def attend_beside(stage: nn.Module, gated: GatedKeysValues) -> Callable[[], None]:
-    """From now on what attention gives in the stage has added to it what its queries find among P other keys.
+    """Adds to the attention output of the stage what its queries find among P other keys, from now on.
 
-    y + gate * softmax(scale q K^T) V: a softmax of its own, so that a gate of zero leaves every bit as it was. No mask
-    and no dropout act on the P.
-    gated: gives float keys and values [heads of keys, P, head_dim] and the gate [heads of queries, 1, 1] at each pass;
-    a module or a bound method, as for `attend_to`. Returns what takes it back.
+    The result is y + gate * softmax(scale q K^T) V. The softmax is separate, so a gate of zero leaves every bit of y as
+    it was. Mask and dropout do not apply to the P keys.
+    gated: called in each pass, returns float keys and values [heads of keys, P, head_dim] and the gate [heads of
+    queries, 1, 1]. It must be a module or a bound method, as for `attend_to`.
+    Returns a function that removes the change.
     Source: Zhang et al. 2023, "LLaMA-Adapter", equations 6 to 8.
     """
     return _AttentionHooks(stage, _Beside(gated)).remove

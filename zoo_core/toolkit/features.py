@@ -1,4 +1,4 @@
-"""Features only become poorer: map -> tokens -> pooled. The pooling is the backbone's own."""
+"""Converts features into poorer kinds, map -> tokens -> pooled. The pooling is the backbone's own."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["channels_first", "convert", "joined", "masked_mean", "to_tokens"]
 
 
 def convert(features: Features, kind: Kind, pool: Callable[[Features], Tensor]) -> Features:
-    """Features of the kind asked for.
+    """Converts features into the wanted kind.
 
-    pool: the backbone's own, features -> float [B, D].
-    Raises IncompatibleError when the features are already poorer than asked.
+    pool: the backbone's own pooling, features -> float [B, D].
+    Raises IncompatibleError if the features are already poorer than the wanted kind.
     """
     if features.kind == kind:
         return features
@@ -28,7 +28,7 @@ def convert(features: Features, kind: Kind, pool: Callable[[Features], Tensor]) 
 
 
 def to_tokens(features: Features) -> Features:
-    """A map [B, D, H, W] as tokens [B, H*W, D] in row-major order; tokens unchanged."""
+    """Turns a map [B, D, H, W] into tokens [B, H*W, D] in row-major order. Tokens stay as they are."""
     if features.kind == "tokens":
         return features
     if features.kind != "map":
@@ -37,9 +37,9 @@ def to_tokens(features: Features) -> Features:
 
 
 def masked_mean(features: Features) -> Tensor:
-    """Mean over real tokens, or over the positions of a map.
+    """The mean over the real tokens, or over all positions of a map.
 
-    features: a map [B, D, H, W], or tokens [B, T, D] whose mask has at least one true per row.
+    features: a map [B, D, H, W], or tokens [B, T, D] whose mask has at least one True per row.
     Returns float [B, D], same dtype as x.
     Source: Reimers & Gurevych 2019, section 3 (tokens).
     """
@@ -53,10 +53,10 @@ def masked_mean(features: Features) -> Tensor:
 
 
 def channels_first(state: Tensor, stage: nn.Module) -> bool:
-    """Whether a state with four axes is [B, D, H, W] and not [B, H, W, D]. stage: the module that it leaves.
+    """Whether a hidden state with four axes is [B, D, H, W] rather than [B, H, W, D].
 
-    A map of a square picture tells its channels from its rows and columns; where it does not, a stage with convolutions
-    has its channels first.
+    stage: the module whose output the state is. With a square picture, the axis of another size than the two equal ones
+    holds the channels. If the sizes do not tell, a stage that contains convolutions has its channels first.
     """
     _, first, second, third = state.shape
     has_convolution = any(isinstance(module, nn.Conv2d) for module in stage.modules())
@@ -64,7 +64,7 @@ def channels_first(state: Tensor, stage: nn.Module) -> bool:
 
 
 def joined(parts: list[Features]) -> Features:
-    """Features of several batches as one; tokens are padded to the longest, padding masked out."""
+    """Joins the features of several batches. Tokens are padded to the longest, and the mask excludes the padding."""
     kind = parts[0].kind
     if kind != "tokens":
         return Features(kind=kind, x=torch.cat([part.x for part in parts]))

@@ -1,4 +1,4 @@
-"""Pictures as people have them, files and PIL's objects of every mode, to pixels of 8 bits in grey or colour."""
+"""Reads pictures, from files and from PIL objects of every mode, into 8-bit pixels in grey or colour."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _ORIENTATION = 0x0112  # the EXIF tag; PIL's own exif_transpose also writes the 
 
 
 def open_picture(file: str | Path) -> Any:
-    """The pixels of a file, as `pixels` gives them.
+    """The pixels of a file, in the form that `pixels` returns.
 
-    Raises NotFoundError, AccessError, and UsageError for what is no picture or a damaged one.
+    Raises NotFoundError, AccessError, and UsageError for a file that is no picture or is damaged.
     """
     from PIL import Image  # not needed by tasks whose examples are arrays
 
@@ -35,10 +35,10 @@ def open_picture(file: str | Path) -> Any:
 
 
 def pixels(picture: Any, *, label: str = "a picture") -> np.ndarray[Any, Any]:
-    """uint8 [H, W] or [H, W, 3] of a PIL picture, the way up that its EXIF data say.
+    """The pixels of a PIL picture, uint8 [H, W] or [H, W, 3], turned upright as its EXIF data say.
 
-    16 bits of grey are scaled to 8, where PIL would clip them.
-    label: what errors call it. Raises UsageError for pixels of 32 bits, and what PIL raises for a damaged file.
+    Grey pixels of 16 bits are scaled to 8 bits, where PIL would clip them. label: what error messages call the picture.
+    Raises UsageError for pixels of 32 bits, and whatever PIL raises for a damaged file.
     """
     picture.load()  # so that what is damaged is found here: PIL looks for EXIF data by loading, and only once
     picture = _upright(picture)
@@ -52,7 +52,7 @@ def pixels(picture: Any, *, label: str = "a picture") -> np.ndarray[Any, Any]:
 
 
 def _upright(picture: Any) -> Any:
-    """The picture turned as its EXIF orientation says; EXIF data that cannot be read turn nothing."""
+    """The picture turned as its EXIF orientation says. If the EXIF data cannot be read, it is not turned."""
     from PIL import Image
 
     try:

@@ -1,4 +1,4 @@
-"""Preparations that backbones of several plugins share: an image resized and normalised, a row of a table."""
+"""Preparations that several plugins share: resizing and normalising pictures, and rows of a table."""
 
 from __future__ import annotations
 
@@ -23,14 +23,16 @@ def _digest(value: Any) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class ImagePreparation:
-    """uint8 [C, H, W] -> resized, cropped, three channels, then normalised with the weights' own mean and std.
+    """Resizes and crops uint8 [C, H, W] to three channels, then normalises with the weights' own mean and std.
 
-    size: side in pixels, or (height, width). mean, std: per channel, in units of 0 to 1. One channel is repeated to
-    three. crop_pct: share of each side that the central crop keeps of the resized picture.
-    crop_mode: how the picture is resized to size / crop_pct. squash: both sides, whatever its shape; center: the
-    shorter side fits and what is over is cut off; border: the longer side fits, and the rest is filled with the mean.
-    crop_offset: where the centre lies between two pixels, the crop begins at the even one (torchvision) or at the
-    first (transformers).
+    size: the side in pixels, or (height, width). mean, std: per channel, for values of 0 to 1. A single channel is
+    repeated three times.
+    crop_pct: the share of each side of the resized picture that the central crop keeps.
+    crop_mode: how the picture is resized to size / crop_pct. squash: to both sides, whatever its shape. center: so that
+    the shorter side fits, and the rest of the longer one is cut off. border: so that the longer side fits, and the rest
+    is filled with the mean.
+    crop_offset: if the centre lies between two pixels, the crop begins at the even one (torchvision) or at the first
+    (transformers).
     Source: timm 1.0.31, timm/data/transforms_factory.py, transforms_imagenet_eval; transformers 5.23,
     image_processing_backends.py, center_crop.
     """
@@ -52,7 +54,7 @@ class ImagePreparation:
         return False
 
     def prepare(self, examples: Sequence[Tensor]) -> list[Mapping[str, Tensor]]:
-        """Resizes examples of one size together; `pixel_values` is uint8 [1 or 3, height, width]."""
+        """Resizes examples, those of one size together. `pixel_values` is uint8 [1 or 3, height, width]."""
         prepared: list[Mapping[str, Tensor] | None] = [None] * len(examples)
         by_shape: dict[torch.Size, list[int]] = {}
         for position, image in enumerate(examples):
@@ -127,7 +129,7 @@ class ImagePreparation:
 
 
 def _check_picture(image: object) -> None:
-    """Raises UsageError for anything but a decoded picture; floats of 0 to 1 would come out black."""
+    """Raises UsageError unless this is a decoded picture. Floats of 0 to 1 would come out black."""
     if isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and image.shape[0] in (1, 3):
         return
     found = f"{image.dtype} {list(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
@@ -138,9 +140,9 @@ def _check_picture(image: object) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class TablePreparation:
-    """A row of numbers -> `numeric` float32 [N].
+    """Turns a row of numbers into `numeric`, float32 [N].
 
-    max_columns: most columns that the backbone takes; a wider row is refused.
+    max_columns: the largest number of columns that the backbone takes. A wider row is refused.
     """
 
     max_columns: int

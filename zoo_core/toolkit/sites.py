@@ -1,9 +1,9 @@
-"""Changes at sites: what an adapter adds to a weight that plays a role, and the way to fold it into that weight.
+"""Changes at sites: modules that an adapter attaches to a weight with a role, and that can be folded into it.
 
-A change is a module of its own beside the frozen one, under which it is registered; what leaves the frozen module goes
-through it. Nothing is renamed: paths, keys and roles of the backbone stay what they were. Where a model reads a weight
-without calling the module that owns it, the change goes into the weight instead, by a parametrisation of torch's.
-Changes at one site act in the order in which they were attached, on outputs; changes of the input all act before.
+A change is a module of its own, registered below the frozen module that owns the weight, and the output of the frozen
+module passes through it. The backbone's paths, keys and roles stay as they were. If a model reads a weight without
+calling the module that owns it, the change is applied to the weight instead, as a torch parametrisation.
+Changes at one site act on outputs in the order in which they were attached. All changes of the input act before them.
 """
 
 from __future__ import annotations
@@ -37,13 +37,15 @@ __all__ = [
 
 
 class SiteChange(nn.Module):
-    """What an adapter adds at one site; a subclass owns its parameters, and its dropout.
+    """What an adapter adds at one site. A subclass owns the parameters and the dropout.
 
     Axes: I inputs and O outputs of the site (its rows and columns of a fused weight), R the kernel of a convolution.
-    site: where it is attached. weight_only: whether it is nothing but another weight, as low-rank updates are; only
-    such a change can be put where the weight is read without a call. mergeable: whether `fold` gives what it does.
-    reads_weight: whether it is computed from the layer's own weight, so that it comes first there, and alone among
-    changes of the weight. label: the name under which it was attached.
+    site: where it is attached. label: the name under which it was attached.
+    weight_only: whether the change amounts to another weight, as low-rank updates do. Only such a change can be applied
+    where the weight is read without a call.
+    mergeable: whether `fold` computes the same as this module.
+    reads_weight: whether the change is computed from the layer's own weight. It must then be the first change of the
+    weight, and the only one.
     """
 
     weight_only: ClassVar[bool] = False
@@ -54,26 +56,26 @@ class SiteChange(nn.Module):
     label: str
 
     def inputs(self, x: Tensor) -> Tensor:
-        """What the layer is given instead of x [..., I]; asked only of a change that sets `changes_inputs`."""
+        """The input that the layer gets in place of x [..., I]. Called only for a change that sets `changes_inputs`."""
         return x
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """What leaves the site instead of y [..., O] (or [B, O, H, W]). x: what its layer was given."""
+        """The output of the site in place of y [..., O] (or [B, O, H, W]). x: the input of the layer."""
         raise NotImplementedError
 
     def act_on(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """`forward`, for a change that needs the layer itself too; the others leave this as it is."""
+        """`forward` for a change that also needs the layer itself. Other changes do not override this."""
         changed: Tensor = self(x, y)
         return changed
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Weight [O, I], [O, I / groups, *R] or [D] and bias [O] that do the same without this module."""
+        """Weight [O, I], [O, I / groups, *R] or [D], and bias [O], that compute the same without this module."""
         raise NotImplementedError
 
     def products(self) -> tuple[tuple[Tensor, Tensor, float], ...]:
-        """B [O, r], A [r, I] and s of each product s B A that it adds to the weight; empty: it is no such sum.
+        """B [O, r], A [r, I] and the factor s of each product s B A that this change adds to the weight.
 
-        Of a convolution B [O, r, 1, ...] and A [r, I, *R]; one with groups is no such sum.
+        For a convolution B is [O, r, 1, ...] and A is [r, I, *R]. Empty if the change is no such sum, as with groups.
         """
         return ()
 
@@ -94,7 +96,7 @@ class SiteChange(nn.Module):
 
 
 class _InWeight(nn.Module):
-    """A change as a parametrisation of the weight: torch calls it wherever the weight is read."""
+    """A change as a torch parametrisation, which torch calls wherever the weight is read."""
 
     def __init__(self, change: SiteChange) -> None:
         super().__init__()
@@ -105,10 +107,10 @@ class _InWeight(nn.Module):
 
 
 def attach(backbone: nn.Module, site: Site, change: SiteChange, name: str) -> None:
-    """Puts a change at a site. name: of the module under which it is registered there, with a number if it is taken.
+    """Attaches a change at a site. name: of the module that is registered there, with a number added if it is taken.
 
-    Raises RefusedError where the weight is read without a call and the change is more than another weight, and where
-    another change stands in the way.
+    Raises RefusedError if the weight is read without a call and the change is not `weight_only`, or if another change
+    is in the way.
     """
     owner = backbone.get_submodule(site.path)
     change.site, change.label = site, name
@@ -133,9 +135,9 @@ def attach(backbone: nn.Module, site: Site, change: SiteChange, name: str) -> No
 
 
 def sites_for(backbone: nn.Module, alternatives: Sequence[frozenset[str]]) -> list[Site]:
-    """The sites of the first alternative of which the backbone has all roles: role by role, in the order of ROLES.
+    """The sites of the first alternative whose roles the backbone has all of, role by role, in the order of ROLES.
 
-    Raises RefusedError naming the roles there are.
+    Raises RefusedError that names the roles of the backbone.
     """
     source: Backbone = as_backbone(backbone)
     for roles in alternatives:
@@ -147,14 +149,14 @@ def sites_for(backbone: nn.Module, alternatives: Sequence[frozenset[str]]) -> li
 
 
 def read_weight(backbone: nn.Module, site: Site) -> Tensor:
-    """The weight of a site as [O, I] (or [O, I / groups, *R], [D]), its rows of a fused one; a view where it can be."""
+    """The weight of a site, [O, I], [O, I / groups, *R] or [D]: its rows of a fused weight, as a view if possible."""
     return weight_of(backbone.get_submodule(site.path), site)
 
 
 def weight_of(owner: nn.Module, site: Site) -> Tensor:
-    """As `read_weight`, from the module that owns the weight.
+    """The same as `read_weight`, given the module that owns the weight.
 
-    Raises RefusedError where an adapter has put a module of its own in the place of that one.
+    Raises RefusedError if an adapter has replaced that module by one of its own.
     """
     if site.parameter not in owner._parameters and not parametrize.is_parametrized(owner, site.parameter):
         kind = f"{type(owner).__module__.partition('.')[0]}'s {type(owner).__name__}"
@@ -165,12 +167,12 @@ def weight_of(owner: nn.Module, site: Site) -> Tensor:
 
 
 def read_bias(backbone: nn.Module, site: Site) -> Tensor | None:
-    """The bias of a site [O], its rows of a fused one; None where the layer has none."""
+    """The bias of a site [O], only its rows of a fused layer. None if the layer has no bias."""
     return bias_of(backbone.get_submodule(site.path), site)
 
 
 def bias_of(owner: nn.Module, site: Site) -> Tensor | None:
-    """As `read_bias`, from the module that owns the weight."""
+    """The same as `read_bias`, given the module that owns the weight."""
     bias = getattr(owner, "bias", None)
     if not isinstance(bias, Tensor):
         return None
@@ -178,14 +180,14 @@ def bias_of(owner: nn.Module, site: Site) -> Tensor | None:
 
 
 def channels_first(module: nn.Module) -> bool:
-    """Whether a layer's channels are axis 1 of what it gives, [B, O, H, W]; else they are the last axis."""
+    """Whether axis 1 of a layer's output holds the channels, [B, O, H, W]. Otherwise the last axis does."""
     if getattr(module, "data_format", None) == "channels_first":  # ConvNeXt's norms in transformers
         return True
     return isinstance(module, _CHANNELS_FIRST) or "2d" in type(module).__name__.lower()
 
 
 def changes_of(module: nn.Module) -> Iterator[tuple[str, nn.Module, list[SiteChange]]]:
-    """Path of each module that has changes attached, the module, and those in the order in which they act."""
+    """Each module with changes attached: its path, the module, and the changes in the order in which they act."""
     for path, owner in module.named_modules():
         if isinstance(owner, _InWeight):
             continue
@@ -196,10 +198,10 @@ def changes_of(module: nn.Module) -> Iterator[tuple[str, nn.Module, list[SiteCha
 
 @torch.no_grad()
 def fold_changes(backbone: nn.Module) -> None:
-    """Folds every change into the weight of its site and removes it; the backbone has its own keys again.
+    """Folds every change into the weight of its site and removes it. The backbone then has its original keys.
 
-    Raises RefusedError, before anything is folded, for a change that cannot be; and for a layer that uses its weight in
-    a way of its own (weight standardisation), where the folded one would give other outputs.
+    Raises RefusedError, before anything is folded, for a change that cannot be folded. The same goes for a layer that
+    uses its weight in a way of its own (weight standardisation), where the folded weight would give other outputs.
     """
     changed = list(changes_of(backbone))
     for path, _, found in changed:
@@ -237,7 +239,7 @@ def _attached(owner: nn.Module) -> list[SiteChange]:
 
 
 def _check_neighbours(owner: nn.Module, change: SiteChange) -> None:
-    """Raises RefusedError for two changes of one weight of which either is computed from the layer's own."""
+    """Raises RefusedError for two changes of one weight if either of them is computed from the layer's own weight."""
     for other in _attached(owner):
         if not _overlap(change.site, other.site) or other.changes_inputs:
             continue
@@ -282,7 +284,7 @@ def _part(x: Tensor, axis: int, rows: tuple[int, int] | None) -> Tensor:
 
 
 def _within(x: Tensor, axis: int, rows: tuple[int, int] | None, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """x with the part between two indices along an axis replaced by what `change` makes of it."""
+    """x with the part between two indices along an axis replaced by the result of `change`."""
     if rows is None:
         return change(x)
     start, stop, end = *rows, x.shape[axis]
@@ -334,13 +336,13 @@ def _detach(owner: nn.Module, changes: Sequence[SiteChange]) -> None:
 
 
 def free_name(owner: nn.Module, name: str) -> str:
-    """A name that none of a module's children has: this one, else with a number."""
+    """A name that none of a module's children has: this one, or this one with a number."""
     taken = dict(owner.named_children())
     return next(each for each in chain([name], (f"{name}_{n}" for n in count(2))) if each not in taken)
 
 
 def _rows(weight: Tensor, site: Site) -> Tensor:
-    """Outputs first, and the site's rows and columns alone."""
+    """The rows and columns of the site alone, outputs first."""
     if site.out_axis == 1:
         weight = weight.transpose(0, 1)
     if site.outputs is not None:
@@ -362,7 +364,7 @@ def _with_rows(weight: Tensor, site: Site, rows: Tensor) -> Tensor:
 
 
 def example_for(owner: nn.Module, site: Site) -> Tensor:
-    """Inputs that the layer takes, drawn from a generator of their own."""
+    """Inputs that the layer accepts, drawn from a generator of their own."""
     weight: Tensor = getattr(owner, site.parameter)
     generator = torch.Generator().manual_seed(0)
     if isinstance(owner, nn.Conv1d | nn.Conv2d | nn.Conv3d):

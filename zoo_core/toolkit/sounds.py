@@ -1,6 +1,6 @@
-"""Sounds as people have them, AIFF, FLAC, MP3, OGG and WAV files, to samples of -1 to 1 in one channel.
+"""Reads sounds, AIFF, FLAC, MP3, OGG and WAV files, into samples of -1 to 1 in one channel.
 
-libsndfile decodes them. It takes a file that ends early, or has a hole, for a short one; what it logs tells that.
+libsndfile decodes them. It reads a file that ends early or has a hole as a shorter one; only its log tells so.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ _MP3_SAMPLES = 1152  # of one frame; a length that the file does not tell is gue
 
 
 def open_sound(file: str | Path) -> dict[str, Any]:
-    """{"array": float32 [N], "sampling_rate": Hz} of a sound file; several channels become their mean.
+    """{"array": float32 [N], "sampling_rate": Hz} of a sound file. Several channels are averaged.
 
-    What the file holds decides its format, not its name. Raises NotFoundError, AccessError, and UsageError for what is
-    no sound or a damaged one, and for an MP3 of variable bit rate in which no Xing header tells its length.
+    The content of the file decides its format, not its name. Raises NotFoundError, AccessError, and UsageError for a
+    file that is no sound or is damaged, and for an MP3 with a variable bit rate that has no Xing header to tell its
+    length.
     """
     try:
         content = Path(file).read_bytes()

@@ -1,7 +1,7 @@
-"""The stage seam: what enters and leaves the modules that a forward pass calls in order, intercepted with hooks.
+"""The hidden states between the stages of a backbone, read and replaced with hooks.
 
-It captures hidden states, resumes a pass from the middle, and tells which parameters lie before, in and after the
-stages. The other seam, the call of attention inside a stage, is in attention.py.
+Stages are the modules that a forward pass calls in order. This module captures hidden states, resumes a pass from the
+middle, and tells which parameters lie before, in and after the stages. Attention inside a stage is in attention.py.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ _one_resumed_pass = Lock()  # two threads on one patched model gave wrong output
 
 
 def stage_modules(backbone: nn.Module) -> list[nn.Module]:
-    """The stages in calling order, looked up anew: an adapter may have wrapped one since the last look."""
+    """The stages in calling order. They are looked up each time, because an adapter may have wrapped one since."""
     return [backbone.get_submodule(path) for path in as_backbone(backbone).stages]
 
 
 def _state(value: Any) -> Tensor:
-    """The hidden state of a stage's output: the tensor itself, or the first item of a tuple."""
+    """The hidden state in a stage's output: the tensor itself, or the first item of a tuple."""
     state = value[0] if isinstance(value, tuple) else value
     assert isinstance(state, Tensor), f"a stage gives a tensor or a tuple that starts with one, not {type(state)}"
     return state
@@ -48,9 +48,9 @@ def _state(value: Any) -> Tensor:
 
 @contextmanager
 def capture(backbone: nn.Module, stages: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """While open, fills {stage: the hidden state that leaves it} for the stages asked for.
+    """While open, fills {stage: hidden state that leaves it} for the wanted stages.
 
-    A copy of each, through which gradients flow: the next stage may write into what it is given.
+    Each state is a copy that gradients flow through, because the next stage may write into its input.
     """
     states: dict[int, Tensor] = {}
     modules = stage_modules(backbone) if stages else []
@@ -71,7 +71,7 @@ def capture(backbone: nn.Module, stages: Sequence[int]) -> Iterator[dict[int, Te
 
 @dataclass(frozen=True)
 class Boundary:
-    """What enters one stage: its hidden state, and the rest of the tuple that the stage before returned."""
+    """The input of one stage: its hidden state, and the rest of the tuple that the stage before returned."""
 
     stage: int
     state: Tensor
@@ -79,11 +79,11 @@ class Boundary:
 
 
 class _Stop(Exception):  # noqa: N818
-    """Leaves a forward pass once the boundary is known."""
+    """Ends a forward pass once the boundary is known."""
 
 
 def boundary(backbone: nn.Module, inputs: Mapping[str, Tensor], stage: int) -> Boundary:
-    """Runs the pass up to a stage and returns what would enter it. The stages after it are not run."""
+    """Runs the pass up to a stage and returns the input of that stage. The stages from there on are not run."""
     modules = stage_modules(backbone)
     found: list[Boundary] = []
     previous: list[Any] = []
@@ -108,11 +108,12 @@ def boundary(backbone: nn.Module, inputs: Mapping[str, Tensor], stage: int) -> B
 
 
 def resume(backbone: nn.Module, inputs: Mapping[str, Tensor], start: Boundary) -> Features:
-    """A forward pass that begins at a boundary: earlier stages hand their input on, then the state is put in place.
+    """Runs a forward pass from a boundary on: earlier stages pass their input through, then the state is inserted.
 
-    inputs: as for the whole pass; masks and position embeddings are made from them by the model itself.
-    Returns features equal, bit for bit, to those of the whole pass with the same weights; the boundary is not changed.
-    One resumed pass at a time; the stages themselves are not changed, only their `forward` while the pass runs.
+    inputs: the same as for the whole pass; the model makes its masks and position embeddings from them.
+    Returns features that are bit for bit equal to those of the whole pass with the same weights. The boundary is not
+    changed.
+    Only one resumed pass may run at a time. The stages are not changed, apart from their `forward` during the pass.
     """
     modules = stage_modules(backbone)
 
@@ -132,12 +133,12 @@ def resume(backbone: nn.Module, inputs: Mapping[str, Tensor], start: Boundary) -
 
 
 def _copy(value: Any) -> Any:
-    """A stage may write into what it is given; a boundary serves more than once."""
+    """A copy, because a stage may write into its input and a boundary is used more than once."""
     return value.clone() if isinstance(value, Tensor) else value
 
 
 def _put_back(module: nn.Module, forward: Callable[..., Any] | None) -> None:
-    """The module's own `forward`, if it had one beside its class's: a compiled or wrapped module has."""
+    """Restores the module's own `forward` if it had one beside its class's, as compiled and wrapped modules do."""
     if forward is None:
         del module.__dict__["forward"]
     else:
@@ -145,12 +146,12 @@ def _put_back(module: nn.Module, forward: Callable[..., Any] | None) -> None:
 
 
 def groups(backbone: nn.Module) -> dict[str, int]:
-    """The group of each parameter: 0 stem and embeddings, 1 to L the stages, L + 1 what is first called after the last.
+    """The group of each parameter: 0 before the stages, 1 to L for the stages, L + 1 for what is called after them.
 
-    What is first called between two stages is of the group of the earlier one: what enters a stage depends on it.
-    One dummy pass without gradients, in evaluation mode, tells the order of calls and that each stage is called once;
-    the backbone's pooling is part of it. A parameter belongs to the nearest module around it that is called.
-    Raises LawError when a stage is called never or more than once, out of order, or lies inside another.
+    A module that is first called between two stages belongs to the group of the earlier one, because the input of the
+    later one depends on it. One dummy pass without gradients, in evaluation mode and with the backbone's pooling, tells
+    the order of calls. A parameter belongs to the nearest called module around it.
+    Raises LawError if a stage is never called, called more than once, called out of order, or lies inside another one.
     """
     paths = as_backbone(backbone).stages
     if not paths:
@@ -177,9 +178,9 @@ def groups(backbone: nn.Module) -> dict[str, int]:
 
 
 def _calls(backbone: nn.Module) -> tuple[list[int], dict[str, int]]:
-    """The stages in the order in which one dummy pass calls them, and what it calls outside of them.
+    """The stages in the order in which one dummy pass calls them, and the modules that it calls outside of them.
 
-    Of each module outside, by name: how many stages had been called before its first call.
+    For each module outside, by name: the number of stages that had been called before its first call.
     """
     paths = as_backbone(backbone).stages
     inside = tuple(f"{path}." for path in paths)
@@ -227,7 +228,7 @@ def meta_copy(module: nn.Module) -> nn.Module:
 
 
 def dummy_pass(backbone: nn.Module) -> None:
-    """One pass and pooling of dummy inputs in evaluation mode without gradients; every module's mode is put back."""
+    """Runs one pass and the pooling on dummy inputs, in evaluation mode without gradients; restores all modes."""
     modes = [(module, module.training) for module in backbone.modules()]
     parameter = next(backbone.parameters(), None)
     inputs = as_backbone(backbone).preparation.dummy(2)

@@ -1,7 +1,8 @@
-"""Rows of a table as people have them -> the inputs that a model was fitted on: one way for training and for use.
+"""Turns rows of a table into the inputs that a model was fitted on, in the same way for training and for use.
 
-A task that makes numbers of columns, or takes its texts from one, says how in an `Encoding`; it is stored with the run,
-so that `zoo predict` takes files like those that the model was fitted on, wherever the run is moved.
+A task that makes numbers of columns, or takes its texts from one column, describes this in an `Encoding`. The encoding
+is stored with the run, so that `zoo predict` accepts files like those that the model was fitted on, wherever the run
+is.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ _SHORT = 8  # characters, from which on a cell is no word for nothing
 
 @dataclass(frozen=True, kw_only=True)
 class Number:
-    """A column of numbers: less the mean, over the deviation; a missing one is 0.
+    """A column of numbers, standardised: (x - mean) / deviation. A missing number becomes 0.
 
-    scaled: whether that is an input; what never varies in training is none. missing: whether another input, 1 where the
-    number is missing, follows it.
+    scaled: whether the number is an input at all; a column that never varies in training is not. missing: whether a
+    further input follows that is 1 where the number is missing.
     """
 
     name: str
@@ -37,9 +38,10 @@ class Number:
 
 @dataclass(frozen=True, kw_only=True)
 class Category:
-    """A column of categories: an input for each of `shown`, 1 where it is that one.
+    """A column of categories, with an input for each of `shown` that is 1 for that category.
 
-    usual: those that are not rare, shown or not. rare: whether another input, 1 for all the others, follows.
+    usual: the categories that are not rare, shown or not. rare: whether a further input follows that is 1 for all
+    others.
     """
 
     name: str
@@ -50,9 +52,10 @@ class Category:
 
 @dataclass(frozen=True, kw_only=True)
 class Encoding:
-    """What makes an input of a row of cells: a row of numbers of several columns, or one cell as it is.
+    """How a row of cells becomes an input: a row of numbers from several columns, or one cell as it is.
 
-    names: of all columns of the files, in order. separator: between their cells. column: the one that is the input.
+    names: all columns of the files, in order. separator: between their cells. column: the one that is the input, if
+    only one is.
     """
 
     columns: tuple[Number | Category, ...] = ()
@@ -61,7 +64,7 @@ class Encoding:
     column: str | None = None
 
     def is_header(self, cells: Sequence[str]) -> bool:
-        """Whether a row names the columns. Raises UsageError where it names half of them and not all, or one twice."""
+        """Whether a row holds the column names. Raises UsageError if it names only some of them, or one twice."""
         wanted, found = [column.name for column in self.columns], [cell.strip() for cell in cells]
         lacking = [name for name in wanted if name not in found]
         if lacking and 2 * len(lacking) <= len(wanted):
@@ -75,10 +78,10 @@ class Encoding:
         return not lacking
 
     def named(self, cells: Sequence[str], header: Sequence[str] | None) -> dict[str, str]:
-        """The cells of a row by the names of their columns.
+        """The cells of a row by column name.
 
-        header: the names; None for a row of all columns of the files that the model was fitted on, or of its inputs
-        alone. Raises UsageError for another number of them.
+        header: the names. None for a row with all columns of the files that the model was fitted on, or with its inputs
+        alone. Raises UsageError for any other number of cells.
         """
         inputs = tuple(column.name for column in self.columns)
         for names in (self.names, inputs) if header is None else (header,):
@@ -93,7 +96,7 @@ class Encoding:
         raise UsageError(f"{len(cells)} cells for {len(wanted)} columns ({', '.join(wanted)}{few})")
 
     def encode(self, cells: Mapping[str, Any]) -> list[float]:
-        """The inputs of a row. Raises UsageError for a missing column, or a word where a number is."""
+        """The inputs of a row. Raises UsageError for a missing column, or for a word where a number is expected."""
         found: list[float] = []
         for column in self.columns:
             if column.name not in cells:
@@ -116,12 +119,12 @@ class Encoding:
         return found
 
     def as_json(self) -> dict[str, Any]:
-        """As `encoding_from` reads it."""
+        """The form that `encoding_from` reads."""
         return asdict(self)
 
 
 def encoding_from(table: Mapping[str, Any]) -> Encoding:
-    """What `as_json` gave. Raises KeyError, TypeError and ValueError for what is none."""
+    """The encoding that `as_json` described. Raises KeyError, TypeError and ValueError for anything else."""
     columns: list[Number | Category] = []
     for row in table["columns"]:
         if "shown" in row:
@@ -147,19 +150,19 @@ def encoding_from(table: Mapping[str, Any]) -> Encoding:
 
 @runtime_checkable
 class Encoded(Protocol):
-    """A split whose inputs were made of the cells of a table; None where they were not."""
+    """A split that knows how its inputs were made from the cells of a table; None if they were not."""
 
     @property
     def encoding(self) -> Encoding | None: ...
 
 
 def encoding_of(split: object) -> Encoding | None:
-    """How the inputs of a split were made of cells, None where they were not."""
+    """How the inputs of a split were made from cells, None if they were not."""
     return split.encoding if isinstance(split, Encoded) else None
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a cell holds nothing: empty, NA, NaN, none, null in any case, or a number that is not finite."""
+    """Whether a cell is empty: no text, NA, NaN, none or null in any case, or a number that is not finite."""
     if isinstance(value, str):  # millions of cells pass here, and few are so short
         return (len(value) < _SHORT and value.strip().lower() in _MISSING) or value.isspace()
     return value is None or (isinstance(value, float) and not math.isfinite(value))

@@ -1,8 +1,8 @@
-"""Files -> tensors -> module: memory-mapped, nothing copied, and each tensor of the backbone accounted for.
+"""Loads weights into a module without copying: memory-mapped files, and every tensor accounted for.
 
-A plugin builds its model inside `blank()`, opens the files with `open_tensors` and hands both to `assign`, which puts
-the tensors in place or refuses the file. What was never initialised is on the meta device until then, so that it
-cannot be used by mistake.
+A plugin builds its model inside `blank()`, opens the files with `open_tensors`, and passes both to `assign`, which puts
+the tensors into the module or refuses the file. Until then, parameters that were never initialised are on the meta
+device, so that they cannot be used by mistake.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ _NUM_THREADS = 4  # that look for values which are not finite; more are not fast
 
 @contextmanager
 def blank() -> Iterator[None]:
-    """While open, no time is spent on the initial values of parameters of modules built in this thread.
+    """While open, modules that this thread builds skip the initial values of their parameters, which saves time.
 
-    When it closes, those parameters go to the meta device, so that nobody uses them before `assign`. Buffers keep
-    their real values, since no file holds those that are not persistent. Tied parameters stay tied.
+    When it closes, those parameters are moved to the meta device, so that nobody uses them before `assign`. Buffers
+    keep their real values, since no file holds the ones that are not persistent. Tied parameters stay tied.
     """
     thread = threading.get_ident()
     modules: list[nn.Module] = []
@@ -103,10 +103,10 @@ _SETS_VALUES = frozenset(
 
 
 def open_tensors(paths: Iterable[Path]) -> dict[str, Tensor]:
-    """The tensors of one safetensors file, or of all shards of one, memory-mapped; writing to them changes no file.
+    """The tensors of a safetensors file or of all its shards, memory-mapped. Writing to them changes no file.
 
-    An index among the paths (`*.index.json`) is held against the shards. Raises NotFoundError, and IntegrityError
-    naming the file: damaged, a shard missing or too many, a tensor twice.
+    An index among the paths (`*.index.json`) is compared with the shards. Raises NotFoundError, and IntegrityError
+    naming the file that is damaged, for a missing or additional shard, and for a tensor that appears twice.
     """
     paths = sorted(paths)
     files = [path for path in paths if path.suffix != ".json"]
@@ -138,7 +138,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _check_index(path: Path, home: Mapping[str, str], files: set[str]) -> None:
-    """Raises IntegrityError unless the shards are those that the index names, and hold what it says."""
+    """Raises IntegrityError unless the shards are those that the index names, with the content that it states."""
     try:
         listed = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         shards = set(listed.values())
@@ -153,10 +153,10 @@ def _check_index(path: Path, home: Mapping[str, str], files: set[str]) -> None:
 
 
 def open_pickle(paths: Iterable[Path]) -> dict[str, Tensor]:
-    """The tensors of torch's pickled files, memory-mapped where the format allows; only for a user who asked for it.
+    """The tensors of pickled torch files, memory-mapped if the format allows it. Only for a user who asked for it.
 
-    Nothing but tensors and plain containers is unpickled. A file that holds them under `state_dict` or `model` is
-    taken for that. Raises IncompatibleError if this torch is too old to do so safely, else as `open_tensors`.
+    Only tensors and plain containers are unpickled. Tensors under `state_dict` or `model` are found there. Raises
+    IncompatibleError if this torch is too old to do so safely, and otherwise what `open_tensors` raises.
     """
     if not in_range(torch.__version__.partition("+")[0], f">={_PICKLES_FROM}"):
         raise IncompatibleError(
@@ -195,7 +195,7 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
 
 @dataclass(frozen=True, eq=False)  # one is itself: tensors do not compare
 class _Slot:
-    """One parameter or persistent buffer of a module, with every name it goes by; tied ones have several."""
+    """One parameter or persistent buffer of a module with all its names. Tied ones have several."""
 
     tensor: Tensor
     places: tuple[tuple[str, nn.Module, str], ...]  # state dict's name, module, the attribute's name there
@@ -215,17 +215,18 @@ def assign(
     dtype: torch.dtype | None = None,
     paths: Sequence[Path] = (),
 ) -> None:
-    """Puts a file's tensors in the place of every parameter and persistent buffer of a module, without copying them.
+    """Puts the tensors of a file into every parameter and persistent buffer of a module, without copying them.
 
-    source: what to call the file in an error. rename: the module's name for a key of the file, None drops the key on
-    purpose. unused: globs of keys, renamed, that the file may hold and the module lacks (heads, poolers).
-    dtype: of floating-point tensors, None for the module's own; only those that differ are copied. Tied parameters
-    stay tied, and the file may hold them under any or all of their names. A file of many batch norms without a single
-    count of batches is older than torch 0.4.1: the counts are zero then.
-    paths: the files that the tensors are of. Looking for values that are not finite takes as long as all the rest, so
-    it is done once for as long as these files do not change; without paths, every time.
-    Raises IntegrityError, and changes nothing: coverage (a tensor that the file lacks or has too much), shapes, values
-    that are not finite. Raises PluginError if the module was built with values that no file holds.
+    source: what error messages call the file.
+    rename: from a key of the file to the name in the module; None drops the key.
+    unused: globs of renamed keys that the file may hold and the module lacks (heads, poolers).
+    dtype: for floating-point tensors; None means the module's own. Only tensors of another dtype are copied.
+    paths: the files that the tensors come from. Checking for values that are not finite takes as long as everything
+    else, so it is done once, until these files change. Without paths it is done every time.
+    Tied parameters stay tied, and the file may hold them under any of their names. If a file has many batch norms and
+    no count of batches at all, it is older than torch 0.4.1, and the counts are set to zero.
+    Raises IntegrityError, and changes nothing, if a tensor is missing or additional, has another shape, or is not
+    finite. Raises PluginError if the module was built with values that no file holds.
     """
     slots = _slots(module)
     named = _renamed(tensors, rename, source)
@@ -249,7 +250,7 @@ def assign(
 
 
 def load_verified(module: nn.Module, path: Path, expected: FileHash) -> None:
-    """Assigns a safetensors file whose size and sha256 were checked first."""
+    """Assigns a safetensors file after checking its size and sha256."""
     verify(path, expected)
     assign(module, read_tensors(path), source=str(path), paths=[path])
 
@@ -282,7 +283,7 @@ def _renamed(
 
 
 def _covered(slots: Sequence[_Slot], named: Mapping[str, Tensor], unused: Sequence[str], source: str) -> list[Tensor]:
-    """The file's tensor for each slot."""
+    """The tensor of the file for each slot."""
     wanted = {name for slot in slots for name in slot.names}
     unknown = sorted(name for name in named.keys() - wanted if not any(fnmatchcase(name, glob) for glob in unused))
     missing = [slot for slot in slots if not any(name in named for name in slot.names)]
@@ -322,7 +323,7 @@ def _check_shapes(slots: Sequence[_Slot], chosen: Sequence[Tensor], source: str)
 
 
 def _likely_cause(name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> str:
-    """A guess for people at why two shapes differ."""
+    """A guess, in words, at why two shapes differ."""
     if "pos" in name.lower() or "rope" in name.lower():  # pos_embed, position_embeddings, relative_position_bias_table
         return "made for another image size or text length"
     if len(found) == len(wanted) > 2 and found[0] == wanted[0] and found[2:] == wanted[2:]:
@@ -335,9 +336,9 @@ def _likely_cause(name: str, found: tuple[int, ...], wanted: tuple[int, ...]) ->
 
 
 def _check_finite(slots: Sequence[_Slot], chosen: Sequence[Tensor], source: str) -> None:
-    """One sum of each tensor tells, at the speed of memory; only a sum that is not finite asks for a closer look.
+    """Raises IntegrityError for values that are not finite. Each tensor's sum is checked first, at memory speed.
 
-    Infinite is allowed where the module as built is infinite too: a bound that stands for none.
+    An infinite value is allowed where the module as built has one too, such as a bound that means no bound.
     """
     floats = [(slot, tensor) for slot, tensor in zip(slots, chosen, strict=True) if tensor.is_floating_point()]
     if not floats:
@@ -353,7 +354,7 @@ def _check_finite(slots: Sequence[_Slot], chosen: Sequence[Tensor], source: str)
 
 
 def _sum(tensor: Tensor) -> float:
-    """A sum that is not finite if any value is not; numpy's needs no threads of torch's, which wait for each other."""
+    """A sum that is not finite if any value is not. numpy's sum needs no torch threads, which wait for each other."""
     if tensor.dtype in (torch.float32, torch.float64) and tensor.device.type == "cpu":
         with np.errstate(all="ignore"):
             return float(tensor.detach().numpy().sum())
@@ -361,7 +362,7 @@ def _sum(tensor: Tensor) -> float:
 
 
 def _fitted(tensor: Tensor, own: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """The tensor on the module's device and in the type asked for; the same one where nothing differs."""
+    """The tensor on the module's device and in the wanted dtype; the same tensor if nothing differs."""
     wanted = dtype if dtype is not None and own.is_floating_point() else own.dtype
     return tensor.to(device="cpu" if own.is_meta else own.device, dtype=wanted)
 
