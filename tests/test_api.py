@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import zoo_core
+from zoo_core import api
 from zoo_core.errors import (
     AccessError,
     IncompatibleError,
@@ -67,6 +68,32 @@ def test_a_fit_gives_its_learner_its_result_and_a_folder(tmp_path: Path) -> None
     names = {path.name for path in (tmp_path / "a" / "b").iterdir()} - {".lock"}
     assert names == {"delta.safetensors", "run.json", "results.jsonl", "zoo.lock"}
     assert json.loads((tmp_path / "a" / "b" / "results.jsonl").read_text())["score"] == result.score
+
+
+def test_a_plan_is_fetched_and_fitted_as_it_was_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = zoo_core.resolve("starter/convnet-nano+ncm", task=TASK, seed=3, budget=zoo_core.Budget().for_fit())
+    monkeypatch.setattr(api, "resolve", lambda *_, **__: pytest.fail("it was resolved already"))
+    assert zoo_core.fetch(plan) == {}
+    learner, result = zoo_core.fit(plan)
+    assert (result.digest, result.seed, result.trial) == (plan.digest, 3, str(plan.trial))
+    assert learner.plan is not None
+    assert learner.plan.spec == plan.spec
+
+
+@pytest.mark.parametrize(
+    ("beside", "name"), [({"task": TASK}, "task"), ({"budget": BUDGET}, "budget"), ({"seed": 0}, "seed")]
+)
+def test_what_a_plan_says_already_is_not_said_again(beside: dict[str, Any], name: str) -> None:
+    plan = zoo_core.resolve(SPEC, task=TASK)
+    with pytest.raises(UsageError, match=f"a plan has its {name} already; leave {name} out"):
+        zoo_core.fit(plan, **beside)
+
+
+def test_a_fit_without_a_task_is_told() -> None:
+    plan = zoo_core.resolve(SPEC, target=zoo_core.Target(kind="classes", size=2))
+    for spec in (SPEC, plan):
+        with pytest.raises(UsageError, match="give a task, or a plan that has one"):
+            zoo_core.fit(spec)
 
 
 @pytest.mark.parametrize("name", ["run.json", "results.jsonl", "zoo.lock"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -96,10 +97,19 @@ def load(
     return learner
 
 
-def _pinned(spec: SpecLike, lock: str | Path | None, frozen: bool, **trial: Any) -> Plan:
-    """The plan of a trial, its files pinned: by the lock, a catalogue or a record, else by asking where they are."""
-    pins = read_pins(Path(lock) if lock else None)
-    plan = pin_plan(resolve(spec, pins=pins, offline=frozen, **trial), frozen=frozen)
+def _pinned(spec: SpecLike | Plan, lock: str | Path | None, frozen: bool, **trial: Any) -> Plan:
+    """The plan of a trial, its files pinned: by the lock, a catalogue or a record, else by asking where they are.
+
+    A plan is as it was resolved. trial: what `resolve` is given beside the spec; None for what the call was not given.
+    """
+    given = {name: value for name, value in trial.items() if value is not None}
+    if isinstance(spec, Plan):
+        for name in (*given, *(["lock"] if lock else [])):
+            raise UsageError(f"a plan has its {name} already; leave {name} out, or resolve another plan with it")
+        plan = pin_plan(spec, frozen=frozen)
+    else:
+        pins = read_pins(Path(lock) if lock else None)
+        plan = pin_plan(resolve(spec, pins=pins, offline=frozen, **given), frozen=frozen)
     if frozen:
         _files(plan, offline=True)  # so that nothing is left to download
     return plan
@@ -126,7 +136,7 @@ def _files(
 
 
 def fetch(
-    spec: SpecLike,
+    spec: SpecLike | Plan,
     *,
     task: str | TaskRecipe | None = None,
     lock: str | Path | None = None,
@@ -135,11 +145,12 @@ def fetch(
 ) -> dict[str, Path]:
     """Downloads and verifies all that a spec is built from; the folder of each part. Then it works with no network.
 
-    task: its files too. lock, frozen: as for `load`. progress: is told of each piece that arrives.
+    spec: or a plan, as `resolve` gives it, with its task. task: its files too. lock, frozen: as for `load`.
+    progress: is told of each piece that arrives.
     What is known of a backbone only after its configuration has been read is checked before its weights are fetched.
     """
-    wanted: dict[str, Any] = {"task": task} if task is not None else {"target": Target(kind="classes", size=2)}
-    plan = _pinned(spec, lock, frozen, **wanted)
+    target = Target(kind="classes", size=2) if task is None and not isinstance(spec, Plan) else None
+    plan = _pinned(spec, lock, frozen, task=task, target=target)
     check_outline(plan)
     return _files(plan, offline=frozen, progress=progress)
 
@@ -273,12 +284,12 @@ def export(model: Learner | str | Path, folder: str | Path, *, form: str = "plai
 
 
 def fit(
-    spec: SpecLike,
+    spec: SpecLike | Plan,
     *,
-    task: str | TaskRecipe,
+    task: str | TaskRecipe | None = None,
     out: str | Path | None = None,
     budget: Budget | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     device: str = "cpu",
     num_workers: int = 0,
     lock: str | Path | None = None,
@@ -289,8 +300,9 @@ def fit(
 ) -> tuple[Learner, Result]:
     """Fits one model, its learning rate chosen on validation; stores it when `out` names a folder.
 
-    budget: where it does not say which weights to keep, those of the epoch that is best on validation.
-    lock, frozen: as for `load`.
+    spec: or a plan, as `resolve` gives it, which has its task, budget, seed and lock already and is run as it says.
+    budget: where it does not say which weights to keep, those of the epoch that is best on validation. seed: 0 unless
+    given. lock, frozen: as for `load`.
     micro_batch: examples of a pass, whose gradients add up to that of a batch; "auto": as many as fit into memory.
     checkpoint_activations: stages keep only what enters them and are computed twice, which needs less memory. Neither
     is part of what the fit is; a head that is fitted in closed form needs neither.
@@ -299,15 +311,25 @@ def fit(
     Returns the learner, in evaluation mode, and its result on the test split. Raises UsageError for a folder that
     already holds a run, or the beginning of another fit; it stays as it is.
     """
-    budget = (budget or Budget()).for_fit()
+    if task is None and not (isinstance(spec, Plan) and spec.task is not None):
+        raise UsageError("nothing says what to fit on; give a task, or a plan that has one")
+    if not isinstance(spec, Plan):
+        budget = (budget or Budget()).for_fit()
     plan = _pinned(spec, lock, frozen, task=task, budget=budget, seed=seed)
     memory = MemoryOptions(micro_batch=micro_batch, checkpoint_activations=checkpoint_activations)
-    if out is None:
-        result, learner, splits = run_trial(plan, device=device, num_workers=num_workers, report=report, memory=memory)
-        _tell_origin(learner, plan, splits)
-        return learner, result
+    trial = partial(run_trial, plan, device=device, num_workers=num_workers, report=report, memory=memory)
+    if out is not None:
+        return _fit_into(Path(out), plan, device, trial)
+    result, learner, splits = trial()
+    _tell_origin(learner, plan, splits)
+    return learner, result
+
+
+def _fit_into(
+    folder: Path, plan: Plan, device: str, trial: Callable[..., tuple[Result, Learner, Splits]]
+) -> tuple[Learner, Result]:
+    """Runs a trial whose states and whose model are kept in a folder; goes on where the folder holds its beginning."""
     check_files(plan.parts)
-    folder = Path(out)
     prepare_folder(folder)
     unfinished = UnfinishedFit(folder / UNFINISHED, _identity(plan, device))
     if not unfinished.folder.is_dir():
@@ -316,9 +338,7 @@ def fit(
         _refuse_another(folder, plan, unfinished)
         unfinished.begin()
         try:
-            result, learner, splits = run_trial(
-                plan, device=device, num_workers=num_workers, report=report, unfinished=unfinished, memory=memory
-            )
+            result, learner, splits = trial(unfinished=unfinished)
             _refuse_another(folder, plan, unfinished)
             for name in HELD:  # of the same fit, killed while it was stored
                 (folder / name).unlink(missing_ok=True)

@@ -62,6 +62,12 @@ def test_fetch_says_what_and_how_large_and_then_nothing_is_asked(
     assert far.server.log == []
 
 
+def test_a_fit_asks_once_what_its_repository_holds(far: Far) -> None:
+    words = ("--task", "digits(shots=2)", "--out", "run", "--device", "cpu")
+    assert far.zoo("fit", f"far/{BASE}+probe+ncm", *words)[0] == 0
+    assert len(far.server.requests(f"/api/models/{BASE}")) == 1
+
+
 def test_fetch_as_json_has_the_hash_of_each_file(far: Far) -> None:
     code, out, _ = far.zoo("fetch", SPEC, "--json")
     (row,) = json.loads(out)

@@ -6,10 +6,13 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from zoo_core.cli import main
+from zoo_core import api
+from zoo_core.cli import data, main, models
+from zoo_core.plan import resolve as resolving
 
 Shown = tuple[int, str, list[str]]
 Run = Callable[..., Shown]
@@ -66,6 +69,24 @@ def test_fit_tells_what_it_chose_and_where_it_stands(zoo_here: Run, tmp_path: Pa
     assert lines[-1] == f"1290 of 474986 parameters trained; stored in {tmp_path / 'run'}"
     assert [line.partition(":")[0] for line in err] == [f"learning rate {number} of 3" for number in (1, 2, 3)]
     assert all("2 of 2 steps" in line and "examples/s, loss" in line for line in err)
+
+
+@pytest.mark.parametrize("flags", [(), ("--dry-run",)])
+def test_a_fit_resolves_its_spec_and_its_task_once(
+    zoo_here: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...]
+) -> None:
+    calls: list[str] = []
+    for module, name in ((models, "resolve"), (api, "resolve"), (data, "bind_task"), (resolving, "bind_task")):
+        real = getattr(module, name)
+
+        def counted(*given: Any, name: str = name, real: Callable[..., Any] = real, **named: Any) -> Any:
+            calls.append(name)
+            return real(*given, **named)
+
+        monkeypatch.setattr(module, name, counted)
+    words = ("--task", "digits(shots=1)", "--out", tmp_path / "run", "--device", "cpu", *flags)
+    assert zoo_here("fit", "starter/convnet-nano+ncm", *words)[0] == 0
+    assert sorted(calls) == ["bind_task", "resolve"]
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,8 @@ def _suite(
         return replace(suite, budget=replace(suite.budget, **budget), **changes)  # type: ignore[arg-type]
     if not tasks or grid["backbones"] is None:
         raise UsageError("a grid by flags needs --task and --backbones; `zoo list task` and `zoo list backbone` help")
-    table = {"tasks": [told(task) if is_path(task) else task for task in tasks], "budget": budget, "seeds": seeds or 3}
+    named = [str(told(task).written) if is_path(task) else task for task in tasks]
+    table: dict[str, Any] = {"tasks": named, "budget": budget, "seeds": seeds or 3}
     for name, text in grid.items():
         if name == "backbones" and text is not None and PATTERN & set(text):
             table[name] = list(chains_in(text))

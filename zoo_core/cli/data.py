@@ -6,17 +6,20 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from zoo_core.contracts import Located, Survey, Surveyed
 from zoo_core.errors import NotFoundError, UsageError
 from zoo_core.lock import read_pins
-from zoo_core.plan.resolve import inner_parts, located
+from zoo_core.plan.resolve import bind_task, inner_parts, located
 from zoo_core.registry.registry import registry
 from zoo_core.spec.parser import Part
 from zoo_core.spec.paths import is_path, task_part
+
+if TYPE_CHECKING:
+    from zoo_core.registry.bind import Bound
 
 __all__ = ["data", "told"]
 
@@ -50,8 +53,8 @@ def data(path: str, as_json: bool) -> int:
     return UsageError.exit_code if found.problems else 0
 
 
-def told(task: str, *, lock: Path | None = None, frozen: bool = False) -> str:
-    """The text of a task that was given on a command line.
+def told(task: str, *, lock: Path | None = None, frozen: bool = False) -> Bound:
+    """The task that was given on a command line, as `resolve` takes it, so that it is looked at once.
 
     Of a path and of a data set of the Hub, what was inferred is told on standard error.
     """
@@ -63,10 +66,10 @@ def told(task: str, *, lock: Path | None = None, frozen: bool = False) -> str:
         if given or not Path(task).exists():
             raise
         raise NotFoundError(f"{error}; what is here under that name is written ./{task}") from error
+    found = bind_task(part, read_pins(lock), offline=frozen, registry=registry())
     if not given and not isinstance(bound.recipe, Located):
-        return task
-    inner_parts(bound, registry())  # before any of its code runs
-    recipe = located(bound, read_pins(lock), offline=frozen).recipe
+        return found
+    recipe = found.recipe
     target = recipe.target
     size = "" if target.size is None else f"{target.size} "
     spelt = f" as '{part}'" if given else ""
@@ -74,7 +77,7 @@ def told(task: str, *, lock: Path | None = None, frozen: bool = False) -> str:
     if isinstance(recipe, Surveyed):
         for line in recipe.inferred():
             click.echo(f"  {line}", err=True)
-    return str(part) if given else task
+    return found
 
 
 def _part(text: str) -> Part:

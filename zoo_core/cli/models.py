@@ -28,11 +28,12 @@ from zoo_core.cli.options import (
 from zoo_core.cli.plan import lines_of
 from zoo_core.errors import ZooError
 from zoo_core.lock import part_key, read_pins
-from zoo_core.plan.plan import Budget, budget_from
+from zoo_core.plan.plan import budget_from
 from zoo_core.plan.resolve import resolve
 
 if TYPE_CHECKING:
     from zoo_core.api import Evaluation
+    from zoo_core.plan.plan import Plan
     from zoo_core.training.gradient import MemoryOptions
 
 __all__ = ["evaluate", "fit"]
@@ -79,6 +80,7 @@ def fit(
     with held_back():
         from zoo_core.api import fetch
         from zoo_core.api import fit as run
+        from zoo_core.files.fetch import pin_plan
         from zoo_core.training.gradient import MemoryOptions
         from zoo_core.training.snapshots import UNFINISHED, standing
 
@@ -87,26 +89,30 @@ def fit(
     device = check_device(device)
     prepare_process(threads)
     pins = lock_file(lock)
-    task = told(task, lock=pins, frozen=frozen)
+    plan = resolve(
+        spec,
+        task=told(task, lock=pins, frozen=frozen),
+        budget=chosen.for_fit(),
+        seed=seed,
+        pins=read_pins(pins),
+        offline=frozen,
+    )
     if dry_run:
         memory = MemoryOptions(micro_batch=micro_batch, checkpoint_activations=checkpoint_activations)
-        _dry_run(spec, task, chosen, seed, pins, device, num_workers, memory)
+        _dry_run(plan, device, num_workers, memory)
         return
+    plan = pin_plan(plan, frozen=frozen)
     with downloading() as progress:
-        fetch(spec, task=task, lock=pins, frozen=frozen, progress=progress)
+        fetch(plan, frozen=frozen, progress=progress)
     stands = standing(out / UNFINISHED)
     if stands is not None:
         click.echo(f"an unfinished fit is in {out}: {stands}", err=True)
     with fitting(spec) as report:
         _, result = run(
-            spec,
-            task=task,
+            plan,
             out=out,
-            budget=chosen,
-            seed=seed,
             device=device,
             num_workers=num_workers,
-            lock=pins,
             frozen=frozen,
             micro_batch=micro_batch,
             checkpoint_activations=checkpoint_activations,
@@ -126,20 +132,10 @@ def fit(
     click.echo(f"{result.num_trainable} of {result.num_parameters} parameters trained; stored in {out}")
 
 
-def _dry_run(
-    spec: str,
-    task: str,
-    budget: Budget,
-    seed: int,
-    lock: Path | None,
-    device: str,
-    num_workers: int,
-    memory: MemoryOptions,
-) -> None:
+def _dry_run(plan: Plan, device: str, num_workers: int, memory: MemoryOptions) -> None:
     """Shows what a fit would build, fetch and need; what cannot be known without a download, with the reason."""
     from zoo_core.benchmark.dry_run import downloads, forecast, shown
 
-    plan = resolve(spec, task=task, budget=budget.for_fit(), seed=seed, pins=read_pins(lock))
     check_shots(plan)
     lines = lines_of(plan)
     for key, size in downloads(plan).items():
