@@ -24,7 +24,7 @@ from zoo_core.contracts import BackboneRecipe, Modality, Split, Target, TaskReci
 from zoo_core.data.loader import Loader
 from zoo_core.data.splits import Splits, carve
 from zoo_core.errors import UsageError
-from zoo_core.files.fetch import DELTA, DownloadProgress, fetch_run, files_of, pin_plan
+from zoo_core.files.fetch import DownloadProgress, fetch_run, files_of, pin_plan
 from zoo_core.lock import lock_of, part_key, read_pins, write_lock
 from zoo_core.model.build import build, build_backbone, check_outline
 from zoo_core.model.learner import Learner
@@ -32,6 +32,7 @@ from zoo_core.plan.plan import Budget, Plan
 from zoo_core.plan.resolve import resolve
 from zoo_core.registry.local_plugins import SpecLike, check_files
 from zoo_core.results.store import Result, RunLock, append
+from zoo_core.run_files import DELTA, LOCK, RESULTS, RUN_FILES, UNFINISHED
 from zoo_core.runs.backbones import base_plan
 from zoo_core.runs.export import exporter, write_plain
 from zoo_core.runs.folder import StoredRun, load_stored, load_together, read_run, save_run
@@ -40,7 +41,7 @@ from zoo_core.spec.parser import Spec, parse_part
 from zoo_core.toolkit.table_encoding import Encoding, encoding_of
 from zoo_core.training.gradient import MemoryOptions
 from zoo_core.training.metrics import confusion, per_class
-from zoo_core.training.snapshots import UNFINISHED, UnfinishedFit
+from zoo_core.training.snapshots import UnfinishedFit
 from zoo_core.training.timing import INFERENCE_BATCH, precision_of
 
 if TYPE_CHECKING:
@@ -65,7 +66,6 @@ __all__ = [
 
 Found = TypeVar("Found")
 
-HELD = ("run.json", "results.jsonl", "zoo.lock", DELTA)  # by each of which a folder is known to hold a run
 PUBLISHED = "hub/"  # before the names of fitted models on the Hub
 
 
@@ -333,22 +333,22 @@ def _fit_into(
     prepare_folder(folder)
     unfinished = UnfinishedFit(folder / UNFINISHED, _identity(plan, device))
     if not unfinished.folder.is_dir():
-        _refuse_held(folder, HELD)  # before the lock too, which would mend a torn line of that run
+        _refuse_held(folder, RUN_FILES)  # before the lock too, which would mend a torn line of that run
     with RunLock(folder):
         _refuse_another(folder, plan, unfinished)
         unfinished.begin()
         try:
             result, learner, splits = trial(unfinished=unfinished)
             _refuse_another(folder, plan, unfinished)
-            for name in HELD:  # of the same fit, killed while it was stored
+            for name in RUN_FILES:  # of the same fit, killed while it was stored
                 (folder / name).unlink(missing_ok=True)
             _tell_origin(learner, plan, splits)
             save_run(learner, plan, folder)
-            append(folder / "results.jsonl", result)
+            append(folder / RESULTS, result)
             _write_lock(plan, folder)
             unfinished.finish()
         finally:
-            if not any((folder / name).exists() for name in HELD):
+            if not any((folder / name).exists() for name in RUN_FILES):
                 unfinished.leave()
     return learner, result
 
@@ -362,7 +362,7 @@ def _tell_origin(learner: Learner, plan: Plan, splits: Splits) -> None:
 
 
 def _write_lock(plan: Plan, folder: Path) -> None:
-    write_lock(folder / "zoo.lock", lock_of(plan.parts, plan.pins))
+    write_lock(folder / LOCK, lock_of(plan.parts, plan.pins))
 
 
 def _identity(plan: Plan, device: str) -> dict[str, object]:
@@ -373,15 +373,15 @@ def _identity(plan: Plan, device: str) -> dict[str, object]:
 
 
 def _refuse_a_run(folder: Path) -> None:
-    _refuse_held(folder, (*HELD, UNFINISHED))
+    _refuse_held(folder, (*RUN_FILES, UNFINISHED))
 
 
 def _refuse_another(folder: Path, plan: Plan, unfinished: UnfinishedFit) -> None:
     """Raises UsageError where a folder holds a run, unless that is evidently this fit, killed while it was stored."""
-    held = [name for name in HELD if (folder / name).exists()]
+    held = [name for name in RUN_FILES if (folder / name).exists()]
     told = any(name != DELTA and (folder / name).stat().st_size and _is_of(folder / name, plan) for name in held)
-    is_this = unfinished.holds_states() or (unfinished.folder.is_dir() and told and len(held) < len(HELD))
-    _refuse_held(folder, [name for name in HELD if not (is_this and _is_of(folder / name, plan))])
+    is_this = unfinished.holds_states() or (unfinished.folder.is_dir() and told and len(held) < len(RUN_FILES))
+    _refuse_held(folder, [name for name in RUN_FILES if not (is_this and _is_of(folder / name, plan))])
 
 
 def _is_of(file: Path, plan: Plan) -> bool:
@@ -393,7 +393,7 @@ def _is_of(file: Path, plan: Plan) -> bool:
         return True
     try:
         text = file.read_text(encoding="utf-8")
-        if file.name == "zoo.lock":
+        if file.name == LOCK:
             return bool(json.loads(text) == json.loads(json.dumps(lock_of(plan.parts, plan.pins))))
         rows = [json.loads(row) for row in (text.splitlines() if file.suffix == ".jsonl" else [text])]
         return all(row["digest"] == plan.digest for row in rows)

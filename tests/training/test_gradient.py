@@ -23,12 +23,13 @@ from zoo_core.model.build import build
 from zoo_core.model.learner import Learner
 from zoo_core.plan.plan import Budget, Plan, pinned
 from zoo_core.plan.resolve import resolve
+from zoo_core.run_files import UNFINISHED
 from zoo_core.testing.recipes import ToyAdapter, ToyBackbones, ToyHint, ToyMemory, ToyOpen, ToyTasks, toy_plan
 from zoo_core.testing.subject import THREE, examples_of
 from zoo_core.testing.toys import ToySplit
 from zoo_core.training import gradient
 from zoo_core.training.fit import Fitted, fit
-from zoo_core.training.snapshots import UNFINISHED, Snapshot, UnfinishedFit, laid_out_like
+from zoo_core.training.snapshots import Snapshot, UnfinishedFit, laid_out_like
 
 MAP = ToyBackbones(kind="map")  # with batch norms, whose statistics move in training
 BEST = Budget(epochs=4, batch_size=16, keep="best")

@@ -26,11 +26,12 @@ from zoo_core.errors import AccessError, DivergedError, IntegrityError, UsageErr
 from zoo_core.model.build import build
 from zoo_core.model.learner import Learner
 from zoo_core.plan.plan import Budget, Plan
+from zoo_core.run_files import UNFINISHED
 from zoo_core.runs.export import write_plain
 from zoo_core.testing.recipes import ToyAdapter, ToyBackbones, ToyHint, ToyOpen, ToyTasks, toy_plan
 from zoo_core.testing.toys import ToyBackbone
 from zoo_core.training import snapshots
-from zoo_core.training.snapshots import UNFINISHED, Snapshot, UnfinishedFit, standing
+from zoo_core.training.snapshots import Snapshot, UnfinishedFit, standing
 
 MAP = ToyBackbones(kind="map")  # with batch norms, whose statistics move in training
 EPOCHS = 3

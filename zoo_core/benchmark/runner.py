@@ -23,6 +23,7 @@ from zoo_core.plan.plan import Plan
 from zoo_core.registry.local_plugins import check_files
 from zoo_core.results.outdated import marks
 from zoo_core.results.store import Result, RunLock, amend, append, latest, read
+from zoo_core.run_files import LOCK, RESULTS, RUN
 
 if TYPE_CHECKING:
     from zoo_core.benchmark.trial import TrialProgress
@@ -30,10 +31,6 @@ if TYPE_CHECKING:
     from zoo_core.registry.bind import Bound
 
 __all__ = ["RunEvent", "open_grid", "prepare_folder", "run_grid"]
-
-RESULTS = "results.jsonl"
-LOCK = "zoo.lock"
-MODEL = "run.json"  # what a fit writes last; runs/folder.py needs torch, and a mistake is told before that
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +89,8 @@ def run_grid(
     Raises UsageError (the folder holds a fitted model), AccessError (it cannot be written), IntegrityError (damaged
     results), IncompatibleError (it was made with other versions or weights). Nothing that was there is lost.
     """
-    if (out / MODEL).exists():
-        raise UsageError(f"{out} holds a fitted model ({MODEL}), and a bench stores results; give --out another folder")
+    if (out / RUN).exists():
+        raise UsageError(f"{out} holds a fitted model ({RUN}), and a bench stores results; give --out another folder")
     for plan in grid.plans:
         check_files(plan.parts, elsewhere=True)
     prepare_folder(out)

@@ -25,6 +25,7 @@ from zoo_core.cli.options import (
 )
 from zoo_core.errors import NotFoundError, UsageError
 from zoo_core.results.report import render
+from zoo_core.run_files import RESULTS
 from zoo_core.spec.paths import is_path
 
 if TYPE_CHECKING:
@@ -130,8 +131,8 @@ def report(folders: tuple[Path, ...], form: str) -> None:
 
     found = []
     for folder in folders:
-        if not (folder / "results.jsonl").is_file():
-            raise NotFoundError(f"{folder} holds no results.jsonl; `zoo bench --out {folder}` makes one")
+        if not (folder / RESULTS).is_file():
+            raise NotFoundError(f"{folder} holds no {RESULTS}; `zoo bench --out {folder}` makes one")
         found.append(standing_of(folder))
     rows = [row for each in found for row in each.rows]
     outdated = frozenset(digest for each in found for digest in each.outdated)

@@ -15,7 +15,7 @@ from zoo_core._process.atomic_files import alone_in
 from zoo_core.benchmark.grid import expand, load_suite
 from zoo_core.cli.completion import complete_spec, complete_tasks
 from zoo_core.cli.downloads import count_text, downloading, size_text
-from zoo_core.cli.options import LOCK, lock_file
+from zoo_core.cli.options import lock_file
 from zoo_core.contracts import TARGET_KINDS, Target
 from zoo_core.errors import (
     AccessError,
@@ -31,6 +31,7 @@ from zoo_core.lock import Pinned, lock_of, part_key, pin_of, pins_of, read_lock,
 from zoo_core.plan.plan import Plan, needed
 from zoo_core.plan.resolve import resolve
 from zoo_core.registry.local_plugins import lacking as not_given
+from zoo_core.run_files import LOCK
 from zoo_core.runs.backbones import base_plan
 
 __all__ = ["fetch", "lock", "push", "verify"]

@@ -30,6 +30,7 @@ from zoo_core.errors import ZooError
 from zoo_core.lock import part_key, read_pins
 from zoo_core.plan.plan import budget_from
 from zoo_core.plan.resolve import resolve
+from zoo_core.run_files import UNFINISHED
 
 if TYPE_CHECKING:
     from zoo_core.api import Evaluation
@@ -82,7 +83,7 @@ def fit(
         from zoo_core.api import fit as run
         from zoo_core.files.fetch import pin_plan
         from zoo_core.training.gradient import MemoryOptions
-        from zoo_core.training.snapshots import UNFINISHED, standing
+        from zoo_core.training.snapshots import standing
 
     micro_batch = taken_micro_batch(budget, micro_batch)
     chosen = budget_from({name: value for name, value in budget.items() if value is not None})

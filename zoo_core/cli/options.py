@@ -13,6 +13,7 @@ import click
 
 from zoo_core.errors import UsageError
 from zoo_core.plan.plan import Budget
+from zoo_core.run_files import LOCK
 
 if TYPE_CHECKING:
     from zoo_core.benchmark.trial import TrialProgress
@@ -35,7 +36,6 @@ __all__ = [
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-LOCK = "zoo.lock"
 MAX_PROCESSES = 1024  # or threads; beyond, it is a slip of the finger
 LINE_SECONDS = 10.0
 GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # CUDA, ROCm, WSL; without them torch need not be asked

@@ -25,6 +25,7 @@ from zoo_core.cli.options import (
     threads_option,
 )
 from zoo_core.errors import IntegrityError, NotFoundError, SpecError, UsageError
+from zoo_core.run_files import RUN
 from zoo_core.spec.parser import parse, parse_part
 
 if TYPE_CHECKING:
@@ -248,7 +249,7 @@ def _network(model: str, lock: Path | None, frozen: bool) -> tuple[nn.Module, Mo
     from zoo_core.contracts import as_backbone
     from zoo_core.runs.folder import load_stored
 
-    if model.startswith(PUBLISHED) or (Path(model) / "run.json").is_file():
+    if model.startswith(PUBLISHED) or (Path(model) / RUN).is_file():
         stored = _stored(model)
         learner = load_stored(stored)
         return learner, learner.source.modality, stored

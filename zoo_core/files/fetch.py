@@ -24,10 +24,9 @@ from zoo_core.files.pins import pin
 from zoo_core.lock import Pinned, part_key
 from zoo_core.plan.plan import Plan, needed, pinned
 from zoo_core.registry.bind import Bound
+from zoo_core.run_files import MODEL_FILES, RUN_FILES
 
 __all__ = [
-    "DELTA",
-    "RUN_FILES",
     "DownloadProgress",
     "fetch_run",
     "files_of",
@@ -37,9 +36,6 @@ __all__ = [
     "pin_plans",
     "verify",
 ]
-
-DELTA = "delta.safetensors"
-RUN_FILES = ("run.json", DELTA, "zoo.lock", "results.jsonl")  # of a stored run; a save has no results
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +167,7 @@ def fetch_run(name: str, revision: str | None = None) -> Path:
     Raises what `pin` and `folder` raise, and NotFoundError where the repository holds no such model.
     """
     found = pin(Source(repository=name, revision=revision, patterns=RUN_FILES))
-    lacking = [file for file in RUN_FILES[:3] if file not in found.files]
+    lacking = [file for file in MODEL_FILES if file not in found.files]
     if lacking:
         raise NotFoundError(
             f"{name} holds no fitted model ({lacking[0]} is missing); zoo push DIR {name} puts one there"

@@ -28,6 +28,7 @@ from zoo_core.registry.bind import COMMON, Bound
 from zoo_core.registry.index import Provider
 from zoo_core.registry.registry import Registry
 from zoo_core.registry.registry import registry as default_registry
+from zoo_core.run_files import LOCK
 from zoo_core.spec.parser import Part, Spec, parse
 
 __all__ = [
@@ -133,7 +134,7 @@ def plugin_hashes(parts: Iterable[Bound]) -> dict[str, str]:
         seen: set[str] = set()
         while folder is not None and folder not in seen:  # a run, and what that was fitted on
             seen.add(folder)
-            lock = read_lock(Path(folder, "zoo.lock"))
+            lock = read_lock(Path(folder, LOCK))
             found |= {row["distribution"]: row["sha256"] for row in unpublished_in(lock).values()}
             rows = lock["parts"] if lock is not None else {}
             folder = next((row.get("folder") for key, row in rows.items() if key.startswith("backbone:run(")), None)

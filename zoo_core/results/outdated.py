@@ -22,6 +22,7 @@ from zoo_core.registry.bind import COMMON
 from zoo_core.registry.registry import registry
 from zoo_core.registry.trust import speaking_for
 from zoo_core.results.store import Result, read
+from zoo_core.run_files import LOCK, RESULTS
 from zoo_core.spec.parser import parse_part, parse_specs
 
 __all__ = ["Standing", "marks", "standing_of"]
@@ -83,7 +84,7 @@ def standing_of(folder: Path) -> Standing:
 
     Raises what `zoo_core.results.store.read` raises.
     """
-    rows, lock = read(folder / "results.jsonl"), _lock_of(folder)
+    rows, lock = read(folder / RESULTS), _lock_of(folder)
     looked: dict[str, str | ZooError] = {}
     given = {provider.distribution: provider.sha256 for provider in registry().providers() if provider.sha256}
     superseded, outdated, unchecked = Counter[str](), Counter[str](), Counter[str]()
@@ -130,7 +131,7 @@ def _results(num: int) -> str:
 
 def _lock_of(folder: Path) -> Mapping[str, Any] | None:
     try:
-        return read_lock(folder / "zoo.lock")
+        return read_lock(folder / LOCK)
     except IntegrityError:
         return None
 

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from zoo_core._process.atomic_files import sync, write_whole
 from zoo_core.contracts.old_words import current_text
 from zoo_core.errors import AccessError, IntegrityError, NotFoundError, UsageError, ZooError
+from zoo_core.run_files import RESULTS
 
 __all__ = ["Result", "RunLock", "Status", "amend", "append", "find", "latest", "read", "repair"]
 
@@ -28,7 +29,6 @@ LOCK_FILE = ".lock"
 _SPELT = ("trial", "task", "digest")  # hold the text of a task; a refused trial has its text for a digest
 _PID = re.compile(rb"\d*\n?")  # what a lock file holds
 _START = b'{"trial":'  # of each line of results
-RESULTS_FILE = "results.jsonl"
 
 _log = logging.getLogger(__name__)
 
@@ -221,8 +221,8 @@ class RunLock:
             ) from None
         os.ftruncate(self._file, 0)
         os.write(self._file, f"{os.getpid()}\n".encode())
-        results = self._folder / RESULTS_FILE
-        for file in (results, results.with_name(f"{RESULTS_FILE}.torn")):
+        results = self._folder / RESULTS
+        for file in (results, results.with_name(f"{RESULTS}.torn")):
             if file.is_symlink():
                 self._release()
                 raise UsageError(f"{file} is a link, and zoo writes through none; remove it")

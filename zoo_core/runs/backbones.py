@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from zoo_core.contracts import Source, Weights
 from zoo_core.errors import UsageError
+from zoo_core.run_files import DELTA, LOCK, RUN
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,8 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Published", "Run", "base_plan"]
 
-PATTERNS = ("run.json", "zoo.lock")
-DELTA = ("delta.safetensors",)
+PATTERNS = (RUN, LOCK)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Run:
     version: ClassVar[int] = 1
 
     def source(self) -> Source | None:
-        return Source(folder=self.path, patterns=PATTERNS, weights=DELTA)
+        return Source(folder=self.path, patterns=PATTERNS, weights=(DELTA,))
 
     def build(self, files: Path | None, weights: Weights) -> nn.Module:
         return _built(files, weights)
@@ -57,7 +57,7 @@ class Published:
             raise UsageError(f"hub/{self.name}: write hub/ORG/NAME, a repository that `zoo push` made")
 
     def source(self) -> Source | None:
-        return Source(repository=self.name, patterns=PATTERNS, weights=DELTA)
+        return Source(repository=self.name, patterns=PATTERNS, weights=(DELTA,))
 
     def build(self, files: Path | None, weights: Weights) -> nn.Module:
         return _built(files, weights)

@@ -10,12 +10,12 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from zoo_core.errors import AccessError, IncompatibleError, IntegrityError, UsageError, ZooError
 from zoo_core.files import hub
-from zoo_core.files.fetch import DELTA, RUN_FILES
 from zoo_core.files.hashing import verify
 from zoo_core.lock import part_key, pins_of, read_lock, unpublished_in
 from zoo_core.plan.plan import Plan
 from zoo_core.registry.catalog import catalog
 from zoo_core.results.store import Result, read
+from zoo_core.run_files import DELTA, LOCK, RESULTS, RUN_FILES
 from zoo_core.runs.folder import StoredRun, read_run
 
 __all__ = ["card_of", "push_run"]
@@ -158,7 +158,7 @@ def _table(results: Sequence[Result]) -> str:
 
 def _refuse_unpublished(path: Path) -> None:
     """Raises UsageError for a run of parts that only a file on this machine provides."""
-    for key, row in unpublished_in(read_lock(path / "zoo.lock")).items():
+    for key, row in unpublished_in(read_lock(path / LOCK)).items():
         raise UsageError(
             f"{path} was fitted with {key} of the file {row['distribution']}, which nobody else has; publish it as a "
             f"package with an entry point, and fit again with that"
@@ -166,9 +166,9 @@ def _refuse_unpublished(path: Path) -> None:
 
 
 def _refuse_what_only_this_machine_has(run: StoredRun) -> None:
-    lock = read_lock(run.path / "zoo.lock")
+    lock = read_lock(run.path / LOCK)
     if lock is None:
-        raise IntegrityError(f"{run.path} lacks its zoo.lock; copy the whole folder, or fit the model again")
+        raise IntegrityError(f"{run.path} lacks its {LOCK}; copy the whole folder, or fit the model again")
     for key, pin in pins_of(lock).items():
         if pin.folder is not None and not key.startswith("task:"):
             published = f"zoo push {pin.folder} ORG/NAME, and fit on hub/ORG/NAME"
@@ -179,7 +179,7 @@ def _refuse_what_only_this_machine_has(run: StoredRun) -> None:
 
 
 def _results(path: Path) -> list[Result]:
-    file = path / "results.jsonl"
+    file = path / RESULTS
     return read(file) if file.is_file() else []
 
 

@@ -32,6 +32,7 @@ from zoo_core.plan.resolve import resolve
 from zoo_core.registry.local_plugins import lacking
 from zoo_core.registry.registry import registry
 from zoo_core.registry.trust import speaking_for
+from zoo_core.run_files import DELTA, LOCK, RESULTS, RUN
 from zoo_core.runs.lineage import check_links, links_of, moved, places_of
 from zoo_core.spec.parser import Part, Spec, parse, parse_part
 from zoo_core.toolkit.table_encoding import Encoding, encoding_from
@@ -40,9 +41,6 @@ from zoo_core.toolkit.weights import read_tensors
 __all__ = ["StoredRun", "load_stored", "load_together", "read_run", "save_run"]
 
 FORMAT = 1
-DELTA = "delta.safetensors"
-FILE = "run.json"
-RESULTS = "results.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +84,7 @@ def save_run(learner: Learner, plan: Plan, path: Path) -> None:
         **({"encoding": learner.encoding.as_json()} if learner.encoding is not None else {}),
         "delta": {"sha256": sha256_of(delta), "size": delta.stat().st_size},
     }
-    write_whole(path / FILE, json.dumps(table, indent=2) + "\n")
+    write_whole(path / RUN, json.dumps(table, indent=2) + "\n")
 
 
 def read_run(path: Path, *, needs_task: bool = True) -> StoredRun:
@@ -97,7 +95,7 @@ def read_run(path: Path, *, needs_task: bool = True) -> StoredRun:
     Raises NotFoundError (no run there, or a plugin it needs is not installed), AccessError, IntegrityError (damaged),
     IncompatibleError (a base with other weights, or a recipe of another version, than the run was fitted on).
     """
-    file = path / FILE
+    file = path / RUN
     table = _table(file)
     if table.get("format") != FORMAT:
         raise IncompatibleError(f"{file} has format {table.get('format')!r}, this zoo-core reads {FORMAT}; upgrade it")
@@ -112,7 +110,7 @@ def read_run(path: Path, *, needs_task: bool = True) -> StoredRun:
         chain, places = list(table.get("chain", [])), dict(table.get("places", {}))  # older ones have none
     except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
         raise IntegrityError(f"{file} is damaged ({_said(error)}); copy it again, or fit the model again") from error
-    spec, pins = moved(path, spec, pins_of(read_lock(path / "zoo.lock")), places)
+    spec, pins = moved(path, spec, pins_of(read_lock(path / LOCK)), places)
     trial: dict[str, Any] = {"target": target, "budget": budget, "seed": seed, "pins": pins, "afresh": needs_task}
     trial["stored"] = f"the run {path}"
     try:
@@ -209,7 +207,7 @@ def _table(file: Path) -> dict[str, Any]:
             raise NotFoundError(
                 f"{file.parent} is the folder of a bench, which stores results and not models; {made_by}"
             ) from None
-        raise NotFoundError(f"{file.parent} holds no fitted model ({FILE} is missing); {made_by}") from None
+        raise NotFoundError(f"{file.parent} holds no fitted model ({RUN} is missing); {made_by}") from None
     except OSError as error:
         raise AccessError(f"{file} cannot be read ({error.strerror}); mend its rights") from error
     except (ValueError, RecursionError) as error:
@@ -294,7 +292,7 @@ def _check_files(path: Path, plan: Plan) -> None:
 
 def _lock_of(path: Path) -> dict[str, Any] | None:
     try:
-        return read_lock(path / "zoo.lock")
+        return read_lock(path / LOCK)
     except IntegrityError:
         return None
 

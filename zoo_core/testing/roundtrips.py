@@ -33,6 +33,7 @@ from zoo_core.contracts import as_backbone
 from zoo_core.lock import lock_of, write_lock
 from zoo_core.model.build import build
 from zoo_core.model.learner import Learner
+from zoo_core.run_files import LOCK, RUN
 from zoo_core.runs.folder import read_run, save_run
 from zoo_core.testing.comparing import (
     ConformanceError,
@@ -108,7 +109,7 @@ def refuses_other_deltas(subject: Subject) -> str | None:
         expect_refusal(partial(learner.load_delta, wrong), "a delta of another learner")
         expect_same(own, learner.delta(), "a refused delta changed what the learner holds")
     with TemporaryDirectory() as folder:
-        file = _saved(learner, Path(folder)) / "run.json"
+        file = _saved(learner, Path(folder)) / RUN
         table = json.loads(file.read_text(encoding="utf-8"))
         file.write_text(json.dumps(table | {"base_digest": "0" * 32}), encoding="utf-8")
         expect_refusal(lambda: read_run(file.parent, needs_task=False), "a run of another base")
@@ -119,7 +120,7 @@ def _saved(learner: Learner, folder: Path) -> Path:
     plan = learner.plan
     assert plan is not None, "a subject's learner has one"
     save_run(learner, plan, folder)
-    write_lock(folder / "zoo.lock", lock_of(plan.parts, plan.pins))
+    write_lock(folder / LOCK, lock_of(plan.parts, plan.pins))
     return folder
 
 

@@ -27,9 +27,8 @@ from zoo_core.errors import AccessError, IntegrityError, UsageError, ZooError
 from zoo_core.files.hashing import sha256_of
 from zoo_core.toolkit.weights import read_tensors
 
-__all__ = ["UNFINISHED", "SaveSnapshot", "Snapshot", "UnfinishedFit", "laid_out_like", "standing"]
+__all__ = ["SaveSnapshot", "Snapshot", "UnfinishedFit", "laid_out_like", "standing"]
 
-UNFINISHED = "unfinished"  # the folder of the states, in that of the run
 STATE = re.compile(r"\d{6}\.json")
 WRITTEN = re.compile(r"\d{6}(\.json|-[a-z-]+\.safetensors)(\.[0-9a-f]{8})?")
 FORMAT = 1
