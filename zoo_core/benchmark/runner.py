@@ -22,7 +22,7 @@ from zoo_core.lock import check_lock, lock_of, part_key, pins_of, read_lock, rea
 from zoo_core.plan.plan import Plan
 from zoo_core.registry.local_plugins import check_files
 from zoo_core.results.outdated import marks
-from zoo_core.results.store import Result, RunLock, amend, append, latest, read
+from zoo_core.results.store import UNMEASURED, Result, RunLock, amend, append, latest, read
 from zoo_core.run_files import LOCK, RESULTS, RUN
 
 if TYPE_CHECKING:
@@ -215,23 +215,13 @@ def _refused(refusal: Refusal) -> Result:
     trial, text = refusal.trial, current_text(str(refusal.trial))
     backbone, *rest = trial.spec.parts
     return Result(
+        **UNMEASURED,
         trial=text,
         digest=f"refused: {text}",
         record=None,
         status="refused",
         reason=refusal.reason,
         metric="",
-        score=None,
-        split="test",
-        num_examples=0,
-        chosen=None,
-        num_trainable=None,
-        num_parameters=None,
-        train_seconds=None,
-        training=None,
-        inference=None,
-        peak_memory_bytes=None,
-        coverage=None,
         versions={},
         device="",
         threads=0,

@@ -31,7 +31,7 @@ from zoo_core.plan.plan import Plan
 from zoo_core.registry.local_plugins import plugin_hashes
 from zoo_core.registry.recipe_checks import plugin_call
 from zoo_core.registry.registry import Bound
-from zoo_core.results.store import Result
+from zoo_core.results.store import UNMEASURED, Result
 from zoo_core.spec.parser import Part
 from zoo_core.training.fit import FitProgress, Fitted, calibrate, fit
 from zoo_core.training.gradient import MemoryOptions, moving, projectors, put
@@ -395,23 +395,13 @@ def provenance(plan: Plan, device: torch.device | str) -> Result:
     """A result without measurements: what was run, on what, with which versions. Its status is failed."""
     device = torch.device(device)
     return Result(
+        **UNMEASURED,
         trial=str(plan.trial),
         digest=plan.digest or "",
         record=plan.entry.name if plan.entry else None,
         status="failed",
         reason=None,
         metric=plan.task.recipe.metric if plan.task else "",
-        score=None,
-        split="test",
-        num_examples=0,
-        chosen=None,
-        num_trainable=None,
-        num_parameters=None,
-        train_seconds=None,
-        training=None,
-        inference=None,
-        peak_memory_bytes=None,
-        coverage=None,
         versions=_versions() | {part.provider.distribution: part.provider.version for part in _parts(plan)},
         device=_device_name(device),
         threads=torch.get_num_threads(),

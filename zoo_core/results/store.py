@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Literal, TypeAlias, get_args
 
 from zoo_core._process.atomic_files import sync, write_whole
@@ -20,7 +20,7 @@ from zoo_core.contracts.old_words import current_text
 from zoo_core.errors import AccessError, IntegrityError, NotFoundError, UsageError, ZooError
 from zoo_core.run_files import RESULTS
 
-__all__ = ["Result", "RunLock", "Status", "amend", "append", "find", "latest", "read", "repair"]
+__all__ = ["UNMEASURED", "Result", "RunLock", "Status", "amend", "append", "find", "latest", "read", "repair"]
 
 Status: TypeAlias = Literal["ok", "refused", "failed"]
 Json: TypeAlias = Mapping[str, Any]
@@ -77,6 +77,22 @@ class Result:
     unpublished: Json = field(default_factory=dict)
     sources: Json | None = None
     superseded: str | None = None
+
+
+_MEASURED = (
+    "score",
+    "chosen",
+    "num_trainable",
+    "num_parameters",
+    "train_seconds",
+    "training",
+    "inference",
+    "peak_memory_bytes",
+    "coverage",
+)
+UNMEASURED: Mapping[str, Any] = MappingProxyType(  # of a trial that did not come to its end
+    {"split": "test", "num_examples": 0, **dict.fromkeys(_MEASURED)}
+)
 
 
 def append(path: Path, result: Result) -> None:
