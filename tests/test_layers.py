@@ -291,6 +291,34 @@ def _is_stable(module: str) -> bool:
     return module in STABLE_MODULES or _unit(module) in STABLE_ROOMS
 
 
+def circles(sources: Sources) -> list[str]:
+    """Modules that import each other in a circle at run time, in functions too: of each circle one way around."""
+    arrows: dict[str, list[str]] = {module_name(path): [] for path in sources}
+    for found in imports(sources):
+        if found.scope != "types" and found.target in arrows and found.target != found.importer:
+            arrows[found.importer].append(found.target)
+    complaints, done = [], set[str]()
+    for start in sorted(arrows):
+        way = _way_back(start, arrows)
+        if way and not done & set(way):
+            done |= set(way)
+            complaints.append(" -> ".join(way))
+    return complaints
+
+
+def _way_back(start: str, arrows: Mapping[str, Iterable[str]]) -> list[str]:
+    """The shortest way from a module to itself, both ends included; empty if there is none."""
+    ways, seen = [[start]], set[str]()
+    for way in ways:  # grows while it is read
+        for target in sorted(arrows[way[-1]]):
+            if target == start:
+                return [*way, start]
+            if target not in seen:
+                seen.add(target)
+                ways.append([*way, target])
+    return []
+
+
 # --- this repository -------------------------------------------------------------------------------------------------
 
 
@@ -342,6 +370,16 @@ def test_light_levels_import_nothing_heavy_inside_functions(core: dict[str, str]
 
 def test_core_imports_no_plugin(core: dict[str, str]) -> None:
     assert foreign_imports(core, [package.name for package in PACKAGES.values()]) == []
+
+
+def test_no_modules_of_the_core_import_each_other_in_a_circle(core: dict[str, str]) -> None:
+    modules = {path: text for path, text in core.items() if module_name(path) not in FACADES}
+    assert circles(modules) == []
+
+
+@pytest.mark.parametrize("folder", PLUGIN_FOLDERS, ids=lambda folder: folder.name)
+def test_no_modules_of_a_plugin_import_each_other_in_a_circle(folder: Path) -> None:
+    assert circles(read_sources(PACKAGES[folder.name])) == []
 
 
 @pytest.mark.parametrize("folder", PLUGIN_FOLDERS, ids=lambda folder: folder.name)
@@ -441,6 +479,28 @@ def test_an_arrow_that_points_up_is_noticed(path: str, source: str) -> None:
 )
 def test_an_arrow_that_points_down_or_is_exempt_passes(path: str, source: str) -> None:
     assert wrong_arrows({path: source}) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from zoo_a.rows import Rows",
+        "def rows():\n    from zoo_a.rows import Rows",
+        "def rows():\n    from . import rows",
+    ],
+)
+def test_a_circle_is_noticed(source: str) -> None:
+    others = {"zoo_a/rows.py": "from zoo_a.layout import Layout", "zoo_a/layout.py": "from zoo_a.tables import Csv"}
+    assert circles(others | {"zoo_a/tables.py": source}) == [
+        "zoo_a.layout -> zoo_a.tables -> zoo_a.rows -> zoo_a.layout"
+    ]
+
+
+def test_each_circle_is_noticed_once_and_a_type_makes_none() -> None:
+    two = {"a.py": "import b", "b.py": "import a", "c.py": "import a\nimport d", "d.py": "import c"}
+    assert circles(two) == ["a -> b -> a", "c -> d -> c"]
+    types = "if TYPE_CHECKING:\n    import a"
+    assert circles({"a.py": "import b\nimport c", "b.py": types, "c.py": "import b"}) == []
 
 
 @pytest.mark.parametrize(

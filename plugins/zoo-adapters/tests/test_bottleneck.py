@@ -18,7 +18,8 @@ from torch.utils.checkpoint import checkpoint
 
 import zoo_core
 from zoo_adapters.bottleneck import Bottleneck
-from zoo_adapters.bottleneck_modules import AfterLayer, AfterStage, Shape, after_layers, after_stages, beside_mlps
+from zoo_adapters.bottleneck_modules import AfterLayer, AfterStage, after_layers, after_stages, beside_mlps
+from zoo_adapters.bottleneck_shape import Shape
 from zoo_core.contracts import Batch, Features, FeatureSpec, Modality, Site, as_backbone
 from zoo_core.errors import LawError, RefusedError, UsageError
 from zoo_core.model.learner import Learner

@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar, Literal
 
+from zoo_adapters.bottleneck_shape import Act, Init, Shape
 from zoo_adapters.freezing import EVERY_KIND
 from zoo_adapters.lora import ADDED
 from zoo_core.contracts import Change, Context, Kind, Learner, Seam, Source
 from zoo_core.errors import UsageError
 
-__all__ = ["Act", "Bottleneck", "Init"]
+__all__ = ["Bottleneck"]
 
 Preset = Literal["pfeiffer", "houlsby", "parallel", "adapter-plus"]
-Act = Literal["gelu", "relu", "silu", "identity"]
-Init = Literal["zero", "houlsby"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +98,7 @@ class Bottleneck:
         return None
 
     def apply(self, learner: Learner, context: Context) -> Learner:
-        from zoo_adapters.bottleneck_modules import Shape, after_layers, after_stages, beside_mlps
+        from zoo_adapters.bottleneck_modules import after_layers, after_stages, beside_mlps
 
         usual = PRESETS[self.preset]
         shape = Shape(

@@ -9,56 +9,44 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from zoo_adapters.bottleneck import Act, Init
+from zoo_adapters.bottleneck_shape import Act, Shape
 from zoo_core.contracts import Site, as_backbone
 from zoo_core.errors import LawError, RefusedError
-from zoo_core.toolkit.sites import SiteChange, attach, channels_first, read_weight, sites_for
-from zoo_core.toolkit.stages import stage_modules
+from zoo_core.toolkit.sites import SiteChange, attach, channels_first, free_name, read_weight, sites_for
+from zoo_core.toolkit.stages import dummy_pass, stage_modules
 
-__all__ = ["AfterLayer", "AfterStage", "BesideMlp", "Shape", "after_layers", "after_stages", "beside_mlps"]
+__all__ = ["AfterLayer", "AfterStage", "BesideMlp", "after_layers", "after_stages", "beside_mlps"]
 
 ACTS: dict[Act, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU, "identity": nn.Identity}
 NAME = "bottleneck"  # of the module where it is put in
 
 
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """The numbers of one adapter: see the recipe, where they have defaults."""
-
-    r: int
-    scale: float
-    act: Act
-    init: Init
-    dropout: float
-    drop_path: float
-
-    def layers(self, inputs: int, outputs: int, place: str) -> nn.Sequential:
-        """Up(dropout(act(Down(h)))): float [..., inputs] -> [..., outputs]. place: for the message of RefusedError."""
-        if self.r > min(inputs, outputs):
-            raise RefusedError(
-                f"bottleneck(r={self.r}): {place} is {min(inputs, outputs)} wide; "
-                f"allowed there: 1 to {min(inputs, outputs)}"
-            )
-        down, up = nn.Linear(inputs, self.r), nn.Linear(self.r, outputs)
-        if self.init == "houlsby":
-            for layer in (down, up):
-                nn.init.trunc_normal_(layer.weight, std=0.01, a=-0.02, b=0.02)
-        else:
-            nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))
-            nn.init.zeros_(up.weight)
-        nn.init.zeros_(down.bias)
-        nn.init.zeros_(up.bias)
-        parts: OrderedDict[str, nn.Module] = OrderedDict(down=down, act=ACTS[self.act]())
-        if self.dropout:
-            parts["dropout"] = nn.Dropout(self.dropout)
-        parts["up"] = up
-        return nn.Sequential(parts)
+def bottleneck(shape: Shape, inputs: int, outputs: int, place: str) -> nn.Sequential:
+    """Up(dropout(act(Down(h)))): float [..., inputs] -> [..., outputs]. place: for the message of RefusedError."""
+    if shape.r > min(inputs, outputs):
+        raise RefusedError(
+            f"bottleneck(r={shape.r}): {place} is {min(inputs, outputs)} wide; "
+            f"allowed there: 1 to {min(inputs, outputs)}"
+        )
+    down, up = nn.Linear(inputs, shape.r), nn.Linear(shape.r, outputs)
+    if shape.init == "houlsby":
+        for layer in (down, up):
+            nn.init.trunc_normal_(layer.weight, std=0.01, a=-0.02, b=0.02)
+    else:
+        nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))
+        nn.init.zeros_(up.weight)
+    nn.init.zeros_(down.bias)
+    nn.init.zeros_(up.bias)
+    parts: OrderedDict[str, nn.Module] = OrderedDict(down=down, act=ACTS[shape.act]())
+    if shape.dropout:
+        parts["dropout"] = nn.Dropout(shape.dropout)
+    parts["up"] = up
+    return nn.Sequential(parts)
 
 
 class AfterLayer(SiteChange):
@@ -133,7 +121,7 @@ def after_layers(backbone: nn.Module, needs: Sequence[frozenset[str]], shape: Sh
     """One after each layer of the roles."""
     for site in sites_for(backbone, needs):
         weight = _checked(backbone, site)
-        layers = shape.layers(len(weight), len(weight), f"what leaves {site.path}")
+        layers = bottleneck(shape, len(weight), len(weight), f"what leaves {site.path}")
         attach(backbone, site, AfterLayer(layers, shape.scale).to(weight), NAME)
 
 
@@ -155,7 +143,7 @@ def beside_mlps(backbone: nn.Module, shape: Shape) -> None:
                 f"what enters there is not seen; use preset=pfeiffer"
             )
         weight = _checked(backbone, last)
-        layers = shape.layers(read_weight(backbone, first).shape[1], len(weight), f"the MLP of {last.path}")
+        layers = bottleneck(shape, read_weight(backbone, first).shape[1], len(weight), f"the MLP of {last.path}")
         change = BesideMlp(layers, shape.scale, first.path).to(weight)
         attach(backbone, last, change, NAME)
         backbone.get_submodule(first.path).register_forward_pre_hook(change.note)
@@ -171,9 +159,9 @@ def after_stages(backbone: nn.Module, shape: Shape) -> None:
         width = _width(path, found, {len(weight) for weight in weights})
         if isinstance(stage, nn.Sequential):
             raise _not_after(f"{path} is a sequence of layers, and what is put beside them would be one of them")
-        layers = shape.layers(width, width, f"the state that leaves {path}")
+        layers = bottleneck(shape, width, width, f"the state that leaves {path}")
         change = AfterStage(layers, torch.full((width,), shape.scale), shape.drop_path).to(weights[0])
-        stage.add_module(_free(stage), change)
+        stage.add_module(free_name(stage, NAME), change)
         stage.register_forward_hook(change.leave)
 
 
@@ -200,26 +188,18 @@ def _outputs_by_stage(backbone: nn.Module) -> dict[str, list[Tensor]]:
 
 
 def _dummy_states(backbone: nn.Module) -> list[Any]:
-    """What leaves each stage in one pass of dummy inputs, of a tuple the first item; modes are as before."""
-    modes = [(module, module.training) for module in backbone.modules()]
-    like = next(backbone.parameters())
-    given = as_backbone(backbone).preparation.dummy(2)
-    inputs = {name: x.to(like if x.is_floating_point() else like.device) for name, x in given.items()}
+    """What leaves each stage in one pass of dummy inputs, of a tuple the first item."""
     states: list[Any] = []
 
     def keep(module: nn.Module, args: Any, output: Any) -> None:
         states.append(output[0] if isinstance(output, tuple) else output)
 
     handles = [stage.register_forward_hook(keep) for stage in stage_modules(backbone)]
-    backbone.eval()
     try:
-        with torch.no_grad():
-            backbone(inputs)
+        dummy_pass(backbone)
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes:
-            module.training = mode
     return states
 
 
@@ -238,11 +218,6 @@ def _not_after(reason: str) -> RefusedError:
         f"bottleneck(preset=adapter-plus) stands after stages whose state is tokens or has its channels last, and "
         f"{reason}; use preset=pfeiffer"
     )
-
-
-def _free(stage: nn.Module) -> str:
-    taken = dict(stage.named_children())
-    return next(name for name in (NAME, *(f"{NAME}_{n}" for n in range(2, 1000))) if name not in taken)
 
 
 def _thread() -> int:

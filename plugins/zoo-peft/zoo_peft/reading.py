@@ -21,11 +21,10 @@ from zoo_core.errors import IncompatibleError, IntegrityError, RefusedError
 from zoo_core.toolkit.weights import read_tensors
 from zoo_peft.injection import ADAPTER, inject_at, kinds_of
 from zoo_peft.methods import known_methods
-from zoo_peft.recipes import CONFIG, TENSORS
+from zoo_peft.portable import CONFIG, PREFIX, TENSORS, exactly, plain_prefix
 
-__all__ = ["PREFIX", "exactly", "load_lora", "plain_prefix"]
+__all__ = ["load_lora"]
 
-PREFIX = "base_model.model."  # what peft puts before the names of the model that it wraps
 KEY = re.compile(r"(?P<path>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_magnitude_vector)")
 USUAL: Mapping[str, Any] = {  # what a LoRA on weights alone says of these fields, if it says anything
     "bias": "none",
@@ -170,21 +169,3 @@ def _copy_in(backbone: nn.Module, path: str, found: Mapping[str, Tensor], label:
                 f"it is of another base"
             )
         tensor.copy_(found[name])
-
-
-def plain_prefix(backbone: nn.Module) -> str:
-    """What stands before the names of the library's own model: the path to the first module not of the plugin."""
-    own, prefix, module = type(backbone).__module__.partition(".")[0], "", backbone
-    while type(module).__module__.partition(".")[0] == own:
-        holding = [
-            (name, child) for name, child in module.named_children() if next(child.parameters(), None) is not None
-        ]
-        if len(holding) != 1 or next(module.parameters(recurse=False), None) is not None:
-            raise RefusedError(f"{type(backbone).__name__} does not wrap one model of its library")
-        prefix, module = f"{prefix}{holding[0][0]}.", holding[0][1]
-    return prefix
-
-
-def exactly(name: str) -> str:
-    """A pattern of peft that only this name fits, with whatever may stand before it."""
-    return re.escape(name)

@@ -12,11 +12,10 @@ from typing import Any, ClassVar
 from zoo_core.contracts import ROLES, Change, Context, Kind, Learner, Seam, Source
 from zoo_core.errors import NotFoundError, RefusedError, UsageError, nearest
 from zoo_peft.methods import Method, known_methods, made_from
+from zoo_peft.portable import CONFIG, TENSORS
 
-__all__ = ["CONFIG", "TENSORS", "Hub", "Peft", "Stored", "Tuned", "recipe_for"]
+__all__ = ["Hub", "Peft", "Stored", "Tuned", "recipe_for"]
 
-CONFIG = "adapter_config.json"  # of an adapter in peft's format
-TENSORS = "adapter_model.safetensors"
 EVERY_KIND: frozenset[Kind] = frozenset({"map", "tokens", "pooled"})
 ADDED: frozenset[Change] = frozenset({"added"})
 WIDTH = 116

@@ -21,8 +21,7 @@ from zoo_core.errors import AccessError, RefusedError, UsageError
 from zoo_core.toolkit.sites import SiteChange, changes_of
 from zoo_peft.injection import ADAPTER, kinds_of, tuner_layers
 from zoo_peft.methods import known_methods
-from zoo_peft.reading import PREFIX, exactly, plain_prefix
-from zoo_peft.recipes import CONFIG, TENSORS
+from zoo_peft.portable import CONFIG, PREFIX, TENSORS, exactly, plain_prefix
 
 __all__ = ["export_lora"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
@@ -18,7 +19,60 @@ __all__ = ["AudioFolder", "ImageFolder", "globs"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageFolder:
+class Folder(ABC):
+    """What folders of pictures and of sounds have in common; what each argument means stands with `ImageFolder`."""
+
+    path: str
+    pattern: str | None = None
+    group: str | None = None
+    test: tuple[str, ...] = ()
+    val: tuple[str, ...] = ()
+    split: str | None = None
+    seed: int = 0
+    duplicates: Literal["leave-out", "keep"] = "leave-out"
+    unreadable: Literal["stop", "skip"] = "stop"
+
+    version: ClassVar[int] = 1
+    metric: ClassVar[str] = "accuracy"
+    modality: ClassVar[Modality]
+    form: ClassVar[Literal["pictures", "sounds"]]
+    suffixes: ClassVar[tuple[str, ...]]
+
+    @property
+    def target(self) -> Target:
+        return classes_of(self._class_folders(), self.path)
+
+    def source(self) -> Source | None:
+        split = (escape(self.split),) if self.split else ()
+        return Source(folder=self.path, patterns=(*globs(self.suffixes), *split))
+
+    def open(self, files: Path | None) -> TaskData:
+        return self._media().open()
+
+    def inferred(self) -> tuple[str, ...]:
+        return inferred_lines(self._class_folders(), self)
+
+    def survey(self, files: Path) -> Survey:
+        return self._media().survey(self.inferred())
+
+    @property
+    @abstractmethod
+    def one_rate(self) -> bool:
+        """Whether several sampling rates are refused."""
+
+    def _class_folders(self) -> ClassFolders:
+        return find_class_folders(Path(self.path).expanduser(), self.suffixes, what=self.form, pattern=self.pattern)
+
+    def _media(self) -> Media:
+        from zoo_tasks.media import Media  # numpy and pyarrow
+
+        return Media(
+            recipe=self, found=self._class_folders(), target=self.target, form=self.form, one_rate=self.one_rate
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFolder(Folder):
     """Pictures in a folder for each class; the names of the folders, sorted, are the classes.
 
     path: the folder of the class folders, or of train, val and test with class folders in each. Without those, 60 % of
@@ -32,51 +86,17 @@ class ImageFolder:
     unreadable: stop names what cannot be read, skip leaves it out.
     """
 
-    path: str
-    pattern: str | None = None
-    group: str | None = None
-    test: tuple[str, ...] = ()
-    val: tuple[str, ...] = ()
-    split: str | None = None
-    seed: int = 0
-    duplicates: Literal["leave-out", "keep"] = "leave-out"
-    unreadable: Literal["stop", "skip"] = "stop"
-
-    version: ClassVar[int] = 1
     modality: ClassVar[Modality] = "image"
-    metric: ClassVar[str] = "accuracy"
+    form: ClassVar[Literal["pictures", "sounds"]] = "pictures"
+    suffixes: ClassVar[tuple[str, ...]] = SUFFIXES["image"]
 
     @property
-    def target(self) -> Target:
-        return classes_of(self._class_folders(), self.path)
-
-    def source(self) -> Source | None:
-        return Source(
-            folder=self.path, patterns=(*globs(SUFFIXES["image"]), *((escape(self.split),) if self.split else ()))
-        )
-
-    def open(self, files: Path | None) -> TaskData:
-        return self._media().open()
-
-    def inferred(self) -> tuple[str, ...]:
-        return inferred_lines(self._class_folders(), "pictures", self)
-
-    def survey(self, files: Path) -> Survey:
-        return self._media().survey(self.inferred())
-
-    def _class_folders(self) -> ClassFolders:
-        return find_class_folders(
-            Path(self.path).expanduser(), SUFFIXES["image"], what="pictures", pattern=self.pattern
-        )
-
-    def _media(self) -> Media:
-        from zoo_tasks.media import Media  # numpy and pyarrow
-
-        return Media(recipe=self, found=self._class_folders(), target=self.target, form="pictures")
+    def one_rate(self) -> bool:
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
-class AudioFolder:
+class AudioFolder(Folder):
     """Sounds in a folder for each class, or with the class in their names; arguments as those of `image-folder`.
 
     Spoken digits with one speaker left out:
@@ -84,48 +104,15 @@ class AudioFolder:
     rates: one, all sounds have one sampling rate; mixed, each backbone resamples what it is given.
     """
 
-    path: str
-    pattern: str | None = None
-    group: str | None = None
-    test: tuple[str, ...] = ()
-    val: tuple[str, ...] = ()
-    split: str | None = None
-    seed: int = 0
     rates: Literal["one", "mixed"] = "one"
-    duplicates: Literal["leave-out", "keep"] = "leave-out"
-    unreadable: Literal["stop", "skip"] = "stop"
 
-    version: ClassVar[int] = 1
     modality: ClassVar[Modality] = "audio"
-    metric: ClassVar[str] = "accuracy"
+    form: ClassVar[Literal["pictures", "sounds"]] = "sounds"
+    suffixes: ClassVar[tuple[str, ...]] = SUFFIXES["audio"]
 
     @property
-    def target(self) -> Target:
-        return classes_of(self._class_folders(), self.path)
-
-    def source(self) -> Source | None:
-        return Source(
-            folder=self.path, patterns=(*globs(SUFFIXES["audio"]), *((escape(self.split),) if self.split else ()))
-        )
-
-    def open(self, files: Path | None) -> TaskData:
-        return self._media().open()
-
-    def inferred(self) -> tuple[str, ...]:
-        return inferred_lines(self._class_folders(), "sounds", self)
-
-    def survey(self, files: Path) -> Survey:
-        return self._media().survey(self.inferred())
-
-    def _class_folders(self) -> ClassFolders:
-        return find_class_folders(Path(self.path).expanduser(), SUFFIXES["audio"], what="sounds", pattern=self.pattern)
-
-    def _media(self) -> Media:
-        from zoo_tasks.media import Media  # numpy and pyarrow
-
-        return Media(
-            recipe=self, found=self._class_folders(), target=self.target, form="sounds", one_rate=self.rates == "one"
-        )
+    def one_rate(self) -> bool:
+        return self.rates == "one"
 
 
 def classes_of(found: ClassFolders, path: str) -> Target:
@@ -138,12 +125,12 @@ def classes_of(found: ClassFolders, path: str) -> Target:
     return Target(kind="classes", names=found.classes)
 
 
-def inferred_lines(found: ClassFolders, what: str, recipe: ImageFolder | AudioFolder) -> tuple[str, ...]:
+def inferred_lines(found: ClassFolders, recipe: Folder) -> tuple[str, ...]:
     """What folders and names were taken to say."""
     classes = found.classes
     shown = ", ".join(classes) if len(classes) <= 6 else f"{', '.join(classes[:3])}, ... {classes[-1]}"
     where = "in their names" if "label" in found.fields else "named after their folders"
-    lines = [f"{len(found.names)} {what} of {len(classes)} classes, {where}: {shown}"]
+    lines = [f"{len(found.names)} {recipe.form} of {len(classes)} classes, {where}: {shown}"]
     if recipe.group in found.fields:
         groups = sorted(set(found.fields[recipe.group or ""]))
         lines.append(f"group: {recipe.group}, {len(groups)} of them, never divided")

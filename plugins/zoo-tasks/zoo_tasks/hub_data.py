@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal, cast
 from zoo_core.contracts import SUFFIXES, Modality, Source, Survey, Target, TaskData
 from zoo_core.errors import UsageError
 from zoo_core.toolkit.files import cache_path, fresh_name
-from zoo_tasks.columns import Given
 from zoo_tasks.folders import AudioFolder, ImageFolder
+from zoo_tasks.layout import Layout
 from zoo_tasks.reading import File, Form
 from zoo_tasks.repository_files import RepositoryFiles, choose_files
 from zoo_tasks.store import key_of
-from zoo_tasks.tables import Copies, Kind, Layout, Reads, Unreadable
+from zoo_tasks.tables import Arguments
 
 if TYPE_CHECKING:
     from zoo_tasks.rows import Rows
@@ -34,7 +34,7 @@ SEPARATORS = {"csv": ",", "tsv": "\t"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class HubData(Reads):
+class HubData(Arguments):
     """A data set of the Hub: `hub-data/ORG/SET`, with `@revision` a branch, a tag or a commit.
 
     config: one of the configurations that its card lists, or a folder of that name. pattern: of the files to read, as
@@ -47,26 +47,10 @@ class HubData(Reads):
 
     name: str
     config: str | None = None
-    pattern: str | None = None
-    target_column: str | tuple[str, ...] | None = field(default=None, metadata={"argument": "target"})
-    text: str | None = None
     tokens: str | None = None
-    image: str | None = None
-    audio: str | None = None
-    features: tuple[str, ...] = ()
-    kind: Kind = "auto"
     names: tuple[str, ...] = ()
     header: Literal["auto", "yes", "no"] = "auto"
     separator: str | None = None
-    encoding: str = "utf-8"
-    strip: str = ""
-    group: str | None = None
-    split: str | None = None
-    test: tuple[str, ...] = ()
-    val: tuple[str, ...] = ()
-    seed: int = 0
-    duplicates: Copies = "auto"
-    unreadable: Unreadable = "stop"
     where: tuple[str | None, bool] = field(init=False, default=(None, False), repr=False)
 
     version: ClassVar[int] = 1
@@ -173,20 +157,13 @@ class HubData(Reads):
             names=self.names,
             header=None if self.header == "auto" else self.header == "yes",
         )
-        given = Given(
-            target=(self.target_column,) if isinstance(self.target_column, str) else self.target_column or (),
-            text=self.text,
-            tokens=self.tokens,
-            image=self.image,
-            audio=self.audio,
-            features=self.features,
-            kind=None if self.kind == "auto" else self.kind,
-            group=self.group,
-            split=self.split,
-            strip=self.strip,
-        )
         return Layout(
-            path=root, files=files, form=form, given=given, called=self.path, looked_at=files[: len(looked_at)]
+            path=root,
+            files=files,
+            form=form,
+            given=self.given(self.tokens),
+            called=self.path,
+            looked_at=files[: len(looked_at)],
         )
 
     def _rows(self, files: Path | None) -> Rows:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from zoo_core.contracts import Survey, Target, TaskData
+from zoo_core.contracts import Modality, Survey, Target, TaskData
 from zoo_core.errors import UsageError
 from zoo_core.toolkit.files import cache_path, hash_of
-from zoo_tasks.arrays import Npz
 from zoo_tasks.encoding import stored
 from zoo_tasks.media import surveyed
+from zoo_tasks.reading import File
 from zoo_tasks.splitting import Division, Items, Rules, divide, save_split
 from zoo_tasks.store import key_of, put
 from zoo_tasks.task_data import Store, split_data
@@ -22,11 +22,30 @@ from zoo_tasks.task_data import Store, split_data
 __all__ = ["Matrices"]
 
 
+class Recipe(Protocol):
+    """What is needed of the recipe of the arrays."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def duplicates(self) -> Literal["auto", "leave-out", "keep"]: ...
+    @property
+    def modality(self) -> Modality: ...
+    @property
+    def metric(self) -> str: ...
+    @property
+    def target(self) -> Target: ...
+    def arrays(self) -> tuple[str, str]: ...
+    def files(self) -> tuple[File, ...]: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Matrices:
     """The arrays of a recipe's files, one after the other."""
 
-    recipe: Npz
+    recipe: Recipe
 
     @cached_property
     def arrays(self) -> tuple[np.ndarray, np.ndarray, list[str], list[str]]:

@@ -57,7 +57,7 @@ class Media:
     found: ClassFolders
     target: Target
     form: Literal["pictures", "sounds"]
-    one_rate: bool = True
+    one_rate: bool
 
     @property
     def root(self) -> Path:
@@ -120,7 +120,7 @@ class Media:
             )
         if not self.readable:
             return tuple(found)
-        found += rate_problems(self.checks, self.recipe.path) if self.form == "sounds" and self.one_rate else []
+        found += rate_problems(self.checks, self.recipe.path) if self.one_rate else []
         return (*found, *(f"{self.recipe.path}: {problem}" for problem in self.division.problems))
 
     def open(self) -> TaskData:

@@ -20,12 +20,12 @@ from zoo_core.toolkit.table_encoding import Encoding, is_missing, number
 from zoo_tasks.class_folders import is_split, some
 from zoo_tasks.columns import Columns, label_list, plain, sort_names
 from zoo_tasks.encoding import stored
+from zoo_tasks.layout import Layout, Recipe, check_classes
 from zoo_tasks.media import surveyed
 from zoo_tasks.media_check import FileCheck, check_files, pictures, sizes, sounds
 from zoo_tasks.reading import Media, Row, rows_of
 from zoo_tasks.splitting import Division, Items, Rules, divide, save_split
 from zoo_tasks.store import key_of, opened, put, write
-from zoo_tasks.tables import Layout, Recipe, check_classes
 from zoo_tasks.task_data import Store, pictures_store, sounds_store, split_data
 
 __all__ = ["Rows"]

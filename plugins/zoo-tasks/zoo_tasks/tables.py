@@ -8,38 +8,25 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from zoo_core.contracts import SUFFIXES, Modality, Source, Survey, Target, TargetKind, TaskData
+from zoo_core.contracts import SUFFIXES, Modality, Source, Survey, Target, TaskData
 from zoo_core.errors import UsageError
-from zoo_tasks.columns import LOOKED_AT, Columns, Given, infer
+from zoo_tasks.columns import Given
 from zoo_tasks.folders import globs
-from zoo_tasks.reading import File, Form, Row, rows_of, table_files
+from zoo_tasks.layout import Copies, Layout, Recipe, Unreadable, check_classes, stamp
+from zoo_tasks.reading import Form, rows_of, table_files
 
 if TYPE_CHECKING:
     from zoo_tasks.rows import Rows
 
-__all__ = [
-    "Conll",
-    "Copies",
-    "Csv",
-    "Jsonl",
-    "Kind",
-    "Layout",
-    "Parquet",
-    "Reads",
-    "Tsv",
-    "Unreadable",
-    "check_classes",
-]
+__all__ = ["Arguments", "Conll", "Csv", "Jsonl", "Parquet", "Tsv"]
 
 Kind = Literal["auto", "classes", "multilabel", "regression", "token_classes"]
-Copies = Literal["auto", "leave-out", "keep"]
-Unreadable = Literal["stop", "skip"]
 METRIC = {
     "classes": "accuracy",
     "multilabel": "average_precision",
@@ -48,95 +35,12 @@ METRIC = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """The files of a table, how they are written, and what the user says of their columns.
-
-    called: what errors call it; empty: its path. looked_at: the files that tell of the columns; none: all of them.
-    """
-
-    path: Path
-    files: tuple[File, ...]
-    form: Form
-    given: Given
-    called: str = ""
-    looked_at: tuple[File, ...] = ()
-
-    @property
-    def folder(self) -> Path:
-        return self.path if self.path.is_dir() else self.path.parent
-
-    def columns(self) -> Columns:
-        """What the columns are, from a look at the first rows; remembered while the files stay as they are."""
-        return _look(self, tuple(_stamp(file.path) for file in self.looked_at or self.files))
-
-    def media(self) -> tuple[str, ...]:
-        """The files that rows name in a column of pictures or sounds, as it names them; remembered likewise."""
-        return _media(self, tuple(_stamp(file.path) for file in self.files))
-
-
-def _stamp(path: Path) -> tuple[int, ...]:
-    """What tells that a file is as it was: it is not written, moved or replaced without another one."""
-    stat = path.stat()
-    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
-
-
-@lru_cache(maxsize=64)
-def _media(layout: Layout, stamps: tuple[tuple[int, ...], ...]) -> tuple[str, ...]:
-    column = layout.columns().inputs[0]
-    rows = (row for file in layout.files for _, row in rows_of(file.path, layout.form))
-    return tuple(sorted({str(row[column]) for row in rows if row.get(column)}))
-
-
-@lru_cache(maxsize=64)
-def _look(layout: Layout, stamps: tuple[tuple[int, ...], ...]) -> Columns:
-    rows: list[Row] = []
-    complete = not layout.looked_at or layout.looked_at == layout.files
-    for file in layout.looked_at or layout.files:
-        found = rows_of(file.path, replace(layout.form, media=False))
-        rows += [row for _, row in islice(found, LOOKED_AT)]
-        complete = complete and next(found, None) is None
-    return infer(rows, layout.given, where=layout.called or str(layout.path), complete=complete)
-
-
-class Recipe(Protocol):
-    """What the functions below need of each recipe."""
-
-    @property
-    def path(self) -> str: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def test(self) -> tuple[str, ...]: ...
-    @property
-    def val(self) -> tuple[str, ...]: ...
-    @property
-    def duplicates(self) -> Copies: ...
-    @property
-    def unreadable(self) -> Unreadable: ...
-    @property
-    def modality(self) -> Modality: ...
-    @property
-    def metric(self) -> str: ...
-    def layout(self) -> Layout: ...
-
-
 def _target(recipe: Recipe) -> Target:
     columns = recipe.layout().columns()
     if columns.classes is None:
         return Target(kind=columns.kind, size=len(columns.target) if columns.kind == "regression" else None)
     check_classes(columns.kind, columns.classes, recipe.path, columns.target)
     return Target(kind=columns.kind, names=columns.classes)
-
-
-def check_classes(kind: TargetKind, names: Sequence[str], where: str, target: Sequence[str]) -> None:
-    """Raises UsageError for a target that nothing can be learnt about."""
-    called = ", ".join(target)
-    if kind == "classes" and len(names) < 2:
-        found = f"one class, {names[0]}" if names else "no values at all"
-        raise UsageError(f"{where}: column {called} has {found}; a classifier needs two or more; target= names another")
-    if kind in ("multilabel", "token_classes") and not names:
-        raise UsageError(f"{where}: column {called} has no labels at all; target= names another")
 
 
 def _source(recipe: Recipe) -> Source:
@@ -181,23 +85,6 @@ def _rows(recipe: Recipe) -> Rows:
     return Rows(recipe=recipe, layout=layout, columns=layout.columns())
 
 
-def _layout(
-    path: str,
-    pattern: str | None,
-    suffixes: Sequence[str],
-    form: Form,
-    *,
-    target: str | tuple[str, ...] | None,
-    kind: Kind,
-    **named: str | tuple[str, ...] | None,
-) -> Layout:
-    """A recipe's fields as a layout. named: the fields of Given of the same name."""
-    where = Path(path).expanduser()
-    targets = (target,) if isinstance(target, str) else target or ()
-    given = Given(target=targets, kind=None if kind == "auto" else kind, **named)  # type: ignore[arg-type]
-    return Layout(path=where, files=table_files(where, suffixes, pattern), form=form, given=given)
-
-
 class Reads:
     """What each of the recipes gives; they differ in their fields and in `layout`."""
 
@@ -229,7 +116,57 @@ class Reads:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Csv(Reads):
+class Arguments(Reads):
+    """The arguments that tables of your own and of the Hub share; what each means stands with `Csv`."""
+
+    pattern: str | None = None
+    target_column: str | tuple[str, ...] | None = field(default=None, metadata={"argument": "target"})
+    text: str | None = None
+    image: str | None = None
+    audio: str | None = None
+    features: tuple[str, ...] = ()
+    kind: Kind = "auto"
+    encoding: str = "utf-8"
+    strip: str = ""
+    group: str | None = None
+    split: str | None = None
+    test: tuple[str, ...] = ()
+    val: tuple[str, ...] = ()
+    seed: int = 0
+    duplicates: Copies = "auto"
+    unreadable: Unreadable = "stop"
+
+    def given(self, tokens: str | None = None) -> Given:
+        """What they say of the columns. tokens: the one that holds lists of words."""
+        return Given(
+            target=(self.target_column,) if isinstance(self.target_column, str) else self.target_column or (),
+            text=self.text,
+            tokens=tokens,
+            image=self.image,
+            audio=self.audio,
+            features=self.features,
+            kind=None if self.kind == "auto" else self.kind,
+            group=self.group,
+            split=self.split,
+            strip=self.strip,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Local:
+    """The argument that all but those of the Hub have, and have first."""
+
+    path: str
+
+
+def _layout(recipe: Csv | Jsonl, form: Form, *, tokens: str | None = None) -> Layout:
+    where = Path(recipe.path).expanduser()
+    files = table_files(where, recipe.SUFFIXES, recipe.pattern)
+    return Layout(path=where, files=files, form=form, given=recipe.given(tokens))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Csv(Arguments, Local):
     """Rows of a CSV file: texts, pictures or sounds by path, or numbers and categories, with a target.
 
     path, pattern: see `zoo data PATH`; a folder holds train, val and test files, pattern="x.{split}.csv" names others.
@@ -242,26 +179,9 @@ class Csv(Reads):
     unreadable: stop at rows without a target or input, or skip them.
     """
 
-    path: str
-    pattern: str | None = None
-    target_column: str | tuple[str, ...] | None = field(default=None, metadata={"argument": "target"})
-    text: str | None = None
-    image: str | None = None
-    audio: str | None = None
-    features: tuple[str, ...] = ()
-    kind: Kind = "auto"
     names: tuple[str, ...] = ()
     header: Literal["auto", "yes", "no"] = "auto"
     separator: str = ","
-    encoding: str = "utf-8"
-    strip: str = ""
-    group: str | None = None
-    split: str | None = None
-    test: tuple[str, ...] = ()
-    val: tuple[str, ...] = ()
-    seed: int = 0
-    duplicates: Copies = "auto"
-    unreadable: Unreadable = "stop"
 
     FORM: ClassVar[Literal["csv", "tsv"]] = "csv"
     SUFFIXES: ClassVar[tuple[str, ...]] = (".csv",)
@@ -277,21 +197,7 @@ class Csv(Reads):
             names=self.names,
             header=None if self.header == "auto" else self.header == "yes",
         )
-        return _layout(
-            self.path,
-            self.pattern,
-            self.SUFFIXES,
-            form,
-            target=self.target_column,
-            kind=self.kind,
-            text=self.text,
-            image=self.image,
-            audio=self.audio,
-            features=self.features,
-            group=self.group,
-            split=self.split,
-            strip=self.strip,
-        )
+        return _layout(self, form)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,52 +214,20 @@ class Tsv(Csv):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Jsonl(Reads):
+class Jsonl(Arguments, Local):
     """Objects of a file of JSON lines; the arguments are those of `csv`, and a value may be a list.
 
     tokens: the key of lists of words, whose target is then a list of as many tags; labels may be a list of names.
     """
 
-    path: str
-    pattern: str | None = None
-    target_column: str | tuple[str, ...] | None = field(default=None, metadata={"argument": "target"})
-    text: str | None = None
     tokens: str | None = None
-    image: str | None = None
-    audio: str | None = None
-    features: tuple[str, ...] = ()
-    kind: Kind = "auto"
-    encoding: str = "utf-8"
-    strip: str = ""
-    group: str | None = None
-    split: str | None = None
-    test: tuple[str, ...] = ()
-    val: tuple[str, ...] = ()
-    seed: int = 0
-    duplicates: Copies = "auto"
-    unreadable: Unreadable = "stop"
 
     FORM: ClassVar[Literal["jsonl", "parquet"]] = "jsonl"
     SUFFIXES: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson")
 
     def layout(self) -> Layout:
         """Its files, and what is said of them."""
-        return _layout(
-            self.path,
-            self.pattern,
-            self.SUFFIXES,
-            Form(kind=self.FORM, encoding=self.encoding),
-            target=self.target_column,
-            kind=self.kind,
-            text=self.text,
-            tokens=self.tokens,
-            image=self.image,
-            audio=self.audio,
-            features=self.features,
-            group=self.group,
-            split=self.split,
-            strip=self.strip,
-        )
+        return _layout(self, Form(kind=self.FORM, encoding=self.encoding), tokens=self.tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -389,7 +263,7 @@ class Conll(Reads):
         """Its files, and what is said of them."""
         where = Path(self.path).expanduser()
         files = table_files(where, self.SUFFIXES, self.pattern)
-        word, tag = self.columns or (1, _tag_column(files[0].path, _stamp(files[0].path), self.encoding))
+        word, tag = self.columns or (1, _tag_column(files[0].path, stamp(files[0].path), self.encoding))
         if min(word, tag) < 1 or word == tag:
             raise UsageError(f"columns=[{word},{tag}]: two different columns, counted from 1")
         names = ["" for _ in range(max(word, tag))]
