@@ -583,7 +583,9 @@ def refusals() -> Iterator[Any]:
     unpaired = Odd(Stage(), mlp_in=(FIRST, FIRST), mlp_out=LAST)
     yield "unpaired", unpaired, with_mlps, "2 weights of mlp.in and 1 of mlp.out"
     listed = Odd(Stage(lambda x: [x]), mlp_out=LAST)
-    listed.forward = lambda inputs: listed.stage(inputs["numeric"])  # type: ignore[method-assign]
+    listed.forward = lambda inputs: Features(  # type: ignore[method-assign]
+        kind="pooled", x=listed.stage(inputs["numeric"])[0]
+    )
     yield "list", listed, with_stages, "stage gives list; use preset=pfeiffer"
     maps = Odd(Stage(lambda x: x.reshape(-1, 6, 1, 1)), mlp_out=LAST)
     yield "map", maps, with_stages, r"stage gives \[2, 6, 1, 1\], whose last axis is not known to be its width"
