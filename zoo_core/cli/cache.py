@@ -13,6 +13,7 @@ import click
 
 from zoo_core.cli.downloads import count_text, size_text
 from zoo_core.errors import UsageError
+from zoo_core.results.columns import aligned
 
 if TYPE_CHECKING:
     from zoo_core.files.cache import Entry
@@ -118,13 +119,8 @@ def _show(entries: Sequence[Entry]) -> None:
         )
         for entry in entries
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)] if rows else []
-    for row in rows:
-        cells = (
-            cell.rjust(width) if place in (2, 3) else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        click.echo("  ".join(cells).rstrip())
+    for line in aligned(rows, right=(2, 3)):
+        click.echo(line)
 
 
 def _row(entry: Entry) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from zoo_core.errors import NotFoundError, UsageError, nearest
 from zoo_core.registry.index import PART_KINDS, Index, list_names, load_index
+from zoo_core.results.columns import aligned
 
 if TYPE_CHECKING:
     from zoo_core.contracts import PartKind
@@ -60,7 +61,7 @@ def run(words: Sequence[str], *, as_json: bool, index: Index | None = None) -> N
         # Line ends by separators: indent=2 leaves the C encoder and would take as long as all the rest.
         sys.stdout.write(json.dumps(rows, separators=(",\n", ": ")) + "\n")
     elif rows:
-        sys.stdout.write(_aligned(rows if pattern else _folded(rows)))
+        sys.stdout.write(_table(rows if pattern else _folded(rows)))
     else:
         raise NotFoundError(_nothing(index, kind, pattern))
 
@@ -106,11 +107,9 @@ def _folded(rows: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
     return folded
 
 
-def _aligned(rows: Sequence[Mapping[str, str]]) -> str:
+def _table(rows: Sequence[Mapping[str, str]]) -> str:
     """Columns under each other, clipped to the terminal's width if there is one."""
-    columns = [[column, *(row[column] for row in rows)] for column in COLUMNS]
-    padded = [[cell.ljust(width) for cell in cells] for cells in columns for width in [max(map(len, cells))]]
-    lines = [line.rstrip() for line in map("  ".join, zip(*padded, strict=True))]
+    lines = aligned([COLUMNS, *([row[column] for column in COLUMNS] for row in rows)])
     if sys.stdout.isatty():
         width = os.get_terminal_size().columns
         lines = [line if len(line) <= width else f"{line[: width - 3]}..." for line in lines]

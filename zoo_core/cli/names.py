@@ -14,6 +14,7 @@ from zoo_core.cli.health import Health, check_up
 from zoo_core.errors import PluginError
 from zoo_core.registry.registry import registry
 from zoo_core.registry.registry import show as describe
+from zoo_core.results.columns import aligned
 
 __all__ = ["doctor", "list_", "show"]
 
@@ -62,8 +63,7 @@ def _page(shown: Mapping[str, Any]) -> str:
     lines += [text for text in ("" if is_said else shown["summary"], shown["documentation"]) if text]
     rows = [(row["name"], "required" if row["required"] else row["default"], row["type"]) for row in shown["arguments"]]
     if rows:
-        widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-        table = [f"  {name:{widths[0]}}  {default:{widths[1]}}  {kind}" for name, default, kind in rows]
+        table = [f"  {line}" for line in aligned(rows)]
         lines.append("\n".join(["arguments, their defaults and types:", *table]))
     elif shown["state"] == "ok":
         lines.append("It takes no arguments.")
@@ -109,10 +109,9 @@ def _findings(health: Health) -> str:
         )
         for found in health.distributions
     ]
-    widths = [max((len(row[place]) for row in rows), default=0) for place in range(6)]
     lines: list[str] = []
-    for found, row in zip(health.distributions, rows, strict=True):
-        lines.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for found, line in zip(health.distributions, aligned(rows), strict=True):
+        lines.append(line)
         lines += [f"    {problem}" for problem in found.problems]
     lines += [f"record {found.name} of {found.distribution}: {found.problem}" for found in health.records]
     lines += health.groups

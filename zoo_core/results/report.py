@@ -13,6 +13,7 @@ from itertools import groupby
 from typing import Literal, TypeAlias, get_args
 
 from zoo_core.errors import UsageError, nearest
+from zoo_core.results.columns import aligned
 from zoo_core.results.ranking import Difference, Estimate, FailedTrial, Rate, Report, Row, differences, report_of
 from zoo_core.results.store import Result
 
@@ -144,15 +145,8 @@ def _failure_line(failure: FailedTrial) -> str:
 def _plain_report(report: Report) -> str:
     blocks = []
     for title, header, rows in _tables(report):
-        widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if name in WORDS else cell.rjust(width)
-                for name, cell, width in zip(header, cells, widths, strict=True)
-            ).rstrip()
-            for cells in (header, *rows)
-        ]
-        blocks.append("\n".join([title, *lines]))
+        numeric = [place for place, name in enumerate(header) if name not in WORDS]
+        blocks.append("\n".join([title, *aligned((header, *rows), numeric)]))
     return _joined(blocks, _notes(report))
 
 
