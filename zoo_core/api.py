@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 from zoo_core.benchmark.grid import Suite, load_suite, starter_suite
 from zoo_core.benchmark.runner import RunEvent, open_grid, prepare_folder, run_grid
-from zoo_core.benchmark.trial import TrialProgress, open_task, run_trial, score_split
+from zoo_core.benchmark.trial import TrialProgress, open_task, plain_loader, run_trial, score_split
 from zoo_core.contracts import BackboneRecipe, Modality, Split, Target, TaskRecipe, as_backbone
-from zoo_core.data.loader import Loader
 from zoo_core.data.splits import Splits, carve
 from zoo_core.errors import UsageError
 from zoo_core.files.fetch import DownloadProgress, fetch_run, files_of, pin_plan
@@ -42,7 +41,7 @@ from zoo_core.toolkit.table_encoding import Encoding, encoding_of
 from zoo_core.training.gradient import MemoryOptions
 from zoo_core.training.metrics import confusion, per_class
 from zoo_core.training.snapshots import UnfinishedFit
-from zoo_core.training.timing import INFERENCE_BATCH, precision_of
+from zoo_core.training.timing import precision_of
 
 if TYPE_CHECKING:
     from zoo_core.contracts import LoadedBackbone
@@ -429,14 +428,7 @@ def evaluate(path: str | Path, *, split: str = "test", device: str = "cpu") -> E
     splits = carve(open_task(run.plan), seed=run.plan.seed, **run.plan.task.common)
     chosen = _split(splits, split)
     recipe = run.plan.task.recipe
-    loader = Loader(
-        chosen,
-        modality=recipe.modality,
-        target=run.target,
-        preparation=learner.source.preparation,
-        batch_size=INFERENCE_BATCH,
-        device=device,
-    )
+    loader = plain_loader(run.plan, learner, chosen, run.target, torch.device(device))
     precision = precision_of(run.plan.budget.precision, torch.device(device))
     score, predictions = score_split(learner, loader, recipe.metric, run.target, precision)
     classes = run.target.kind == "classes"

@@ -6,7 +6,7 @@ depend on the number of workers: each has the same number of threads, and a tria
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -97,37 +97,48 @@ def run_grid(
     with RunLock(out):
         path, num_superseded = out / RESULTS, _supersede(grid, out)
         known = _known(out)
+
+        def keep(result: Result) -> None:
+            append(path, result)
+            known[result.digest] = result
+
         for refused in map(_refused, grid.refusals):
             if refused.digest not in known or known[refused.digest].reason != refused.reason:
-                append(path, refused)
-                known[refused.digest] = refused
+                keep(refused)
         missing = _missing(grid, known, retry=retry)
         done, total = len(grid.plans) - len(missing), len(grid.plans)
         watch(RunEvent(done=done, total=total, superseded=num_superseded))
-        if missing:
-            forking.begin()
-            missing_files = _fetch(missing, lambda progress: watch(RunEvent(done=done, total=total, download=progress)))
-            with held_back():
-                from zoo_core.benchmark.workers import run_all, without_score  # torch: what came before is told at once
 
-            for plan, reason in missing_files:
-                failed = without_score(plan, device, reason)
-                append(path, failed)
-                known[failed.digest] = failed
-                missing.remove(plan)
-                done += 1
-                watch(RunEvent(done=done, total=total, plan=plan, result=failed))
-            events = run_all(missing, num_workers=num_workers, device=device, threads=threads)
-            with closing(events):
-                for event in events:
-                    if event.result is not None:
-                        append(path, event.result)
-                        known[event.result.digest] = event.result
-                        done += 1
-                    plan = missing[event.position]
-                    watch(RunEvent(done=done, total=total, plan=plan, report=event.report, result=event.result))
+        def tell(progress: DownloadProgress) -> None:
+            watch(RunEvent(done=done, total=total, download=progress))
+
+        with closing(_run(missing, tell, num_workers=num_workers, threads=threads, device=device)) as events:
+            for plan, report, result in events:
+                if result is not None:
+                    keep(result)
+                    done += 1
+                watch(RunEvent(done=done, total=total, plan=plan, report=report, result=result))
     wanted = [*(_key(plan) for plan in grid.plans), *(_refused(refusal).digest for refusal in grid.refusals)]
     return [known[digest] for digest in wanted]
+
+
+def _run(
+    plans: Sequence[Plan], tell: Callable[[DownloadProgress], None], *, num_workers: int, threads: int, device: str
+) -> Generator[tuple[Plan, TrialProgress | None, Result | None]]:
+    """Runs plans: what is new of which. Those whose files cannot be had come first. tell: is told of downloads."""
+    if not plans:
+        return
+    forking.begin()
+    lost = _fetch(plans, tell)
+    with held_back():
+        from zoo_core.benchmark.workers import run_all, without_score  # torch: what came before is told at once
+
+    for plan, reason in lost:
+        yield plan, None, without_score(plan, device, reason)
+    left = [plan for plan in plans if all(plan is not each for each, _ in lost)]
+    with closing(run_all(left, num_workers=num_workers, device=device, threads=threads)) as events:
+        for event in events:
+            yield left[event.position], event.report, event.result
 
 
 def prepare_folder(out: Path) -> None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -125,13 +125,21 @@ def run_trial(
         unfinished=unfinished,
         memory=memory,
     )
+    result = _measured(plan, chosen, splits, device, num_workers)
+    check_still(plan)
+    return result, chosen.learner, splits
+
+
+def _measured(plan: Plan, chosen: Chosen, splits: Splits, device: torch.device, num_workers: int) -> Result:
+    """What a fit that has just ended needed, and how good and how fast its learner is on the test split."""
+    assert plan.task is not None, "a trial has a task"
     peak = peak_memory_bytes(device)
     metric = plan.task.recipe.metric
     precision = precision_of(plan.budget.precision, device)
     loader = plain_loader(plan, chosen.learner, splits.test, splits.target, device, num_workers)
     found, _ = score_split(chosen.learner, loader, metric, splits.target, precision)
     trainable, total = count_parameters(chosen.learner)
-    result = replace(
+    return replace(
         provenance(plan, device),
         status="ok",
         metric=metric,
@@ -147,8 +155,6 @@ def run_trial(
         peak_memory_bytes=peak,
         coverage=_coverage(chosen.learner),
     )
-    check_still(plan)
-    return result, chosen.learner, splits
 
 
 def check_still(plan: Plan) -> None:
@@ -181,56 +187,107 @@ def choose(
     One that diverges, in training or in what it predicts, is not chosen; its score is None.
     unfinished, memory: as for `run_trial`. Raises DivergedError when that is so for all of them.
     """
-    assert plan.task is not None, "a trial has a task"
+    start = _started(plan, train, val, target, device, num_workers, memory)
+    rates: tuple[float | None, ...] = plan.learning_rates or (None,)
+    order = sorted(range(len(rates)), key=lambda index: abs(index - len(rates) // 2))
+    trying = _Trying(candidates=[{} for _ in rates])
+    state = unfinished.state if unfinished is not None else None
+    under_way = None if state is None else trying.restore(state)
+
+    def save_snapshot(make: Callable[[], Snapshot]) -> None:
+        if unfinished is not None:
+            unfinished.save_if_due(lambda: trying.state(make()))
+
+    for position in range(trying.num_done, len(order)):
+
+        def tell(progress: FitProgress, position: int = position) -> None:
+            report(TrialProgress(candidate=position + 1, num_candidates=len(rates), progress=progress))
+
+        if position:
+            start.put_back()
+        trying.fit(start, order[position], rates[order[position]], tell, under_way, save_snapshot)
+        under_way = None
+        if unfinished is not None:
+            unfinished.save_if_due(trying.state)
+    return trying.chosen(start)
+
+
+def _started(
+    plan: Plan,
+    train: Split,
+    val: Split,
+    target: Target,
+    device: torch.device,
+    num_workers: int,
+    memory: MemoryOptions | None,
+) -> _Start:
+    """Builds the learner of a trial and what it is fitted and judged on."""
     learner = build(plan, target=target).to(device)
     fitting = training_loader(plan, learner, train, target, device, num_workers)
     validating = plain_loader(plan, learner, val, target, device, num_workers)
     if plan.weights == "random":
         calibrate(learner, fitting)
-    rates: tuple[float | None, ...] = plan.learning_rates or (None,)
-    start = {name: tensor.clone() for name, tensor in learner.delta().items()}
-    trained_beside = {name: tensor.clone() for name, tensor in projectors(learner).items()}
-    order = sorted(range(len(rates)), key=lambda index: abs(index - len(rates) // 2))
-    trying = _Trying(candidates=[{} for _ in rates])
-    state = unfinished.state if unfinished is not None else None
-    under_way = None if state is None else trying.restore(state)
-    for position in range(trying.num_done, len(order)):
-        index = order[position]
-        if position:
-            learner.load_delta(start)
-            put(projectors(learner), trained_beside)
-
-        def tell(progress: FitProgress, position: int = position) -> None:
-            report(TrialProgress(candidate=position + 1, num_candidates=len(rates), progress=progress))
-
-        def save_snapshot(make: Callable[[], Snapshot]) -> None:
-            if unfinished is not None:
-                unfinished.save_if_due(lambda: trying.state(make()))
-
-        trying.candidates[index] = {"learning_rate": rates[index], "validation_score": None}
-        try:
-            fitted, found = _fit_candidate(
-                plan, learner, fitting, validating, rates[index], tell, under_way, save_snapshot, memory
-            )
-            trying.weigh(plan, learner, index, fitted, found)
-        except DivergedError as error:
-            trying.diverged = str(error)
-        under_way = None
-        trying.num_done = position + 1
-        if unfinished is not None:
-            unfinished.save_if_due(trying.state)
-    if trying.best is None:
-        assert trying.diverged is not None, "there is at least one candidate"
-        raise DivergedError(trying.diverged)
-    learner.eval()  # a fit that diverged left it in training mode
-    learner.load_delta({**start, **trying.best.weights})
-    return Chosen(
+    return _Start(
+        plan=plan,
         learner=learner,
-        fitted=trying.best.fitted,
-        train_seconds=trying.seconds,
-        candidates=tuple(trying.candidates),
-        best=trying.best.index,
+        fitting=fitting,
+        validating=validating,
+        memory=memory,
+        delta=_copied(learner.delta()),
+        trained_beside=_copied(projectors(learner)),
     )
+
+
+def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Start:
+    """What the candidates of a trial share: the learner, and the values that it has where each of them starts."""
+
+    plan: Plan
+    learner: Learner
+    fitting: Loader
+    validating: Loader
+    memory: MemoryOptions | None
+    delta: Mapping[str, Tensor]
+    trained_beside: Mapping[str, Tensor]
+
+    def put_back(self) -> None:
+        self.learner.load_delta(self.delta)
+        put(projectors(self.learner), self.trained_beside)
+
+    def fit(
+        self,
+        rate: float | None,
+        progress: Callable[[FitProgress], None],
+        state: Snapshot | None,
+        save_snapshot: SaveSnapshot,
+    ) -> tuple[Fitted, float]:
+        """Fits at one learning rate; what the fit did, and the validation score of the weights that it kept."""
+        plan = self.plan
+        assert plan.task is not None, "a trial has a task"
+        metric = plan.task.recipe.metric
+        precision = precision_of(plan.budget.precision, self.fitting.device)
+        sign = 1 if METRICS[metric].higher_is_better else -1
+
+        def validate(candidate: Learner) -> float:
+            return sign * score_split(candidate, self.validating, metric, self.learner.target, precision)[0]
+
+        fitted = fit(
+            self.learner,
+            self.fitting,
+            budget=plan.budget,
+            learning_rate=rate,
+            seed=plan.seed,
+            validate=validate,
+            progress=progress,
+            state=state,
+            save_snapshot=save_snapshot,
+            memory=self.memory,
+        )
+        return fitted, sign * (validate(self.learner) if fitted.score is None else fitted.score)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,6 +314,24 @@ class _Trying:
     def seconds(self) -> float:
         return time.perf_counter() - self.began
 
+    def fit(
+        self,
+        start: _Start,
+        index: int,
+        rate: float | None,
+        progress: Callable[[FitProgress], None],
+        state: Snapshot | None,
+        save_snapshot: SaveSnapshot,
+    ) -> None:
+        """Fits the candidate at this place and weighs it; one that diverges is done too."""
+        self.candidates[index] = {"learning_rate": rate, "validation_score": None}
+        try:
+            fitted, found = start.fit(rate, progress, state, save_snapshot)
+            self.weigh(start.plan, start.learner, index, fitted, found)
+        except DivergedError as error:
+            self.diverged = str(error)
+        self.num_done += 1
+
     def weigh(self, plan: Plan, learner: Learner, index: int, fitted: Fitted, found: float) -> None:
         """Takes a fitted candidate with its validation score into account; of equal ones the first stays."""
         assert plan.task is not None, "a trial has a task"
@@ -265,8 +340,23 @@ class _Trying:
             self.candidates[index] |= {"epoch": fitted.epoch, "epochs": len(fitted.losses)}
         worth = found if METRICS[plan.task.recipe.metric].higher_is_better else -found
         if self.best is None or worth > self.best.worth:
-            weights = {name: tensor.clone() for name, tensor in moving(learner).items()}
+            weights = _copied(moving(learner))
             self.best = _Best(worth=worth, index=index, weights=weights, fitted=fitted)
+
+    def chosen(self, start: _Start) -> Chosen:
+        """The best candidate, its weights in the learner. Raises DivergedError where there is none."""
+        if self.best is None:
+            assert self.diverged is not None, "there is at least one candidate"
+            raise DivergedError(self.diverged)
+        start.learner.eval()  # a fit that diverged left it in training mode
+        start.learner.load_delta({**start.delta, **self.best.weights})
+        return Chosen(
+            learner=start.learner,
+            fitted=self.best.fitted,
+            train_seconds=self.seconds,
+            candidates=tuple(self.candidates),
+            best=self.best.index,
+        )
 
     def state(self, under_way: Snapshot | None = None) -> Snapshot:
         """The candidates done, the best of them, and the one under way."""
@@ -303,41 +393,6 @@ class _Trying:
         return Snapshot(values=values["fit"], parts=under_way)
 
 
-def _fit_candidate(
-    plan: Plan,
-    learner: Learner,
-    fitting: Loader,
-    validating: Loader,
-    rate: float | None,
-    progress: Callable[[FitProgress], None],
-    state: Snapshot | None,
-    save_snapshot: SaveSnapshot,
-    memory: MemoryOptions | None,
-) -> tuple[Fitted, float]:
-    """Fits at one learning rate; what the fit did, and the validation score of the weights that it kept."""
-    assert plan.task is not None, "a trial has a task"
-    metric = plan.task.recipe.metric
-    precision = precision_of(plan.budget.precision, fitting.device)
-    sign = 1 if METRICS[metric].higher_is_better else -1
-
-    def validate(candidate: Learner) -> float:
-        return sign * score_split(candidate, validating, metric, learner.target, precision)[0]
-
-    fitted = fit(
-        learner,
-        fitting,
-        budget=plan.budget,
-        learning_rate=rate,
-        seed=plan.seed,
-        validate=validate,
-        progress=progress,
-        state=state,
-        save_snapshot=save_snapshot,
-        memory=memory,
-    )
-    return fitted, sign * (validate(learner) if fitted.score is None else fitted.score)
-
-
 def score_split(learner: Learner, loader: Loader, metric: str, target: Target, precision: str) -> tuple[float, Tensor]:
     """The metric on a whole split, and the predictions it was computed from, float32 [N, C] on the CPU."""
     predictions, _ = predict(learner, loader, precision=precision)
@@ -348,32 +403,30 @@ def training_loader(
     plan: Plan, learner: Learner, split: Split, target: Target, device: torch.device, num_workers: int
 ) -> Loader:
     """The batches that a trial trains on: drawn and augmented as its plan says, in order for a closed form."""
-    assert plan.task is not None, "a trial has a task"
-    return Loader(
+    return _loader(plan, learner, target, device, num_workers)(
         split,
-        modality=plan.task.recipe.modality,
-        target=target,
-        preparation=learner.source.preparation,
         batch_size=plan.budget.batch_size,
-        device=device,
         shuffled=bool(plan.learning_rates),
         augment=plan.budget.augment,
         seed=plan.seed,
-        num_workers=num_workers,
     )
 
 
 def plain_loader(
-    plan: Plan, learner: Learner, split: Split, target: Target, device: torch.device, num_workers: int
+    plan: Plan, learner: Learner, split: Split, target: Target, device: torch.device, num_workers: int = 0
 ) -> Loader:
     """The batches that a trial is scored on: all examples in order."""
+    return _loader(plan, learner, target, device, num_workers)(split, batch_size=INFERENCE_BATCH)
+
+
+def _loader(plan: Plan, learner: Learner, target: Target, device: torch.device, num_workers: int) -> partial[Loader]:
+    """What makes the loader of a split: all that it has from the trial and its learner."""
     assert plan.task is not None, "a trial has a task"
-    return Loader(
-        split,
+    return partial(
+        Loader,
         modality=plan.task.recipe.modality,
         target=target,
         preparation=learner.source.preparation,
-        batch_size=INFERENCE_BATCH,
         device=device,
         num_workers=num_workers,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ from zoo_core.run_files import UNFINISHED
 if TYPE_CHECKING:
     from zoo_core.api import Evaluation
     from zoo_core.plan.plan import Plan
+    from zoo_core.results.store import Result
     from zoo_core.training.gradient import MemoryOptions
 
 __all__ = ["evaluate", "fit"]
@@ -119,18 +121,24 @@ def fit(
             checkpoint_activations=checkpoint_activations,
             report=report,
         )
+    for line in _result_lines(result, chosen.batch_size):
+        click.echo(line)
+    click.echo(f"{result.num_trainable} of {result.num_parameters} parameters trained; stored in {out}")
+
+
+def _result_lines(result: Result, batch_size: int) -> Iterator[str]:
+    """The score on test, what validation found of each candidate, and the size of a pass where one was asked for."""
     assert result.chosen is not None, "a fit that came back chose something"
-    click.echo(f"{result.metric} {result.score:.4f} on {result.num_examples} test examples")
+    yield f"{result.metric} {result.score:.4f} on {result.num_examples} test examples"
     for candidate in result.chosen["candidates"]:
         rate = candidate["learning_rate"]
         mark = " <- chosen" if rate == result.chosen["learning_rate"] else ""
         name = "closed form" if rate is None else f"learning rate {rate:g}"
         found = candidate["validation_score"]
         kept = f" after epoch {candidate['epoch']} of {candidate['epochs']}" if "epoch" in candidate else ""
-        click.echo(f"  {name}: {'diverged' if found is None else f'validation {found:.4f}'}{kept}{mark}")
+        yield f"  {name}: {'diverged' if found is None else f'validation {found:.4f}'}{kept}{mark}"
     if "micro_batch" in result.chosen:
-        click.echo(f"{result.chosen['micro_batch']} examples in a pass, {chosen.batch_size} in a step")
-    click.echo(f"{result.num_trainable} of {result.num_parameters} parameters trained; stored in {out}")
+        yield f"{result.chosen['micro_batch']} examples in a pass, {batch_size} in a step"
 
 
 def _dry_run(plan: Plan, device: str, num_workers: int, memory: MemoryOptions) -> None:

@@ -88,17 +88,10 @@ def resolve(
         backbone, adapters, head = _bind_chain(parts, registry)
         bound = (backbone, *adapters, head, *((bound_task,) if bound_task else ()))
         inner = tuple(each for part in bound for each in inner_parts(part, registry))
-    entry = catalog.find(backbone.name, "backbone")
-    if entry is not None and entry.modality is None:
-        entry = None  # of a namespace as a whole, such as hf(files="DIR")
-    weights = _allowed_weights(backbone, entry)
-    until = backbone.common["until"]
-    if entry is not None and until is not None:
-        check_until(backbone.name, until, entry.num_stages)
-        entry = replace(entry, num_stages=until, num_parameters=None)
+    entry, weights = _described(backbone, catalog)
     _check_modality(backbone, entry, bound_task)
     _check_head(backbone, entry, head, adapters, target)
-    num_stages = entry.num_stages if entry else None
+    num_stages, until = entry.num_stages if entry else None, backbone.common["until"]
     first_stage = _check_adapters(backbone, entry, adapters, num_stages)
     adapters = tuple(part for part in adapters if part.recipe.changes)  # so that one digest has one text
     canonical = Spec((backbone.canonical(), *(part.canonical() for part in adapters), head.canonical()))
@@ -240,6 +233,19 @@ def _kind_of(part: Part, fitting: Sequence[PartKind], registry: Registry) -> Par
     claimed = registry.kinds(part.name)
     here = [kind for kind in fitting if kind in claimed]
     return here[0] if part.kind is None and len(claimed) > 1 and len(here) == 1 else None
+
+
+def _described(backbone: Bound, catalog: Catalog) -> tuple[Entry | None, Weights]:
+    """What the catalogue says of a backbone that ends where its spec says, and the weights that it is to have."""
+    entry = catalog.find(backbone.name, "backbone")
+    if entry is not None and entry.modality is None:
+        entry = None  # of a namespace as a whole, such as hf(files="DIR")
+    weights = _allowed_weights(backbone, entry)
+    until = backbone.common["until"]
+    if entry is not None and until is not None:
+        check_until(backbone.name, until, entry.num_stages)
+        entry = replace(entry, num_stages=until, num_parameters=None)
+    return entry, weights
 
 
 def _allowed_weights(backbone: Bound, entry: Entry | None) -> Weights:
