@@ -112,21 +112,7 @@ def read_run(path: Path, *, needs_task: bool = True) -> StoredRun:
         raise IntegrityError(f"{file} is damaged ({_said(error)}); copy it again, or fit the model again") from error
     spec, pins = moved(path, spec, pins_of(read_lock(path / LOCK)), places)
     trial: dict[str, Any] = {"target": target, "budget": budget, "seed": seed, "pins": pins, "afresh": needs_task}
-    trial["stored"] = f"the run {path}"
-    try:
-        try:
-            plan = pin_plan(resolve(spec, task=task, offline=not needs_task, **trial))
-        except ZooError:
-            if needs_task:
-                raise
-            plan = pin_plan(resolve(spec, **trial))
-    except NotFoundError as error:
-        _tell_of_files(path)
-        if task is not None and _lacks_data(spec, task, trial):
-            raise NotFoundError(
-                f"{path} was fitted on data that are not there now, and predicts without: {error}"
-            ) from error
-        raise NotFoundError(f"{path} needs a part that is not installed{_fitted_with(path)}: {error}") from error
+    plan = _resolved_again(path, spec, task, trial | {"stored": f"the run {path}"}, needs_task=needs_task)
     _check_files(path, plan)
     if chain:
         check_links(path, chain, links_of(plan))
@@ -145,6 +131,24 @@ def read_run(path: Path, *, needs_task: bool = True) -> StoredRun:
         num_columns=num_columns,
         encoding=encoding,
     )
+
+
+def _resolved_again(path: Path, spec: Spec, task: Part | None, trial: Mapping[str, Any], *, needs_task: bool) -> Plan:
+    """The plan of a stored run, without its task where that is neither needed nor there."""
+    try:
+        try:
+            return pin_plan(resolve(spec, task=task, offline=not needs_task, **trial))
+        except ZooError:
+            if needs_task:
+                raise
+            return pin_plan(resolve(spec, **trial))
+    except NotFoundError as error:
+        _tell_of_files(path)
+        if task is not None and _lacks_data(spec, task, trial):
+            raise NotFoundError(
+                f"{path} was fitted on data that are not there now, and predicts without: {error}"
+            ) from error
+        raise NotFoundError(f"{path} needs a part that is not installed{_fitted_with(path)}: {error}") from error
 
 
 def load_stored(run: StoredRun, *, backbone: nn.Module | None = None) -> Learner:

@@ -95,15 +95,7 @@ def divide(items: Items, target: Target, rules: Rules) -> Division:
     conflicting = [rows for rows in multiple if len({_answer(items.targets, row) for row in rows}) > 1]
     given = _given(items, rules)
     leaking = [rows for rows in multiple if given is not None and len({given[row] for row in rows}) > 1]
-    left_out: dict[int, str] = {}
-    if rules.drop_copies:
-        for rows in conflicting:
-            inside = [row for row in rows if given is None or given[row] == "train"]
-            left_out |= dict.fromkeys(inside, "the same content has several targets")
-        for rows in multiple:
-            first = min(rows, key=lambda row: (KEEPERS[given[row]] if given else 0, row))
-            copies = [row for row in rows if row != first and (given is None or given[row] != given[first])]
-            left_out |= {row: f"a copy of {items.ids[first]}" for row in copies if row not in left_out}
+    left_out = _left_out(items.ids, multiple, conflicting, given) if rules.drop_copies else {}
     kept = np.array([row for row in range(num) if row not in left_out], dtype=np.int64)
     if not len(kept):
         raise UsageError("every example is left out, since the same contents have several targets; duplicates=keep")
@@ -127,6 +119,24 @@ def divide(items: Items, target: Target, rules: Rules) -> Division:
         left_out={items.ids[row]: reason for row, reason in sorted(left_out.items())},
         problems=tuple(_problems(items, target, splits, given is not None)),
     )
+
+
+def _left_out(
+    ids: Sequence[str],
+    multiple: Sequence[Sequence[int]],
+    conflicting: Sequence[Sequence[int]],
+    given: Sequence[str] | None,
+) -> dict[int, str]:
+    """The rows that are left out where copies are dropped, each with its reason. multiple: rows of the same content."""
+    found: dict[int, str] = {}
+    for rows in conflicting:
+        inside = [row for row in rows if given is None or given[row] == "train"]
+        found |= dict.fromkeys(inside, "the same content has several targets")
+    for rows in multiple:
+        first = min(rows, key=lambda row: (KEEPERS[given[row]] if given else 0, row))
+        copies = [row for row in rows if row != first and (given is None or given[row] != given[first])]
+        found |= {row: f"a copy of {ids[first]}" for row in copies if row not in found}
+    return found
 
 
 def save_split(division: Division, ids: Sequence[str]) -> tuple[str, str]:
