@@ -394,9 +394,9 @@ def test_plugin_imports_what_is_stable(folder: Path, core: dict[str, str]) -> No
     assert outside_surface(scripts | read_sources(PACKAGES[folder.name]), core) == []
 
 
-@pytest.mark.parametrize("folder", PLUGIN_FOLDERS, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", [ROOT, *PLUGIN_FOLDERS], ids=lambda folder: folder.name)
 def test_recipe_modules_reach_only_light_libraries(folder: Path, core: dict[str, str]) -> None:
-    sources = core | read_sources(PACKAGES[folder.name])
+    sources = core | read_sources(package_of(folder))
     assert heavy_reached(sources, recipe_modules(folder)) == []
 
 
@@ -418,7 +418,7 @@ def test_light_modules_load_nothing_heavy_in_a_fresh_interpreter(core: dict[str,
 
 
 def test_recipe_modules_load_nothing_heavy_in_a_fresh_interpreter() -> None:
-    assert loaded(module for folder in PLUGIN_FOLDERS for module in recipe_modules(folder)) == []
+    assert loaded(module for folder in (ROOT, *PLUGIN_FOLDERS) for module in recipe_modules(folder)) == []
 
 
 # --- every check can fail --------------------------------------------------------------------------------------------

@@ -430,11 +430,12 @@ def evaluate(path: str | Path, *, split: str = "test", device: str = "cpu") -> E
     recipe = run.plan.task.recipe
     loader = plain_loader(run.plan, learner, chosen, run.target, torch.device(device))
     precision = precision_of(run.plan.budget.precision, torch.device(device))
-    score, predictions = score_split(learner, loader, recipe.metric, run.target, precision)
+    assert run.plan.metric is not None, "a task names its metric"
+    score, predictions = score_split(learner, loader, run.plan.metric, run.target, precision)
     classes = run.target.kind == "classes"
     names = run.target.names or tuple(str(index) for index in range(run.target.size or 0))
     return Evaluation(
-        metric=recipe.metric,
+        metric=run.plan.metric_name,
         score=score,
         split=split,
         num_examples=chosen.num,

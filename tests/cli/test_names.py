@@ -128,7 +128,11 @@ def test_list_takes_a_kind_and_a_pattern(
     ("words", "code", "told"),
     [
         (["mned"], 3, "no name fits 'mned'; did you mean mend or head?; `zoo list` shows what there is"),
-        (["adaptr", "x"], 2, "unknown kind 'adaptr'; allowed are backbone, adapter, head, task; did you mean adapter"),
+        (
+            ["adaptr", "x"],
+            2,
+            "allowed are backbone, adapter, head, task, metric, augmentation, reader; did you mean adapter",
+        ),
         (["a", "b", "c"], 2, "found 3 words, allowed are a kind and a pattern"),
         (["--jsn"], 2, "No such option"),
     ],
@@ -264,7 +268,14 @@ def test_show_of_a_broken_part_shows_what_is_known(site: Path, capsys: pytest.Ca
 # --- doctor ----------------------------------------------------------------------------------------------------------
 
 
+def with_metrics(site: Path) -> None:
+    """Gives the zoo-core of the folder the metric that the plugin's task names."""
+    point = "[zoo.metrics]\naccuracy = zoo_core.training.metric_recipes:Accuracy\n"
+    (site / "zoo_core-0.1.0.dist-info" / "entry_points.txt").write_text(point)
+
+
 def test_doctor_finds_nothing_wrong_with_a_good_plugin(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with_metrics(site)
     code, out, err = run(capsys, "doctor")
     assert (code, err) == (0, "")
     assert "acme" in out
@@ -322,6 +333,7 @@ def test_doctor_tells_of_a_group_that_is_none_of_zoos(
 
 
 def test_doctor_does_not_mind_the_metadata_of_others(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with_metrics(site)
     metadata = make_distribution(site, "stray")
     (metadata / "entry_points.txt").write_bytes(b"\xff\xfe")
     code, out, _ = run(capsys, "doctor")

@@ -19,12 +19,15 @@ from torch.nn import functional as F
 import zoo_core
 from tests.tiny import tiny  # noqa: F401 -- a fixture
 from zoo_core._process.singletons import Once
+from zoo_core.data.augmentation import Augment
 from zoo_core.data.loader import Loader
 from zoo_core.data.randomness import derive_seed, forked_rng, private_rng, seeded
 from zoo_core.model import build
 from zoo_core.model.build import build as build_learner
 from zoo_core.model.learner import Learner
 from zoo_core.plan.plan import Budget
+from zoo_core.registry.registry import registry
+from zoo_core.spec.parser import Part
 from zoo_core.testing.recipes import ToyOpen, toy_plan
 from zoo_core.training import fit as train
 from zoo_core.training import gradient
@@ -399,7 +402,7 @@ def loader_of(plan: Any, learner: Learner, augment: str = "light") -> Loader:
         preparation=learner.source.preparation,
         batch_size=plan.budget.batch_size,
         shuffled=True,
-        augment=augment,
+        augment=Augment(registry().bind(Part(augment), "augmentation")),
         seed=plan.seed,
     )
 

@@ -22,7 +22,15 @@ from zoo_core.data.token_labels import IGNORED, by_word, entities, on_tokens, wo
 from zoo_core.errors import RefusedError, UsageError, ZooError
 from zoo_core.model.learner import Learner
 from zoo_core.model.objective import CrossEntropy
-from zoo_core.training.metrics import predict, score
+from zoo_core.registry.registry import registry
+from zoo_core.spec.parser import Part
+from zoo_core.training.metrics import predict
+from zoo_core.training.metrics import score as score_with
+
+
+def score(name: str, predictions: Tensor, truth: Tensor, target: Target) -> float:
+    return score_with(registry().bind(Part(name), "metric"), predictions, truth, target)
+
 
 TAGS = ("O", "B-PER", "I-PER", "B-ORG", "I-ORG")
 TARGET = Target(kind="token_classes", names=TAGS)

@@ -395,8 +395,8 @@ def test_of_several_adapters_the_most_careful_one_gives_the_rates(plan: Resolve)
         ({"epochs": True}, "epochs=True should be a whole number"),
         ({"epochs": None}, "epochs=None should be a whole number"),
         ({"clip": "1"}, "clip='1' should be a number"),
-        ({"augment": "lihgt"}, "augment='lihgt' is not one of none, light, strong; did you mean light?"),
-        ({"augment": 1}, "augment=1 is not one of none, light, strong"),
+        ({"augment": "light("}, "augment='light(' names no augmentation: "),
+        ({"augment": 1}, "augment=1: a part of a spec is text or a recipe, as Lora(r=4), found 1"),
         ({"precision": "float16"}, "precision='float16' is not one of auto, float32, bfloat16"),
     ],
 )

@@ -138,7 +138,7 @@ def dry_run(
     reading, looking = _reading_seconds(plan, learner, splits, at, num_workers)
     budget, preparation = plan.budget, learner.source.preparation
     num_rates, epochs = max(1, len(plan.learning_rates)), budget.epochs if plan.learning_rates else 1
-    again = budget.augment != "none" or preparation.random  # each epoch prepares anew
+    again = plan.augmentation is not None or preparation.random  # each epoch prepares anew
     looks = epochs if budget.keep == "best" or budget.patience is not None else 1
     seconds = (
         building

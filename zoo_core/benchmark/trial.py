@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from zoo_core.benchmark.grid import weights_of
-from zoo_core.contracts import METRICS, Split, Target, TaskData
+from zoo_core.contracts import Split, Target, TaskData
+from zoo_core.data.augmentation import Augment
 from zoo_core.data.loader import Loader
 from zoo_core.data.splits import Splits, carve
 from zoo_core.errors import DivergedError, IntegrityError
@@ -134,15 +135,14 @@ def _measured(plan: Plan, chosen: Chosen, splits: Splits, device: torch.device, 
     """What a fit that has just ended needed, and how good and how fast its learner is on the test split."""
     assert plan.task is not None, "a trial has a task"
     peak = peak_memory_bytes(device)
-    metric = plan.task.recipe.metric
+    assert plan.metric is not None, "a task names its metric"
     precision = precision_of(plan.budget.precision, device)
     loader = plain_loader(plan, chosen.learner, splits.test, splits.target, device, num_workers)
-    found, _ = score_split(chosen.learner, loader, metric, splits.target, precision)
+    found, _ = score_split(chosen.learner, loader, plan.metric, splits.target, precision)
     trainable, total = count_parameters(chosen.learner)
     return replace(
         provenance(plan, device),
         status="ok",
-        metric=metric,
         score=found,
         split="test",
         num_examples=splits.test.num,
@@ -268,9 +268,10 @@ class _Start:
         """Fits at one learning rate; what the fit did, and the validation score of the weights that it kept."""
         plan = self.plan
         assert plan.task is not None, "a trial has a task"
-        metric = plan.task.recipe.metric
+        metric = plan.metric
+        assert metric is not None, "a trial has a task, and that a metric"
         precision = precision_of(plan.budget.precision, self.fitting.device)
-        sign = 1 if METRICS[metric].higher_is_better else -1
+        sign = 1 if metric.recipe.higher_is_better else -1
 
         def validate(candidate: Learner) -> float:
             return sign * score_split(candidate, self.validating, metric, self.learner.target, precision)[0]
@@ -334,11 +335,11 @@ class _Trying:
 
     def weigh(self, plan: Plan, learner: Learner, index: int, fitted: Fitted, found: float) -> None:
         """Takes a fitted candidate with its validation score into account; of equal ones the first stays."""
-        assert plan.task is not None, "a trial has a task"
+        assert plan.metric is not None, "a trial has a task, and that a metric"
         self.candidates[index]["validation_score"] = found
         if plan.budget.keep == "best" and fitted.epoch is not None:
             self.candidates[index] |= {"epoch": fitted.epoch, "epochs": len(fitted.losses)}
-        worth = found if METRICS[plan.task.recipe.metric].higher_is_better else -found
+        worth = found if plan.metric.recipe.higher_is_better else -found
         if self.best is None or worth > self.best.worth:
             weights = _copied(moving(learner))
             self.best = _Best(worth=worth, index=index, weights=weights, fitted=fitted)
@@ -393,7 +394,9 @@ class _Trying:
         return Snapshot(values=values["fit"], parts=under_way)
 
 
-def score_split(learner: Learner, loader: Loader, metric: str, target: Target, precision: str) -> tuple[float, Tensor]:
+def score_split(
+    learner: Learner, loader: Loader, metric: Bound, target: Target, precision: str
+) -> tuple[float, Tensor]:
     """The metric on a whole split, and the predictions it was computed from, float32 [N, C] on the CPU."""
     predictions, _ = predict(learner, loader, precision=precision)
     return score(metric, predictions, loader.targets, target), predictions
@@ -407,7 +410,7 @@ def training_loader(
         split,
         batch_size=plan.budget.batch_size,
         shuffled=bool(plan.learning_rates),
-        augment=plan.budget.augment,
+        augment=None if plan.augmentation is None else Augment(plan.augmentation),
         seed=plan.seed,
     )
 
@@ -454,7 +457,8 @@ def provenance(plan: Plan, device: torch.device | str) -> Result:
         record=plan.entry.name if plan.entry else None,
         status="failed",
         reason=None,
-        metric=plan.task.recipe.metric if plan.task else "",
+        metric=plan.metric_name,
+        higher_is_better=plan.metric is None or plan.metric.recipe.higher_is_better,
         versions=_versions() | {part.provider.distribution: part.provider.version for part in _parts(plan)},
         device=_device_name(device),
         threads=torch.get_num_threads(),
@@ -475,7 +479,7 @@ def _without_weights(part: Part) -> Part:
 
 
 def _parts(plan: Plan) -> list[Bound]:
-    return [plan.backbone, *plan.adapters, plan.head, *([plan.task] if plan.task else [])]
+    return [plan.backbone, *plan.adapters, plan.head, *([plan.task] if plan.task else []), *plan.extensions]
 
 
 @cache

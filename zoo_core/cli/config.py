@@ -115,7 +115,7 @@ def _converted(key: str, value: Any, origin: str) -> Any:
         if isinstance(value, bool | list | dict) or (isinstance(value, float) and "integer" in kind.name):
             raise click.BadParameter(f"found {value!r}")
         found = kind.convert(value, None, None)
-        if key.startswith("budget.") and isinstance(found, int | float):
+        if key.startswith("budget."):
             budget_from({key.removeprefix("budget."): found})
         if key == "device" and not re.fullmatch(r"auto|cpu|cuda(:\d+)?", found):
             raise click.BadParameter(f"found {found!r}; allowed: auto, cpu, cuda, cuda:N")

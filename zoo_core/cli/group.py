@@ -21,7 +21,7 @@ __all__ = ["COMMANDS", "TAKE_PLUGINS", "TAKE_STORED", "run"]
 
 # Name of the command -> where it lies, and its line in `zoo --help`; in the order in which they are shown.
 COMMANDS: dict[str, tuple[str, str]] = {
-    "list": ("zoo_core.cli.names:list_", "What can be named: backbones, adapters, heads, tasks."),
+    "list": ("zoo_core.cli.names:list_", "What can be named: backbones, adapters, heads, tasks and more."),
     "show": ("zoo_core.cli.names:show", "One name in full: arguments, facts, who provides it."),
     "plan": ("zoo_core.cli.plan:plan", "What would be built and trained, and what is refused."),
     "data": ("zoo_core.cli.data:data", "What a folder or a table is, as a task."),

@@ -11,9 +11,18 @@ from typing import Any
 
 from zoo_core.contracts import PartKind
 from zoo_core.errors import UsageError, ZooError, nearest
+from zoo_core.plan.extensions import metric_of
 from zoo_core.registry.catalog import Catalog, Problem
 from zoo_core.registry.index import Index, Provider, load_index
-from zoo_core.registry.recipe_checks import check_adapter, check_head, check_task, plugin_call
+from zoo_core.registry.recipe_checks import (
+    check_adapter,
+    check_augmentation,
+    check_head,
+    check_metric,
+    check_reader,
+    check_task,
+    plugin_call,
+)
 from zoo_core.registry.registry import Bound, Registry
 from zoo_core.registry.scan import GROUPS, RECORDS_GROUP, Distribution, parse_entry_points, read_text
 from zoo_core.registry.settings import cache_folder, settings_file
@@ -23,7 +32,10 @@ __all__ = ["DistributionHealth", "Health", "check_up"]
 
 CHECKS: Mapping[PartKind, Callable[[Bound], None]] = {
     "adapter": check_adapter,
+    "augmentation": check_augmentation,
     "head": check_head,
+    "metric": check_metric,
+    "reader": check_reader,
     "task": check_task,
 }
 
@@ -137,6 +149,8 @@ def _check_declarations(registry: Registry, provider: Provider) -> None:
         return
     with plugin_call(part):
         check(part)
+        if provider.kind == "task":
+            metric_of(part, registry)
 
 
 def _unknown_groups(index: Index) -> Iterator[str]:

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from zoo_core.cli.completion import complete_augmentations
 from zoo_core.errors import UsageError
 from zoo_core.plan.plan import Budget
 from zoo_core.run_files import LOCK
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from zoo_core.benchmark.trial import TrialProgress
 
 __all__ = [
@@ -39,6 +42,17 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 MAX_PROCESSES = 1024  # or threads; beyond, it is a slip of the finger
 LINE_SECONDS = 10.0
 GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # CUDA, ROCm, WSL; without them torch need not be asked
+
+
+class Augmentation(click.types.StringParamType):
+    """The text of an augmentation; names are completed, and looked up when a plan is made."""
+
+    name = "augmentation"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return complete_augmentations(ctx, param, incomplete)
+
+
 BUDGET_FLAGS: tuple[tuple[str, Any, str], ...] = (
     ("--epochs", int, "Passes over the training split."),
     ("--batch-size", int, "Examples in a step."),
@@ -46,7 +60,7 @@ BUDGET_FLAGS: tuple[tuple[str, Any, str], ...] = (
     ("--weight-decay", float, "Of AdamW; biases and norms have none."),
     ("--warmup", float, "Share of the steps with a rising rate."),
     ("--clip", float, "Largest norm of the gradient."),
-    ("--augment", click.Choice(["none", "light", "strong"]), "How training images are varied."),
+    ("--augment", Augmentation(), "How training examples are varied: `zoo list augmentation`."),
     ("--patience", int, "Stop after so many epochs without a better validation score."),
     ("--precision", click.Choice(["auto", "float32", "bfloat16"]), "auto: bfloat16 on a GPU, float32 elsewhere."),
     ("--keep", click.Choice(["best", "last"]), "Weights of the epoch that is best on validation, or of the last."),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from zoo_core.contracts.extensions import AugmentationRecipe, MetricRecipe, ReaderRecipe
 from zoo_core.contracts.modules import (
     Backbone,
     Exportable,
@@ -76,6 +77,7 @@ __all__ = [
     "TARGET_KINDS",
     "TRUSTS",
     "AdapterRecipe",
+    "AugmentationRecipe",
     "Backbone",
     "BackboneRecipe",
     "Batch",
@@ -92,6 +94,7 @@ __all__ = [
     "LinearMap",
     "Located",
     "Metric",
+    "MetricRecipe",
     "MicroBatchable",
     "Modality",
     "Objective",
@@ -99,6 +102,7 @@ __all__ = [
     "PartKind",
     "Preparation",
     "Raw",
+    "ReaderRecipe",
     "Seam",
     "Site",
     "Source",

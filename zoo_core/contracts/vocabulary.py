@@ -33,7 +33,7 @@ Kind = Literal["map", "tokens", "pooled"]
 """Kinds of features, from rich to poor. A kind can only be converted into a poorer one."""
 TargetKind = Literal["classes", "multilabel", "regression", "token_classes"]
 """What is predicted. The set is closed in this version."""
-PartKind = Literal["backbone", "adapter", "head", "task"]
+PartKind = Literal["backbone", "adapter", "head", "task", "metric", "augmentation", "reader"]
 """Kinds of parts. Each kind has its own group of entry points."""
 Seam = Literal["stage", "attention", "prompt"]
 """A place in the forward pass that an adapter hooks into."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from zoo_core._process.import_path import same_path
 from zoo_core.contracts import Batch, Modality, Preparation, Split, Target
-from zoo_core.data.augmentation import augmentation
+from zoo_core.data.augmentation import Augment
 from zoo_core.data.decoding import decode
 from zoo_core.data.randomness import derive_seed, example_rng
 from zoo_core.data.token_labels import IGNORED, on_tokens, word_targets
@@ -38,7 +38,7 @@ class _Prepared(Dataset[Batch | ZooError]):
     modality: Modality
     preparation: Preparation
     targets: Tensor
-    augment: Callable[[Tensor], Tensor] | None
+    augment: Augment | None
     seed: int
     tags_words: bool = False  # whether the targets are of words, int64 [num, W]
     kept: dict[int, Mapping[str, Tensor]] = field(default_factory=dict)
@@ -155,6 +155,7 @@ class Loader:
     """The batches of one split, on a device.
 
     shuffled: drawn from (seed, epoch) and a last batch of one dropped, for training; else in order and complete.
+    augment: what each decoded example goes through, drawn from (seed, epoch, id).
     num_workers: processes that prepare ahead; they change neither order nor numbers.
     """
 
@@ -168,7 +169,7 @@ class Loader:
         batch_size: int,
         device: torch.device | str = "cpu",
         shuffled: bool = False,
-        augment: str = "none",
+        augment: Augment | None = None,
         seed: int = 0,
         num_workers: int = 0,
     ) -> None:
@@ -188,7 +189,7 @@ class Loader:
             modality=modality,
             preparation=preparation,
             targets=self.targets,
-            augment=augmentation(augment, modality),
+            augment=augment,
             seed=seed,
             tags_words=target.kind == "token_classes",
         )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo_core.contracts import Batch, Modality, Preparation, Raw, as_backbone
-from zoo_core.data.augmentation import augmentation
+from zoo_core.data.augmentation import Light
 from zoo_core.data.decoding import decode
 from zoo_core.data.token_labels import IGNORED, on_tokens
 from zoo_core.errors import PluginError, UsageError
@@ -58,7 +58,7 @@ class Transforms:
     def __call__(self, *, train: bool = False) -> Transform:
         """train: with a random crop of each picture, 60 to 100 % of its area; nothing is drawn for other items."""
         draws = train and self.modality == "image"
-        return Transform(self.modality, self.preparation, augmentation("light", "image") if draws else None)
+        return Transform(self.modality, self.preparation, Light().augment if draws else None)
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,17 @@ from fnmatch import fnmatchcase, translate
 from pathlib import Path
 from typing import Any, Literal
 
-from zoo_core.contracts import Source, Target, Weights
+from zoo_core.contracts import AugmentationRecipe, Source, Target, Weights
 from zoo_core.contracts.old_words import digest_word
-from zoo_core.errors import UsageError, nearest
+from zoo_core.errors import SpecError, UsageError, nearest
 from zoo_core.lock import Pinned, content_key, part_key
+from zoo_core.plan.extensions import is_own
 from zoo_core.registry.bind import Bound
 from zoo_core.registry.catalog import Entry
+from zoo_core.registry.local_plugins import part_of
 from zoo_core.registry.recipe_checks import MAX_RATES
-from zoo_core.spec.parser import Part, Spec
+from zoo_core.registry.registry import registry
+from zoo_core.spec.parser import Part, Spec, parse_part
 
 __all__ = ["Budget", "Plan", "Trial", "budget_from", "fits_weights", "literal", "needed", "pinned", "reseeded"]
 
@@ -39,6 +42,7 @@ class Budget:
     validation score before training stops early, None: never. precision: auto is bfloat16 on a GPU, else float32.
     keep: the weights of the epoch with the best validation score, the earliest such, or of the last epoch. None: the
     last, as a bench reports it; `zoo fit` and `zoo_core.fit` put best in its place.
+    augment: an augmentation, by name or with arguments, as word-dropout(p=0.2); a recipe object becomes that text.
     """
 
     epochs: int = 20
@@ -47,7 +51,7 @@ class Budget:
     weight_decay: float = 0.05
     warmup: float = 0.1
     clip: float = 1.0
-    augment: Literal["none", "light", "strong"] = "none"
+    augment: str | AugmentationRecipe = "none"
     patience: int | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     keep: Literal["best", "last"] | None = None
@@ -63,6 +67,7 @@ class Budget:
             if not low <= value <= high:
                 raise UsageError(f"budget: {name}={value} is out of range; allowed: {low:g} to {high:g}")
             object.__setattr__(self, name, kind(value))  # 1 and 1.0 are one budget, with one digest
+        object.__setattr__(self, "augment", _augment_text(self.augment))
         for name, words in _WORDS.items():
             found = getattr(self, name)
             if found not in words and not (found is None and name == "keep"):
@@ -89,10 +94,19 @@ _RANGES: Mapping[str, tuple[type[int] | type[float], float, float]] = {
     "patience": (int, 1, 1_000_000),
 }
 _WORDS: Mapping[str, tuple[str, ...]] = {
-    "augment": ("none", "light", "strong"),
     "precision": ("auto", "float32", "bfloat16"),
     "keep": ("best", "last"),
 }
+
+
+def _augment_text(given: str | AugmentationRecipe) -> str:
+    """What names an augmentation, as a spec writes it; whether it exists, and for what, is told when it is resolved."""
+    try:
+        return str(parse_part(given) if isinstance(given, str) else part_of(given, registry()))
+    except SpecError as error:
+        raise UsageError(f"budget: augment={given!r} names no augmentation: {error.reason}") from error
+    except UsageError as error:
+        raise UsageError(f"budget: augment={given!r:.60}: {error}") from error
 
 
 def budget_from(values: Mapping[str, Any]) -> Budget:
@@ -125,7 +139,8 @@ class Plan:
 
     task: None when a model is loaded for a target alone. adapters: without those that change nothing. entry: what the
     catalogue says of the backbone, None if nothing. deferred: checks that need the built backbone.
-    inner: the parts that arguments name by specs, such as a teacher.
+    inner: the parts that arguments name by specs, such as a teacher. augmentation: of its budget, None for none.
+    metric: that the task names; None where there is no task.
     sources: where the files of its parts come from, by the keys of a lock. pins: the files that are known by sha256.
     locked: what a lock of the user's says of local folders, which are looked at all the same.
     digest: identity of the trial; None while its files are not pinned. combination: the same without the seed.
@@ -147,6 +162,8 @@ class Plan:
     first_stage: int | None
     deferred: tuple[str, ...] = ()
     inner: tuple[Bound, ...] = ()
+    augmentation: Bound | None = None
+    metric: Bound | None = None
     sources: Mapping[str, Source] = field(default_factory=dict)
     pins: Mapping[str, Pinned] = field(default_factory=dict)
     locked: Mapping[str, Pinned] = field(default_factory=dict)
@@ -161,8 +178,14 @@ class Plan:
 
     @property
     def parts(self) -> tuple[Bound, ...]:
-        """Every bound part: backbone, adapters, head, task, and those that arguments name."""
-        return (self.backbone, *self.adapters, self.head, *((self.task,) if self.task else ()), *self.inner)
+        """Every bound part: backbone, adapters, head, task, those that arguments name, and `extensions`."""
+        task = (self.task,) if self.task else ()
+        return (self.backbone, *self.adapters, self.head, *task, *self.inner, *self.extensions)
+
+    @property
+    def extensions(self) -> tuple[Bound, ...]:
+        """The metric and the augmentation where a plugin has them; those of zoo-core its version tells."""
+        return tuple(part for part in (self.metric, self.augmentation) if part is not None and not is_own(part))
 
     @property
     def contents(self) -> dict[str, str]:
@@ -179,6 +202,11 @@ class Plan:
                 names = needed(self.sources[key], weights, pin.files)
                 found[content_key(key, weights)] = pin.content_of(names)
         return found
+
+    @property
+    def metric_name(self) -> str:
+        """What results call the metric: its text in a spec."""
+        return "" if self.metric is None else str(self.metric.canonical())
 
     @property
     def until(self) -> int | None:
@@ -210,7 +238,8 @@ def pinned(plan: Plan, pins: Mapping[str, Pinned]) -> Plan:
         "head": plan.head.identity(),
         "task": _identity(plan, plan.task) if plan.task else None,
         "target": asdict(plan.target) | {"kind": digest_word(plan.target.kind)},
-        "budget": plan.budget.identity(),
+        "budget": _budget(plan),
+        **({"metric": plan.metric.identity()} if plan.metric is not None and not _as_before(plan.metric) else {}),
         **({"inner": [_identity(plan, part) for part in plan.inner]} if plan.inner else {}),
     }
     combination = _digest(identity)
@@ -266,6 +295,19 @@ def _identity(plan: Plan, part: Bound) -> dict[str, object]:
         return identity
     weights = plan.weights if part is plan.backbone else part.common.get("weights", "pretrained")
     return identity | {"files": {name: pin.files[name].sha256 for name in needed(source, weights, pin.files)}}
+
+
+def _budget(plan: Plan) -> dict[str, object]:
+    """What decides the numbers in a budget. An augmentation of zoo-core's own is its text, as when it had two words."""
+    part = plan.augmentation
+    if part is None or _as_before(part):
+        return plan.budget.identity()
+    return plan.budget.identity() | {"augment": part.identity()}
+
+
+def _as_before(part: Bound) -> bool:
+    """Whether a digest says a metric or an augmentation by its name, as when zoo-core alone had any."""
+    return is_own(part) and part.recipe.version == 1
 
 
 def _is_place(value: object, source: Source) -> bool:

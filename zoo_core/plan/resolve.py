@@ -26,6 +26,7 @@ from zoo_core.contracts import (
 )
 from zoo_core.errors import IncompatibleError, NotFoundError, RefusedError, UsageError, ZooError
 from zoo_core.lock import Pinned, part_key, pin_of, told_apart
+from zoo_core.plan.extensions import augmentation_of, metric_of
 from zoo_core.plan.plan import Budget, Plan, pinned
 from zoo_core.registry.bind import Bound
 from zoo_core.registry.catalog import Catalog, Entry
@@ -94,6 +95,12 @@ def resolve(
     num_stages, until = entry.num_stages if entry else None, backbone.common["until"]
     first_stage = _check_adapters(backbone, entry, adapters, num_stages)
     adapters = tuple(part for part in adapters if part.recipe.changes)  # so that one digest has one text
+    metric, augmentation = None, None
+    if bound_task is not None:
+        metric = metric_of(bound_task, registry)
+        augmentation = augmentation_of(str(budget.augment), bound_task, target, registry)
+    if augmentation is not None:
+        budget = replace(budget, augment=str(augmentation.canonical()))
     canonical = Spec((backbone.canonical(), *(part.canonical() for part in adapters), head.canonical()))
     plan = Plan(
         spec=canonical,
@@ -111,6 +118,8 @@ def resolve(
         first_stage=first_stage,
         deferred=_deferred(entry),
         inner=inner,
+        augmentation=augmentation,
+        metric=metric,
     )
     return _with_files(plan, pins or {}, catalog, afresh)
 
@@ -155,6 +164,7 @@ def bind_task(
         inner_parts(bound, registry)
     found = located(bound, pins, offline=offline)
     check_task(found)
+    metric_of(found, registry)
     return found
 
 

@@ -49,9 +49,9 @@ COMMON: Mapping[PartKind, tuple[Argument, ...]] = {
         Argument(name="shots", type=int | None, default=None, minimum=1, common=True),
         Argument(name="limit", type=int | None, default=None, minimum=1, common=True),
     ),
-    "adapter": (),
-    "head": (),
+    **dict.fromkeys(("adapter", "head", "metric", "augmentation", "reader"), ()),
 }
+WITH_FILES: frozenset[PartKind] = frozenset({"backbone", "adapter", "task"})  # kinds whose recipes have a source
 
 
 # A digest names a recipe by its module. A recipe of zoo-core that has moved keeps the name of its first one, so that
@@ -82,9 +82,9 @@ class Bound:
 
     @cached_property
     def source(self) -> Source | None:
-        """Where its files come from, as its recipe says; heads have none. Raises what the recipe raises."""
+        """Where its files come from, as its recipe says; only some kinds have any. Raises what the recipe raises."""
         with speaking_for(f"the code of {self.kind} {self.name}"):
-            return None if self.kind == "head" else self.recipe.source()
+            return self.recipe.source() if self.kind in WITH_FILES else None
 
     @property
     def reads(self) -> bool:

@@ -21,7 +21,6 @@ from typing import Any, get_args
 from zoo_core._process.singletons import Once
 from zoo_core.contracts import (
     FEATURE_KINDS,
-    METRICS,
     MODALITIES,
     ROLES,
     TARGET_KINDS,
@@ -368,7 +367,7 @@ _CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "num_parameters": _count,
     "weights": _list_of(get_args(Weights)),
     "target": lambda value: Target(**_TARGET(value)),
-    "metric": _word_of(sorted(METRICS)),
+    "metric": _filled_string,
     "splits": _each(_count),
     "files": _each(lambda value: FileHash(**_FILE(value))),
     "repository": _filled_string,

@@ -49,10 +49,13 @@ __all__ = [
 
 State: TypeAlias = Literal["ok", "broken", "incompatible", "ambiguous", "disallowed"]
 
-FORMAT = 1  # raised when scan.py reads something else from the same files
+FORMAT = 2  # raised when scan.py reads something else from the same files
 NUM_KEPT = 16  # index files in the cache folder: one for each environment and way of starting Python
 RACY_NS = 100_000_000  # a folder that changed so shortly ago may change again within one tick of its clock
-PART_KINDS: tuple[PartKind, ...] = ("backbone", "adapter", "head", "task")  # as in contracts, without its import
+PART_KINDS: tuple[PartKind, ...] = (  # as in contracts, without its import
+    *("backbone", "adapter", "head", "task"),
+    *("metric", "augmentation", "reader"),
+)
 HEX = frozenset("0123456789abcdef")
 
 

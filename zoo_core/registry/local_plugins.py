@@ -21,7 +21,16 @@ from types import CodeType, ModuleType
 from typing import Any, TypeAlias
 
 from zoo_core._process.interrupts import held_back, raise_interrupt
-from zoo_core.contracts import AdapterRecipe, BackboneRecipe, HeadRecipe, PartKind, TaskRecipe
+from zoo_core.contracts import (
+    AdapterRecipe,
+    AugmentationRecipe,
+    BackboneRecipe,
+    HeadRecipe,
+    MetricRecipe,
+    PartKind,
+    ReaderRecipe,
+    TaskRecipe,
+)
 from zoo_core.errors import AccessError, NotFoundError, SpecError, UsageError, ZooError
 from zoo_core.lock import read_lock, unpublished_in
 from zoo_core.registry.bind import COMMON, Bound
@@ -43,8 +52,9 @@ __all__ = [
     "spec_of",
 ]
 
-Recipe: TypeAlias = BackboneRecipe | AdapterRecipe | HeadRecipe | TaskRecipe
-SpecLike: TypeAlias = str | Spec | Recipe | Sequence[str | Spec | Part | Recipe]
+InSpec: TypeAlias = BackboneRecipe | AdapterRecipe | HeadRecipe | TaskRecipe
+Recipe: TypeAlias = InSpec | MetricRecipe | AugmentationRecipe | ReaderRecipe
+SpecLike: TypeAlias = str | Spec | InSpec | Sequence[str | Spec | Part | InSpec]
 
 PREFIX = "zoo_file_"  # of the modules of plugin files
 VERSION = "unpublished"
@@ -56,6 +66,9 @@ VERBS: tuple[tuple[PartKind, set[str]], ...] = (
     ("task", {"open"}),
     ("backbone", {"build", "source"}),
     ("head", {"build"}),
+    ("metric", {"score"}),
+    ("augmentation", {"augment"}),
+    ("reader", {"task"}),
 )
 
 
@@ -195,8 +208,9 @@ def _add(path: str, content: bytes, registry: Registry) -> tuple[str, ...]:
             found[_provider(recipe, kind, path, sha256)] = recipe
     if not found:
         raise UsageError(
-            f"{path} has no recipe: a public frozen dataclass with apply (an adapter), build (a backbone or a head) or "
-            f"open (a task); zoo_core.contracts tells more"
+            f"{path} has no recipe: a public frozen dataclass with apply (an adapter), build (a backbone or a head), "
+            f"open (a task), score (a metric), augment (an augmentation) or task (a reader); zoo_core.contracts tells "
+            f"more"
         )
     names = [(provider.kind, provider.name) for provider in found]
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -275,7 +289,7 @@ def _owns_names(recipe: Any) -> bool:
 
 def _kind(recipe: type) -> PartKind | None:
     """What a class is the recipe of, by its verb; None for a class that is none."""
-    has = {verb for verb in ("apply", "open", "build", "source") if callable(getattr(recipe, verb, None))}
+    has = {verb for _, verbs in VERBS for verb in verbs if callable(getattr(recipe, verb, None))}
     return next((kind for kind, verbs in VERBS if is_dataclass(recipe) and verbs <= has), None)
 
 

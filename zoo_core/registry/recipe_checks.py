@@ -7,17 +7,28 @@ kind: see contracts/recipes.py.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, get_args
 
 from zoo_core._process.interrupts import raise_interrupt
-from zoo_core.contracts import FEATURE_KINDS, METRICS, MODALITIES, ROLES, TARGET_KINDS, Change, Seam
+from zoo_core.contracts import FEATURE_KINDS, MODALITIES, ROLES, TARGET_KINDS, Change, Seam
 from zoo_core.errors import PluginError, ZooError, nearest
 from zoo_core.registry.bind import Bound
 from zoo_core.registry.trust import speaking_for
 
-__all__ = ["MAX_RATES", "TRAINING", "broken", "check_adapter", "check_head", "check_task", "plugin_call"]
+__all__ = [
+    "MAX_RATES",
+    "TRAINING",
+    "broken",
+    "check_adapter",
+    "check_augmentation",
+    "check_head",
+    "check_metric",
+    "check_reader",
+    "check_task",
+    "plugin_call",
+]
 
 MAX_RATES = 5  # every grid of learning rates has so many, so that every combination is tuned alike
 TRAINING: frozenset[Change] = frozenset({"base", "added"})  # what needs a gradient, and a learning rate
@@ -44,11 +55,40 @@ def check_adapter(adapter: Bound) -> None:
 
 
 def check_task(task: Bound) -> None:
-    """Raises PluginError when a task does not say its modality, its target, and a metric for that target."""
-    target = _declared(task, "target")
+    """Raises PluginError when a task does not say its modality, its target and a metric.
+
+    Whether the metric is for the target, zoo_core.plan.extensions tells.
+    """
     _check_words(task, "modality", MODALITIES, [_declared(task, "modality")])
-    fitting = sorted(name for name, metric in METRICS.items() if target.kind in metric.targets)
-    _check_words(task, "metric", fitting, [_declared(task, "metric")])
+    _check_words(task, "target", TARGET_KINDS, [_declared(task, "target").kind])
+    _declared(task, "metric")
+
+
+def check_metric(metric: Bound) -> None:
+    """Raises PluginError when a metric does not say which targets it is for, and which of two scores is better."""
+    _check_words(metric, "targets", TARGET_KINDS, _declared(metric, "targets"))
+    better = _declared(metric, "higher_is_better")
+    if not isinstance(better, bool):
+        raise broken(metric, f"higher_is_better is {better!r}; allowed: True, False")
+
+
+def check_augmentation(augmentation: Bound) -> None:
+    """Raises PluginError when an augmentation does not say which examples and which targets it is for."""
+    _check_words(augmentation, "modalities", MODALITIES, _declared(augmentation, "modalities"))
+    _check_words(augmentation, "targets", TARGET_KINDS, _declared(augmentation, "targets"))
+
+
+def check_reader(reader: Bound) -> None:
+    """Raises PluginError when a reader does not say which files it reads."""
+    told = {name: _declared(reader, name) for name in ("suffixes", "below", "names")}
+    for name, found in told.items():
+        if not isinstance(found, Collection) or isinstance(found, str) or not all(isinstance(x, str) for x in found):
+            raise broken(reader, f"{name} is {found!r:.60}; allowed: a frozenset of texts")
+    wrong = sorted(x for x in (*told["suffixes"], *told["below"]) if x != x.lower() or not x.startswith("."))
+    if wrong:
+        raise broken(reader, f"{wrong[0]!r} is no suffix; allowed: a dot and lower case, as in '.csv'")
+    if not any(told.values()):
+        raise broken(reader, "it has no suffixes and no names, so it reads nothing")
 
 
 def _check_rates(part: Bound) -> None:

@@ -26,12 +26,25 @@ from zoo_core.spec.parser import Part, parse_part
 __all__ = ["Bound", "Provider", "Registry", "State", "list_names", "registry", "show"]
 
 PLANNED = frozenset({"zoo-distill"})  # names are kept for them, and there is nothing to install yet
-PLACES_OF_KINDS: tuple[frozenset[PartKind], ...] = (  # in a spec: at its start, and after a `+`; tasks stand in none
+PLACES_OF_KINDS: tuple[
+    frozenset[PartKind], ...
+] = (  # at the start of a spec, and after a `+`; the others stand in none
     frozenset({"backbone"}),
     frozenset({"adapter", "head"}),
     frozenset({"task"}),
+    frozenset({"metric"}),
+    frozenset({"augmentation"}),
+    frozenset({"reader"}),
 )
-VERBS: dict[PartKind, str] = {"backbone": "build", "head": "build", "adapter": "apply", "task": "open"}
+VERBS: dict[PartKind, str] = {
+    "backbone": "build",
+    "head": "build",
+    "adapter": "apply",
+    "task": "open",
+    "metric": "score",
+    "augmentation": "augment",
+    "reader": "task",
+}
 
 
 class Registry:
@@ -435,4 +448,4 @@ def _key(provider: Provider) -> tuple[str, str, str]:
 
 
 def _a(kind: str) -> str:
-    return f"an {kind}" if kind == "adapter" else f"a {kind}"
+    return f"an {kind}" if kind[0] == "a" else f"a {kind}"

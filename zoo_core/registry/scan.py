@@ -34,7 +34,15 @@ __all__ = [
 Locate: TypeAlias = Callable[[str], str]
 Origin: TypeAlias = Literal["entry point", "catalogue", "record", "file"]
 
-GROUPS = {"zoo.backbones": "backbone", "zoo.adapters": "adapter", "zoo.heads": "head", "zoo.tasks": "task"}
+GROUPS = {
+    "zoo.backbones": "backbone",
+    "zoo.adapters": "adapter",
+    "zoo.heads": "head",
+    "zoo.tasks": "task",
+    "zoo.metrics": "metric",
+    "zoo.augmentations": "augmentation",
+    "zoo.readers": "reader",
+}
 RECORDS_GROUP = "zoo.records"
 RECORD_FOLDERS = {"models": "backbone", "tasks": "task"}
 CORE = "zoo-core"

@@ -82,6 +82,7 @@ class Row:
     num_refused: int
     num_outdated: int = 0
     unpublished: tuple[str, ...] = ()
+    higher_is_better: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +144,7 @@ def differences(results: Iterable[Result], baseline: str) -> tuple[Difference, .
     for result in standing:
         if result.status == "ok" and result.score is not None:
             key = _key(result)
-            scores.setdefault((_table_of(key), _spec(key)), {})[result.seed] = result.score * _sign(result.metric)
+            scores.setdefault((_table_of(key), _spec(key)), {})[result.seed] = result.score * _sign(_key(result))
     specs = sorted({spec for _, spec in scores})
     if baseline not in specs:
         raise NotFoundError(f"no row {baseline!r}{nearest(baseline, specs)}; there are {', '.join(specs) or 'none'}")
@@ -173,9 +174,11 @@ class _Key:
     head: str
     weights: str
     unpublished: tuple[tuple[str, str], ...]  # name and sha256 of plugin files
+    higher_is_better: bool
 
 
 def _key(result: Result) -> _Key:
+    known = result.metric in METRICS  # older rows do not say it
     return _Key(
         task=result.task,
         metric=result.metric,
@@ -186,6 +189,7 @@ def _key(result: Result) -> _Key:
         head=result.head,
         weights=result.weights,
         unpublished=tuple(sorted(result.unpublished.items())),
+        higher_is_better=METRICS[result.metric].higher_is_better if known else result.higher_is_better,
     )
 
 
@@ -266,12 +270,13 @@ def _row(key: _Key, groups: Mapping[_Key, Sequence[Result]], outdated: frozenset
         num_refused=sum(result.status == "refused" for result in group),
         num_outdated=sum(result.digest in outdated for result in group),
         unpublished=tuple(name for name, _ in key.unpublished),
+        higher_is_better=key.higher_is_better,
     )
 
 
 def _ranked(rows: Sequence[Row]) -> list[Row]:
     """By mean score, the best first; equal means share a rank."""
-    sign = _sign(rows[0].metric)
+    sign = _sign(rows[0])
     ordered = sorted(rows, key=lambda row: (-row.score.mean * sign, row.spec))
     best = ordered[0].score
     ranked: list[Row] = []
@@ -297,7 +302,7 @@ def _gain(key: _Key, groups: Mapping[_Key, Sequence[Result]]) -> Estimate | None
     if base is None:
         return None
     ours, theirs = _scores(groups[key]), _scores(base)
-    mean = (statistics.fmean(ours) - statistics.fmean(theirs)) * _sign(key.metric)
+    mean = (statistics.fmean(ours) - statistics.fmean(theirs)) * _sign(key)
     num = min(len(ours), len(theirs))
     if num < 2:
         return Estimate(mean=mean, std=None, half_width=None, num=num)
@@ -329,8 +334,8 @@ def t_quantile(degrees: float) -> float:
     return _T[-1][1]
 
 
-def _sign(metric: str) -> int:
-    return -1 if metric in METRICS and not METRICS[metric].higher_is_better else 1
+def _sign(of: _Key | Row) -> int:
+    return 1 if of.higher_is_better else -1
 
 
 def _scores(group: Iterable[Result]) -> list[float]:

@@ -45,6 +45,7 @@ class Result:
     `as built` where nothing says that the backbone was pre-trained. unpublished: sha256 of each plugin file that parts
     come from, by the file's name. sources: of each part that was made from local files a digest of what they held, by
     its key in the lock; None in a row of an earlier version. superseded: why the row no longer counts, None if it does.
+    higher_is_better: of two scores the larger is the better one; of metrics of zoo-core their name says it.
     """
 
     trial: str
@@ -77,6 +78,7 @@ class Result:
     unpublished: Json = field(default_factory=dict)
     sources: Json | None = None
     superseded: str | None = None
+    higher_is_better: bool = True
 
 
 _MEASURED = (
@@ -280,6 +282,7 @@ def _parsed(line: bytes, place: str) -> Result:
     wrong = [name for name, check in _TYPES.items() if not check(row[name])]
     wrong += ["unpublished"] if not isinstance(row.get("unpublished", {}), dict) else []
     wrong += ["sources"] if not isinstance(row.get("sources"), dict | None) else []
+    wrong += ["higher_is_better"] if not isinstance(row.get("higher_is_better", True), bool) else []
     wrong += ["superseded"] if not isinstance(row.get("superseded"), str | None) else []
     if wrong:
         raise IntegrityError(f"{place}: {wrong[0]} cannot be {row[wrong[0]]!r:.60}; {mend}")

@@ -28,9 +28,11 @@ from zoo_core.contracts import (
     TaskData,
     Weights,
 )
+from zoo_core.plan.extensions import augmentation_of, metric_of
 from zoo_core.plan.plan import Budget, Plan
 from zoo_core.registry.bind import COMMON, Bound
 from zoo_core.registry.index import Provider
+from zoo_core.registry.registry import registry
 from zoo_core.spec.parser import Part, Spec
 from zoo_core.testing.toys import ToyBackbone, ToyTask
 from zoo_core.toolkit.stages import groups
@@ -262,21 +264,25 @@ def toy_plan(
     bound_head = bound("head", "toy-head", head or ToyHeads())
     bound_backbone = bound("backbone", "toy", backbone or ToyBackbones(), {"weights": weights, "until": None})
     bound_adapters = tuple(bound("adapter", type(adapter).__name__, adapter) for adapter in adapters)
+    bound_task = bound("task", "toy-task", task, {"shots": None, "limit": None})
+    budget = budget or Budget(epochs=2)
     closed = bound_head.recipe.fit == "closed_form"
     return Plan(
         spec=Spec((Part("toy"), *(Part(part.name) for part in bound_adapters), Part("toy-head"))),
         backbone=bound_backbone,
         adapters=bound_adapters,
         head=bound_head,
-        task=bound("task", "toy-task", task, {"shots": None, "limit": None}),
+        task=bound_task,
         target=target or task.target,
         entry=None,
-        budget=budget or Budget(epochs=2),
+        budget=budget,
         seed=seed,
         weights=weights,
         learning_rates=() if closed else learning_rates,
         num_stages=3,
         first_stage=None,
+        metric=metric_of(bound_task, registry()),
+        augmentation=augmentation_of(str(budget.augment), bound_task, task.target, registry()),
         digest=None,
         base_digest=None,
     )

@@ -3,49 +3,50 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from zoo_core.contracts import METRICS, Target
+from zoo_core.contracts import Target
 from zoo_core.data.loader import Loader
 from zoo_core.data.token_labels import IGNORED, OUTSIDE, by_word, entities
-from zoo_core.errors import DivergedError, UsageError, ZooError, nearest
+from zoo_core.errors import DivergedError, UsageError, ZooError
+from zoo_core.registry.bind import Bound
+from zoo_core.registry.recipe_checks import plugin_call
 from zoo_core.training.timing import autocast
 
 __all__ = [
+    "accuracy",
+    "average_precision",
     "confusion",
+    "entity_f1",
+    "macro_f1",
+    "mean_absolute_error",
     "per_class",
     "predict",
+    "r2",
     "score",
+    "top5_accuracy",
 ]
 
 
-def score(metric: str, predictions: Tensor, target: Tensor, kind: Target) -> float:
-    """One number for a whole split.
+def score(metric: Bound, predictions: Tensor, truth: Tensor, target: Target) -> float:
+    """One number for a whole split, which is finite.
 
-    predictions: float [N, C] (logits for classes and labels). target: int64 [N] or float32 [N, C].
-    Of token classes, float [N, W, C] and int64 [N, W]: of words, as `predict` gives them.
-    Raises UsageError for a metric that is unknown or not for this kind of target, DivergedError when a prediction is
-    no number, ZooError where the metric is not defined: no label is ever true, or R2 of one example.
+    predictions: float32 [N, C], logits for classes and labels. truth: int64 [N] or float32 [N, C].
+    Of token classes, float32 [N, W, C] and int64 [N, W]: of words, as `predict` gives them.
+    Raises DivergedError when a prediction is no number, ZooError where the metric is not defined: no label is ever
+    true, or R2 of one example; and PluginError for what goes wrong in the metric.
     """
-    if metric not in METRICS:
-        raise UsageError(f"unknown metric {metric!r}; there are {', '.join(sorted(METRICS))}{nearest(metric, METRICS)}")
-    if kind.kind not in METRICS[metric].targets:
-        fitting = sorted(name for name, known in METRICS.items() if kind.kind in known.targets)
-        raise UsageError(f"metric {metric} is not for {kind.kind}; use one of {', '.join(fitting)}")
-    wrong = ~predictions.isfinite() if kind.kind == "regression" else predictions.isnan()  # a class may be ruled out
+    wrong = ~predictions.isfinite() if target.kind == "regression" else predictions.isnan()  # a class may be ruled out
     spoilt = int(wrong.flatten(1).any(dim=1).sum())
     if spoilt:
         raise DivergedError(f"predictions of {spoilt} example{'s' if spoilt > 1 else ''} are no numbers")
-    if metric == "entity_f1":
-        found = _entity_f1(predictions, target, kind.names)
-    else:
-        found = float(_METRICS[metric, kind.kind](predictions.double(), target))
+    with plugin_call(metric):
+        found = float(metric.recipe.score(predictions, truth, target))
     if not math.isfinite(found):
-        raise ZooError(f"{metric} is not defined on {len(target)} examples with these targets; take another metric")
+        raise ZooError(f"{metric.name} is not defined on {len(truth)} examples with these targets; take another metric")
     return found
 
 
@@ -94,18 +95,19 @@ def _r2(x_NC: Tensor, y_NC: Tensor) -> Tensor:
     return torch.where(total > 0, 1 - left / total.clamp(min=torch.finfo(total.dtype).tiny), 1.0 * (left == 0)).mean()
 
 
-def _entity_f1(x_NWC: Tensor, y_NW: Tensor, names: tuple[str, ...]) -> float:
+def entity_f1(predictions: Tensor, truth: Tensor, target: Target) -> float:
     """F1 over all entities of all sentences: one is right if its type and both its ends are; not defined without any.
 
     What an entity is, see `zoo_core.data.token_labels.entities`. Raises UsageError where the classes are not named O,
     B-X and I-X.
     """
+    names = target.names
     strange = [name for name in names if name != OUTSIDE and name.partition("-")[0] not in ("B", "I")]
     if OUTSIDE not in names or strange:
         found = strange[0] if strange else f"no {OUTSIDE} among {', '.join(names[:4])}"
         raise UsageError(f"entity_f1 needs tags named O, B-TYPE and I-TYPE, found {found}; accuracy needs no names")
     right, either = 0, 0
-    for predicted, true in zip(x_NWC.argmax(-1), y_NW, strict=True):
+    for predicted, true in zip(predictions.argmax(-1), truth, strict=True):
         real = true != IGNORED
         spelt, wanted = (entities(names[tag] for tag in tags[real].tolist()) for tags in (predicted, true))
         right, either = right + len(spelt & wanted), either + len(spelt) + len(wanted)
@@ -123,18 +125,43 @@ def _one_hot(y_N: Tensor, size: int) -> Tensor:
     return y_N.unsqueeze(1) == torch.arange(size)
 
 
-_METRICS: dict[tuple[str, str], Callable[[Tensor, Tensor], Tensor]] = {  # predictions come as float64
-    ("accuracy", "classes"): lambda x, y: (x.argmax(1) == y).double().mean(),
-    ("accuracy", "token_classes"): _word_accuracy,
-    ("accuracy", "multilabel"): lambda x, y: ((x > 0) == (y > 0.5)).double().mean(),  # over labels, not whole rows
-    ("top5_accuracy", "classes"): _top5_accuracy,
-    ("macro_f1", "classes"): _macro_f1_classes,
-    ("macro_f1", "multilabel"): lambda x, y: _f1(x > 0, y > 0.5)[0].mean(),
-    ("average_precision", "classes"): lambda x, y: _average_precision(x.softmax(1), _one_hot(y, x.shape[1])),
-    ("average_precision", "multilabel"): lambda x, y: _average_precision(x, y > 0.5),
-    ("mean_absolute_error", "regression"): lambda x, y: (x - y.double()).abs().mean(),
-    ("r2", "regression"): lambda x, y: _r2(x, y.double()),
-}
+def accuracy(predictions: Tensor, truth: Tensor, target: Target) -> float:
+    """Share that is right: of examples, of labels, or of words."""
+    if target.kind == "token_classes":
+        return float(_word_accuracy(predictions.double(), truth))
+    if target.kind == "multilabel":
+        return float(((predictions > 0) == (truth > 0.5)).double().mean())  # over labels, not whole rows
+    return float((predictions.double().argmax(1) == truth).double().mean())
+
+
+def top5_accuracy(predictions: Tensor, truth: Tensor, target: Target) -> float:
+    """Share of examples whose class is among the five likeliest."""
+    return float(_top5_accuracy(predictions.double(), truth))
+
+
+def macro_f1(predictions: Tensor, truth: Tensor, target: Target) -> float:
+    """Mean of the F1 of classes, or of labels."""
+    if target.kind == "multilabel":
+        return float(_f1(predictions > 0, truth > 0.5)[0].mean())
+    return float(_macro_f1_classes(predictions.double(), truth))
+
+
+def average_precision(predictions: Tensor, truth: Tensor, target: Target) -> float:
+    """Mean average precision of classes, each against the rest, or of labels."""
+    x = predictions.double()
+    if target.kind == "multilabel":
+        return float(_average_precision(x, truth > 0.5))
+    return float(_average_precision(x.softmax(1), _one_hot(truth, x.shape[1])))
+
+
+def mean_absolute_error(predictions: Tensor, truth: Tensor, target: Target) -> float:
+    """Mean distance of a value from the true one."""
+    return float((predictions.double() - truth.double()).abs().mean())
+
+
+def r2(predictions: Tensor, truth: Tensor, target: Target) -> float:
+    """Share of the variance that is explained."""
+    return float(_r2(predictions.double(), truth.double()))
 
 
 def confusion(predictions: Tensor, target: Tensor) -> Tensor:

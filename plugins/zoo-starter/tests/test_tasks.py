@@ -13,13 +13,13 @@ import torch
 from sklearn.linear_model import LinearRegression
 from sklearn.neighbors import KNeighborsClassifier
 
-from zoo_core.contracts import METRICS, TaskData, TaskRecipe
+from zoo_core.contracts import METRICS, Target, TaskData, TaskRecipe
 from zoo_core.data.decoding import decode
 from zoo_core.data.splits import carve
 from zoo_core.errors import IntegrityError, RefusedError
 from zoo_core.registry.registry import registry
-from zoo_core.spec.parser import parse_part
-from zoo_core.training.metrics import score
+from zoo_core.spec.parser import Part, parse_part
+from zoo_core.training.metrics import score as score_with
 from zoo_starter import arrays
 from zoo_starter.digits_split import SPLIT_SIZES, split_digits
 from zoo_starter.tasks import ATTRIBUTES, Diabetes, Digits, DigitsAttributes
@@ -165,6 +165,10 @@ def test_patients_and_progression_belong_together() -> None:
     constant = found(data, "val", lambda x: np.full((len(x), 1), data.splits["train"].targets.mean()))
     assert errors["val"] < 0.8 * constant  # a line explains about half of the variance: Efron et al. 2004
     assert 35 < errors["train"] < 50  # in the units of the target, 25 to 346
+
+
+def score(name: str, predictions: torch.Tensor, truth: torch.Tensor, target: Target) -> float:
+    return score_with(registry().bind(Part(name), "metric"), predictions, truth, target)
 
 
 def found(data: TaskData, split: str, predict: Callable[[np.ndarray], np.ndarray]) -> float:

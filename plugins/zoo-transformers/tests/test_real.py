@@ -12,8 +12,16 @@ import transformers
 import zoo_core
 from zoo_core.contracts import Batch, FeatureSpec, Target
 from zoo_core.data.loader import Loader
-from zoo_core.training.metrics import predict, score
+from zoo_core.registry.registry import registry
+from zoo_core.spec.parser import Part
+from zoo_core.training.metrics import predict
+from zoo_core.training.metrics import score as score_with
 from zoo_transformers.backbones import Transformers
+
+
+def score(name: str, predictions: torch.Tensor, truth: torch.Tensor, target: Target) -> float:
+    return score_with(registry().bind(Part(name), "metric"), predictions, truth, target)
+
 
 DATA = Path(__file__).parents[3].parent / "shared" / "data"
 SST2, CONLL = DATA / "sst2", DATA / "conll2003"
