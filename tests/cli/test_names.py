@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -269,9 +270,14 @@ def test_show_of_a_broken_part_shows_what_is_known(site: Path, capsys: pytest.Ca
 
 
 def with_metrics(site: Path) -> None:
-    """Gives the zoo-core of the folder the metric that the plugin's task names."""
-    point = "[zoo.metrics]\naccuracy = zoo_core.training.metric_recipes:Accuracy\n"
-    (site / "zoo_core-0.1.0.dist-info" / "entry_points.txt").write_text(point)
+    """Gives the zoo-core of the folder what the real one has, such as the metric that the plugin's task names."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    lines = [
+        line
+        for group, points in project["project"]["entry-points"].items()
+        for line in (f"[{group}]", *(f"{name} = {value}" for name, value in points.items()))
+    ]
+    (site / "zoo_core-0.1.0.dist-info" / "entry_points.txt").write_text("\n".join(lines))
 
 
 def test_doctor_finds_nothing_wrong_with_a_good_plugin(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
