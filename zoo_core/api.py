@@ -427,7 +427,6 @@ def evaluate(path: str | Path, *, split: str = "test", device: str = "cpu") -> E
     learner = load_stored(run).to(device)
     splits = carve(open_task(run.plan), seed=run.plan.seed, **run.plan.task.common)
     chosen = _split(splits, split)
-    recipe = run.plan.task.recipe
     loader = plain_loader(run.plan, learner, chosen, run.target, torch.device(device))
     precision = precision_of(run.plan.budget.precision, torch.device(device))
     assert run.plan.metric is not None, "a task names its metric"

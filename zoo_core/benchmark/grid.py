@@ -27,10 +27,10 @@ from zoo_core.registry.catalog import Catalog
 from zoo_core.registry.catalog import catalog as default_catalog
 from zoo_core.registry.index import list_names
 from zoo_core.registry.local_plugins import Recipe, SpecLike, part_of, spec_of
+from zoo_core.registry.readers import task_part
 from zoo_core.registry.registry import Bound, Registry
 from zoo_core.registry.registry import registry as default_registry
 from zoo_core.spec.parser import Part, Spec, parse, parse_part
-from zoo_core.spec.paths import task_part
 
 __all__ = [
     "PATTERN",

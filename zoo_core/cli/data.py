@@ -14,9 +14,9 @@ from zoo_core.contracts import Located, Survey, Surveyed
 from zoo_core.errors import NotFoundError, UsageError
 from zoo_core.lock import read_pins
 from zoo_core.plan.resolve import bind_task, inner_parts, located
+from zoo_core.registry.readers import is_path, task_part
 from zoo_core.registry.registry import registry
 from zoo_core.spec.parser import Part
-from zoo_core.spec.paths import is_path, task_part
 
 if TYPE_CHECKING:
     from zoo_core.registry.bind import Bound

@@ -33,12 +33,12 @@ from zoo_core.registry.catalog import Catalog, Entry
 from zoo_core.registry.catalog import catalog as default_catalog
 from zoo_core.registry.index import reserved_names
 from zoo_core.registry.local_plugins import SpecLike, part_of, spec_of
+from zoo_core.registry.readers import task_part
 from zoo_core.registry.recipe_checks import TRAINING, broken, check_adapter, check_head, check_task
 from zoo_core.registry.registry import Registry
 from zoo_core.registry.registry import registry as default_registry
 from zoo_core.registry.trust import speaking_for
 from zoo_core.spec.parser import Part, Spec
-from zoo_core.spec.paths import task_part
 
 __all__ = ["DEFAULT_HEAD", "bind_task", "check_built", "check_until", "consumed", "inner_parts", "located", "resolve"]
 
@@ -184,7 +184,7 @@ def located(task: Bound, pins: Mapping[str, Pinned], *, offline: bool = False) -
 
 def _task(task: str | Part | TaskRecipe, registry: Registry) -> Part:
     if isinstance(task, str):
-        return task_part(task)
+        return task_part(task, registry)
     return task if isinstance(task, Part) else part_of(task, registry)
 
 

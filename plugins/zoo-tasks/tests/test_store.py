@@ -76,7 +76,7 @@ def test_a_raised_version_decodes_anew(two_classes: Path, monkeypatch: pytest.Mo
 AT_ONCE = """
 import os, sys
 from pathlib import Path
-from zoo_core.spec.paths import task_part
+from zoo_core.registry.readers import task_part
 from zoo_core.registry.registry import registry
 
 bound = registry().bind(task_part(sys.argv[1]), "task")

@@ -23,10 +23,10 @@ from zoo_core.files.fetch import pin_plan
 from zoo_core.files.folders import look
 from zoo_core.files.pins import pin
 from zoo_core.plan.resolve import resolve
-from zoo_core.spec.paths import task_part
+from zoo_core.registry.readers import task_part
 from zoo_core.toolkit.table_encoding import Category, Number
 from zoo_tasks.encoding import encode
-from zoo_tasks.repository_files import TABLES
+from zoo_tasks.readers import TABLES
 from zoo_tasks.tables import Conll, Csv, Jsonl, Parquet, Tsv
 
 Write = Callable[[str, str], Path]

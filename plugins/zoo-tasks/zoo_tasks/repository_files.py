@@ -13,10 +13,10 @@ from typing import Any
 from zoo_core.contracts import SUFFIXES
 from zoo_core.errors import UsageError, nearest
 from zoo_tasks.class_folders import is_split, some
+from zoo_tasks.readers import TABLES
 
 __all__ = ["RepositoryFiles", "choose_files"]
 
-TABLES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".tsv": "tsv"}
 FOLDERS = dict.fromkeys(SUFFIXES["image"], "image-folder") | dict.fromkeys(SUFFIXES["audio"], "audio-folder")
 ORDER = ("train", "val", "test")
 
