@@ -338,6 +338,46 @@ def test_doctor_tells_of_a_group_that_is_none_of_zoos(
     assert "entry_points.txt: zoo reads no group [zoo.head]; did you mean zoo.heads" in line
 
 
+@pytest.mark.parametrize(
+    ("group", "near"),
+    [("metric", "zoo.metrics"), ("augmentation", "zoo.augmentations"), ("reader", "zoo.readers")],
+)
+def test_doctor_names_the_nearest_group_and_all_there_are(
+    site: Path, capsys: pytest.CaptureFixture[str], group: str, near: str
+) -> None:
+    make_distribution(site, "bolt", entry_points=f"[zoo.{group}]\nhat = bolt:Hat\n")
+    code, out, _ = run(capsys, "doctor")
+    assert code == 6
+    (line,) = [line for line in out.splitlines() if f"zoo.{group}]" in line]
+    assert f"did you mean {near}" in line
+    assert line.endswith(
+        "there are zoo.backbones, zoo.adapters, zoo.heads, zoo.tasks, zoo.metrics, zoo.augmentations, zoo.readers, "
+        "zoo.records"
+    )
+
+
+def test_doctor_tells_of_files_that_two_readers_read(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reader = """
+        from dataclasses import dataclass
+        from typing import ClassVar
+
+        @dataclass(frozen=True, kw_only=True)
+        class Toys:
+            version: ClassVar[int] = 1
+            suffixes: ClassVar[frozenset[str]] = frozenset({".toy"})
+            below: ClassVar[frozenset[str]] = frozenset()
+            names: ClassVar[frozenset[str]] = frozenset()
+            def task(self, path, files): ...
+    """
+    for name in ("bolt", "nut"):
+        make_distribution(
+            site, name, entry_points=f"[zoo.readers]\n{name}s = {name}:Toys\n", files={f"{name}.py": reader}
+        )
+    code, out, _ = run(capsys, "doctor")
+    assert code == 6
+    assert "files .toy are read by bolts of bolt 1.0 and nuts of nut 1.0, so none is used" in out
+
+
 def test_doctor_does_not_mind_the_metadata_of_others(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with_metrics(site)
     metadata = make_distribution(site, "stray")

@@ -14,6 +14,7 @@ from zoo_core.errors import UsageError, ZooError, nearest
 from zoo_core.plan.extensions import metric_of
 from zoo_core.registry.catalog import Catalog, Problem
 from zoo_core.registry.index import Index, Provider, load_index
+from zoo_core.registry.readers import contested
 from zoo_core.registry.recipe_checks import (
     check_adapter,
     check_augmentation,
@@ -57,6 +58,7 @@ class DistributionHealth:
 @dataclass(frozen=True, kw_only=True)
 class Health:
     """Everything that was found. groups: entry points below groups that zoo does not read, such as `zoo.adapter`.
+    suffixes: of files that several readers read.
 
     foreign: unreadable metadata of packages that have nothing to do with zoo.
     """
@@ -67,6 +69,7 @@ class Health:
     distributions: tuple[DistributionHealth, ...]
     records: tuple[Problem, ...]
     groups: tuple[str, ...]
+    suffixes: tuple[str, ...]
     foreign: tuple[str, ...]
     shadowed: tuple[str, ...]
     leftovers: tuple[str, ...]
@@ -75,7 +78,7 @@ class Health:
     def num_problems(self) -> int:
         """How many things a user should mend; a plugin that is not allowed is no problem."""
         allowed = [found for found in self.distributions if found.state != "disallowed"]
-        return sum(len(found.problems) for found in allowed) + len(self.records) + len(self.groups)
+        return sum(len(found.problems) for found in allowed) + len(self.records) + len(self.groups) + len(self.suffixes)
 
     @property
     def is_well(self) -> bool:
@@ -97,6 +100,7 @@ def check_up(index: Index | None = None) -> Health:
         distributions=tuple(_distribution(found, index, registry) for found in index.distributions),
         records=Catalog(index).problems(),
         groups=tuple(_unknown_groups(index)),
+        suffixes=tuple(contested(registry)),
         foreign=tuple(_foreign(index)),
         shadowed=tuple(index.shadowed),
         leftovers=tuple(_leftovers(index)),

@@ -115,6 +115,7 @@ def _findings(health: Health) -> str:
         lines += [f"    {problem}" for problem in found.problems]
     lines += [f"record {found.name} of {found.distribution}: {found.problem}" for found in health.records]
     lines += health.groups
+    lines += health.suffixes
     lines += [f"not zoo's: {problem}" for problem in health.foreign]
     lines += [f"behind another copy on sys.path, not used: {path}" for path in health.shadowed]
     lines += [f"left over by an interrupted pip, may be removed: {path}" for path in health.leftovers]

@@ -23,7 +23,7 @@ from zoo_core.registry.scan import normalise
 from zoo_core.registry.settings import settings_file
 from zoo_core.spec.parser import Part, parse_part
 
-__all__ = ["is_path", "task_part"]
+__all__ = ["contested", "is_path", "task_part"]
 
 Readers: TypeAlias = tuple[Bound, ...]
 
@@ -74,6 +74,22 @@ def task_part(text: str, registry: Registry | None = None) -> Part:
     if not any(files for _, _, files in os.walk(path)):
         raise UsageError(f"{text} is an empty folder; a task needs files, such as a folder of pictures for each class")
     raise UsageError(f"{text} holds no file whose suffix tells how to read it; {write}")
+
+
+def contested(registry: Registry) -> Iterator[str]:
+    """A line for each suffix that several readers read, of which the settings choose none."""
+    readers = tuple(_readers(registry))
+    for fact in ("suffixes", "below"):
+        claims: dict[str, list[Bound]] = {}
+        for reader in readers:
+            for suffix in sorted(getattr(reader.recipe, fact)):
+                claims.setdefault(suffix, []).append(reader)
+        for suffix, rivals in sorted(claims.items()):
+            if len(rivals) > 1:
+                try:
+                    _settled(tuple(rivals), (f"x{suffix}",), registry)
+                except AmbiguousError as error:
+                    yield str(error)
 
 
 def _readers(registry: Registry | None) -> Iterator[Bound]:
