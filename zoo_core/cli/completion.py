@@ -48,10 +48,9 @@ def completion(shell: str) -> None:
     """  # noqa: D301 - click reads the character \b as: keep these lines
     from click.shell_completion import get_completion_class
 
-    from zoo_core.cli.group import zoo
-
     found = get_completion_class(shell)
     assert found is not None, "click knows the shells of the choice"
+    zoo = click.get_current_context().find_root().command
     click.echo(found(zoo, {}, "zoo", VARIABLE).source())
 
 
