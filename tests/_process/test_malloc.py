@@ -53,7 +53,6 @@ class Counting:
     seams: ClassVar[frozenset[str]] = frozenset()
     needs: ClassVar[tuple[frozenset[str], ...]] = ()
     changes: ClassVar[frozenset[str]] = frozenset({{"added"}})
-    batchable: ClassVar[bool] = False
     mergeable: ClassVar[bool] = False
     learning_rates: ClassVar[tuple[float, ...]] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 

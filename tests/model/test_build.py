@@ -40,7 +40,7 @@ class Does(ToyAdapter):
 
 
 def freeze_the_head(learner: Learner) -> None:
-    learner.heads.requires_grad_(False)
+    learner.head.requires_grad_(False)
 
 
 def open_the_last_norm(learner: Learner) -> None:
@@ -52,12 +52,16 @@ def freeze_what_another_opened(learner: Learner) -> None:
 
 
 def drop_a_head_weight(learner: Learner) -> None:
-    learner.heads["main"] = nn.Identity()
+    learner.head = nn.Identity()
+
+
+def add_a_head(learner: Learner) -> None:
+    learner.heads["aux"] = nn.Linear(12, 3)
 
 
 def replace_a_head_weight(learner: Learner) -> None:
     """By a new one, if possible one that lies where the old one lay."""
-    layer = learner.heads.get_submodule("main.layers.0")
+    layer = learner.head.get_submodule("layers.0")
     assert isinstance(layer, nn.Linear)
     shape, place = layer.weight.shape, id(layer.weight)
     del layer.weight
@@ -136,6 +140,7 @@ WRONG: list[tuple[Callable[[Learner], Any], str]] = [
     (freeze_what_another_opened, "froze or removed backbone.norm.weight"),
     (drop_a_head_weight, r"froze or removed heads.main.layers.0.weight"),
     (replace_a_head_weight, r"froze or removed heads.main.layers.0.weight"),
+    (add_a_head, "added a head 'aux'; a learner has one, learner.head"),
     (drop_a_frozen_weight, "removed backbone.blocks.1.conv.weight"),
     (drop_a_stage, "removed backbone.blocks.1.conv.weight"),
     (replace_a_buffer, "removed backbone.norm.running_mean"),
@@ -194,7 +199,17 @@ def look(learner: Learner) -> None:
 def test_an_adapter_that_only_adds_is_welcome(what: Callable[[Learner], Any]) -> None:
     learner = build(toy_plan(Does(what=what), backbone=MAP))
     assert not learner.training
-    assert all(x.requires_grad for x in learner.heads.parameters())
+    assert all(x.requires_grad for x in learner.head.parameters())
+
+
+def test_an_adapter_may_wrap_the_head_whose_keys_stay() -> None:
+    def wrap(learner: Learner) -> None:
+        learner.head = nn.Sequential(learner.head)
+
+    learner = build(toy_plan(Does(what=wrap)))
+    assert isinstance(learner.head, nn.Sequential)
+    assert [name for name, _ in learner.named_children()] == ["backbone", "heads", "objective"]
+    assert set(learner.delta()) == {"heads.main.0.layers.0.weight", "heads.main.0.layers.0.bias"}
 
 
 def test_what_an_adapter_adds_trains_and_is_in_the_delta() -> None:
@@ -325,7 +340,7 @@ def test_a_closed_form_head_trains_nothing() -> None:
 
 def test_values_get_a_head_in_their_units() -> None:
     learner = build(toy_plan(task=ToyTasks(kind="values", size=2)))
-    assert isinstance(learner.heads["main"], ScaledHead)
+    assert isinstance(learner.head, ScaledHead)
 
 
 def test_a_learner_for_use_has_no_objective_and_the_same_delta() -> None:
@@ -340,16 +355,6 @@ def test_the_number_of_outputs_must_be_known() -> None:
     with pytest.raises(RefusedError, match="open the task first"):
         build(plan)
     assert build(plan, target=Target(kind="classes", size=5)).target.size == 5
-
-
-def test_a_teacher_that_nothing_can_load_is_told() -> None:
-    @dataclass(frozen=True, kw_only=True)
-    class Teaches(ToyAdapter):
-        def apply(self, learner: Learner, context: Context) -> Learner:
-            return context.load("starter/vit-nano")
-
-    with pytest.raises(PluginError, match="adapter Teaches asked for a teacher 'starter/vit-nano'"):
-        build(toy_plan(Teaches()))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,7 +55,6 @@ PLUGIN = '''
         seams: ClassVar[frozenset[str]] = frozenset()
         needs: ClassVar[tuple[frozenset[str], ...]] = ()
         changes: ClassVar[frozenset[str]] = frozenset({"objective"})
-        batchable: ClassVar[bool] = False
         mergeable: ClassVar[bool] = True
         learning_rates: ClassVar[tuple[float, ...]] = RATES
 

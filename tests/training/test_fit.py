@@ -163,13 +163,13 @@ def test_scales_and_decay_reach_the_optimiser() -> None:
     @dataclass(frozen=True, kw_only=True)
     class Faster(ToyAdapter):
         def apply(self, learner: Learner, context: Context) -> Learner:
-            learner.set_scale(learner.heads.parameters(), 4.0)
+            learner.set_scale(learner.head.parameters(), 4.0)
             return learner
 
     plan = toy_plan(ToyOpen(what="last"), Faster(), budget=Budget(epochs=1, weight_decay=0.3, warmup=0))
     with watched() as steps:
         learner, _ = fitted(plan, 0.25)
-    head = {id(parameter) for parameter in learner.heads.parameters()}
+    head = {id(parameter) for parameter in learner.head.parameters()}
     for group in steps[0]:
         for parameter in group["params"]:
             assert group["lr"] == (1.0 if id(parameter) in head else 0.25)
@@ -194,7 +194,7 @@ def test_a_fit_is_the_loop_that_anybody_would_write() -> None:
     learner, found = fitted(plan, 0.05, seed=3)
     twin = build(plan)
     twin.train()
-    weight, bias = (twin.heads.get_parameter(f"main.layers.0.{name}") for name in ("weight", "bias"))
+    weight, bias = (twin.head.get_parameter(f"layers.0.{name}") for name in ("weight", "bias"))
     optimiser = torch.optim.AdamW(
         [{"params": [weight], "weight_decay": 0.1}, {"params": [bias], "weight_decay": 0.0}], lr=0.05, fused=True
     )
@@ -464,7 +464,7 @@ class Spoils(ToyAdapter):
                 return None
             return output * self.by
 
-        learner.heads["main"].register_forward_hook(hook)
+        learner.head.register_forward_hook(hook)
         return learner
 
 
@@ -489,7 +489,7 @@ def test_a_rate_that_diverges_loses_to_one_that_does_not() -> None:
             def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
                 return output * (math.nan if module.layers[0].weight.abs().max() > 1 else 1)  # type: ignore[index,union-attr]
 
-            learner.heads["main"].register_forward_hook(hook)
+            learner.head.register_forward_hook(hook)
             return learner
 
     plan = toy_plan(DivergesFast(), budget=SHORT, learning_rates=(1e-3, 1e-2, 1e3))
@@ -574,7 +574,7 @@ def test_a_part_that_has_not_joined_holds_no_gradient_and_no_state_of_the_optimi
 def test_moments_of_what_trains_already_are_kept_when_others_join() -> None:
     plan = toy_plan(*BACKBONE_LATER, budget=SHORT)
     learner = build(plan)
-    weight = learner.heads.get_parameter("main.layers.0.weight")
+    weight = learner.head.get_parameter("layers.0.weight")
     late = learner.backbone.get_parameter("stem.weight")
     mean = torch.zeros_like(weight)
     steps: list[float] = []
@@ -771,7 +771,7 @@ def test_looking_for_added_tensors_changes_no_bit_of_training() -> None:
     @dataclass(frozen=True, kw_only=True)
     class Noisy(ToyAdapter):
         def apply(self, learner: Learner, context: Context) -> Learner:
-            learner.heads["main"].register_forward_hook(lambda *call: call[2] + torch.randn_like(call[2]))
+            learner.head.register_forward_hook(lambda *call: call[2] + torch.randn_like(call[2]))
             return learner
 
     plan = toy_plan(ToyOpen(), Shift(), Noisy(), backbone=ToyBackbones(layer_drop=True), budget=SHORT)
@@ -799,13 +799,13 @@ class Finishes(ToyAdapter):
 @torch.no_grad()
 def halve(learner: Learner) -> None:
     assert all(x.requires_grad for x in learner.parameters()), "all phases are over"
-    for parameter in learner.heads.parameters():
+    for parameter in learner.head.parameters():
         parameter.mul_(0.5)
 
 
 @torch.no_grad()
 def shift(learner: Learner) -> None:
-    for parameter in learner.heads.parameters():
+    for parameter in learner.head.parameters():
         parameter.add_(1)
 
 
@@ -820,7 +820,7 @@ def test_finishers_are_called_once_in_order_after_the_last_step() -> None:
 def test_candidates_are_scored_as_they_are_finished() -> None:
     @torch.no_grad()
     def spoil(learner: Learner) -> None:
-        for name, parameter in learner.heads.named_parameters():
+        for name, parameter in learner.head.named_parameters():
             parameter.fill_(-1 if name.endswith("bias") else 0)
 
     task = ToyTasks(kind="values", size=1)

@@ -61,7 +61,7 @@ class Halves(ToyAdapter):
     def apply(self, learner: Learner, context: Context) -> Learner:
         @torch.no_grad()
         def halve(trained: Learner) -> None:
-            for parameter in trained.heads.parameters():
+            for parameter in trained.head.parameters():
                 parameter.mul_(0.5)
 
         learner.finishers.append(halve)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
@@ -31,7 +30,6 @@ class Context:
 
     generator: its own source of random draws, derived from (seed, part); without one, torch draws from another with the
     same seed, whatever other threads draw meanwhile.
-    load: turns a spec or a stored run into a frozen learner (a teacher).
     files: the folder that holds the files of the adapter's own `source`, verified. base: the repository or folder that
     the backbone's files come from, None for one that has none.
     """
@@ -39,7 +37,6 @@ class Context:
     target: Target
     purpose: Literal["train", "use"]
     generator: Generator
-    load: Callable[[str], Learner]
     files: Path | None = None
     base: str | None = None
 
@@ -94,7 +91,7 @@ class AdapterRecipe(Protocol):
     """A change to a learner. It may only add: what was trainable stays so, and no frozen value changes.
 
     accepts: kinds of backbone features it works on. seams: what it needs of the backbone. changes: what it touches.
-    batchable: whether trials that differ only in numbers can share one pass. mergeable: folds into plain weights.
+    mergeable: folds into plain weights.
     needs: alternatives, best first, each a set of roles; it works on the first of which the backbone has all. Empty:
     it needs none. mergeable: one that changes more than sites (see zoo_core.toolkit.sites) also has `merge(learner)`,
     which folds what it added into plain weights. One whose library has a format of its own for adapters may have a
@@ -112,7 +109,6 @@ class AdapterRecipe(Protocol):
     def needs(self) -> tuple[frozenset[str], ...]: ...
 
     changes: ClassVar[frozenset[Change]]
-    batchable: ClassVar[bool]
     mergeable: ClassVar[bool]
     learning_rates: ClassVar[tuple[float, ...]]
 

@@ -6,7 +6,7 @@ must still be there, and no frozen value may have changed; the error names the a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +17,7 @@ from zoo_core.contracts import ROLES, Backbone, Context, FeatureSpec, Target, We
 from zoo_core.data.randomness import seeded
 from zoo_core.errors import LawError, PluginError, RefusedError
 from zoo_core.lock import part_key
-from zoo_core.model.learner import Learner
+from zoo_core.model.learner import MAIN, Learner
 from zoo_core.model.objective import ScaledHead, default_objective
 from zoo_core.model.transforms import with_transforms
 from zoo_core.model.truncation import truncated
@@ -38,13 +38,12 @@ def build(
     *,
     target: Target | None = None,
     purpose: Literal["train", "use"] = "train",
-    load: Callable[[str], Learner] | None = None,
     backbone: nn.Module | None = None,
     class_weights: Tensor | None = None,
 ) -> Learner:
     """The learner of a plan, in evaluation mode on the CPU; for use it has no objective.
 
-    target: with its size known, where the plan's is not. load: makes a teacher from a spec or a stored run.
+    target: with its size known, where the plan's is not.
     backbone: what `build_backbone` gives for this plan, or a copy of that; None: it is called.
     class_weights: float [C] of the default loss of classes and labels.
     Raises PluginError when a part breaks its contract, LawError when an adapter breaks its law.
@@ -64,7 +63,6 @@ def build(
                 target=target,
                 purpose=purpose,
                 generator=generator,
-                load=load or _no_teacher(adapter.name),
                 files=_files(plan, adapter),
                 base=_base(plan),
             )
@@ -176,6 +174,9 @@ def _apply(adapter: Bound, learner: Learner, context: Context) -> Learner:
         adapted: Learner = adapter.recipe.apply(learner, context)
     if not isinstance(adapted, Learner):
         raise LawError(f"adapter {adapter.name} gave {type(adapted).__name__}; apply returns a learner")
+    others = [name for name in adapted.heads if name != MAIN]
+    if others:
+        raise LawError(f"adapter {adapter.name} added a head {others[0]!r}; a learner has one, learner.head")
     after = {id(parameter): parameter for parameter in adapted.parameters()}
     kept = {id(tensor): tensor for _, tensor in _tensors(adapted)}
     for key, name in trainable.items():
@@ -205,10 +206,3 @@ def checksum(tensor: Tensor) -> int:
         place = torch.arange(1, len(run) + 1, device=run.device) + start * CHECKED_AT_ONCE
         total += (run.to(torch.int64) * place).sum()
     return int(total)
-
-
-def _no_teacher(name: str) -> Callable[[str], Learner]:
-    def load(spec: str) -> Learner:
-        raise PluginError(f"adapter {name} asked for a teacher {spec!r}, and nothing here can load one")
-
-    return load

@@ -1,4 +1,4 @@
-"""The learner: backbone, heads, objective; the rule of what trains, and the delta that a fitted one holds.
+"""The learner: backbone, head, objective; the rule of what trains, and the delta that a fitted one holds.
 
 Two laws live here. What is frozen does not move: a module is in training mode if and only if all parameters beneath it
 are trainable. The delta is what the base's files do not determine: its names are fixed when `seal` is called at the
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Learner"]
 
-MAIN = "main"  # the head that makes Output.predictions
+MAIN = "main"  # stored deltas hold the head as heads.main
 
 
 class Learner(nn.Module):
@@ -42,7 +42,7 @@ class Learner(nn.Module):
     def __init__(self, backbone: nn.Module, head: nn.Module, consumes: Kind, objective: nn.Module, target: Target):
         super().__init__()
         self.backbone = backbone
-        self.heads = nn.ModuleDict({MAIN: head})
+        self.heads = nn.ModuleDict({MAIN: head})  # one, which `head` gives
         self.objective: nn.Module | None = objective
         self.consumes: Kind = consumes
         self.target = target
@@ -65,6 +65,21 @@ class Learner(nn.Module):
         """The backbone under its contract's type."""
         return cast("LoadedBackbone", self.backbone)
 
+    @property
+    def head(self) -> nn.Module:
+        """What makes predictions of features; an adapter may wrap it: `learner.head = Wrapped(learner.head)`."""
+        return self.heads[MAIN]
+
+    @head.setter
+    def head(self, head: nn.Module) -> None:
+        self.heads[MAIN] = head
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "head":  # torch would register a module of that name, which the property then hides
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     # -- one pass ---------------------------------------------------------------------------------------------------
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Output:
@@ -85,7 +100,7 @@ class Learner(nn.Module):
                     raise
                 found = ", ".join(map(str, inputs)) or "nothing"
                 raise UsageError(f"inputs lack {error}, they hold {found}; {self._reads()}") from None
-        predictions = self.heads[MAIN](convert(features, self.consumes, self.source.pool))
+        predictions = self.head(convert(features, self.consumes, self.source.pool))
         return Output(predictions=predictions, features=features, stages=states)
 
     def loss(self, output: Output, batch: Batch) -> Tensor:
@@ -101,7 +116,7 @@ class Learner(nn.Module):
 
     def _check_fitted(self) -> None:
         """Raises UsageError while a closed-form head's state is that of a head nobody has fitted."""
-        head = _inner(self.heads[MAIN])
+        head = _inner(self.head)
         state = dict(head.named_buffers())
         if all(
             state[name].shape == built.shape and torch.equal(state[name].to(built), built)
@@ -109,7 +124,7 @@ class Learner(nn.Module):
         ):
             raise UsageError(
                 "the head is fitted in closed form, and nothing has fitted it: use zoo_core.fit, "
-                "or learner.heads['main'].fit(features, target) in a loop of your own"
+                "or learner.head.fit(features, target) in a loop of your own"
             )
         self._unfitted = {}
 
@@ -169,7 +184,7 @@ class Learner(nn.Module):
 
         A column that does not vary, or by less than float32 can tell, keeps its own unit.
         """
-        head = self.heads[MAIN]
+        head = self.head
         assert isinstance(head, ScaledHead), "only values are predicted in units"
         exact = targets.double()
         deviation = exact.std(dim=0, correction=0)
@@ -233,8 +248,8 @@ class Learner(nn.Module):
         self._delta_names = frozenset(state) - self._closed_names
         buffers = {f"heads.{name}" for name, _ in self.heads.named_buffers()}
         self._unsized = {name: state[name].shape for name in buffers & state.keys() if not state[name].numel()}
-        if not any(parameter.requires_grad for parameter in self.heads.parameters()):
-            self._unfitted = {name: buffer.clone() for name, buffer in _inner(self.heads[MAIN]).named_buffers()}
+        if not any(parameter.requires_grad for parameter in self.head.parameters()):
+            self._unfitted = {name: buffer.clone() for name, buffer in _inner(self.head).named_buffers()}
 
     def frozen(self) -> dict[str, Tensor]:
         """The backbone's tensors that training must not move, by name. Raises LawError when one has vanished."""

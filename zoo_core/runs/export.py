@@ -13,7 +13,7 @@ from torch import nn
 
 from zoo_core.contracts import Exportable, LinearMap
 from zoo_core.errors import AccessError, RefusedError, UsageError
-from zoo_core.model.learner import MAIN, Learner
+from zoo_core.model.learner import Learner
 from zoo_core.model.objective import ScaledHead
 from zoo_core.registry.registry import registry
 
@@ -70,7 +70,7 @@ def exporter(form: str) -> Callable[[Learner, Path], str]:
 @torch.no_grad()
 def _linear(learner: Learner) -> nn.Linear | None:
     """The head as one linear layer on pooled features, with the units of values in it; None where it is no such."""
-    head = learner.heads[MAIN]
+    head = learner.head
     inner = head.head if isinstance(head, ScaledHead) else head
     if learner.consumes != "pooled" or not isinstance(inner, LinearMap):
         return None

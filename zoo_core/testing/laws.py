@@ -54,7 +54,7 @@ def first_stage(subject: Subject) -> str | None:
         before, after = (outputs_of(each, inputs)["features"] for each in (subject.plain, learner))
     else:
         with torch.no_grad():
-            before, after = (boundary(each.backbone, inputs, first).state for each in (subject.plain, learner))
+            before, after = (boundary(each.backbone, inputs, first) for each in (subject.plain, learner))
     if not equal(before, after):
         raise ConformanceError(f"first_stage says {first} of {num_stages}, and what enters that stage changes")
     return None

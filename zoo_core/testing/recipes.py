@@ -136,7 +136,6 @@ class ToyAdapter:
     seams: ClassVar[frozenset[Seam]] = frozenset()
     needs: ClassVar[tuple[frozenset[str], ...]] = ()
     changes: ClassVar[frozenset[Change]] = frozenset({"base"})
-    batchable: ClassVar[bool] = False
     mergeable: ClassVar[bool] = False
     learning_rates: ClassVar[tuple[float, ...]] = ToyHeads.learning_rates
 

@@ -1,7 +1,7 @@
 """The stage seam: what enters and leaves the modules that a forward pass calls in order, intercepted with hooks.
 
-It captures hidden states, resumes a pass from the middle, and tells which parameters lie before, in and after the
-stages. The other seam, the call of attention inside a stage, is in attention.py.
+It captures hidden states, and tells which parameters lie before, in and after the stages. The other seam, the call of
+attention inside a stage, is in attention.py.
 """
 
 from __future__ import annotations
@@ -9,29 +9,23 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from zoo_core._process.singletons import Lock
-from zoo_core.contracts import Features, as_backbone
+from zoo_core.contracts import as_backbone
 from zoo_core.errors import LawError
 
 __all__ = [
-    "Boundary",
     "boundary",
     "capture",
     "dummy_pass",
     "groups",
-    "resume",
     "shadow",
     "stage_modules",
 ]
-
-_one_resumed_pass = Lock()  # two threads on one patched model gave wrong outputs
 
 
 def stage_modules(backbone: nn.Module) -> list[nn.Module]:
@@ -69,79 +63,27 @@ def capture(backbone: nn.Module, stages: Sequence[int]) -> Iterator[dict[int, Te
             handle.remove()
 
 
-@dataclass(frozen=True)
-class Boundary:
-    """What enters one stage: its hidden state, and the rest of the tuple that the stage before returned."""
-
-    stage: int
-    state: Tensor
-    rest: tuple[Any, ...] | None = None
-
-
 class _Stop(Exception):  # noqa: N818
     """Leaves a forward pass once the boundary is known."""
 
 
-def boundary(backbone: nn.Module, inputs: Mapping[str, Tensor], stage: int) -> Boundary:
-    """Runs the pass up to a stage and returns what would enter it. The stages after it are not run."""
-    modules = stage_modules(backbone)
-    found: list[Boundary] = []
-    previous: list[Any] = []
-
-    def seen(module: nn.Module, args: Any, output: Any) -> None:
-        previous[:] = [output]
+def boundary(backbone: nn.Module, inputs: Mapping[str, Tensor], stage: int) -> Tensor:
+    """Runs the pass up to a stage and returns the hidden state that would enter it. No later stage is run."""
+    module = stage_modules(backbone)[stage]
+    found: list[Tensor] = []
 
     def stop(module: nn.Module, args: Any) -> None:
-        rest = previous[0][1:] if previous and isinstance(previous[0], tuple) else None
-        found.append(Boundary(stage, args[0], rest))
+        found.append(args[0])
         raise _Stop
 
-    with ExitStack() as stack:
-        if stage:
-            stack.callback(modules[stage - 1].register_forward_hook(seen).remove)
-        stack.callback(modules[stage].register_forward_pre_hook(stop).remove)
-        try:
-            backbone(inputs)
-        except _Stop:
-            return found[0]
+    handle = module.register_forward_pre_hook(stop)
+    try:
+        backbone(inputs)
+    except _Stop:
+        return found[0]
+    finally:
+        handle.remove()
     raise LawError(f"stage {stage} ({as_backbone(backbone).stages[stage]}) was never called")
-
-
-def resume(backbone: nn.Module, inputs: Mapping[str, Tensor], start: Boundary) -> Features:
-    """A forward pass that begins at a boundary: earlier stages hand their input on, then the state is put in place.
-
-    inputs: as for the whole pass; masks and position embeddings are made from them by the model itself.
-    Returns features equal, bit for bit, to those of the whole pass with the same weights; the boundary is not changed.
-    One resumed pass at a time; the stages themselves are not changed, only their `forward` while the pass runs.
-    """
-    modules = stage_modules(backbone)
-
-    def hand_on(state: Any, *args: Any, **kwargs: Any) -> Any:
-        return state if start.rest is None else (state, *map(_copy, start.rest))
-
-    def put(module: nn.Module, args: Any) -> Any:
-        return (_copy(start.state), *args[1:])
-
-    with _one_resumed_pass.held, ExitStack() as stack:
-        for module in modules[: start.stage]:
-            stack.callback(_put_back, module, module.__dict__.get("forward"))
-            module.forward = hand_on
-        stack.callback(modules[start.stage].register_forward_pre_hook(put).remove)
-        features: Features = backbone({name: _copy(x) for name, x in inputs.items()})  # handed on, and written into
-        return features
-
-
-def _copy(value: Any) -> Any:
-    """A stage may write into what it is given; a boundary serves more than once."""
-    return value.clone() if isinstance(value, Tensor) else value
-
-
-def _put_back(module: nn.Module, forward: Callable[..., Any] | None) -> None:
-    """The module's own `forward`, if it had one beside its class's: a compiled or wrapped module has."""
-    if forward is None:
-        del module.__dict__["forward"]
-    else:
-        module.forward = forward
 
 
 def groups(backbone: nn.Module) -> dict[str, int]:

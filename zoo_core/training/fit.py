@@ -120,7 +120,7 @@ def _delayed_for_now(learner: Learner) -> Iterator[None]:
 def _fit_closed_form(learner: Learner, loader: Loader) -> None:
     """One pass over the training split in evaluation mode, then the head's own `fit` on all features."""
     learner.eval()
-    head = learner.heads["main"]
+    head = learner.head
     parts, targets = [], []
     with torch.no_grad():
         for batch in loader.epoch():

@@ -79,7 +79,7 @@ def test_an_adapter_trains_exactly_what_it_says_and_the_head(build_toy: Build, t
     learner = build_toy(f"toy/{toy}+{adapter}")
     names = {name for name, _ in learner.backbone.named_parameters()}
     assert trained(learner) == {name for name in names if ADAPTERS[adapter](name)}
-    assert all(parameter.requires_grad for parameter in learner.heads.parameters())
+    assert all(parameter.requires_grad for parameter in learner.head.parameters())
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_full_at_one_rate_updates_as_plain_adamw_does_bit_for_bit(build_toy: Bui
         batch = batch_of(step)
         optimiser.zero_grad()
         pooled = plain.source.pool(plain.source(batch.inputs))
-        logits = plain.heads["main"](Features(kind="pooled", x=pooled))
+        logits = plain.head(Features(kind="pooled", x=pooled))
         nn.functional.cross_entropy(logits, batch.target).backward()
         optimiser.step()
     mine, theirs = ours.state_dict(), plain.state_dict()
@@ -414,10 +414,7 @@ def test_the_counts_on_vit_b16_are_the_published_ones(recipe: AdapterRecipe, num
         backbone, head = VitBase().requires_grad_(False), nn.Linear(768, 3)
     learner = Learner(backbone, head, "pooled", CrossEntropy(), CLASSES)
 
-    def no_teacher(spec: str) -> Learner:
-        raise AssertionError("none of these adapters has a teacher")
-
-    context = Context(target=CLASSES, purpose="train", generator=torch.Generator(), load=no_teacher)
+    context = Context(target=CLASSES, purpose="train", generator=torch.Generator())
     assert num_trained(recipe.apply(learner, context)) == num
 
 

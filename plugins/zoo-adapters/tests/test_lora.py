@@ -65,11 +65,8 @@ def added(learner: Learner) -> int:
 
 
 def context(purpose: Any = "train", seed: int = 0) -> Context:
-    def no_teacher(spec: str) -> Learner:
-        raise AssertionError("none of these adapters has a teacher")
-
     generator = torch.Generator().manual_seed(seed)
-    return Context(target=CLASSES, purpose=purpose, generator=generator, load=no_teacher)
+    return Context(target=CLASSES, purpose=purpose, generator=generator)
 
 
 def learner_of(backbone: nn.Module, *recipes: AdapterRecipe, seed: int = 0) -> Learner:

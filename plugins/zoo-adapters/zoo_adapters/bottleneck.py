@@ -74,7 +74,6 @@ class Bottleneck:
     accepts: ClassVar[frozenset[Kind]] = EVERY_KIND
     seams: ClassVar[frozenset[Seam]] = frozenset({"stage"})
     changes: ClassVar[frozenset[Change]] = ADDED
-    batchable: ClassVar[bool] = True
     mergeable: ClassVar[bool] = False
     learning_rates: ClassVar[tuple[float, ...]] = (2e-4, 1e-3, 5e-3, 2.5e-2, 1.25e-1)
 

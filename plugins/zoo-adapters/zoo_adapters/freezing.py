@@ -34,7 +34,6 @@ class Probe:
     seams: ClassVar[frozenset[Seam]] = NO_SEAMS
     needs: ClassVar[tuple[frozenset[str], ...]] = NO_ROLES
     changes: ClassVar[frozenset[Change]] = frozenset()
-    batchable: ClassVar[bool] = True
     mergeable: ClassVar[bool] = True
     learning_rates: ClassVar[tuple[float, ...]] = ()
 
@@ -62,7 +61,6 @@ class Full:
     seams: ClassVar[frozenset[Seam]] = NO_SEAMS
     needs: ClassVar[tuple[frozenset[str], ...]] = NO_ROLES
     changes: ClassVar[frozenset[Change]] = BASE
-    batchable: ClassVar[bool] = False
     mergeable: ClassVar[bool] = True
     learning_rates: ClassVar[tuple[float, ...]] = (2e-5, 1e-4, 5e-4, 2.5e-3, 1.25e-2)
 
@@ -77,7 +75,7 @@ class Full:
 
     def apply(self, learner: Learner, context: Context) -> Learner:
         learner.backbone.requires_grad_(True)
-        learner.set_scale(learner.heads.parameters(), self.head_scale)
+        learner.set_scale(learner.head.parameters(), self.head_scale)
         return learner
 
 
@@ -98,7 +96,6 @@ class Partial:
     seams: ClassVar[frozenset[Seam]] = frozenset({"stage"})
     needs: ClassVar[tuple[frozenset[str], ...]] = NO_ROLES
     changes: ClassVar[frozenset[Change]] = BASE
-    batchable: ClassVar[bool] = False
     mergeable: ClassVar[bool] = True
     learning_rates: ClassVar[tuple[float, ...]] = Full.learning_rates
 
@@ -123,7 +120,7 @@ class Partial:
         for name, parameter in learner.backbone.named_parameters():
             if group[name] >= first:
                 parameter.requires_grad_(True)
-        learner.set_scale(learner.heads.parameters(), self.head_scale)
+        learner.set_scale(learner.head.parameters(), self.head_scale)
         return learner
 
 
@@ -141,7 +138,6 @@ class Bitfit:
     seams: ClassVar[frozenset[Seam]] = NO_SEAMS
     needs: ClassVar[tuple[frozenset[str], ...]] = NO_ROLES
     changes: ClassVar[frozenset[Change]] = BASE
-    batchable: ClassVar[bool] = True
     mergeable: ClassVar[bool] = True
     learning_rates: ClassVar[tuple[float, ...]] = (2e-4, 1e-3, 5e-3, 2.5e-2, 1.25e-1)
 
@@ -173,7 +169,6 @@ class Norm:
     seams: ClassVar[frozenset[Seam]] = NO_SEAMS
     needs: ClassVar[tuple[frozenset[str], ...]] = (frozenset({"norm"}),)
     changes: ClassVar[frozenset[Change]] = BASE
-    batchable: ClassVar[bool] = True
     mergeable: ClassVar[bool] = True
     learning_rates: ClassVar[tuple[float, ...]] = Bitfit.learning_rates
 

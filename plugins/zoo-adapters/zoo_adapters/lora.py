@@ -61,7 +61,6 @@ class Lora:
     accepts: ClassVar[frozenset[Kind]] = EVERY_KIND
     seams: ClassVar[frozenset[Seam]] = NO_SEAMS
     changes: ClassVar[frozenset[Change]] = ADDED
-    batchable: ClassVar[bool] = True
     mergeable: ClassVar[bool] = True
     learning_rates: ClassVar[tuple[float, ...]] = (2e-4, 1e-3, 5e-3, 2.5e-2, 1.25e-1)
 
@@ -125,7 +124,6 @@ class Dora:
     accepts: ClassVar[frozenset[Kind]] = EVERY_KIND
     seams: ClassVar[frozenset[Seam]] = NO_SEAMS
     changes: ClassVar[frozenset[Change]] = ADDED
-    batchable: ClassVar[bool] = True
     mergeable: ClassVar[bool] = True
     learning_rates: ClassVar[tuple[float, ...]] = Lora.learning_rates
 

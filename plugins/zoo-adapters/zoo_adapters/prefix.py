@@ -43,7 +43,6 @@ class Prefix:
     seams: ClassVar[frozenset[Seam]] = frozenset({"attention"})
     needs: ClassVar[tuple[frozenset[str], ...]] = (frozenset({"attn.k", "attn.v"}),)
     changes: ClassVar[frozenset[Change]] = ADDED
-    batchable: ClassVar[bool] = True
     mergeable: ClassVar[bool] = False
     learning_rates: ClassVar[tuple[float, ...]] = (2e-4, 1e-3, 5e-3, 2.5e-2, 1.25e-1)
 

@@ -40,7 +40,6 @@ class Prompt:
     seams: ClassVar[frozenset[Seam]] = frozenset({"prompt"})
     needs: ClassVar[tuple[frozenset[str], ...]] = ()
     changes: ClassVar[frozenset[Change]] = ADDED
-    batchable: ClassVar[bool] = True
     mergeable: ClassVar[bool] = False
     exact_at_start: ClassVar[bool] = False
     learning_rates: ClassVar[tuple[float, ...]] = (4e-4, 2e-3, 1e-2, 5e-2, 2.5e-1)

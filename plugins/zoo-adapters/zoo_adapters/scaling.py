@@ -40,7 +40,6 @@ class Ia3:
         frozenset({"mlp.out"}),
     )
     changes: ClassVar[frozenset[Change]] = ADDED
-    batchable: ClassVar[bool] = True
     mergeable: ClassVar[bool] = True
     learning_rates: ClassVar[tuple[float, ...]] = RATES
 
@@ -83,7 +82,6 @@ class Ssf:
     accepts: ClassVar[frozenset[Kind]] = EVERY_KIND
     seams: ClassVar[frozenset[Seam]] = NO_SEAMS
     changes: ClassVar[frozenset[Change]] = ADDED
-    batchable: ClassVar[bool] = True
     mergeable: ClassVar[bool] = True
     learning_rates: ClassVar[tuple[float, ...]] = RATES
 

@@ -33,7 +33,6 @@ class OnWhatTrains(ABC):
     seams: ClassVar[frozenset[Seam]] = NO_SEAMS
     needs: ClassVar[tuple[frozenset[str], ...]] = NO_ROLES
     changes: ClassVar[frozenset[Change]] = SCHEDULE
-    batchable: ClassVar[bool] = False
     mergeable: ClassVar[bool] = True
     learning_rates: ClassVar[tuple[float, ...]] = ()
 

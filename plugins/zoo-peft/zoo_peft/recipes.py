@@ -45,7 +45,6 @@ class Stored:
     seams: ClassVar[frozenset[Seam]] = frozenset()
     needs: ClassVar[tuple[frozenset[str], ...]] = ()
     changes: ClassVar[frozenset[Change]] = ADDED
-    batchable: ClassVar[bool] = False
     mergeable: ClassVar[bool] = True
     exact_at_start: ClassVar[bool] = False
     learning_rates: ClassVar[tuple[float, ...]] = (2e-4, 1e-3, 5e-3, 2.5e-2, 1.25e-1)  # as of the native lora
@@ -149,7 +148,6 @@ class Tuned:
     accepts: ClassVar[frozenset[Kind]] = EVERY_KIND
     seams: ClassVar[frozenset[Seam]] = frozenset()
     changes: ClassVar[frozenset[Change]] = ADDED
-    batchable: ClassVar[bool] = False
     mergeable: ClassVar[bool]
     learning_rates: ClassVar[tuple[float, ...]]
 

@@ -51,7 +51,6 @@ class Straight:
     seams: ClassVar[frozenset[Seam]] = frozenset()
     needs: ClassVar[tuple[frozenset[str], ...]] = (frozenset({"conv"}),)
     changes: ClassVar[frozenset[Change]] = ADDED
-    batchable: ClassVar[bool] = False
     mergeable: ClassVar[bool] = False  # a convolution of the toy has no bias to fold a shift into
     learning_rates: ClassVar[tuple[float, ...]] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
     change: ClassVar[str] = "Affine"  # the class in changes.py

@@ -118,7 +118,6 @@ class Trouble:
     seams: ClassVar[frozenset[Seam]] = frozenset()
     needs: ClassVar[tuple[frozenset[str], ...]] = ()
     changes: ClassVar[frozenset[Change]] = frozenset({"base"})
-    batchable: ClassVar[bool] = False
     mergeable: ClassVar[bool] = True
     learning_rates: ClassVar[tuple[float, ...]] = RATES
 
@@ -194,7 +193,7 @@ class Noise(Trouble):
         import torch
 
         drawn = torch.randn(3, generator=context.generator)
-        learner.heads["main"].register_parameter("noise", torch.nn.Parameter(drawn))
+        learner.head.register_parameter("noise", torch.nn.Parameter(drawn))
         return learner
 
 
