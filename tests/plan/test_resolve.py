@@ -157,7 +157,7 @@ def test_neither_task_nor_target_is_a_usage_error(plan: Resolve) -> None:
         (
             "nasty/tokens+silent",
             "thirds",
-            "adapter 'silent' of zoo-nasty 1.0 breaks its contract: it does not say accepts",
+            "adapter 'silent' of zoo-nasty 1.0 breaks its contract: it does not say changes",
         ),
         ("nasty/tokens+three-rates", "thirds", "learning_rates should be 5 ascending positive numbers"),
         ("nasty/tokens+miscounts", "thirds", "first_stage(3) raised ZeroDivisionError"),
@@ -364,8 +364,8 @@ def test_a_trials_text_names_what_differs_from_the_default_budget() -> None:
 def test_every_combination_gets_as_many_rates_and_its_default_in_the_middle(nasty: Any, num_rates: int) -> None:
     for spec in ("", "+full", "+partial(n=2)", "+bitfit", "+norm", "+mlp", "+attention-pool", "+quiet", "+noise"):
         plan = nasty.resolve(f"nasty/tokens{spec}", budget=Budget(num_rates=num_rates))
-        training = [part for part in plan.adapters if part.recipe.changes & {"base", "added"}]
-        grid = (training[0] if training else plan.head).recipe.learning_rates
+        training = [part for part in plan.adapters if part.fact("changes") & {"base", "added"}]
+        grid = (training[0] if training else plan.head).fact("learning_rates")
         assert len(plan.learning_rates) == num_rates, spec
         assert plan.learning_rates[num_rates // 2] == grid[2], spec
         assert list(plan.learning_rates) == sorted(plan.learning_rates)

@@ -1,7 +1,8 @@
 """The protocols and value types that the core and its plugins share. Importable without torch.
 
 One legend for axes: B batch, T tokens, D feature width, H W rows and columns, C outputs, N K numeric and
-categorical columns. A plugin implements the protocols by shape; it inherits nothing.
+categorical columns. A plugin implements the protocols by shape; it inherits nothing, and
+what a recipe does not say of itself has a default (`fact`).
 """
 
 from __future__ import annotations
@@ -19,12 +20,16 @@ from zoo_core.contracts.modules import (
     as_backbone,
 )
 from zoo_core.contracts.recipes import (
+    AdapterFacts,
     AdapterRecipe,
     BackboneRecipe,
     Context,
+    HeadFacts,
     HeadRecipe,
     Located,
+    TaskFacts,
     TaskRecipe,
+    fact,
 )
 from zoo_core.contracts.values import (
     Batch,
@@ -69,6 +74,7 @@ __all__ = [
     "ROLES",
     "TARGET_KINDS",
     "TRUSTS",
+    "AdapterFacts",
     "AdapterRecipe",
     "Backbone",
     "BackboneRecipe",
@@ -81,6 +87,7 @@ __all__ = [
     "FeatureSpec",
     "Features",
     "FileHash",
+    "HeadFacts",
     "HeadRecipe",
     "Kind",
     "LinearMap",
@@ -99,8 +106,10 @@ __all__ = [
     "Target",
     "TargetKind",
     "TaskData",
+    "TaskFacts",
     "TaskRecipe",
     "Trust",
     "Weights",
     "as_backbone",
+    "fact",
 ]

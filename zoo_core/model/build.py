@@ -157,7 +157,7 @@ def _build_head(plan: Plan, backbone: nn.Module, target: Target) -> nn.Module:
     features = FeatureSpec(kind=kind, dim=as_backbone(backbone).features.width(kind))
     with seeded(plan.seed, "head", plan.head.name), blaming(plan.head):
         head = recipe.build(features, target)
-    if recipe.fit == "closed_form":
+    if plan.head.fact("fit") == "closed_form":
         head.requires_grad_(False)
     if target.kind == "values":
         assert target.size is not None

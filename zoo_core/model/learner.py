@@ -204,7 +204,7 @@ class Learner(nn.Module):
         merged.requires_grad_(False)
         merged.eval()
         for part in self.plan.adapters if self.plan is not None else ():
-            if not part.recipe.mergeable:
+            if not part.fact("mergeable"):
                 raise RefusedError(
                     f"{part.name} does not fold into plain weights; the learner is used as it is, or trained without it"
                 )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from zoo_core._process.interrupts import raise_interrupt
-from zoo_core.contracts import TRUSTS, Located, PartKind, Source
+from zoo_core.contracts import TRUSTS, Located, PartKind, Source, fact
 from zoo_core.errors import PluginError, SpecError, UsageError, ZooError, nearest
 from zoo_core.registry.index import Provider
 from zoo_core.registry.trust import check_trust, speaking_for
@@ -79,11 +79,15 @@ class Bound:
     implied: Mapping[str, Value] = field(default_factory=dict)
     qualified: bool = False
 
+    def fact(self, name: str) -> Any:
+        """What its recipe says of itself under a name, or the default of its kind; see zoo_core.contracts.fact."""
+        return fact(self.kind, self.recipe, name)
+
     @cached_property
     def source(self) -> Source | None:
         """Where its files come from, as its recipe says; heads have none. Raises what the recipe raises."""
         with speaking_for(f"the code of {self.kind} {self.name}"):
-            return None if self.kind == "head" else self.recipe.source()
+            return None if self.kind == "head" else self.fact("source")()
 
     @property
     def reads(self) -> bool:

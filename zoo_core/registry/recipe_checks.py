@@ -25,11 +25,10 @@ TRAINING: frozenset[Change] = frozenset({"base", "added"})  # what needs a gradi
 
 def check_head(head: Bound) -> None:
     """Raises PluginError when a head does not say what it consumes and predicts, and how it is fitted."""
-    recipe = head.recipe
     _check_words(head, "consumes", KINDS, [_declared(head, "consumes")])
     _check_words(head, "predicts", TARGET_KINDS, _declared(head, "predicts"))
     _check_words(head, "fit", ("gradient", "closed_form"), [_declared(head, "fit")])
-    if recipe.fit == "gradient":
+    if head.fact("fit") == "gradient":
         _check_rates(head)
 
 
@@ -39,7 +38,7 @@ def check_adapter(adapter: Bound) -> None:
     _check_words(adapter, "seams", get_args(Seam), _declared(adapter, "seams"))
     _check_words(adapter, "needs", ROLES, (role for roles in _declared(adapter, "needs") for role in roles))
     _check_words(adapter, "changes", get_args(Change), _declared(adapter, "changes"))
-    if adapter.recipe.changes & TRAINING:
+    if adapter.fact("changes") & TRAINING:
         _check_rates(adapter)
 
 
@@ -65,9 +64,9 @@ def _check_words(part: Bound, name: str, allowed: Sequence[str], found: Iterable
 
 
 def _declared(part: Bound, name: str) -> Any:
-    """What a recipe's class says of itself; the contract is checked here, before anybody builds on it."""
+    """What a recipe says of itself, or the default; the contract is checked here, before anybody builds on it."""
     try:
-        return getattr(part.recipe, name)
+        return part.fact(name)
     except AttributeError as error:
         raise broken(part, f"it does not say {name}") from error
 

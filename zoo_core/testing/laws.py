@@ -34,7 +34,7 @@ LINEAR = 1e-9  # likewise; a map that is linear leaves some 1e-20, a prefix of t
 
 def exact_at_start(subject: Subject) -> str | None:
     """Before the first step the outputs are the base's, bit for bit."""
-    inexact = [part.name for part in subject.plan.adapters if not getattr(part.recipe, "exact_at_start", True)]
+    inexact = [part.name for part in subject.plan.adapters if not part.fact("exact_at_start")]
     if inexact:
         return f"{', '.join(inexact)} declares that it changes the outputs from the start"
     inputs = subject.batch().inputs
@@ -46,7 +46,7 @@ def exact_at_start(subject: Subject) -> str | None:
 def first_stage(subject: Subject) -> str | None:
     """Whatever it has learned, what enters its first stage is what enters that stage of the base."""
     num_stages = len(subject.built.source.stages)
-    first = min((part.recipe.first_stage(num_stages) for part in subject.plan.adapters), default=num_stages)
+    first = min((part.fact("first_stage")(num_stages) for part in subject.plan.adapters), default=num_stages)
     if first == 0:
         return "it changes the network from its first stage on"
     learner, inputs = changed(subject), subject.batch().inputs

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from zoo_adapters.freezing import EVERY_KIND
 from zoo_adapters.lora import ADDED
-from zoo_core.contracts import Change, Context, Kind, Seam, Source
+from zoo_core.contracts import Change, Context, Seam
 from zoo_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -71,11 +70,8 @@ class Bottleneck:
     drop_path: float | None = None
 
     version: ClassVar[int] = 1
-    accepts: ClassVar[frozenset[Kind]] = EVERY_KIND
     seams: ClassVar[frozenset[Seam]] = frozenset({"stage"})
     changes: ClassVar[frozenset[Change]] = ADDED
-    mergeable: ClassVar[bool] = False
-    learning_rates: ClassVar[tuple[float, ...]] = (2e-4, 1e-3, 5e-3, 2.5e-2, 1.25e-1)
 
     def __post_init__(self) -> None:
         if self.r is not None and self.r < 1:
@@ -93,12 +89,6 @@ class Bottleneck:
     @property
     def exact_at_start(self) -> bool:
         return self.init == "zero"
-
-    def first_stage(self, num_stages: int) -> int:
-        return 0
-
-    def source(self) -> Source | None:
-        return None
 
     def apply(self, learner: Learner, context: Context) -> Learner:
         from zoo_adapters.bottleneck_modules import Shape, after_layers, after_stages, beside_mlps

@@ -5,16 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from zoo_adapters.freezing import EVERY_KIND, NO_SEAMS
 from zoo_adapters.lora import ADDED, check_roles
-from zoo_core.contracts import ROLES, Change, Context, Kind, Seam, Source
+from zoo_core.contracts import ROLES, Change, Context
 
 if TYPE_CHECKING:
     from zoo_core.model.learner import Learner
 
 __all__ = ["Ia3", "Ssf"]
 
-RATES = (2e-4, 1e-3, 5e-3, 2.5e-2, 1.25e-1)
 SCALED = tuple(role for role in ROLES if role != "embed")
 
 
@@ -32,8 +30,6 @@ class Ia3:
     """
 
     version: ClassVar[int] = 1
-    accepts: ClassVar[frozenset[Kind]] = EVERY_KIND
-    seams: ClassVar[frozenset[Seam]] = NO_SEAMS
     needs: ClassVar[tuple[frozenset[str], ...]] = (
         frozenset({"attn.k", "attn.v", "mlp.out"}),
         frozenset({"attn.k", "attn.v"}),
@@ -41,13 +37,6 @@ class Ia3:
     )
     changes: ClassVar[frozenset[Change]] = ADDED
     mergeable: ClassVar[bool] = True
-    learning_rates: ClassVar[tuple[float, ...]] = RATES
-
-    def first_stage(self, num_stages: int) -> int:
-        return 0
-
-    def source(self) -> Source | None:
-        return None
 
     def apply(self, learner: Learner, context: Context) -> Learner:
         from zoo_adapters.scaling_modules import InputScale, OutputScale
@@ -79,11 +68,8 @@ class Ssf:
     init: Literal["identity", "paper"] = "identity"
 
     version: ClassVar[int] = 1
-    accepts: ClassVar[frozenset[Kind]] = EVERY_KIND
-    seams: ClassVar[frozenset[Seam]] = NO_SEAMS
     changes: ClassVar[frozenset[Change]] = ADDED
     mergeable: ClassVar[bool] = True
-    learning_rates: ClassVar[tuple[float, ...]] = RATES
 
     def __post_init__(self) -> None:
         check_roles("ssf", self.roles, SCALED)
@@ -91,12 +77,6 @@ class Ssf:
     @property
     def needs(self) -> tuple[frozenset[str], ...]:
         return (frozenset(self.roles),) if self.roles else tuple(frozenset({role}) for role in SCALED)
-
-    def first_stage(self, num_stages: int) -> int:
-        return 0
-
-    def source(self) -> Source | None:
-        return None
 
     def apply(self, learner: Learner, context: Context) -> Learner:
         from zoo_adapters.scaling_modules import OutputScale, RowScale, whole_rows

@@ -9,7 +9,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from zoo_core.contracts import ROLES, Change, Context, Kind, Seam, Source
+from zoo_core.contracts import ROLES, Change, Context, Source
 from zoo_core.errors import NotFoundError, RefusedError, UsageError, nearest
 from zoo_peft.methods import Method, known_methods, made_from
 
@@ -20,7 +20,6 @@ __all__ = ["CONFIG", "TENSORS", "Hub", "Peft", "Stored", "Tuned", "recipe_for"]
 
 CONFIG = "adapter_config.json"  # of an adapter in peft's format
 TENSORS = "adapter_model.safetensors"
-EVERY_KIND: frozenset[Kind] = frozenset({"map", "tokens", "pooled"})
 ADDED: frozenset[Change] = frozenset({"added"})
 WIDTH = 116
 KINDS_OF_ROLE: Mapping[str, frozenset[str]] = {  # of layers, in the words of Method.layers; of any other role WEIGHTS
@@ -41,21 +40,14 @@ class Stored:
     any_base: bool = False
 
     version: ClassVar[int] = 1
-    accepts: ClassVar[frozenset[Kind]] = EVERY_KIND
-    seams: ClassVar[frozenset[Seam]] = frozenset()
-    needs: ClassVar[tuple[frozenset[str], ...]] = ()
     changes: ClassVar[frozenset[Change]] = ADDED
     mergeable: ClassVar[bool] = True
     exact_at_start: ClassVar[bool] = False
-    learning_rates: ClassVar[tuple[float, ...]] = (2e-4, 1e-3, 5e-3, 2.5e-2, 1.25e-1)  # as of the native lora
 
     @property
     def label(self) -> str:
         """How errors name it."""
         raise NotImplementedError
-
-    def first_stage(self, num_stages: int) -> int:
-        return 0
 
     def apply(self, learner: Learner, context: Context) -> Learner:
         from zoo_peft.reading import load_lora
@@ -145,8 +137,6 @@ class Tuned:
 
     method: ClassVar[Method]
     version: ClassVar[int] = 1
-    accepts: ClassVar[frozenset[Kind]] = EVERY_KIND
-    seams: ClassVar[frozenset[Seam]] = frozenset()
     changes: ClassVar[frozenset[Change]] = ADDED
     mergeable: ClassVar[bool]
     learning_rates: ClassVar[tuple[float, ...]]
@@ -178,12 +168,6 @@ class Tuned:
     @property
     def needs(self) -> tuple[frozenset[str], ...]:
         return (frozenset(self.roles),) if self.roles else self.method.needs
-
-    def first_stage(self, num_stages: int) -> int:
-        return 0
-
-    def source(self) -> Source | None:
-        return None
 
     def apply(self, learner: Learner, context: Context) -> Learner:
         from zoo_peft.injection import inject

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from zoo_core.model.learner import Learner
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-EVERY_KIND: frozenset[Kind] = frozenset({"map", "tokens", "pooled"})
 IMAGES = ("tokens", "map", "unlisted-tokens", "unlisted-map", "far")
 TABLES = ("table", "unlisted-table")
 How = Literal[
@@ -114,9 +113,6 @@ class Trouble:
     mark: int = 0
 
     version: ClassVar[int] = 1
-    accepts: ClassVar[frozenset[Kind]] = EVERY_KIND
-    seams: ClassVar[frozenset[Seam]] = frozenset()
-    needs: ClassVar[tuple[frozenset[str], ...]] = ()
     changes: ClassVar[frozenset[Change]] = frozenset({"base"})
     mergeable: ClassVar[bool] = True
     learning_rates: ClassVar[tuple[float, ...]] = RATES
@@ -125,9 +121,6 @@ class Trouble:
         if self.how == "late" and num_stages:
             raise UsageError("there is nothing that late")
         return 0
-
-    def source(self) -> Source | None:
-        return None
 
     def apply(self, learner: Learner, context: Context) -> Learner:
         import torch
@@ -174,7 +167,6 @@ class Quiet(Trouble):
     """Changes the objective alone, so that nothing of it needs a gradient."""
 
     changes: ClassVar[frozenset[Change]] = frozenset({"objective"})
-    learning_rates: ClassVar[tuple[float, ...]] = ()
 
     def first_stage(self, num_stages: int) -> int:
         return num_stages
@@ -253,7 +245,6 @@ class Dense:
     version: ClassVar[int] = 1
     consumes: ClassVar[Kind] = "map"
     predicts: ClassVar[frozenset[TargetKind]] = frozenset({"classes", "labels", "values"})
-    fit: ClassVar[Literal["gradient", "closed_form"]] = "gradient"
     learning_rates: ClassVar[tuple[float, ...]] = RATES
 
     def build(self, features: FeatureSpec, target: Target) -> nn.Module:
@@ -282,9 +273,6 @@ class Thirds:
     modality: ClassVar[str] = "image"
     metric: ClassVar[str] = "accuracy"
     target: ClassVar[Target] = Target(kind="classes", names=("left", "middle", "right"))
-
-    def source(self) -> Source | None:
-        return None
 
     def open(self, files: Path | None) -> Any:
         from zoo_core.testing.toys import ToyTask
@@ -364,9 +352,6 @@ class Rows:
     modality: ClassVar[str] = "table"
     metric: ClassVar[str] = "mean_absolute_error"
     target: ClassVar[Target] = Target(kind="values", names=("sum", "first"))
-
-    def source(self) -> Source | None:
-        return None
 
     def open(self, files: Path | None) -> Any:
         return _RowsData(self.target, {name: _Rows(seed) for seed, name in enumerate(("train", "val", "test"))})
