@@ -6,7 +6,18 @@ from typing import Any, ClassVar
 
 import pytest
 
-from zoo_core.contracts import KINDS, TARGET_KINDS, AdapterFacts, Change, HeadFacts, TaskFacts, fact
+from zoo_core.contracts import (
+    KINDS,
+    TARGET_KINDS,
+    AdapterFacts,
+    AdapterFormat,
+    Change,
+    HeadFacts,
+    MergesItself,
+    Namespace,
+    TaskFacts,
+    fact,
+)
 from zoo_core.registry.recipe_checks import check_adapter, check_head
 from zoo_core.testing.recipes import bound
 
@@ -90,3 +101,22 @@ def test_a_property_that_fails_is_not_taken_for_silence() -> None:
 
     with pytest.raises(AttributeError, match="nothing_of_the_kind"):
         fact("adapter", Fails(), "needs")
+
+
+def test_an_ability_is_a_protocol_that_a_recipe_or_its_class_has_by_shape() -> None:
+    class Able(Bare):
+        def merge(self, learner: Any) -> None: ...
+
+        @classmethod
+        def export(cls, learner: Any, folder: Any) -> str:
+            return ""
+
+        @classmethod
+        def recipe_for(cls, name: str) -> type:
+            return cls
+
+    assert isinstance(Able(), MergesItself)
+    assert isinstance(Able, AdapterFormat)
+    assert isinstance(Able, Namespace)
+    assert not isinstance(Bare(), MergesItself)
+    assert not isinstance(Bare, AdapterFormat | Namespace)

@@ -370,6 +370,29 @@ class Gives:
         return self.what
 
 
+@dataclass(frozen=True, kw_only=True)
+class GivesHead(ToyHeads):
+    """A head recipe that gives what it is told."""
+
+    what: Any
+    fit: Any = "gradient"
+
+    def build(self, features: FeatureSpec, target: Target) -> Any:
+        return self.what
+
+
+@pytest.mark.parametrize(
+    ("head", "told"),
+    [
+        (GivesHead(what=None), "build gave NoneType; a head is a torch.nn.Module"),
+        (GivesHead(what=nn.Identity(), fit="closed_form"), r"its module has no fit\(features, target\)"),
+    ],
+)
+def test_what_is_no_head_is_its_plugins_fault(head: Any, told: str) -> None:
+    with pytest.raises(PluginError, match=f"head 'toy-head' of zoo-toys 1 breaks its contract: .*{told}"):
+        build(toy_plan(head=head))
+
+
 class NoPool(nn.Module):
     modality = "image"
     features = FeatureSpec(kind="pooled", dim=3)

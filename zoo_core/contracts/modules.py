@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Backbone",
+    "ClosedForm",
     "Divisible",
     "Exportable",
     "Extendable",
@@ -110,6 +111,15 @@ class Exportable(Protocol):
         head: pooled features to predictions, None where the head is no linear layer on them; it is left out where the
         library has no place for it. Returns one line: what loads the folder, and what became of the head.
         """
+        ...
+
+
+@runtime_checkable
+class ClosedForm(Protocol):
+    """A head that is fitted in closed form."""
+
+    def fit(self, features: Features, target: Tensor) -> None:
+        """Called once, with all training features [N, ...] and targets [N, ...]; what it finds is held in buffers."""
         ...
 
 

@@ -29,12 +29,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AdapterFacts",
+    "AdapterFormat",
     "AdapterRecipe",
     "BackboneRecipe",
     "Context",
     "HeadFacts",
     "HeadRecipe",
     "Located",
+    "MergesItself",
+    "Namespace",
     "TaskFacts",
     "TaskRecipe",
     "fact",
@@ -65,7 +68,7 @@ class BackboneRecipe(Protocol):
     metadata={"trust": "pickle"})`, with one of TRUSTS: any other value than its default is then taken from the user
     of this call alone, and refused where a stored run, a suite file or a record holds it; see zoo_core.registry.trust.
     A field of type zoo_core.Spec names other parts (a teacher): what those are made from is part of its identity too.
-    A namespace of any kind may have a class method `recipe_for(name)`: the recipe of that name, with its own arguments.
+    A namespace of any kind whose names take arguments of their own is a Namespace.
     """
 
     version: ClassVar[int]
@@ -91,19 +94,16 @@ class HeadRecipe(Protocol):
     version: ClassVar[int]
 
     def build(self, features: FeatureSpec, target: Target) -> nn.Module:
-        """A module Features -> predictions. A closed-form one also has `fit(features, target)`, called once with all
-        training features [N, ...] and targets [N, ...]; its state is buffers.
-        """
+        """A module Features -> predictions; one that is fitted in closed form is a ClosedForm."""
         ...
 
 
 class AdapterRecipe(Protocol):
     """A change to a learner. It may only add: what was trainable stays so, and no frozen value changes.
 
-    changes: what it touches. What it may say besides, and what holds where it does not: see AdapterFacts.
-    One whose library has a format of its own for adapters may have a class method `export(learner, folder)`: it writes
-    all that was trained in the backbone, and returns one line that says what loads it.
-    What is promised here and in AdapterFacts is checked by zoo_core.testing.conformance.
+    changes: what it touches. What it may say besides, and what holds where it does not: see AdapterFacts; what one may
+    be able to do besides: see MergesItself and AdapterFormat.
+    All that is promised is checked by zoo_core.testing.conformance.
     """
 
     version: ClassVar[int]
@@ -148,13 +148,13 @@ class HeadFacts:
 
 
 class AdapterFacts:
-    """accepts: kinds of backbone features it works on. seams: what it needs of the backbone.
+    """accepts: kinds of backbone features it works on.
 
+    seams: what it needs of the backbone.
     needs: alternatives, best first, each a set of roles; it works on the first of which the backbone has all. Empty:
     it needs none.
-    mergeable: whether it folds into plain weights; one that changes more than sites (see zoo_core.toolkit.sites) also
-    has `merge(learner)`, which folds what it added. exact_at_start: whether the outputs are those of the base before
-    the first step.
+    mergeable: whether it folds into plain weights; one that changes more than sites also is a MergesItself.
+    exact_at_start: whether the outputs are those of the base before the first step.
     learning_rates: five ascending rates, the middle one is the default, of an adapter that trains anything.
     Each may be a property, where it depends on an argument.
     """
@@ -198,6 +198,35 @@ def fact(kind: PartKind, recipe: object, name: str) -> Any:
 
 
 _SILENT = object()
+
+
+@runtime_checkable
+class MergesItself(Protocol):
+    """An adapter that changes more than sites (see zoo_core.toolkit.sites), and yet folds into plain weights."""
+
+    def merge(self, learner: Learner) -> None:
+        """Folds what it added into the weights of a learner's backbone, in place."""
+        ...
+
+
+@runtime_checkable
+class AdapterFormat(Protocol):
+    """The class of an adapter whose library has a format of its own for adapters."""
+
+    @classmethod
+    def export(cls, learner: Learner, folder: Path) -> str:
+        """Writes all that was trained in the backbone into a new folder; returns one line that says what loads it."""
+        ...
+
+
+@runtime_checkable
+class Namespace(Protocol):
+    """The class of a recipe that owns a namespace whose names take arguments of their own."""
+
+    @classmethod
+    def recipe_for(cls, name: str) -> type:
+        """The recipe of what follows the '/' in a name. Raises NotFoundError."""
+        ...
 
 
 @runtime_checkable

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from zoo_core.contracts import ROLES, Backbone, Context, FeatureSpec, Target, Weights, as_backbone
+from zoo_core.contracts import ROLES, Backbone, ClosedForm, Context, FeatureSpec, Target, Weights, as_backbone
 from zoo_core.data.randomness import seeded
 from zoo_core.errors import LawError, PluginError, RefusedError
 from zoo_core.lock import part_key
@@ -23,7 +23,7 @@ from zoo_core.model.transforms import with_transforms
 from zoo_core.model.truncation import truncated
 from zoo_core.plan.plan import Plan
 from zoo_core.plan.resolve import check_built, check_until, consumed
-from zoo_core.registry.recipe_checks import blaming
+from zoo_core.registry.recipe_checks import blaming, broken
 from zoo_core.registry.registry import Bound
 from zoo_core.toolkit.stages import groups
 
@@ -156,13 +156,16 @@ def _build_head(plan: Plan, backbone: nn.Module, target: Target) -> nn.Module:
     kind = consumed(plan.head, target)
     features = FeatureSpec(kind=kind, dim=as_backbone(backbone).features.width(kind))
     with seeded(plan.seed, "head", plan.head.name), blaming(plan.head):
-        head = recipe.build(features, target)
+        head: object = recipe.build(features, target)
+    if not isinstance(head, nn.Module):
+        raise broken(plan.head, f"build gave {type(head).__name__}; a head is a torch.nn.Module")
     if plan.head.fact("fit") == "closed_form":
+        if not isinstance(head, ClosedForm):
+            raise broken(plan.head, "it is fitted in closed form, and its module has no fit(features, target)")
         head.requires_grad_(False)
     if target.kind == "values":
         assert target.size is not None
         head = ScaledHead(head, target.size)
-    assert isinstance(head, nn.Module)
     return head
 
 

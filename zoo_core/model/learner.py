@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from zoo_core.contracts import Batch, Features, Kind, Output, Target
+from zoo_core.contracts import Batch, Features, Kind, MergesItself, Output, Target
 from zoo_core.errors import IncompatibleError, LawError, RefusedError, UsageError
 from zoo_core.model.objective import ScaledHead
 from zoo_core.toolkit.features import convert
@@ -208,7 +208,7 @@ class Learner(nn.Module):
                 raise RefusedError(
                     f"{part.name} does not fold into plain weights; the learner is used as it is, or trained without it"
                 )
-            if hasattr(part.recipe, "merge"):
+            if isinstance(part.recipe, MergesItself):
                 part.recipe.merge(merged)
         fold_changes(merged.backbone)
         left = sorted(name for name, _ in merged.named_parameters() if name in self._added_names)

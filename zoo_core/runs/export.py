@@ -6,12 +6,11 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from zoo_core.contracts import Exportable, LinearMap
+from zoo_core.contracts import AdapterFormat, Exportable, LinearMap
 from zoo_core.errors import AccessError, RefusedError, UsageError
 from zoo_core.model.learner import Learner
 from zoo_core.model.objective import ScaledHead
@@ -60,11 +59,10 @@ def exporter(form: str) -> Callable[[Learner, Path], str]:
     Raises NotFoundError where no adapter has the name, and UsageError where it has no format of its own.
     """
     known = registry()
-    recipe: Any = known.recipe(known.find(form, "adapter"))
-    write: Callable[[Learner, Path], str] | None = getattr(recipe, "export", None)
-    if write is None:
+    recipe: object = known.recipe(known.find(form, "adapter"))
+    if not isinstance(recipe, AdapterFormat):
         raise UsageError(f"adapter {form} has no format of its own; plain weights are written without a format")
-    return write
+    return recipe.export
 
 
 @torch.no_grad()
