@@ -58,6 +58,7 @@ def refusal(plan: Resolve, spec: str, **arguments: Any) -> str:
         ("nasty/table(weights=random)+attention-pool", "rows", "consumes tokens and nasty/table gives pooled"),
         ("nasty/tokens+maps-only", "thirds", "adapter maps-only works on map and nasty/tokens gives tokens"),
         ("nasty/tokens+needs-attention", "thirds", "needs the attention seam, which nasty/tokens lacks"),
+        ("nasty/tokens+focal", "heights", "adapter focal is for classes, labels and the target is values"),
         ("nasty/tokens+needs-query", "thirds", "works on attn.q; nasty/tokens has norm"),
         ("nasty/table(weights=random)+norm", "rows", "works on norm; nasty/table has no roles"),
         ("nasty/tokens+partial(n=4)", "thirds", "partial(n=4): the backbone has 3 stages; allowed: 1 to 3"),
@@ -69,6 +70,11 @@ def refusal(plan: Resolve, spec: str, **arguments: Any) -> str:
 )
 def test_what_makes_no_sense_is_refused_with_its_reason(plan: Resolve, spec: str, task: str, reason: str) -> None:
     assert reason in refusal(plan, spec, task=task)
+
+
+def test_an_adapter_goes_with_the_targets_that_it_is_for(plan: Resolve) -> None:
+    assert plan("nasty/tokens+focal").adapters[0].name == "focal"
+    assert plan("nasty/tokens+quiet", task="heights").adapters[0].name == "quiet"  # says nothing: is for all
 
 
 @pytest.mark.parametrize("spec", ["nasty/tokens+probe+ncm", "nasty/tokens+quiet+ncm", "nasty/tokens+ncm"])
@@ -158,6 +164,11 @@ def test_neither_task_nor_target_is_a_usage_error(plan: Resolve) -> None:
             "nasty/tokens+silent",
             "thirds",
             "adapter 'silent' of zoo-nasty 1.0 breaks its contract: it does not say changes",
+        ),
+        (
+            "nasty/tokens+aimless",
+            "thirds",
+            "targets is 'clases'; allowed: classes, labels, values",
         ),
         ("nasty/tokens+three-rates", "thirds", "learning_rates should be 5 ascending positive numbers"),
         ("nasty/tokens+miscounts", "thirds", "first_stage(3) raised ZeroDivisionError"),

@@ -148,7 +148,7 @@ class HeadFacts:
 
 
 class AdapterFacts:
-    """accepts: kinds of backbone features it works on.
+    """accepts: kinds of backbone features it works on. targets: the target kinds that it is for, all unless it says so.
 
     seams: what it needs of the backbone.
     needs: alternatives, best first, each a set of roles; it works on the first of which the backbone has all. Empty:
@@ -160,6 +160,7 @@ class AdapterFacts:
     """
 
     accepts: ClassVar[frozenset[Kind]] = frozenset(KINDS)
+    targets: ClassVar[frozenset[TargetKind]] = frozenset(TARGET_KINDS)
     seams: ClassVar[frozenset[Seam]] = frozenset()
     needs: ClassVar[tuple[frozenset[str], ...]] = ()
     mergeable: ClassVar[bool] = False

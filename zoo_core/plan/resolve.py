@@ -99,7 +99,7 @@ def resolve(
     _check_modality(backbone, entry, bound_task)
     _check_head(backbone, entry, head, adapters, target)
     num_stages = entry.num_stages if entry else None
-    first_stage = _check_adapters(backbone, entry, adapters, num_stages)
+    first_stage = _check_adapters(backbone, entry, adapters, target, num_stages)
     adapters = tuple(part for part in adapters if part.fact("changes"))  # so that one digest has one text
     canonical = Spec((backbone.canonical(), *(part.canonical() for part in adapters), head.canonical()))
     plan = Plan(
@@ -142,7 +142,7 @@ def check_built(
     )
     _check_modality(part, known, plan.task)
     _check_head(part, known, plan.head, plan.adapters, plan.target)
-    _check_adapters(part, known, plan.adapters, num_stages)
+    _check_adapters(part, known, plan.adapters, plan.target, num_stages)
 
 
 def bind_task(
@@ -294,11 +294,16 @@ def _may_become(kind: Kind, wanted: Kind) -> bool:
 
 
 def _check_adapters(
-    backbone: Bound, entry: Entry | None, adapters: Sequence[Bound], num_stages: int | None
+    backbone: Bound, entry: Entry | None, adapters: Sequence[Bound], target: Target, num_stages: int | None
 ) -> int | None:
     """The earliest stage that any adapter changes; None while the number of stages is not known."""
     first = num_stages
     for part in adapters:
+        targets = part.fact("targets")
+        if target.kind not in targets:
+            raise RefusedError(
+                f"adapter {part.name} is for {', '.join(sorted(targets))} and the target is {target.kind}"
+            )
         if entry is not None:
             accepts, needs = part.fact("accepts"), part.fact("needs")
             if entry.features is not None and entry.features.kind not in accepts:

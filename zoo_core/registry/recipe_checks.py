@@ -24,7 +24,7 @@ TRAINING: frozenset[Change] = frozenset({"base", "added"})  # what needs a gradi
 
 
 def check_head(head: Bound) -> None:
-    """Raises PluginError when a head does not say what it consumes and predicts, and how it is fitted."""
+    """Raises PluginError for a fact of a head that is not allowed: what it consumes and predicts, how it is fitted."""
     _check_words(head, "consumes", KINDS, [_declared(head, "consumes")])
     _check_words(head, "predicts", TARGET_KINDS, _declared(head, "predicts"))
     _check_words(head, "fit", ("gradient", "closed_form"), [_declared(head, "fit")])
@@ -33,8 +33,9 @@ def check_head(head: Bound) -> None:
 
 
 def check_adapter(adapter: Bound) -> None:
-    """Raises PluginError when an adapter does not say what it accepts, needs and changes, and at which rates."""
+    """Raises PluginError for a fact of an adapter that is not allowed, or where it does not say what it changes."""
     _check_words(adapter, "accepts", KINDS, _declared(adapter, "accepts"))
+    _check_words(adapter, "targets", TARGET_KINDS, _declared(adapter, "targets"))
     _check_words(adapter, "seams", get_args(Seam), _declared(adapter, "seams"))
     _check_words(adapter, "needs", ROLES, (role for roles in _declared(adapter, "needs") for role in roles))
     _check_words(adapter, "changes", get_args(Change), _declared(adapter, "changes"))

@@ -211,6 +211,21 @@ class MapsOnly(Trouble):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Focal(Trouble):
+    """Is for classes, as what weighs the entropy of each example."""
+
+    changes: ClassVar[frozenset[Change]] = frozenset({"objective"})
+    targets: ClassVar[frozenset[TargetKind]] = frozenset({"classes", "labels"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aimless(Trouble):
+    """Is for targets that there are not."""
+
+    targets: ClassVar[frozenset[str]] = frozenset({"clases"})
+
+
+@dataclass(frozen=True, kw_only=True)
 class ThreeRates(Trouble):
     """Tunes less than others would."""
 
