@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from zoo_core.contracts import Context, Features, FeatureSpec, Source, Target, Weights
+from zoo_core.contracts import Context, Features, FeatureSpec, Site, Source, Target, Weights
 from zoo_core.data.randomness import seeded
 from zoo_core.errors import LawError, PluginError, RefusedError
 from zoo_core.model.build import build, build_backbone, checksum
@@ -370,6 +370,18 @@ class Gives:
         return self.what
 
 
+class Wide(nn.Module):
+    """A head of four outputs, whatever was asked for, of one place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(12, 4)
+
+    def forward(self, features: Features) -> Tensor:
+        found: Tensor = self.out(features.x if features.kind == "pooled" else features.x[:, 0])
+        return found
+
+
 @dataclass(frozen=True, kw_only=True)
 class GivesHead(ToyHeads):
     """A head recipe that gives what it is told."""
@@ -391,6 +403,115 @@ class GivesHead(ToyHeads):
 def test_what_is_no_head_is_its_plugins_fault(head: Any, told: str) -> None:
     with pytest.raises(PluginError, match=f"head 'toy-head' of zoo-toys 1 breaks its contract: .*{told}"):
         build(toy_plan(head=head))
+
+
+@pytest.mark.parametrize(
+    ("what", "target", "told"),
+    [
+        (nn.Identity(), Target(kind="classes", size=3), r"makes Features; predictions are \[2, 3\]"),
+        (
+            Wide(),
+            Target(kind="classes", size=3),
+            r"of pooled features \[2, 12\] it makes \[2, 4\]; predictions are \[2, 3\]",
+        ),
+        (Wide(), Target(kind="token_classes", size=4), r"it makes \[2, 4\]; predictions are \[2, 5, 4\]"),
+    ],
+)
+def test_a_head_that_makes_other_predictions_is_blamed_at_build(what: nn.Module, target: Target, told: str) -> None:
+    with pytest.raises(PluginError, match=f"head 'toy-head' of zoo-toys 1 breaks its contract: .*{told}"):
+        build(toy_plan(head=GivesHead(what=what), target=target))
+
+
+def test_looking_at_a_head_leaves_its_modes_and_what_is_drawn() -> None:
+    head = nn.Sequential(Wide(), nn.BatchNorm1d(4)).train()
+    torch.manual_seed(5)
+    build(toy_plan(head=GivesHead(what=head), target=Target(kind="classes", size=4)))
+    drawn = torch.rand(2)
+    torch.manual_seed(5)
+    assert torch.equal(drawn, torch.rand(2))
+    assert not head[1].running_mean.any()  # type: ignore[operator]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivesSites:
+    """A backbone recipe whose backbone names the sites that it is told, for one role."""
+
+    role: str
+    site: Site
+    kind: Any = "tokens"
+
+    def source(self) -> Source | None:
+        return None
+
+    def build(self, files: Path | None, weights: Weights) -> nn.Module:
+        role, site = self.role, self.site
+
+        class Sited(ToyBackbone):
+            def sites(self, asked: str) -> tuple[Site, ...]:
+                return (site,) if asked == role else ()
+
+        return Sited(self.kind)
+
+
+@pytest.mark.parametrize(
+    ("role", "site", "told"),
+    [
+        (
+            "mlp.in",
+            Site(path="blocks.0.qvk"),
+            r"blocks.0.qvk.weight, and it has no module there; did you mean blocks.0.qkv",
+        ),
+        (
+            "mlp.in",
+            Site(path="norm", parameter="wieght"),
+            "norm.wieght, and LayerNorm has no such tensor; did you mean weig",
+        ),
+        ("mlp.in", Site(path="norm", out_axis=1), r"whose out_axis is 1 and whose shape is \[12\]"),
+        (
+            "mlp.in",
+            Site(path="blocks.0.qkv", outputs=(24, 48)),
+            r"whose outputs are 24 to 48 and whose shape is \[36, 12\]",
+        ),
+        ("mlp.in", Site(path="blocks.0.qkv", outputs=(5, 5)), "whose outputs are 5 to 5"),
+        ("mlp.in", Site(path="blocks.0.qkv", inputs=(0, 13)), "whose inputs are 0 to 13"),
+        ("attn.q", Site(path="blocks.0.qkv", num_heads=3, head_dim=4), "which has 36 outputs for 3 heads of 4"),
+    ],
+)
+def test_a_site_that_is_not_there_is_its_backbones_fault(role: str, site: Site, told: str) -> None:
+    with pytest.raises(PluginError, match=told) as caught:
+        build(toy_plan(ToyOpen(), backbone=GivesSites(role=role, site=site)))
+    assert str(caught.value).startswith(f"backbone 'toy' of zoo-toys 1 breaks its contract: sites('{role}') names ")
+    assert "Sited of zoo-toys 1 in " in str(caught.value)
+    assert "test_build.py" in str(caught.value)
+
+
+def test_sites_that_are_there_are_welcome() -> None:
+    rows = Site(path="blocks.0.qkv", outputs=(12, 24), inputs=(0, 12), num_heads=3, head_dim=4)
+    build(toy_plan(backbone=GivesSites(role="attn.k", site=rows)))
+
+
+@pytest.mark.parametrize(
+    ("features", "told"),
+    [
+        (
+            FeatureSpec(kind="tokens", dim=13),
+            "it says that it gives tokens with 3 axes of width 13, pooled 13, and it gives",
+        ),
+        (FeatureSpec(kind="tokens", dim=12, pooled_dim=6), "pooled 6, and it gives .* pooled 12"),
+    ],
+)
+def test_features_that_are_not_what_a_backbone_says_are_its_fault(features: FeatureSpec, told: str) -> None:
+    backbone = ToyBackbone("tokens")
+    backbone.features = features
+    with pytest.raises(LawError, match=f"backbone toy, which ToyBackbone of zoo-toys 1 in .*toys.py makes: .*{told}"):
+        build_backbone(toy_plan(backbone=Gives(what=backbone)))
+
+
+def test_a_backbone_whose_pass_fails_is_told_as_its_fault() -> None:
+    backbone = ToyBackbone("tokens")
+    backbone.stem = nn.Conv2d(5, 12, 2, stride=2)
+    with pytest.raises(PluginError, match="backbone 'toy' of zoo-toys 1 raised RuntimeError"):
+        build_backbone(toy_plan(backbone=Gives(what=backbone)))
 
 
 class NoPool(nn.Module):

@@ -172,6 +172,12 @@ def test_neither_task_nor_target_is_a_usage_error(plan: Resolve) -> None:
         ),
         ("nasty/tokens+three-rates", "thirds", "learning_rates should be 5 ascending positive numbers"),
         ("nasty/tokens+miscounts", "thirds", "first_stage(3) raised ZeroDivisionError"),
+        (
+            "nasty/tokens",
+            "strange",
+            "target.kind is 'clases'; allowed: classes, labels, values, token_classes; did you",
+        ),
+        ("nasty/tokens", "aim", "target is 'classes'; it should be a zoo_core.contracts.Target"),
         ("nasty/tokens", "misfit", "metric is 'r2'; allowed: accuracy, average_precision, macro_f1, top5_accuracy"),
     ],
 )
@@ -182,6 +188,16 @@ def test_a_recipe_that_breaks_its_contract_is_its_plugins_fault(
         plan(spec, task=task)
     assert reason in str(caught.value)
     assert "zoo-nasty 1.0" in str(caught.value)
+
+
+def test_a_task_that_opens_as_another_one_is_its_plugins_fault(plan: Resolve) -> None:
+    from zoo_core.benchmark.trial import open_task
+
+    assert open_task(plan("nasty/tokens")).target.kind == "classes"
+    with pytest.raises(
+        PluginError, match=r"task 'shifty' of zoo-nasty 1\.0 .* its target is classes, and opened it is values"
+    ):
+        open_task(plan("nasty/tokens", task="shifty"))
 
 
 # --- what the catalogue does not tell --------------------------------------------------------------------------------

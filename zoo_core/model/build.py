@@ -17,6 +17,7 @@ from zoo_core.contracts import ROLES, Backbone, ClosedForm, Context, FeatureSpec
 from zoo_core.data.randomness import seeded
 from zoo_core.errors import LawError, PluginError, RefusedError
 from zoo_core.lock import part_key
+from zoo_core.model.contract import check_backbone, check_head_module
 from zoo_core.model.learner import MAIN, Learner
 from zoo_core.model.objective import ScaledHead, default_objective
 from zoo_core.model.transforms import with_transforms
@@ -25,7 +26,6 @@ from zoo_core.plan.plan import Plan
 from zoo_core.plan.resolve import check_built, check_until, consumed
 from zoo_core.registry.recipe_checks import blaming, broken
 from zoo_core.registry.registry import Bound
-from zoo_core.toolkit.stages import groups
 
 __all__ = ["build", "build_backbone", "check_outline", "checksum"]
 
@@ -90,7 +90,7 @@ def build_backbone(plan: Plan) -> nn.Module:
     _check_promise(part, plan, as_backbone(backbone))
     backbone.requires_grad_(False)
     backbone.eval()
-    groups(backbone)  # one dummy pass: every stage is called exactly once
+    check_backbone(part, backbone)
     if plan.deferred or plan.until is not None:
         _check_deferred(plan, as_backbone(backbone))
     return with_transforms(backbone)
@@ -163,6 +163,8 @@ def _build_head(plan: Plan, backbone: nn.Module, target: Target) -> nn.Module:
         if not isinstance(head, ClosedForm):
             raise broken(plan.head, "it is fitted in closed form, and its module has no fit(features, target)")
         head.requires_grad_(False)
+    else:
+        check_head_module(plan.head, head, features, target)
     if target.kind == "values":
         assert target.size is not None
         head = ScaledHead(head, target.size)

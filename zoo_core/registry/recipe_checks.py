@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any, get_args
 
 from zoo_core._process.interrupts import raise_interrupt
-from zoo_core.contracts import KINDS, METRICS, MODALITIES, ROLES, TARGET_KINDS, Change, Seam
+from zoo_core.contracts import KINDS, METRICS, MODALITIES, ROLES, TARGET_KINDS, Change, Seam, Target
 from zoo_core.errors import PluginError, ZooError, nearest
 from zoo_core.registry.bind import Bound
 from zoo_core.registry.trust import speaking_for
@@ -46,6 +46,9 @@ def check_adapter(adapter: Bound) -> None:
 def check_task(task: Bound) -> None:
     """Raises PluginError when a task does not say its modality, its target, and a metric for that target."""
     target = _declared(task, "target")
+    if not isinstance(target, Target):
+        raise broken(task, f"target is {target!r:.60}; it should be a zoo_core.contracts.Target")
+    _check_words(task, "target.kind", TARGET_KINDS, [target.kind])
     _check_words(task, "modality", MODALITIES, [_declared(task, "modality")])
     fitting = sorted(name for name, metric in METRICS.items() if target.kind in metric.targets)
     _check_words(task, "metric", fitting, [_declared(task, "metric")])

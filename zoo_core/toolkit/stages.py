@@ -9,13 +9,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from zoo_core.contracts import as_backbone
+from zoo_core.contracts import Features, FeatureSpec, as_backbone
 from zoo_core.errors import LawError
 
 __all__ = [
@@ -26,6 +27,9 @@ __all__ = [
     "shadow",
     "stage_modules",
 ]
+
+
+NDIM = {"map": 4, "tokens": 3, "pooled": 2}  # axes of features
 
 
 def stage_modules(backbone: nn.Module) -> list[nn.Module]:
@@ -92,7 +96,8 @@ def groups(backbone: nn.Module) -> dict[str, int]:
     What is first called between two stages is of the group of the earlier one: what enters a stage depends on it.
     One dummy pass without gradients, in evaluation mode, tells the order of calls and that each stage is called once;
     the backbone's pooling is part of it. A parameter belongs to the nearest module around it that is called.
-    Raises LawError when a stage is called never or more than once, out of order, or lies inside another.
+    Raises LawError when a stage is called never or more than once, out of order, or lies inside another, and where the
+    features of the pass are not what the backbone says they are.
     """
     paths = as_backbone(backbone).stages
     if not paths:
@@ -101,9 +106,9 @@ def groups(backbone: nn.Module) -> dict[str, int]:
         if f"{inner}.".startswith(f"{outer}."):
             raise LawError(f"stage {inner} lies inside stage {outer}; stages are called one after the other")
     try:
-        called, before = _calls(shadow(backbone))
+        called, before, given = _calls(shadow(backbone))
     except Exception:  # noqa: BLE001, a model may do what needs values; a true mistake is raised again below
-        called, before = _calls(backbone)
+        called, before, given = _calls(backbone)
     for index, path in enumerate(paths):
         if called.count(index) != 1:
             raise LawError(
@@ -111,6 +116,9 @@ def groups(backbone: nn.Module) -> dict[str, int]:
             )
     if called != sorted(called):
         raise LawError(f"stages are called in the order {', '.join(paths[index] for index in called)}; name them so")
+    said = _given(as_backbone(backbone).features)
+    if given != said:
+        raise LawError(f"it says that it gives {said}, and it gives {given}")
     found: dict[str, int] = {}
     for name, _ in backbone.named_parameters():
         stage = [index for index, path in enumerate(paths, 1) if name.startswith(f"{path}.")]
@@ -118,8 +126,25 @@ def groups(backbone: nn.Module) -> dict[str, int]:
     return found
 
 
-def _calls(backbone: nn.Module) -> tuple[list[int], dict[str, int]]:
-    """The stages in the order in which one dummy pass calls them, and what it calls outside of them.
+@dataclass(frozen=True)
+class _Given:
+    """Kind and width of the features of a pass, and width once they are pooled; str() is for people."""
+
+    kind: str
+    ndim: int
+    dim: int
+    pooled_dim: int
+
+    def __str__(self) -> str:
+        return f"{self.kind} with {self.ndim} axes of width {self.dim}, pooled {self.pooled_dim}"
+
+
+def _given(spec: FeatureSpec) -> _Given:
+    return _Given(spec.kind, NDIM[spec.kind], spec.dim, spec.width("pooled"))
+
+
+def _calls(backbone: nn.Module) -> tuple[list[int], dict[str, int], _Given]:
+    """The stages in the order in which one dummy pass calls them, what it calls outside of them, and what it gives.
 
     Of each module outside, by name: how many stages had been called before its first call.
     """
@@ -142,8 +167,9 @@ def _calls(backbone: nn.Module) -> tuple[list[int], dict[str, int]]:
                 before.setdefault(name, len(called))
 
             stack.callback(module.register_forward_pre_hook(note).remove)
-        dummy_pass(backbone)
-    return called, before
+        features, pooled = dummy_pass(backbone)
+    x = features.x
+    return called, before, _Given(features.kind, x.ndim, x.shape[1 if features.kind == "map" else -1], pooled.shape[-1])
 
 
 def _group_outside(parameter: str, before: Mapping[str, int], num_stages: int) -> int:
@@ -168,7 +194,7 @@ def shadow(module: nn.Module) -> nn.Module:
     return _copied(module, {}, {})
 
 
-def dummy_pass(backbone: nn.Module) -> None:
+def dummy_pass(backbone: nn.Module) -> tuple[Features, Tensor]:
     """One pass and pooling of dummy inputs in evaluation mode without gradients; every module's mode is put back."""
     modes = [(module, module.training) for module in backbone.modules()]
     parameter = next(backbone.parameters(), None)
@@ -178,9 +204,8 @@ def dummy_pass(backbone: nn.Module) -> None:
     backbone.eval()
     try:
         with torch.no_grad(), _Shapes():
-            features = as_backbone(backbone)(inputs)
-            if features.kind != "pooled":
-                as_backbone(backbone).pool(features)
+            features: Features = as_backbone(backbone)(inputs)
+            return features, features.x if features.kind == "pooled" else as_backbone(backbone).pool(features)
     finally:
         for module, mode in modes:
             module.training = mode

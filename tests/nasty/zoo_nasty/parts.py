@@ -325,6 +325,30 @@ class Misfit(Thirds):
     metric: ClassVar[str] = "r2"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Strange(Thirds):
+    """Has a target of a kind that there is not."""
+
+    target: ClassVar[Target] = Target(kind="clases", size=3)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aim(Thirds):
+    """Has no target but a word."""
+
+    target: ClassVar[str] = "classes"  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shifty(Thirds):
+    """Has another kind of target once it is opened."""
+
+    def open(self, files: Path | None) -> Any:
+        from zoo_core.testing.toys import ToyTask
+
+        return ToyTask(num=self.num, target=Target(kind="values", size=1))
+
+
 @dataclass(frozen=True)
 class _Rows:
     seed: int
