@@ -195,7 +195,7 @@ def look(learner: Learner) -> None:
     learner.backbone({"pixel_values": torch.randn(4, 3, 8, 8)})
 
 
-@pytest.mark.parametrize("what", [open_all, wrap_a_stage, add_a_module, parametrise, look])
+@pytest.mark.parametrize("what", [open_all, wrap_a_stage, parametrise, look])
 def test_an_adapter_that_only_adds_is_welcome(what: Callable[[Learner], Any]) -> None:
     learner = build(toy_plan(Does(what=what), backbone=MAP))
     assert not learner.training
@@ -213,13 +213,92 @@ def test_an_adapter_may_wrap_the_head_whose_keys_stay() -> None:
 
 
 def test_what_an_adapter_adds_trains_and_is_in_the_delta() -> None:
-    for what, name in ((wrap_a_stage, "backbone.blocks.1.1.weight"), (add_a_module, "backbone.extra.weight")):
-        learner = build(toy_plan(Does(what=what), backbone=MAP))
-        assert name in learner.delta()
-        assert name in dict(learner.trainable())
+    learner = build(toy_plan(Does(what=wrap_a_stage), backbone=MAP))
+    assert "backbone.blocks.1.1.weight" in learner.delta()
+    assert "backbone.blocks.1.1.weight" in dict(learner.trainable())
     learner = build(toy_plan(Does(what=parametrise), backbone=MAP))
     assert "backbone.blocks.0.conv.parametrizations.weight.0.added" in learner.delta()
     assert "backbone.blocks.0.conv.parametrizations.weight.original" in learner.frozen()
+
+
+# -- law: what is added and trains is reached by a loss -------------------------------------------------------------
+
+
+def add_to_the_head(learner: Learner) -> None:
+    learner.head.register_parameter("noise", nn.Parameter(torch.zeros(3)))
+
+
+def add_to_the_objective(learner: Learner) -> None:
+    assert learner.objective is not None
+    learner.objective.register_module("projector", nn.Linear(12, 2))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair(ToyAdapter):
+    """Adds the product of two factors, one of them zero, to what the head gives; from half of the steps on."""
+
+    used: bool = True
+
+    def apply(self, learner: Learner, context: Context) -> Learner:
+        learner.head = Product(learner.head)
+        if not self.used:
+            learner.head.forward = learner.head.head.forward  # type: ignore[method-assign]
+        learner.delay([x for name, x in learner.head.named_parameters(recurse=False)], 0.5)
+        return learner
+
+
+class Product(nn.Module):
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head, self.a, self.b = head, nn.Parameter(torch.ones(3)), nn.Parameter(torch.zeros(3))
+
+    def forward(self, features: Features) -> Tensor:
+        found: Tensor = self.head(features) + self.a * self.b
+        return found
+
+
+@pytest.mark.parametrize(
+    ("adapter", "told"),
+    [
+        (Does(what=add_a_module), "Does added 2 tensors that take no part .* backbone.extra.weight first"),
+        (Does(what=add_to_the_head), "Does added 1 tensors that take no part .* heads.main.noise first"),
+        (Does(what=add_to_the_objective), "Does added 2 tensors that take no part .* objective.projector.weight first"),
+        (Pair(used=False), "Pair added 2 tensors that take no part .* heads.main.a first"),
+    ],
+)
+def test_what_no_loss_can_reach_is_refused_by_its_adapters_name(adapter: ToyAdapter, told: str) -> None:
+    with pytest.raises(LawError, match=f"^adapter {told}"):
+        build(toy_plan(Does(what=wrap_a_stage), adapter, ToyOpen(), backbone=MAP))
+
+
+@pytest.mark.parametrize("kind", ["classes", "labels", "values"])
+def test_a_factor_of_zero_a_later_phase_and_what_only_the_objective_looks_at_are_reached(kind: Any) -> None:
+    learner = build(toy_plan(Pair(), ToyHint(), task=ToyTasks(kind=kind)))
+    assert {"heads.main.a", "objective.projector.weight"} <= {
+        name.replace("heads.main.head.", "heads.main.") for name, _ in learner.trainable()
+    }
+
+
+def test_looking_for_what_is_reached_moves_nothing_and_draws_nothing() -> None:
+    def noisy(learner: Learner) -> None:
+        learner.head.register_forward_hook(lambda *call: call[2] + torch.randn_like(call[2]))
+
+    torch.manual_seed(3)
+    learner = build(toy_plan(ToyOpen(), Does(what=wrap_a_stage), Does(what=noisy), backbone=MAP))
+    drawn = torch.rand(2)
+    torch.manual_seed(3)
+    assert torch.equal(drawn, torch.rand(2))
+    assert all(parameter.grad is None for parameter in learner.parameters())
+    assert torch.equal(learner.backbone.get_buffer("norm.running_mean"), torch.zeros(12))
+    assert not any(module.training for module in learner.modules())
+
+
+def test_what_is_not_trained_is_not_looked_for() -> None:
+    def add_frozen(learner: Learner) -> None:
+        learner.backbone.register_module("extra", nn.Linear(2, 2).requires_grad_(False))
+
+    build(toy_plan(Does(what=add_frozen)))
+    build(toy_plan(Does(what=add_a_module)), purpose="use")  # as it is loaded, whoever made it
 
 
 def test_each_adapter_answers_for_itself() -> None:

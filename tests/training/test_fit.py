@@ -712,13 +712,12 @@ def test_patience_begins_with_the_last_phase() -> None:
 
 
 class Shifted(nn.Module):
-    """x plus a shift that starts at zero; `dead` is looked at by nobody."""
+    """x plus a shift that starts at zero."""
 
     def __init__(self, inner: nn.Module, dim: int) -> None:
         super().__init__()
         self.inner = inner
         self.shift = nn.Parameter(torch.zeros(dim))
-        self.dead = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x: Tensor) -> Tensor:
         found: Tensor = self.inner(x) + self.shift
@@ -727,29 +726,16 @@ class Shifted(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Shift(ToyAdapter):
-    """Adds a shift to the second stage; a dead tensor beside it if asked, both from `start` on."""
+    """Adds a shift to the second stage, from `start` on."""
 
-    dead: bool = False
     start: float = 0.0
 
     def apply(self, learner: Learner, context: Context) -> Learner:
         blocks = learner.backbone.get_submodule("blocks")
         assert isinstance(blocks, nn.Sequential)
         blocks[1] = shifted = Shifted(blocks[1], 12)
-        if not self.dead:
-            del shifted.dead
         learner.delay([x for name, x in shifted.named_parameters(recurse=False)], self.start)
         return learner
-
-
-@pytest.mark.parametrize("start", [0.0, 0.5])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_an_added_tensor_that_nothing_looks_at_is_told(start: float, precision: Any) -> None:
-    epochs: list[int] = []
-    plan = toy_plan(Shift(dead=True, start=start), budget=Budget(epochs=4, batch_size=60, precision=precision))
-    with pytest.raises(LawError, match=r"^1 added tensors take no part in a forward pass, backbone.blocks.1.dead"):
-        fitted(plan, progress=lambda _: epochs.append(1))
-    assert len(epochs) == (1 if start == 0 else 3)  # after the first epoch in which it might have trained
 
 
 @pytest.mark.parametrize("start", [0.0, 0.5])
@@ -757,29 +743,6 @@ def test_an_added_tensor_that_nothing_looks_at_is_told(start: float, precision: 
 def test_an_added_tensor_that_takes_part_trains(start: float, precision: Any) -> None:
     learner, _ = fitted(toy_plan(Shift(start=start), budget=replace(SHORT, precision=precision)))
     assert learner.backbone.get_parameter("blocks.1.shift").abs().sum() > 0
-
-
-def test_an_added_tensor_whose_layer_was_left_out_so_far_is_not_blamed() -> None:
-    backbone = ToyBackbones(layer_drop=True)  # leaves out every stage when all of it trains
-    learner, _ = fitted(toy_plan(ToyOpen(), Shift(), backbone=backbone, budget=SHORT))
-    assert learner.backbone.get_submodule("blocks").training is False
-    with pytest.raises(LawError, match=r"blocks.1.dead first"):
-        fitted(toy_plan(ToyOpen(), Shift(dead=True), backbone=backbone, budget=SHORT))
-
-
-def test_looking_for_added_tensors_changes_no_bit_of_training() -> None:
-    @dataclass(frozen=True, kw_only=True)
-    class Noisy(ToyAdapter):
-        def apply(self, learner: Learner, context: Context) -> Learner:
-            learner.head.register_forward_hook(lambda *call: call[2] + torch.randn_like(call[2]))
-            return learner
-
-    plan = toy_plan(ToyOpen(), Shift(), Noisy(), backbone=ToyBackbones(layer_drop=True), budget=SHORT)
-    looked, alone = build(plan), build(plan)
-    alone._added_names = frozenset()
-    for learner in (looked, alone):
-        fit(learner, loader_of(plan, learner), budget=plan.budget, learning_rate=1e-2, seed=0)
-    assert same(state(looked), state(alone))
 
 
 # -- when training is over ------------------------------------------------------------------------------------------

@@ -1,12 +1,13 @@
 """Plan -> Learner: backbone frozen, head and objective made, the chain of adapters folded, the law checked after each.
 
 Law: an adapter may only add. After every step, what was trainable must still be trainable, every tensor of the base
-must still be there, and no frozen value may have changed; the error names the adapter.
+must still be there, and no frozen value may have changed; in the end, a loss must reach every tensor that was added and
+trains. The error names the adapter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,7 @@ from zoo_core.lock import part_key
 from zoo_core.model.contract import check_backbone, check_head_module
 from zoo_core.model.learner import MAIN, Learner
 from zoo_core.model.objective import ScaledHead, default_objective
+from zoo_core.model.reach import unreached
 from zoo_core.model.transforms import with_transforms
 from zoo_core.model.truncation import truncated
 from zoo_core.plan.plan import Plan
@@ -57,6 +59,8 @@ def build(
     head = _build_head(plan, backbone, target)
     objective = default_objective(target, head, class_weights)
     learner = Learner(backbone, head, consumed(plan.head, target), objective, target)
+    known = set(learner.parameters())
+    added: dict[nn.Parameter, Bound] = {}
     for position, adapter in enumerate(plan.adapters):
         with seeded(plan.seed, "adapter", position, adapter.name) as generator:
             context = Context(
@@ -67,10 +71,13 @@ def build(
                 base=_base(plan),
             )
             learner = _apply(adapter, learner, context)
+        added |= dict.fromkeys(set(learner.parameters()) - known - added.keys(), adapter)
     if purpose == "use":
         learner.objective = None
     learner.seal(base, determined=plan.weights == "pretrained")
     learner.eval()
+    if purpose == "train" and plan.head.fact("fit") == "gradient":
+        _check_reached(learner, added)
     return learner
 
 
@@ -193,6 +200,22 @@ def _apply(adapter: Bound, learner: Learner, context: Context) -> Learner:
         if checksum(kept[key]) != total:
             raise LawError(f"adapter {adapter.name} changed the values of {name}; an adapter may only add")
     return adapted
+
+
+def _check_reached(learner: Learner, added: Mapping[nn.Parameter, Bound]) -> None:
+    """Raises LawError, naming its adapter, for what was added and trains where no loss sees it."""
+    trained = {parameter: name for name, parameter in learner.trainable() if parameter in added}
+    if not trained:
+        return
+    with blaming(added[next(iter(trained))]):
+        dead = unreached(learner, trained)
+    if dead:
+        adapter = added[dead[0]]
+        names = [trained[parameter] for parameter in dead if added[parameter] is adapter]
+        raise LawError(
+            f"adapter {adapter.name} added {len(names)} tensors that take no part in a forward pass or a loss, "
+            f"{names[0]} first; it put them where nothing looks"
+        )
 
 
 def _tensors(learner: Learner) -> Iterator[tuple[str, Tensor]]:

@@ -22,6 +22,7 @@ from zoo_core.errors import LawError
 __all__ = [
     "boundary",
     "capture",
+    "dummy_inputs",
     "dummy_pass",
     "groups",
     "shadow",
@@ -197,10 +198,7 @@ def shadow(module: nn.Module) -> nn.Module:
 def dummy_pass(backbone: nn.Module) -> tuple[Features, Tensor]:
     """One pass and pooling of dummy inputs in evaluation mode without gradients; every module's mode is put back."""
     modes = [(module, module.training) for module in backbone.modules()]
-    parameter = next(backbone.parameters(), None)
-    inputs = as_backbone(backbone).preparation.dummy(2)
-    if parameter is not None:
-        inputs = {name: _like(x, parameter) for name, x in inputs.items()}
+    inputs = dummy_inputs(backbone, 2)
     backbone.eval()
     try:
         with torch.no_grad(), _Shapes():
@@ -209,6 +207,13 @@ def dummy_pass(backbone: nn.Module) -> tuple[Features, Tensor]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def dummy_inputs(backbone: nn.Module, size: int) -> dict[str, Tensor]:
+    """Inputs of the right shape, in the backbone's numbers and on its device."""
+    inputs = as_backbone(backbone).preparation.dummy(size)
+    parameter = next(backbone.parameters(), None)
+    return inputs if parameter is None else {name: _like(x, parameter) for name, x in inputs.items()}
 
 
 def _copied(module: nn.Module, modules: dict[int, nn.Module], tensors: dict[int, Tensor]) -> nn.Module:

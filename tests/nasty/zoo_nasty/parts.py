@@ -184,8 +184,9 @@ class Noise(Trouble):
     def apply(self, learner: Learner, context: Context) -> Learner:
         import torch
 
-        drawn = torch.randn(3, generator=context.generator)
-        learner.head.register_parameter("noise", torch.nn.Parameter(drawn))
+        noise = torch.nn.Parameter(torch.randn((), generator=context.generator))
+        learner.head.register_parameter("noise", noise)
+        learner.head.register_forward_hook(lambda head, args, found: found + head.noise)
         return learner
 
 
