@@ -1,4 +1,4 @@
-# `make bench`, `make test`, `make lint`: the first one typed creates .venv from constraints.txt, later ones bring it up to
+# `make bench`, `make test`, `make lint`, `make docs`: the first one typed creates .venv from constraints.txt, later ones bring it up to
 # date when constraints.txt or a pyproject.toml has changed (after `git pull`, say). ARGS is handed on:
 #     make bench ARGS="--workers 2"        make test ARGS="tests/test_spec.py -x"
 # PYTHON names the interpreter to build .venv with; without it the first python3 of version 3.11 or newer is taken.
@@ -15,22 +15,30 @@ ifneq ($(shell test -x $(BIN)/python && cat $(STAMP) 2>/dev/null),$(CURDIR))
 .PHONY: $(STAMP)
 endif
 
-.PHONY: bench test lint install
+.PHONY: bench test lint docs install
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := test
 
 bench: $(STAMP)
 	$(BIN)/zoo bench $(ARGS)
 
+# Each worker begins with half of the tests in their order, so that what a module builds is mostly built once, and takes
+# over from the other one at the end.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 # mypy runs once for the core and once for each plugin, because every plugin has a folder `tests` of its own.
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy zoo_core registry tests $(wildcard benchmarks conftest.py)
+	$(BIN)/mypy zoo_core registry tests $(wildcard benchmarks docs conftest.py)
 	@for plugin in $(PLUGINS); do echo "$(BIN)/mypy $$plugin"; $(BIN)/mypy "$$plugin" || exit 1; done
+
+# The site, in the folder `site`: pages that the product makes of itself, then Zensical, then a look at what it wrote.
+docs: $(STAMP)
+	$(BIN)/python docs/generate.py
+	$(BIN)/zensical build --strict --clean
+	$(BIN)/python docs/check.py site
 
 install: $(STAMP)
 

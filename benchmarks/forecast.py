@@ -87,26 +87,26 @@ def measure(what: str, row: int, threads: int) -> None:
     import numpy as np
     import torch
 
-    from zoo_core.benchmark.dry_run import rehearsed
+    from zoo_core.benchmark.dry_run import dry_run
     from zoo_core.benchmark.trial import open_task, run_trial
     from zoo_core.data.splits import Subset
     from zoo_core.files.fetch import pin_plan
     from zoo_core.plan.plan import Budget
     from zoo_core.plan.resolve import resolve
-    from zoo_core.training.gradient import Thrift
+    from zoo_core.training.gradient import MemoryOptions
 
     torch.set_num_threads(threads)
     _, spec, task, budget, recomputes = CASES[row]
     plan = pin_plan(resolve(spec, task=task, budget=Budget(**budget).for_fit()))
-    thrift, data = Thrift(checkpoint_activations=recomputes), open_task(plan)
+    memory, data = MemoryOptions(checkpoint_activations=recomputes), open_task(plan)
     if budget is FEW:
         data = Cut(data.target, {**data.splits, "test": Subset(data.splits["test"], np.arange(NUM_TESTED))})
     if what == "forecast":
-        found = rehearsed(plan, data, thrift=thrift)
+        found = dry_run(plan, data, memory=memory)
         print(json.dumps({"bytes": found.peak_memory_bytes, "seconds": found.seconds}))
         return
     started = time.perf_counter()
-    result, _, _ = run_trial(plan, data=data, thrift=thrift)
+    result, _, _ = run_trial(plan, data=data, memory=memory)
     print(json.dumps({"bytes": result.peak_memory_bytes, "seconds": time.perf_counter() - started}))
 
 

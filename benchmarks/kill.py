@@ -29,7 +29,7 @@ GRID = (
     *("--task", "digits(shots=2)"),
     *("--backbones", "starter/convnet-nano,starter/convnet-nano(weights=random),starter/vit-nano"),
     *("--adapters", "probe,partial(n=2),norm,probe+ncm"),
-    *("--seeds", "3", "--epochs", "2", "--device", "cpu"),
+    *("--epochs", "2", "--device", "cpu"),
 )
 GONE_SECONDS = 10.0  # processes that outlive their parent by more than this are orphans
 
@@ -150,13 +150,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--trials", type=int, default=36, help="12, 24 or 36")
     parser.add_argument("--seed", type=int, default=0, help="of the random instants")
     asked = parser.parse_args()
+    grid = (*GRID, "--seeds", str(asked.trials // 12))
     with tempfile.TemporaryDirectory() as folder:
         whole, killed = Path(folder, "whole"), Path(folder, "killed")
         began = time.monotonic()
         subprocess.run(
-            command(GRID, whole, asked.workers + 1),
+            command(grid, whole, asked.workers + 1),
             check=True,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -164,7 +166,7 @@ def main() -> int:
         seconds = time.monotonic() - began
         print(f"undisturbed, {asked.workers + 1} workers: {len(results(whole))} results in {seconds:.0f} s")
         began = time.monotonic()
-        kills = kill_often(command(GRID, killed, asked.workers), killed, kills=asked.kills, seed=asked.seed)
+        kills = kill_often(command(grid, killed, asked.workers), killed, kills=asked.kills, seed=asked.seed)
         print("kill  after s  who     results  gone after s")
         for number, kill in enumerate(kills, 1):
             who = "group" if kill.whole_group else "parent"

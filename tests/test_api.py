@@ -375,7 +375,7 @@ def test_one_item_instead_of_a_list_is_told(fitted: Path, pictures: list[Any]) -
         ({"classes": 3}, "classes is a list of names, as .*, found 3"),
         ({"classes": [1, 2]}, "a class's name is text, found 1; write '1'"),
         ({"classes": ["cat", "dog", "cat"]}, "classes has 'cat' twice"),
-        ({"target": zoo_core.Target(kind="values")}, "the number of outputs is None"),
+        ({"target": zoo_core.Target(kind="regression")}, "the number of outputs is None"),
         ({"target": zoo_core.Target(kind="classes", size=1)}, "a classifier has 2 classes or more"),
         ({"target": 3}, "target is a zoo_core.Target, .*, found 3"),
     ],
@@ -390,8 +390,8 @@ def test_load_takes_numpys_numbers_any_iterable_of_names_and_one_value() -> None
     for arguments, size in (
         ({"num_classes": np.int64(3)}, 3),
         ({"classes": np.array(["cat", "dog"])}, 2),
-        ({"target": zoo_core.Target(kind="values", size=1)}, 1),
-        ({"target": zoo_core.Target(kind="labels", size=1)}, 1),
+        ({"target": zoo_core.Target(kind="regression", size=1)}, 1),
+        ({"target": zoo_core.Target(kind="multilabel", size=1)}, 1),
     ):
         assert zoo_core.load("starter/convnet-nano", **arguments).target.size == size
 

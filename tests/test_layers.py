@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -48,10 +49,14 @@ LEVELS = {name: level for level, name in enumerate(LAYERS)}
 FACADES = {CORE, f"{CORE}.__main__"}  # they name what lies below them, wherever it lies
 # What loads without torch: whole rooms, and of the other rooms these modules. Commands import the rest when they run.
 LIGHT_ROOMS = ("errors", "_process", "contracts", "spec", "lock", "registry", "plan", "results")
-LIGHT_MODULES = ("files.folders", "files.hashing", "toolkit.table_encoding")
+LIGHT_MODULES = ("files.folders", "files.hashing", "toolkit.files", "toolkit.locks", "toolkit.table_encoding")
 LIGHT_COMMANDS = ("cli", "cli.completion", "cli.config", "cli.data", "cli.names", "cli.plan")
 LIGHT_LIBRARIES = frozenset({"click", "rich"})
 FORBIDDEN = ("torch", "numpy", "pydantic", "huggingface_hub")  # named by the promise; the probes look for these
+
+# What a plugin may import: these modules as they stand, and every module of these rooms; of each what `__all__` lists.
+STABLE_MODULES = (CORE, f"{CORE}.contracts", f"{CORE}.errors")
+STABLE_ROOMS = ("testing", "toolkit")
 
 Sources = Mapping[str, str]  # path below its import root, such as zoo_core/cli/plan.py -> source text
 
@@ -152,12 +157,17 @@ def hidden_names(sources: Sources, facade: Sources) -> list[str]:
     """Names of the facade that are rooms too: an import of the room would put it in the place of the name."""
     rooms = {_unit(module_name(path)) for path in sources if module_name(path) not in FACADES}
     (text,) = facade.values()
-    listed = next(
-        ast.literal_eval(node.value)
-        for node in ast.parse(text).body
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
-    )
-    return [f"{CORE}.{name} is a name of the facade and a room" for name in listed if name in rooms]
+    return [f"{CORE}.{name} is a name of the facade and a room" for name in listed_names(text) if name in rooms]
+
+
+@cache
+def listed_names(text: str) -> list[str]:
+    """What the `__all__` of a module lists; nothing if it has none."""
+    found: list[str] = []
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            found = ast.literal_eval(node.value)
+    return found
 
 
 def private_names(sources: Sources) -> list[str]:
@@ -254,6 +264,32 @@ def foreign_imports(sources: Sources, forbidden: Iterable[str]) -> list[str]:
     ]
 
 
+def outside_surface(sources: Sources, core: Sources) -> list[str]:
+    """What modules of a plugin take from the core that is not stable, in functions and under TYPE_CHECKING too."""
+    texts = {module_name(path): text for path, text in core.items()}
+    complaints = []
+    for path, text in sources.items():
+        for node in ast.walk(ast.parse(text, path)):
+            if isinstance(node, ast.Import):
+                taken = [(alias.name, "") for alias in node.names if _top(alias.name) == CORE]
+            elif isinstance(node, ast.ImportFrom) and not node.level and _top(node.module or "") == CORE:
+                base = node.module or ""
+                names = [alias.name for alias in node.names]
+                taken = [(below, "") if (below := f"{base}.{name}") in texts else (base, name) for name in names]
+            else:
+                continue
+            for module, name in taken:
+                if not _is_stable(module):
+                    complaints.append(f"{module_name(path)}:{node.lineno} imports {module}, which is not stable")
+                elif name and name not in listed_names(texts.get(module, "")):
+                    complaints.append(f"{module_name(path)}:{node.lineno} imports {name}, which {module} does not list")
+    return complaints
+
+
+def _is_stable(module: str) -> bool:
+    return module in STABLE_MODULES or _unit(module) in STABLE_ROOMS
+
+
 # --- this repository -------------------------------------------------------------------------------------------------
 
 
@@ -311,6 +347,12 @@ def test_core_imports_no_plugin(core: dict[str, str]) -> None:
 def test_plugin_imports_no_sibling(folder: Path) -> None:
     siblings = [package.name for name, package in PACKAGES.items() if name != folder.name]
     assert foreign_imports(read_sources(PACKAGES[folder.name]), siblings) == []
+
+
+@pytest.mark.parametrize("folder", PLUGIN_FOLDERS, ids=lambda folder: folder.name)
+def test_plugin_imports_what_is_stable(folder: Path, core: dict[str, str]) -> None:
+    scripts = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.py")}  # what makes its catalogue
+    assert outside_surface(scripts | read_sources(PACKAGES[folder.name]), core) == []
 
 
 @pytest.mark.parametrize("folder", PLUGIN_FOLDERS, ids=lambda folder: folder.name)
@@ -452,6 +494,49 @@ def test_a_heavy_library_inside_a_light_function_is_noticed() -> None:
 )
 def test_an_import_of_a_plugin_is_noticed(source: str) -> None:
     assert len(foreign_imports({"zoo_core/model/build.py": source}, ["zoo_starter"])) == 1
+
+
+SURFACE = {
+    "zoo_core/__init__.py": '__all__ = ["Budget"]',
+    "zoo_core/contracts/__init__.py": '__all__ = ["Source"]',
+    "zoo_core/contracts/values.py": '__all__ = ["Source"]',
+    "zoo_core/files/__init__.py": "",
+    "zoo_core/files/hub.py": '__all__ = ["download"]',
+    "zoo_core/toolkit/__init__.py": "",
+    "zoo_core/toolkit/sites.py": '__all__ = ["attach"]\nLARGEST = 3',
+}
+
+
+@pytest.mark.parametrize(
+    ("source", "complaint"),
+    [
+        ("from zoo_core.files.hub import download", "imports zoo_core.files.hub, which is not stable"),
+        ("from zoo_core.files import hub", "imports zoo_core.files.hub, which is not stable"),
+        ("from zoo_core import files", "imports zoo_core.files, which is not stable"),
+        ("import zoo_core.files.hub", "imports zoo_core.files.hub, which is not stable"),
+        ("from zoo_core.contracts.values import Source", "imports zoo_core.contracts.values, which is not stable"),
+        ("from zoo_core.toolkit.sites import LARGEST", "imports LARGEST, which zoo_core.toolkit.sites does not list"),
+        ("from zoo_core.toolkit.sites import *", "imports *, which zoo_core.toolkit.sites does not list"),
+        ("from zoo_core import __version__", "imports __version__, which zoo_core does not list"),
+    ],
+)
+@pytest.mark.parametrize("place", ["{}", "def apply():\n    {}", "if TYPE_CHECKING:\n    {}"])
+def test_an_import_of_what_is_not_stable_is_noticed(place: str, source: str, complaint: str) -> None:
+    line = 2 if "\n" in place else 1
+    found = outside_surface({"zoo_acme/parts.py": place.format(source)}, SURFACE)
+    assert found == [f"zoo_acme.parts:{line} {complaint}"]
+
+
+def test_an_import_of_what_is_stable_passes() -> None:
+    source = """
+from zoo_core import Budget
+from zoo_core.contracts import Source
+from zoo_core.toolkit import sites
+from zoo_core.toolkit.sites import attach
+from zoo_acme import other
+from . import files
+"""
+    assert outside_surface({"zoo_acme/parts.py": source}, SURFACE) == []
 
 
 def test_a_recipe_module_that_imports_torch_is_noticed() -> None:

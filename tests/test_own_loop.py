@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 import zoo_core
 from zoo_core.contracts import Batch, Split, Target
 from zoo_core.data.loader import Loader
-from zoo_core.data.randomness import draw_seed
+from zoo_core.data.randomness import derive_seed
 from zoo_core.data.splits import carve
 from zoo_core.errors import PluginError, UsageError
 from zoo_core.model.learner import Learner
@@ -68,7 +68,7 @@ class InOrder:
         self.num, self.epoch = num, 0
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = np.random.default_rng(draw_seed("order", 0, self.epoch)).permutation(self.num).tolist()
+        order = np.random.default_rng(derive_seed("order", 0, self.epoch)).permutation(self.num).tolist()
         self.epoch += 1
         return iter([order[start : start + 10] for start in range(0, self.num, 10)])
 
@@ -489,7 +489,7 @@ def test_class_weights_weigh_the_loss() -> None:
     assert torch.allclose(plain.loss(output, batch), each.mean())
     assert weighed.target.names == ("a", "b", "c")
     assert weighed.delta().keys() == plain.delta().keys(), "the objective is not stored"
-    labels = zoo_core.load(SPECS[0], target=Target(kind="labels", size=2), class_weights=(2, 0))
+    labels = zoo_core.load(SPECS[0], target=Target(kind="multilabel", size=2), class_weights=(2, 0))
     found = labels(inputs)
     batch = Batch(inputs=inputs, target=torch.tensor([[0.0, 1], [1, 0], [1, 1]]))
     first = nn.functional.binary_cross_entropy_with_logits(found.predictions[:, 0], batch.target[:, 0])
@@ -504,7 +504,7 @@ def test_class_weights_are_one_for_each_class(wrong: Any) -> None:
 
 def test_values_have_no_class_weights() -> None:
     with pytest.raises(UsageError, match="class_weights are for classes and labels"):
-        zoo_core.load(SPECS[0], target=Target(kind="values", size=1), class_weights=[1])
+        zoo_core.load(SPECS[0], target=Target(kind="regression", size=1), class_weights=[1])
 
 
 # -- silent, and by itself --------------------------------------------------------------------------------------------

@@ -17,14 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from zoo_core.benchmark.grid import Suite, load_suite, starter_suite
-from zoo_core.benchmark.runner import News, open_grid, prepare_folder, run_grid
-from zoo_core.benchmark.trial import Report, open_task, run_trial, score_split
+from zoo_core.benchmark.runner import RunEvent, open_grid, prepare_folder, run_grid
+from zoo_core.benchmark.trial import TrialProgress, open_task, run_trial, score_split
 from zoo_core.contracts import BackboneRecipe, Modality, Split, Target, TaskRecipe, as_backbone
 from zoo_core.data.loader import Loader
 from zoo_core.data.splits import Splits, carve
 from zoo_core.errors import UsageError
-from zoo_core.files.fetch import DELTA, fetch_run, files_of, pin_plan
-from zoo_core.files.fetch import Progress as Download
+from zoo_core.files.fetch import DELTA, DownloadProgress, fetch_run, files_of, pin_plan
 from zoo_core.lock import lock_of, part_key, read_pins, write_lock
 from zoo_core.model.build import build, build_backbone, check_outline
 from zoo_core.model.learner import Learner
@@ -32,15 +31,15 @@ from zoo_core.plan.plan import Budget, Plan
 from zoo_core.plan.resolve import resolve
 from zoo_core.registry.local_plugins import SpecLike, check_files
 from zoo_core.results.store import Result, RunLock, append
-from zoo_core.runs.backbones import beneath
+from zoo_core.runs.backbones import base_plan
 from zoo_core.runs.export import exporter, write_plain
 from zoo_core.runs.folder import StoredRun, load_stored, load_together, read_run, save_run
-from zoo_core.runs.inference import Failure, Item, Pool, Prediction, embedded, predicted
+from zoo_core.runs.inference import Item, Pool, Prediction, SkippedItem, embedded, predicted
 from zoo_core.spec.parser import Spec, parse_part
 from zoo_core.toolkit.table_encoding import Encoding, encoding_of
-from zoo_core.training.gradient import Thrift
+from zoo_core.training.gradient import MemoryOptions
 from zoo_core.training.metrics import confusion, per_class
-from zoo_core.training.snapshots import UNFINISHED, Unfinished
+from zoo_core.training.snapshots import UNFINISHED, UnfinishedFit
 from zoo_core.training.timing import INFERENCE_BATCH, precision_of
 
 if TYPE_CHECKING:
@@ -111,7 +110,9 @@ def _is_published(spec: object) -> bool:
     return isinstance(spec, str | Spec) and str(spec).startswith(PUBLISHED) and not {*"+("} & {*str(spec)}
 
 
-def _files(plan: Plan, *, offline: bool = False, progress: Callable[[Download], None] | None = None) -> dict[str, Path]:
+def _files(
+    plan: Plan, *, offline: bool = False, progress: Callable[[DownloadProgress], None] | None = None
+) -> dict[str, Path]:
     """The folder of each part that has files, by its key in a lock; those of the runs that its backbone is too."""
     found: dict[str, Path] = {}
     below: Plan | None = plan
@@ -120,7 +121,7 @@ def _files(plan: Plan, *, offline: bool = False, progress: Callable[[Download], 
             folder = files_of(below, part, offline=offline, progress=progress)
             if folder is not None:
                 found[part_key(part)] = folder
-        below = beneath(below, offline=offline)
+        below = base_plan(below, offline=offline)
     return found
 
 
@@ -130,7 +131,7 @@ def fetch(
     task: str | TaskRecipe | None = None,
     lock: str | Path | None = None,
     frozen: bool = False,
-    progress: Callable[[Download], None] | None = None,
+    progress: Callable[[DownloadProgress], None] | None = None,
 ) -> dict[str, Path]:
     """Downloads and verifies all that a spec is built from; the folder of each part. Then it works with no network.
 
@@ -154,12 +155,12 @@ def _wanted(num_classes: object, classes: object, target: object) -> Target:
             raise UsageError(f"num_classes is a whole number, 2 or more, found {num_classes!r:.60}")
         target = Target(kind="classes", size=int(num_classes))
     if not isinstance(target, Target):
-        raise UsageError(f'target is a zoo_core.Target, as Target(kind="values", size=1), found {target!r:.60}')
+        raise UsageError(f'target is a zoo_core.Target, as Target(kind="regression", size=1), found {target!r:.60}')
     if type(target.size) is not int or target.size < 1:
         raise UsageError(f"the number of outputs is {target.size}; allowed: 1 or more")
     if target.kind == "classes" and target.size < 2:
         raise UsageError(
-            'a classifier has 2 classes or more, found 1; for one yes or no: Target(kind="labels", size=1)'
+            'a classifier has 2 classes or more, found 1; for one yes or no: Target(kind="multilabel", size=1)'
         )
     return target
 
@@ -168,7 +169,7 @@ def _weights(given: Sequence[float] | None, target: Target) -> Tensor | None:
     """float [C]. Raises UsageError unless it is one number for each class or label, none below 0."""
     if given is None:
         return None
-    if target.kind == "values":
+    if target.kind == "regression":
         raise UsageError("class_weights are for classes and labels, and the target is values")
     try:
         weights = torch.tensor([float(weight) for weight in given])
@@ -284,7 +285,7 @@ def fit(
     frozen: bool = False,
     micro_batch: int | str | None = None,
     checkpoint_activations: bool = False,
-    report: Callable[[Report], None] = lambda _: None,
+    report: Callable[[TrialProgress], None] = lambda _: None,
 ) -> tuple[Learner, Result]:
     """Fits one model, its learning rate chosen on validation; stores it when `out` names a folder.
 
@@ -300,15 +301,15 @@ def fit(
     """
     budget = (budget or Budget()).for_fit()
     plan = _pinned(spec, lock, frozen, task=task, budget=budget, seed=seed)
-    thrift = Thrift(micro_batch=micro_batch, checkpoint_activations=checkpoint_activations)
+    memory = MemoryOptions(micro_batch=micro_batch, checkpoint_activations=checkpoint_activations)
     if out is None:
-        result, learner, splits = run_trial(plan, device=device, num_workers=num_workers, report=report, thrift=thrift)
+        result, learner, splits = run_trial(plan, device=device, num_workers=num_workers, report=report, memory=memory)
         _tell_origin(learner, plan, splits)
         return learner, result
     check_files(plan.parts)
     folder = Path(out)
     prepare_folder(folder)
-    unfinished = Unfinished(folder / UNFINISHED, _identity(plan, device))
+    unfinished = UnfinishedFit(folder / UNFINISHED, _identity(plan, device))
     if not unfinished.folder.is_dir():
         _refuse_held(folder, HELD)  # before the lock too, which would mend a torn line of that run
     with RunLock(folder):
@@ -316,7 +317,7 @@ def fit(
         unfinished.begin()
         try:
             result, learner, splits = run_trial(
-                plan, device=device, num_workers=num_workers, report=report, unfinished=unfinished, thrift=thrift
+                plan, device=device, num_workers=num_workers, report=report, unfinished=unfinished, memory=memory
             )
             _refuse_another(folder, plan, unfinished)
             for name in HELD:  # of the same fit, killed while it was stored
@@ -355,7 +356,7 @@ def _refuse_a_run(folder: Path) -> None:
     _refuse_held(folder, (*HELD, UNFINISHED))
 
 
-def _refuse_another(folder: Path, plan: Plan, unfinished: Unfinished) -> None:
+def _refuse_another(folder: Path, plan: Plan, unfinished: UnfinishedFit) -> None:
     """Raises UsageError where a folder holds a run, unless that is evidently this fit, killed while it was stored."""
     held = [name for name in HELD if (folder / name).exists()]
     told = any(name != DELTA and (folder / name).stat().st_size and _is_of(folder / name, plan) for name in held)
@@ -509,8 +510,8 @@ def _encoded(row: Any, encoding: Encoding | None) -> Any:
     return encoding.encode(row)
 
 
-def _raised(found: Found | Failure) -> Found:
-    if isinstance(found, Failure):
+def _raised(found: Found | SkippedItem) -> Found:
+    if isinstance(found, SkippedItem):
         raise found.error
     return found
 
@@ -540,7 +541,7 @@ def bench(
     retry: bool = False,
     lock: str | Path | None = None,
     frozen: bool = False,
-    watch: Callable[[News], None] = lambda _: None,
+    watch: Callable[[RunEvent], None] = lambda _: None,
 ) -> list[Result]:
     """Runs a suite (a file's path, or the starter suite) and returns its results; a second call runs what is missing.
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo_core._process.atomic_files import write_whole
 from zoo_core.contracts import FileHash
+from zoo_core.contracts.old_words import current_text
 from zoo_core.errors import AccessError, IncompatibleError, IntegrityError, NotFoundError
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def read_lock(path: Path) -> dict[str, Any] | None:
         raise IntegrityError(f"{path} is not a lock of format {FORMAT}; {mend}")
     if not all(map(_is_row, lock["parts"].values())):
         raise IntegrityError(f"{path} is damaged (a part without its distribution, version or files); {mend}")
-    return lock
+    return lock | {"parts": {current_text(key): row for key, row in lock["parts"].items()}}
 
 
 def read_pins(path: Path | None) -> dict[str, Pinned]:

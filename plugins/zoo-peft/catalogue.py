@@ -254,7 +254,9 @@ def methods() -> dict[str, dict[str, Any]]:
     unknown = {kind.value for kind in PEFT_TYPE_TO_CONFIG_MAPPING} ^ KNOWN.keys()
     if unknown:
         raise SystemExit(f"methods that KNOWN does not tell of, or that are gone: {', '.join(sorted(unknown))}")
-    found = {kind.value.lower(): _told(kind.value, config) for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    found = {
+        kind.value.lower(): _method_row(kind.value, config) for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()
+    }
     return dict(sorted(found.items()))
 
 
@@ -273,7 +275,7 @@ def _summary(row: Mapping[str, Any]) -> str:
     return " ".join([row["summary"], *notes])
 
 
-def _told(tuner: str, config: type[PeftConfig]) -> dict[str, Any]:
+def _method_row(tuner: str, config: type[PeftConfig]) -> dict[str, Any]:
     known = KNOWN[tuner]
     assert known.refused or not issubclass(config, PromptLearningConfig)
     row: dict[str, Any] = {

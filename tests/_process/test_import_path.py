@@ -80,9 +80,10 @@ def test_the_folder_would_be_imported_from_without_the_cure(hostile: Path, tmp_p
 
 @pytest.mark.slow
 def test_commands_import_nothing_of_the_working_directory(hostile: Path, tmp_path: Path) -> None:
-    common = ("--task", "digits(shots=2)", "--epochs", "1", "--device", "cpu")
+    common = ("--task", "digits(shots=2)", "--epochs", "1", "--num-rates", "1", "--device", "cpu")
+    grid = ("--backbones", "starter/vit-nano", "--adapters", "probe", "--seeds", "1")
     for words in (
-        ("bench", *common, "--backbones", "starter/vit-nano", "--seeds", "1", "--out", tmp_path / "bench"),
+        ("bench", *common, *grid, "--out", tmp_path / "bench"),
         ("fit", "starter/vit-nano", *common, "--num-workers", "1", "--out", tmp_path / "fit"),
         ("evaluate", tmp_path / "fit"),
         ("doctor",),

@@ -9,14 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zoo_core.benchmark import dry_run
-from zoo_core.benchmark.dry_run import downloads, rehearsed
+from zoo_core.benchmark.dry_run import downloads, dry_run
 from zoo_core.cli import main
 from zoo_core.model.build import build
 from zoo_core.plan.plan import Budget
 from zoo_core.plan.resolve import resolve
 from zoo_core.testing.recipes import ToyBackbones, ToyMemory, ToyOpen, ToyTasks, toy_plan
-from zoo_core.training.gradient import Thrift
+from zoo_core.training.gradient import MemoryOptions
 from zoo_core.training.memory import activations, available_bytes, fitting_batch, state_bytes
 from zoo_core.training.timing import count_parameters
 
@@ -85,42 +84,42 @@ def test_free_memory_is_that_of_this_machine() -> None:
     assert 2**20 < available_bytes(torch.device("cpu")) < 2**50
 
 
-# -- rehearsals -----------------------------------------------------------------------------------------------------
+# -- dry runs -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("backbone", [ToyBackbones(), ToyBackbones(kind="map")])
-def test_a_rehearsal_counts_the_steps_of_the_whole_fit(backbone: ToyBackbones) -> None:
+def test_a_dry_run_counts_the_steps_of_the_whole_fit(backbone: ToyBackbones) -> None:
     task = ToyTasks(num=100)
     plan = toy_plan(
         ToyOpen(), backbone=backbone, task=task, budget=Budget(epochs=50, batch_size=16), learning_rates=(1e-3, 1e-2)
     )
     data = task.open(None)
-    found = rehearsed(plan, data)
+    found = dry_run(plan, data)
     num = data.splits["train"].num
     assert (found.num_rates, found.num_epochs, found.num_steps) == (2, 50, 50 * -(-num // 16))
     assert (found.num_trainable, found.num_parameters) == count_parameters(build(plan))
-    longer = rehearsed(toy_plan(ToyOpen(), backbone=backbone, task=task, budget=Budget(epochs=5000)), data)
+    longer = dry_run(toy_plan(ToyOpen(), backbone=backbone, task=task, budget=Budget(epochs=5000)), data)
     assert longer.num_steps == 5000 * -(-num // 32)
     assert found.peak_memory_bytes > 2**20
 
 
 def test_a_closed_form_is_one_pass() -> None:
     task = ToyTasks()
-    found = rehearsed(toy_plan(head=ToyMemory(), task=task), task.open(None))
+    found = dry_run(toy_plan(head=ToyMemory(), task=task), task.open(None))
     assert (found.num_rates, found.num_epochs, found.num_steps) == (1, 1, 2)
 
 
-def test_where_the_batch_does_not_fit_a_smaller_one_is_rehearsed_and_scaled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_batch_does_not_fit_a_smaller_one_is_run_and_scaled(monkeypatch: pytest.MonkeyPatch) -> None:
     task = ToyTasks()
     plan = toy_plan(ToyOpen(), task=task, budget=Budget(batch_size=32))
-    roomy = rehearsed(plan, task.open(None))
+    roomy = dry_run(plan, task.open(None))
     assert not any("scaled" in line for line in roomy.assumed)
-    monkeypatch.setattr(dry_run, "available_bytes", lambda device: 0)
-    tight = rehearsed(plan, task.open(None))
+    monkeypatch.setattr("zoo_core.benchmark.dry_run.available_bytes", lambda device: 0)
+    tight = dry_run(plan, task.open(None))
     assert any("scaled to batches of 32, whose activations do not fit" in line for line in tight.assumed)
-    sought = rehearsed(plan, task.open(None), thrift=Thrift(micro_batch="auto"))
+    sought = dry_run(plan, task.open(None), memory=MemoryOptions(micro_batch="auto"))
     assert sought.micro_batch == 1
-    given = rehearsed(plan, task.open(None), thrift=Thrift(micro_batch=5))
+    given = dry_run(plan, task.open(None), memory=MemoryOptions(micro_batch=5))
     assert given.micro_batch == 5
 
 

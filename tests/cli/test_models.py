@@ -34,8 +34,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     base = tmp_path_factory.mktemp("models")
     specs = {
         "classes": ("starter/convnet-nano+probe+ncm", "digits(shots=3)"),
-        "labels": ("starter/convnet-nano", "digits-attributes(limit=30)"),
-        "values": ("starter/mlp-nano(weights=random)+full", "diabetes"),
+        "multilabel": ("starter/convnet-nano", "digits-attributes(limit=30)"),
+        "regression": ("starter/mlp-nano(weights=random)+full", "diabetes"),
     }
     for name, (spec, task) in specs.items():
         words = ("--task", task, "--out", str(base / name), "--epochs", "1", "--num-rates", "1", "--device", "cpu")
@@ -178,7 +178,11 @@ def test_evaluate_reports_each_class_and_the_confusion(zoo_here: Run, folders: d
 
 
 def test_the_schema_of_an_evaluation_is_stable(zoo_here: Run, folders: dict[str, Path]) -> None:
-    for kind, metric in (("classes", "accuracy"), ("labels", "average_precision"), ("values", "mean_absolute_error")):
+    for kind, metric in (
+        ("classes", "accuracy"),
+        ("multilabel", "average_precision"),
+        ("regression", "mean_absolute_error"),
+    ):
         code, out, _ = zoo_here("evaluate", folders[kind], "--json", "--split", "val", "--device", "cpu")
         found = json.loads(out)
         assert code == 0

@@ -203,6 +203,11 @@ def test_show_marks_what_must_be_given(site: Path, capsys: pytest.CaptureFixture
     assert "width  required  a whole number" in out
 
 
+def test_show_writes_a_default_that_no_spec_can_hold_as_python_does(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, "show", "tsv")
+    assert "  separator   '\\t' " in out
+
+
 def test_show_says_everything_once_and_nothing_that_is_empty(capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = run(capsys, "show", "partial")
     assert out.count("Trains the last n stages of the backbone, what follows them, and the head.") == 1

@@ -22,7 +22,7 @@ from zoo_core.cli import main
 from zoo_core.cli.inputs import Inputs
 from zoo_core.cli.lines import Lines
 from zoo_core.contracts import Modality, Target
-from zoo_core.runs.inference import Failure, Item, Prediction, Word
+from zoo_core.runs.inference import Item, Prediction, SkippedItem, Word
 from zoo_core.toolkit.table_encoding import Encoding
 
 Shown = tuple[int, str, list[str]]
@@ -48,8 +48,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     base = tmp_path_factory.mktemp("models")
     specs = {
         "classes": ("starter/convnet-nano+probe+ncm", "digits(shots=3)"),
-        "labels": ("starter/convnet-nano", "digits-attributes(limit=30)"),
-        "values": ("starter/mlp-nano(weights=random)+full", "diabetes"),
+        "multilabel": ("starter/convnet-nano", "digits-attributes(limit=30)"),
+        "regression": ("starter/mlp-nano(weights=random)+full", "diabetes"),
     }
     for name, (spec, task) in specs.items():
         words = ("--task", task, "--out", str(base / name), "--epochs", "1", "--num-rates", "1", "--device", "cpu")
@@ -212,7 +212,7 @@ def test_rows_of_tables_are_named_by_file_and_line_and_keep_their_order(
     one, two = tmp_path / "one.csv", tmp_path / "two.csv"
     one.write_text(f"{ROW}\n\n{ROW.replace('0.3', '-2')}\n")
     two.write_bytes(b"\xef\xbb\xbf" + ROW.encode() + b"\r\n")  # a byte order mark, and the line ends of Windows
-    found = predicted(zoo_here, folders["values"], two, one)
+    found = predicted(zoo_here, folders["regression"], two, one)
     assert [one["item"] for one in found] == [f"{two}:1", f"{one}:1", f"{one}:3"]
     assert found[0]["scores"] == pytest.approx(found[1]["scores"], rel=1e-5)  # another place in the batch
     assert found[1]["scores"] != pytest.approx(found[2]["scores"], rel=1e-5)
@@ -238,7 +238,7 @@ def test_a_table_that_does_not_fit_is_a_row_with_its_error(
 ) -> None:
     (tmp_path / "x.csv").write_bytes(content)
     (tmp_path / "y.csv").write_text(ROW)
-    code, rows = rows_of(zoo_here, folders["values"], tmp_path / "x.csv", tmp_path / "y.csv")
+    code, rows = rows_of(zoo_here, folders["regression"], tmp_path / "x.csv", tmp_path / "y.csv")
     assert code == 5
     (failed,) = (row for row in rows if "error" in row)
     assert "x.csv" in failed["item"]
@@ -251,7 +251,7 @@ def test_a_table_may_have_a_header_and_tabs(zoo_here: Run, folders: dict[str, Pa
     names = [f"column {number}" for number in range(10)]
     (tmp_path / "x.csv").write_text(",".join(names) + f"\n{ROW}\n1,2\n{ROW}\n")
     (tmp_path / "x.tsv").write_text("\t".join(names) + "\n" + ROW.replace(",", "\t"))
-    code, rows = rows_of(zoo_here, folders["values"], tmp_path)
+    code, rows = rows_of(zoo_here, folders["regression"], tmp_path)
     assert code == 5
     assert [row["item"].rpartition("/")[2] for row in rows] == ["x.csv:2", "x.csv:3", "x.csv:4", "x.tsv:2"]
     assert "line 3 has 2 columns; the model was fitted on 10" in rows[1]["error"]
@@ -261,8 +261,8 @@ def test_a_table_may_have_a_header_and_tabs(zoo_here: Run, folders: dict[str, Pa
 def test_a_missing_table_is_not_found_and_a_folder_without_one_is_a_row(
     zoo_here: Run, folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    told(zoo_here("predict", folders["values"], tmp_path / "x.csv"), 3, "no file")
-    code, rows = rows_of(zoo_here, folders["values"], tmp_path)
+    told(zoo_here("predict", folders["regression"], tmp_path / "x.csv"), 3, "no file")
+    code, rows = rows_of(zoo_here, folders["regression"], tmp_path)
     assert code == 5
     assert "holds no tables (.csv, .tab, .tsv)" in rows[0]["error"]
 
@@ -295,8 +295,8 @@ def test_every_label_and_value_has_a_column(
     Image.fromarray(digit).save(picture)
     rows.write_text(ROW)
     for kind, file, header in (
-        ("labels", picture, ["item", "even", "prime", "above four", "closed loop"]),
-        ("values", rows, ["item", "progression"]),
+        ("multilabel", picture, ["item", "even", "prime", "above four", "closed loop"]),
+        ("regression", rows, ["item", "progression"]),
     ):
         (line,) = predicted(zoo_here, folders[kind], file)
         _, out, _ = zoo_here("predict", folders[kind], file, "--format", "csv", "--device", "cpu")
@@ -352,7 +352,12 @@ def test_the_best_and_all_scores_are_those_of_jsonl(
     assert list(json.loads(out)["all"].values()) == whole["scores"]
     told(zoo_here(*words, "--top-k", "11"), 2, "--top-k 11: allowed: 1 to 10")
     told(zoo_here(*words, "--top-k", "1", "--all-scores"), 2, "give one of them")
-    told(zoo_here("predict", folders["values"], file, "--top-k", "1"), 2, "is for classes and labels", "values")
+    told(
+        zoo_here("predict", folders["regression"], file, "--top-k", "1"),
+        2,
+        "is for classes and multilabel",
+        "regression",
+    )
 
 
 def test_token_classes_are_a_line_for_each_word_with_its_place(capsys: pytest.CaptureFixture[str]) -> None:
@@ -540,7 +545,7 @@ def test_a_file_that_may_not_be_read_is_a_row(tmp_path: Path, monkeypatch: pytes
     modalities: tuple[Modality, ...] = ("text", "table")
     for modality in modalities:
         (one,) = Inputs([str(tmp_path / "x")], modality).items()
-        assert isinstance(one, Failure)
+        assert isinstance(one, SkippedItem)
         assert (one.error.exit_code, str(one.error)) == (4, f"{tmp_path / 'x'} may not be read; change its rights")
 
 

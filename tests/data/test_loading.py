@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
-from zoo_core.benchmark.trial import Report, run_trial
+from zoo_core.benchmark.trial import TrialProgress, run_trial
 from zoo_core.contracts import Batch, Preparation, Split, Target
 from zoo_core.data.augmentation import AUGMENTATIONS
 from zoo_core.data.decoding import decode
 from zoo_core.data.loader import Loader
-from zoo_core.data.randomness import draw_seed
+from zoo_core.data.randomness import derive_seed
 from zoo_core.data.splits import Subset, carve
 from zoo_core.errors import NotFoundError, RefusedError, UsageError
 from zoo_core.plan.plan import Budget
@@ -63,11 +63,11 @@ def same(one: Batch, other: Batch) -> bool:
 
 
 def test_a_seed_is_the_same_on_every_machine() -> None:
-    assert draw_seed("order", 0, 1) == 6998642760411335394
+    assert derive_seed("order", 0, 1) == 6998642760411335394
 
 
 def test_a_seed_depends_on_every_part_and_where_it_begins() -> None:
-    assert len({draw_seed(*parts) for parts in (("ab",), ("a", "b"), ("b", "a"), ("ab", 0), ("ab", ""))}) == 5
+    assert len({derive_seed(*parts) for parts in (("ab",), ("a", "b"), ("b", "a"), ("ab", 0), ("ab", ""))}) == 5
 
 
 # -- carving --------------------------------------------------------------------------------------------------------
@@ -110,7 +110,7 @@ def test_groups_are_held_out_by_their_share() -> None:
     assert all(abs(count - 20) <= 5 for count in held.values()), "a fifth of a hundred, up to a group"
 
 
-@pytest.mark.parametrize("kind", ["labels", "values"])
+@pytest.mark.parametrize("kind", ["multilabel", "regression"])
 def test_other_targets_are_held_out_by_their_number(kind: Any) -> None:
     data = ToyTask(num=50, target=Target(kind=kind, size=2))
     splits = {name: split for name, split in data.splits.items() if name != "val"}
@@ -167,7 +167,7 @@ def test_more_shots_than_examples_are_refused_and_the_class_named() -> None:
 
 def test_shots_of_values_are_refused() -> None:
     with pytest.raises(RefusedError, match="use limit=N"):
-        carve(ToyTask(target=Target(kind="values", size=1)), seed=0, shots=1)
+        carve(ToyTask(target=Target(kind="regression", size=1)), seed=0, shots=1)
 
 
 @pytest.mark.parametrize(("limit", "num"), [(1, 1), (59, 59), (60, 60), (100, 60)])
@@ -229,7 +229,7 @@ def test_the_test_split_is_not_touched_before_the_choice(own_validation: bool) -
     splits = dict(ToyTask().splits) | {"test": Untouchable()}
     if not own_validation:
         del splits["val"]
-    seen: list[Report] = []
+    seen: list[TrialProgress] = []
     plan = toy_plan(learning_rates=(1e-3, 1e-2, 1e-1), budget=Budget(epochs=2, patience=1, batch_size=20))
     with pytest.raises(Touched):
         run_trial(plan, data=Data(splits), report=seen.append)
@@ -616,7 +616,7 @@ def test_a_loader_is_sent_to_a_worker_small_and_whole(augment: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "dtype", "shape"), [("classes", torch.int64, (60,)), ("labels", torch.float32, (60, 3))]
+    ("kind", "dtype", "shape"), [("classes", torch.int64, (60,)), ("multilabel", torch.float32, (60, 3))]
 )
 def test_targets_have_the_type_of_the_contract(kind: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     data = ToyTask(target=Target(kind=kind, size=3))
@@ -633,10 +633,10 @@ def test_targets_are_not_the_tasks_own_memory() -> None:
 @pytest.mark.parametrize(
     ("kind", "targets", "told"),
     [
-        ("values", np.zeros(4, np.float32), r"of shape \[4, 3\], found \[4\]"),
-        ("values", np.zeros((4, 2), np.float32), r"of shape \[4, 3\], found \[4, 2\]"),
-        ("values", np.array([[0, 0, 0]] * 3 + [[0, np.nan, 0]], np.float32), "finite, found nan in example 3"),
-        ("labels", np.full((4, 3), 0.5, np.float32), "0 or 1, found 0.5 in example 0"),
+        ("regression", np.zeros(4, np.float32), r"of shape \[4, 3\], found \[4\]"),
+        ("regression", np.zeros((4, 2), np.float32), r"of shape \[4, 3\], found \[4, 2\]"),
+        ("regression", np.array([[0, 0, 0]] * 3 + [[0, np.nan, 0]], np.float32), "finite, found nan in example 3"),
+        ("multilabel", np.full((4, 3), 0.5, np.float32), "0 or 1, found 0.5 in example 0"),
         ("classes", np.array([0, 1, 2, 3]), "whole numbers from 0 to 2, found 3 in example 3"),
         ("classes", np.array([0, -100, 2, 1]), "found -100 in example 1"),
         ("classes", np.zeros((4, 1), np.int64), r"of shape \[4\], found \[4, 1\]"),

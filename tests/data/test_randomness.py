@@ -20,7 +20,7 @@ import zoo_core
 from tests.tiny import tiny  # noqa: F401 -- a fixture
 from zoo_core._process.singletons import Once
 from zoo_core.data.loader import Loader
-from zoo_core.data.randomness import apart, draw_seed, own_draws, seeded
+from zoo_core.data.randomness import derive_seed, forked_rng, private_rng, seeded
 from zoo_core.model import build
 from zoo_core.model.build import build as build_learner
 from zoo_core.model.learner import Learner
@@ -38,8 +38,8 @@ CPU = torch.device("cpu")
 def swapped(*parts: object) -> Iterator[torch.Generator]:
     """Draws as they were made first: the global generator, seeded and put back. The numbers are those of today."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(draw_seed(*parts))
-        yield torch.Generator().manual_seed(draw_seed(*parts))
+        torch.manual_seed(derive_seed(*parts))
+        yield torch.Generator().manual_seed(derive_seed(*parts))
 
 
 # --- the numbers -----------------------------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ def test_numbers_are_those_of_the_global_generator_with_that_seed(name: str, mod
         with seeded("a", 1) as generator:
             found = [DRAWS[name](), torch.rand(3), torch.rand(3, generator=generator)]
         assert torch.equal(torch.get_rng_state(), before)
-        with own_draws(CPU, "a", 1):
+        with forked_rng(CPU, "a", 1):
             trained = [DRAWS[name](), torch.rand(3)]
         assert torch.equal(torch.get_rng_state(), before)
     assert all(map(torch.equal, found, expected))
@@ -163,7 +163,7 @@ def test_a_part_within_a_part_draws_its_own_and_the_outer_one_goes_on() -> None:
         first = torch.rand(2)
         with seeded("inner"):
             found = [torch.rand(2)]
-            with own_draws(CPU, "outer"):
+            with forked_rng(CPU, "outer"):
                 assert torch.equal(torch.rand(4), outer)
             found.append(torch.rand(2))
         last = torch.rand(2)
@@ -339,25 +339,26 @@ def test_threads_that_get_others_are_noticed(monkeypatch: pytest.MonkeyPatch) ->
 FIRST = """
 import sys, threading
 import zoo_core
-found, errors, barrier = [], [], threading.Barrier(4)
-def begin():
+num, specs = int(sys.argv[1]), sys.argv[2:]
+found, errors, barrier = [], [], threading.Barrier(num * len(specs))
+def begin(spec):
     barrier.wait()
     try:
-        found.append(zoo_core.load(sys.argv[1], num_classes=3).state_dict())
+        found.append((spec, zoo_core.load(spec, num_classes=3).state_dict()))
     except BaseException as error:
         errors.append(repr(error))
-threads = [threading.Thread(target=begin) for _ in range(4)]
+threads = [threading.Thread(target=begin, args=(spec,)) for spec in specs for _ in range(num)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
 assert not errors, errors
-alone = zoo_core.load(sys.argv[1], num_classes=3).state_dict()
-print(sum(any((x != alone[name]).any() for name, x in each.items()) for each in found))
+alone = {spec: zoo_core.load(spec, num_classes=3).state_dict() for spec in specs}
+print(sum(any((x != alone[spec][name]).any() for name, x in each.items()) for spec, each in found))
 """
 
 
-def others_at_first(spec: str) -> str:
-    """What a fresh process prints whose first loads are those of four threads: how many differ from one alone."""
-    command = [sys.executable, "-c", FIRST, spec]
+def others_at_first(*specs: str, num: int = 4) -> str:
+    """What a fresh process prints whose first loads are by `num` threads each: how many differ from one alone."""
+    command = [sys.executable, "-c", FIRST, str(num), *specs]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -369,18 +370,22 @@ def test_the_first_loads_of_a_process_may_be_those_of_threads(spec: str) -> None
 
 
 @pytest.mark.slow
+def test_the_first_loads_of_a_process_may_be_those_of_threads_for_every_part_at_once() -> None:
+    assert others_at_first(*RANDOM, *ADAPTED, num=2) == "0"
+
+
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("spec", [*RANDOM, *ADAPTED])
 def test_the_first_loads_of_a_process_may_be_those_of_threads_for_each_part(spec: str) -> None:
     assert others_at_first(spec) == "0"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["bert", "wav2vec2"])
 def test_the_first_loads_of_a_process_may_be_of_transformers(
-    name: str,
     tiny: Callable[[str], str],  # noqa: F811
 ) -> None:
-    assert others_at_first(tiny(name).replace(")", ", weights=random)")) == "0"
+    specs = [tiny(name).replace(")", ", weights=random)") for name in ("bert", "wav2vec2")]
+    assert others_at_first(*specs, num=2) == "0"
 
 
 BUDGET = Budget(epochs=2, batch_size=16, augment="light")
@@ -429,8 +434,8 @@ def test_fits_in_threads_end_with_the_bits_of_each_alone() -> None:
 
 @pytest.mark.usefixtures("eager")
 def test_fits_that_disturb_each_other_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "own_draws", unguarded)
-    monkeypatch.setattr(gradient, "own_draws", unguarded)
+    monkeypatch.setattr(train, "forked_rng", unguarded)
+    monkeypatch.setattr(gradient, "forked_rng", unguarded)
     assert fits_that_differ() > 0
 
 
@@ -438,14 +443,14 @@ def test_a_load_does_not_wait_for_a_fit_nor_a_fit_within_a_load_for_another() ->
     inside, over = threading.Event(), threading.Event()
 
     def train_long() -> None:
-        with own_draws(CPU, "long"):
+        with forked_rng(CPU, "long"):
             inside.set()
             assert over.wait(60)
             with seeded("a part, from a callback"):
                 torch.rand(1)
 
     def build_and_train() -> None:
-        with seeded("a part"), own_draws(CPU, "short"):
+        with seeded("a part"), forked_rng(CPU, "short"):
             torch.rand(1)
         list(loader_of(plan, learner).epoch())
         load(SPECS[2])
@@ -468,7 +473,7 @@ def test_a_forked_process_inherits_no_lock_that_another_thread_holds() -> None:
     inside, over = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with own_draws(CPU, "a"), seeded("b"):
+        with forked_rng(CPU, "a"), seeded("b"):
             inside.set()
             assert over.wait(60)
 
@@ -480,9 +485,9 @@ def test_a_forked_process_inherits_no_lock_that_another_thread_holds() -> None:
         if child == 0:
             late = threading.Timer(20, os._exit, [3])
             late.start()
-            with seeded("c"), own_draws(CPU, "d"):
+            with seeded("c"), forked_rng(CPU, "d"):
                 torch.rand(1)
-            with own_draws(CPU, "e"):
+            with forked_rng(CPU, "e"):
                 os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     finally:
@@ -513,7 +518,7 @@ def test_examples_draw_apart_without_a_lock() -> None:
     barrier = threading.Barrier(THREADS, timeout=60)
 
     def draw(index: int) -> Tensor:
-        with apart("example", index):
+        with private_rng("example", index):
             first = torch.rand(2)
             barrier.wait()
             return torch.cat([first, torch.rand(2)])

@@ -38,7 +38,7 @@ from tests.hub_server import (
 from zoo_core.contracts import FileHash, Source
 from zoo_core.errors import AccessError, IntegrityError, NotFoundError, UsageError, ZooError
 from zoo_core.files import fetch, hub
-from zoo_core.files.fetch import Progress, files_of, folder, pin, pin_plan, pin_plans
+from zoo_core.files.fetch import DownloadProgress, files_of, folder, pin, pin_plan, pin_plans
 from zoo_core.lock import Pinned, part_key
 from zoo_core.plan.plan import Plan
 from zoo_core.plan.resolve import resolve
@@ -212,12 +212,14 @@ def test_files_come_once_and_are_then_there_without_a_request(
 ) -> None:
     found = pin(SOURCE)
     server.clear_log()
-    news: list[Progress] = []
-    where = folder(found, WANTED, progress=news.append)
+    events: list[DownloadProgress] = []
+    where = folder(found, WANTED, progress=events.append)
     assert read(where) == {name: FILES[name] for name in WANTED}
     assert where.name == found.revision
     assert said(server) == [*["HEAD /resolve/COMMIT/model.safetensors"] * 2, "GET /models/OBJECT/model.safetensors"]
-    assert news[-1] == Progress(repository=REPO, file="model.safetensors", done_bytes=100_000, total_bytes=100_000)
+    assert events[-1] == DownloadProgress(
+        repository=REPO, file="model.safetensors", done_bytes=100_000, total_bytes=100_000
+    )
     server.clear_log()
     assert folder(found, WANTED) == where
     assert server.log == []

@@ -35,6 +35,14 @@ def test_a_learner_holds_the_bits_of_the_file(far: Far) -> None:
     assert all(torch.equal(held[name], tensor) for name, tensor in stored.items())
 
 
+def test_a_learner_tells_which_files_determine_its_weights(far: Far) -> None:
+    found = zoo_core.load(f"{NAME}+full", num_classes=3).weights_source
+    assert found is not None
+    assert (found.repository, found.revision) == (BASE, far.server.head(BASE))
+    for spec in (f"{NAME}(weights=random)+full", "starter/vit-nano+full"):
+        assert zoo_core.load(spec, num_classes=3).weights_source is None
+
+
 def test_a_second_load_asks_which_commit_and_an_offline_one_nothing(far: Far, monkeypatch: pytest.MonkeyPatch) -> None:
     zoo_core.load_backbone(NAME)
     far.server.clear_log()
@@ -234,7 +242,7 @@ def test_a_backbone_that_cannot_be_had_is_rows_and_the_others_run(far: Far, monk
 
 def test_what_is_fetched_needs_no_network_afterwards(far: Far, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[int] = []
-    folders = zoo_core.fetch(f"{NAME}+full", progress=lambda news: told.append(news.done_bytes))
+    folders = zoo_core.fetch(f"{NAME}+full", progress=lambda event: told.append(event.done_bytes))
     assert folders.keys() == {f"backbone:{NAME}"}
     assert (folders[f"backbone:{NAME}"] / "model.safetensors").read_bytes() == far.files["model.safetensors"]
     assert told

@@ -22,6 +22,7 @@ from zoo_core.lock import read_lock
 from zoo_core.plan.resolve import located
 from zoo_core.registry.registry import registry
 from zoo_core.spec.parser import parse_part
+from zoo_core.toolkit import repositories
 from zoo_tasks import hub_data
 
 SET = "org/flowers"
@@ -32,9 +33,9 @@ PICTURES = "starter/convnet-nano+probe"
 
 @pytest.fixture(autouse=True)
 def _asked_anew() -> Iterator[None]:
-    hub_data._listed.cache_clear()
+    repositories._commit.cache_clear()
     yield
-    hub_data._listed.cache_clear()
+    repositories._commit.cache_clear()
 
 
 def rows(num: int, start: int = 0) -> bytes:
@@ -104,7 +105,7 @@ def test_a_model_is_fitted_on_a_data_set_of_the_hub_and_its_run_asks_for_nothing
     assert (row["repository"], row["revision"]) == (f"datasets/{SET}", commit)
     assert sorted(row["files"]) == ["test.csv", "train.csv"]
     far.server.commit(SET, {"train.csv": b"size,side\n"}, repo_type="dataset")  # the branch moves, the run does not
-    hub_data._listed.cache_clear()
+    repositories._commit.cache_clear()
     far.server.clear_log()
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     code, _, err = far.zoo("evaluate", "run")
@@ -112,7 +113,7 @@ def test_a_model_is_fitted_on_a_data_set_of_the_hub_and_its_run_asks_for_nothing
     assert asked(far) == []
     shutil.rmtree("huggingface")  # a model predicts without the data that it was fitted on, and without asking
     shutil.rmtree("zoo")
-    hub_data._listed.cache_clear()
+    repositories._commit.cache_clear()
     monkeypatch.delenv("HF_HUB_OFFLINE")
     Path("new.csv").write_text("1.0,2.0\n")
     code, out, _ = far.zoo("predict", "run", "new.csv")
@@ -126,13 +127,13 @@ def test_fetch_then_frozen_sends_nothing_and_what_is_not_locked_is_refused(far: 
     assert f"not in the lock: task:hub-data/{SET}" in far.refused(3, "fit", *words, "--out", "run", "--frozen", *FIT)
     assert asked(far) == []
     assert far.zoo("lock", *words)[0] == 0
-    hub_data._listed.cache_clear()
+    repositories._commit.cache_clear()
     code, out, _ = far.zoo("fetch", *words)
     assert code == 0
     assert f"task:hub-data/{SET}" in out
     assert "2 files" in out
     far.server.clear_log()
-    hub_data._listed.cache_clear()
+    repositories._commit.cache_clear()
     code, _, err = far.zoo("fit", *words, "--out", "run", "--frozen", *FIT)
     assert (code, asked(far)) == (0, []), err
     assert far.zoo("lock", "--check", *words)[0] == 0
@@ -143,7 +144,7 @@ def test_fetch_then_frozen_sends_nothing_and_what_is_not_locked_is_refused(far: 
 def test_a_cached_set_needs_no_request_offline(far: Far, monkeypatch: pytest.MonkeyPatch) -> None:
     add(far, {"data.jsonl": b'{"text": "a text of words", "label": 1}\n{"text": "other words", "label": 0}\n'})
     before = recipe(f"hub-data/{SET}").target
-    hub_data._listed.cache_clear()
+    repositories._commit.cache_clear()
     far.server.clear_log()
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert recipe(f"hub-data/{SET}").target == before

@@ -12,6 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from zoo_core import contracts
 from zoo_core.contracts import Context, Features, FeatureSpec, Site, Source, Target, Weights
 from zoo_core.data.randomness import seeded
 from zoo_core.errors import LawError, PluginError, RefusedError
@@ -29,9 +30,9 @@ MAP = ToyBackbones(kind="map")
 class Does(ToyAdapter):
     """An adapter that does one thing to a learner."""
 
-    what: Callable[[Learner], Any]
+    what: Callable[[Any], Any]
 
-    def apply(self, learner: Learner, context: Context) -> Learner:
+    def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
         found = self.what(learner)
         return learner if found is None else found
 
@@ -389,14 +390,14 @@ def test_each_seed_makes_another_head_and_another_random_backbone() -> None:
 def test_an_adapter_before_does_not_change_the_draws_of_the_next() -> None:
     @dataclass(frozen=True, kw_only=True)
     class Draws(ToyAdapter):
-        def apply(self, learner: Learner, context: Context) -> Learner:
+        def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
             drawn = torch.cat([torch.randn(3), torch.randn(3, generator=context.generator)])
             learner.backbone.register_buffer(f"drawn{len(list(learner.backbone.buffers()))}", drawn)
             return learner
 
     @dataclass(frozen=True, kw_only=True)
     class Greedy(ToyAdapter):
-        def apply(self, learner: Learner, context: Context) -> Learner:
+        def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
             torch.randn(1000)
             torch.randn(1000, generator=context.generator)
             return learner
@@ -418,7 +419,7 @@ def test_a_closed_form_head_trains_nothing() -> None:
 
 
 def test_values_get_a_head_in_their_units() -> None:
-    learner = build(toy_plan(task=ToyTasks(kind="values", size=2)))
+    learner = build(toy_plan(task=ToyTasks(kind="regression", size=2)))
     assert isinstance(learner.head, ScaledHead)
 
 

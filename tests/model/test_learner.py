@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from zoo_core import contracts
 from zoo_core.contracts import Batch, Context, Features, Target
 from zoo_core.errors import IncompatibleError, LawError, UsageError
 from zoo_core.model.build import build
@@ -27,8 +28,8 @@ def batch_of(learner: Learner, num: int = 6, seed: int = 1) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     target = {
         "classes": torch.arange(num) % 3,
-        "labels": torch.eye(3)[torch.arange(num) % 3],
-        "values": torch.randn(num, 3, generator=generator),
+        "multilabel": torch.eye(3)[torch.arange(num) % 3],
+        "regression": torch.randn(num, 3, generator=generator),
     }[learner.target.kind]
     dtype = next(learner.parameters()).dtype
     x = torch.randn(num, 3, 8, 8, generator=generator).to(dtype)
@@ -233,7 +234,7 @@ def test_an_objectives_projector_trains_and_its_teacher_stays() -> None:
 @given(seed=st.integers(0, 10_000), kind=st.sampled_from(["tokens", "map"]))
 def test_whatever_is_opened_the_rest_stays_and_the_delta_holds_what_moved(seed: int, kind: Any) -> None:
     class OpenSome(ToyAdapter):
-        def apply(self, learner: Learner, context: Context) -> Learner:
+        def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
             chosen = random.Random(seed)
             share = chosen.random()
             for module in learner.backbone.modules():
@@ -348,7 +349,7 @@ def test_a_learner_that_was_not_built_has_no_delta() -> None:
 class LateBuffer(ToyAdapter):
     """Counts passes in a buffer that it registers at the first one."""
 
-    def apply(self, learner: Learner, context: Context) -> Learner:
+    def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
         def count(module: nn.Module, args: Any, output: Any) -> None:
             if not isinstance(getattr(module, "passes", None), Tensor):
                 module.register_buffer("passes", torch.zeros(()))
@@ -360,11 +361,12 @@ class LateBuffer(ToyAdapter):
 class LateWrapper(ToyAdapter):
     """Wraps the head at the first pass, so that its names change."""
 
-    def apply(self, learner: Learner, context: Context) -> Learner:
+    def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
         def wrap(module: nn.Module, args: Any) -> None:
             if not isinstance(learner.head, nn.Sequential):
                 learner.head = nn.Sequential(learner.head)
 
+        assert isinstance(learner, nn.Module)
         learner.register_forward_pre_hook(wrap)
         return learner
 
@@ -463,12 +465,12 @@ def test_a_closed_form_head_takes_a_delta_of_any_length(num: int, before: int) -
     assert learner.delta()["heads.main.bank"].max() < 9, "a loaded delta is a copy"
 
 
-@pytest.mark.parametrize("kind", ["classes", "values"])
+@pytest.mark.parametrize("kind", ["classes", "regression"])
 def test_a_closed_form_head_that_nothing_has_fitted_gives_no_predictions(kind: Any) -> None:
     """The units of values are known before the head is fitted, and do not make it fitted."""
     learner = learner_of(head=ToyMemory(), kind="tokens", target=Target(kind=kind, size=3))
     batch = batch_of(learner)
-    if kind == "values":
+    if kind == "regression":
         learner.fit_scale(batch.target)
     twin = copy.deepcopy(learner)
     for unfitted in (learner, twin):
@@ -548,7 +550,7 @@ def test_a_learner_for_use_has_no_loss() -> None:
     assert breaches(learner.train(), True) == []
 
 
-@pytest.mark.parametrize("kind", ["classes", "labels", "values"])
+@pytest.mark.parametrize("kind", ["classes", "multilabel", "regression"])
 @pytest.mark.parametrize("size", [1, 3])
 def test_a_float64_learner_stays_float64(kind: Any, size: int) -> None:
     learner = learner_of(ToyOpen(), task=ToyTasks(kind=kind, size=size)).double()
@@ -588,7 +590,7 @@ def test_vectors_do_not_decay() -> None:
 class Faster(ToyAdapter):
     """Trains the head four times as fast."""
 
-    def apply(self, learner: Learner, context: Context) -> Learner:
+    def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
         learner.set_scale(learner.head.parameters(), 4.0)
         return learner
 
@@ -605,7 +607,7 @@ class Wrapped(nn.Module):
 class WrapHead(ToyAdapter):
     """Puts the head into a module, which renames its parameters."""
 
-    def apply(self, learner: Learner, context: Context) -> Learner:
+    def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
         learner.head = Wrapped(learner.head)
         return learner
 
@@ -627,7 +629,7 @@ def test_a_scale_follows_its_parameter_through_wrapping_and_copies(wrap: Callabl
 
 
 def values_learner(size: int = 2) -> Learner:
-    return learner_of(task=ToyTasks(kind="values", size=size))
+    return learner_of(task=ToyTasks(kind="regression", size=size))
 
 
 def test_values_are_in_units_of_the_training_targets() -> None:
@@ -661,7 +663,7 @@ def test_the_unit_of_values_is_in_the_delta() -> None:
 class DelayNorm(ToyAdapter):
     """Delays the norm after the stages by half of all steps; a second one has it join at a quarter."""
 
-    def apply(self, learner: Learner, context: Context) -> Learner:
+    def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
         norm = list(learner.backbone.get_submodule("norm").parameters())
         learner.delay(norm, 0.25 if learner.start_of(norm[0]) else 0.5)
         return learner
@@ -704,7 +706,7 @@ def test_a_start_that_is_no_share_is_refused(start: float) -> None:
 class AddShift(ToyAdapter):
     """Adds a parameter, which takes no part, and wraps a stage, which renames its parameters."""
 
-    def apply(self, learner: Learner, context: Context) -> Learner:
+    def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
         blocks = learner.backbone.get_submodule("blocks")
         assert isinstance(blocks, nn.Sequential)
         blocks[1] = Wrapped(blocks[1])

@@ -150,8 +150,8 @@ def test_a_closed_form_head_is_fitted_in_its_own_units() -> None:
     [
         ("classes", CrossEntropy),
         ("token_classes", CrossEntropy),
-        ("labels", BinaryCrossEntropy),
-        ("values", SquaredError),
+        ("multilabel", BinaryCrossEntropy),
+        ("regression", SquaredError),
     ],
 )
 def test_each_target_kind_has_its_loss(kind: TargetKind, objective: type) -> None:

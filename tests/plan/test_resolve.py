@@ -27,7 +27,7 @@ from zoo_core.registry.catalog import Catalog, Entry
 from zoo_core.spec.parser import parse, parse_part
 
 CLASSES = Target(kind="classes", size=3)
-VALUES = Target(kind="values", size=1)
+VALUES = Target(kind="regression", size=1)
 Resolve = Callable[..., Plan]
 
 

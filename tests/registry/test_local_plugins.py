@@ -42,8 +42,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    from zoo_core.contracts import Context
-    from zoo_core.model.learner import Learner
+    from zoo_core.contracts import Context, Learner
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from zoo_core.registry.registry import registry
 from zoo_core.spec.parser import parse_part
 
 FOLDER = Path(__file__).parents[2] / "registry" / "zoo_registry"
-KINDS = {"models": "backbone", "tasks": "task"}
+KIND_OF_FOLDER = {"models": "backbone", "tasks": "task"}
 MODELS = sorted((FOLDER / "models").glob("*.toml"))
 TASKS = sorted((FOLDER / "tasks").glob("*.toml"))
 FROM_FILES = [path for path in TASKS if "describes" in tomllib.loads(path.read_text(encoding="utf-8"))]
@@ -104,7 +104,7 @@ def test_a_careless_record_is_noticed(change: Mapping[str, Any], complaint: str)
 def test_a_record_says_the_same_as_the_catalogue(path: Path) -> None:
     """Prose may differ. The core checks the same when it merges them, unless it leaves the record out."""
     record = read(path)
-    kind, name = KINDS[path.parent.name], parse_part(record.get("describes", record["name"])).name
+    kind, name = KIND_OF_FOLDER[path.parent.name], parse_part(record.get("describes", record["name"])).name
     root = name.partition("/")[0]
     provider = registry().find(root, kind)  # type: ignore[arg-type]
     package = provider.value.partition(".")[0]

@@ -12,10 +12,11 @@ import pytest
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from zoo_core.contracts import PART_KINDS
+from zoo_core import contracts
 from zoo_core.errors import AmbiguousError, NotFoundError, PluginError, UsageError, ZooError
+from zoo_core.registry import index as light_index
 from zoo_core.registry.catalog import Catalog
-from zoo_core.registry.index import KINDS, Index, load_index, read_folders
+from zoo_core.registry.index import Index, load_index, read_folders
 from zoo_core.registry.registry import Registry, describe
 from zoo_core.registry.versions import in_range
 from zoo_core.spec.parser import parse_part
@@ -71,7 +72,7 @@ def states(index: Index) -> dict[str, str]:
 
 
 def test_the_kinds_of_the_light_index_are_those_of_the_contracts() -> None:
-    assert KINDS == PART_KINDS
+    assert light_index.PART_KINDS == contracts.PART_KINDS
 
 
 def test_listing_imports_nothing(acme: Registry) -> None:

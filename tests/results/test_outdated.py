@@ -404,7 +404,8 @@ def test_runs_of_before_load(before: Path) -> None:
 
 @pytest.mark.slow
 def test_the_same_command_after_an_edit_gives_what_a_new_folder_gives(here: Path, zoo: Zoo) -> None:
-    words = ("bench", "--task", "points.csv", "--backbones", MLP, "--seeds", "1", "--epochs", "2", "--out")
+    budget = ("--seeds", "1", "--epochs", "2", "--num-rates", "1")
+    words = ("bench", "--task", "points.csv", "--backbones", MLP, "--adapters", "full", *budget, "--out")
 
     def score(out: str) -> float | None:
         done = zoo(*words, out, "--format", "json")

@@ -144,7 +144,7 @@ def test_zoo_reads_it_again_as_a_backbone_that_prepares_the_same(tmp_path: Path)
 
 def test_values_leave_a_classifier_in_their_own_units(tmp_path: Path) -> None:
     spec = timm_spec(tmp_path / "base", "vit_tiny_patch16_224", **SMALL) + "+lora(r=2)"
-    learner = stirred(spec, target=Target(kind="values", size=2))
+    learner = stirred(spec, target=Target(kind="regression", size=2))
     learner.fit_scale(torch.tensor([[100.0, -3.0], [300.0, -1.0], [800.0, 4.0]]))
     zoo_core.export(learner, tmp_path / "plain")
     plain = timm.create_model(f"local-dir:{tmp_path}/plain", pretrained=True).eval()

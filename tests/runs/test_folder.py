@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from zoo_core import contracts
 from zoo_core.contracts import Context
 from zoo_core.data.loader import Loader
 from zoo_core.data.splits import carve
@@ -156,7 +157,7 @@ def test_an_objective_is_not_stored(tmp_path: Path) -> None:
 
 def test_tied_weights_are_stored_and_loaded(tmp_path: Path) -> None:
     class Ties(ToyAdapter):
-        def apply(self, learner: Learner, context: Context) -> Learner:
+        def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
             one, other = nn.Linear(2, 2), nn.Linear(2, 2)
             other.weight = one.weight
             learner.backbone.add_module("one", one)

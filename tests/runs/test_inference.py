@@ -24,7 +24,7 @@ from zoo_core.data.decoding import decode
 from zoo_core.errors import IncompatibleError, NotFoundError, UsageError
 from zoo_core.model.learner import Learner
 from zoo_core.model.objective import ScaledHead, default_objective
-from zoo_core.runs.inference import Failure, Item, Prediction, embedded, predicted, split_words
+from zoo_core.runs.inference import Item, Prediction, SkippedItem, embedded, predicted, split_words
 from zoo_core.testing.toys import ToyBackbone
 from zoo_core.toolkit.pictures import open_picture, pixels
 from zoo_core.toolkit.preparations import TablePreparation
@@ -60,7 +60,7 @@ def learner_of(backbone: nn.Module, dim: int, target: Target) -> Learner:
     """A learner with a linear head on pooled features, or on each token for token classes."""
     torch.manual_seed(0)
     head: nn.Module = Head(dim, target.size or 0)
-    if target.kind == "values":
+    if target.kind == "regression":
         head = ScaledHead(head, target.size or 0)
     kind: Kind = "tokens" if target.kind == "token_classes" else "pooled"
     return Learner(backbone, head, kind, default_objective(target, head), target)
@@ -76,11 +76,11 @@ class Head(nn.Module):
         return found
 
 
-def rows(num: int) -> Iterator[Item | Failure]:
+def rows(num: int) -> Iterator[Item | SkippedItem]:
     """Every fifth is not finite, every seventh has failed before."""
     for number in range(num):
         if number % 7 == 6:
-            yield Failure(item=str(number), error=UsageError("before"))
+            yield SkippedItem(item=str(number), error=UsageError("before"))
         else:
             yield Item(name=str(number), raw=[float("nan") if number % 5 == 4 else float(number), 1.0])
 
@@ -92,7 +92,7 @@ def test_every_item_has_its_place_and_only_bad_ones_fail(num_workers: int) -> No
     assert [one.item for one in found] == [str(number) for number in range(23)]
     for number, one in enumerate(found):
         if number % 7 == 6 or number % 5 == 4:
-            assert isinstance(one, Failure)
+            assert isinstance(one, SkippedItem)
             assert ("before" if number % 7 == 6 else "not finite") in str(one.error)
         else:
             assert isinstance(one, Prediction)
@@ -120,20 +120,20 @@ def test_items_are_drawn_as_they_are_needed() -> None:
 def test_rows_of_two_widths_in_a_batch_fail_together_and_no_others() -> None:
     items = [Item(name=str(number), raw=[1.0] * width) for number, width in enumerate((2, 2, 2, 1, 2, 2))]
     found = list(predicted(learner_of(Sum(), 2, CLASSES), items, batch_size=2))
-    assert [isinstance(one, Failure) for one in found] == [False, False, True, True, False, False]
+    assert [isinstance(one, SkippedItem) for one in found] == [False, False, True, True, False, False]
 
 
 def test_a_batch_of_failures_alone_is_no_pass() -> None:
-    items = [Failure(item="x", error=UsageError("no"))] * 3
+    items = [SkippedItem(item="x", error=UsageError("no"))] * 3
     assert list(predicted(learner_of(Sum(), 2, CLASSES), items, batch_size=2)) == items
 
 
 def test_labels_are_those_above_one_half_and_values_have_their_names() -> None:
     item = Item(name="x", raw=[1.0, 2.0])
-    (labels,) = predicted(learner_of(Sum(), 2, Target(kind="labels", names=("p", "q"))), [item])
+    (labels,) = predicted(learner_of(Sum(), 2, Target(kind="multilabel", names=("p", "q"))), [item])
     assert isinstance(labels, Prediction)
     assert labels.labels == tuple(name for name, score in zip("pq", labels.scores, strict=True) if score > 0.5)
-    (values,) = predicted(learner_of(Sum(), 2, Target(kind="values", names=("p", "q"))), [item])
+    (values,) = predicted(learner_of(Sum(), 2, Target(kind="regression", names=("p", "q"))), [item])
     assert isinstance(values, Prediction)
     assert values.labels == ("p", "q")
 
@@ -207,7 +207,7 @@ def test_words_are_predicted_one_by_one_and_say_where_they_stand() -> None:
     ]
     assert len(first.labels) == len(first.scores) == 4
     assert [(word.text, word.start, word.end) for word in second.words] == [("is", 0, 2), ("Bo", 3, 5)]
-    assert isinstance(third, Failure)
+    assert isinstance(third, SkippedItem)
     assert "lists of words" in str(third.error)
     (alone,) = zoo_core.predict(learner, [["is", "Bo"]])
     assert alone.scores == pytest.approx(second.scores, abs=1e-6)  # float32
@@ -325,8 +325,8 @@ def test_features_come_in_order_from_worker_processes() -> None:
     shared = list(embedded(backbone, items, batch_size=2, num_workers=2))
     assert [one.item for one in shared] == [one.item for one in alone] == [item.name for item in items]
     for one, other in zip(alone, shared, strict=True):
-        assert not isinstance(one, Failure)
-        assert not isinstance(other, Failure)
+        assert not isinstance(one, SkippedItem)
+        assert not isinstance(other, SkippedItem)
         assert torch.equal(one.features, other.features)
 
 
@@ -505,10 +505,10 @@ def test_sounds_of_a_folder_are_embedded_and_predicted_in_every_format(tmp_path:
     items = list(Inputs([str(tmp_path)], "audio").items())
     assert len(items) == len(FORMS) + 1
     found = list(embedded(Timed(), items))
-    assert [one.item for one in found if isinstance(one, Failure)] == [str(tmp_path / "cut.flac")]
-    assert all(one.features.tolist() == [2.0, 1.0] for one in found if not isinstance(one, Failure))
+    assert [one.item for one in found if isinstance(one, SkippedItem)] == [str(tmp_path / "cut.flac")]
+    assert all(one.features.tolist() == [2.0, 1.0] for one in found if not isinstance(one, SkippedItem))
     predictions = predicted(learner_of(Timed(), 2, CLASSES), items)
-    assert [one.item for one in predictions if isinstance(one, Failure)] == [str(tmp_path / "cut.flac")]
+    assert [one.item for one in predictions if isinstance(one, SkippedItem)] == [str(tmp_path / "cut.flac")]
 
 
 @pytest.mark.parametrize(("form", "coding"), FORMS)

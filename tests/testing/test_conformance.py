@@ -12,7 +12,7 @@ from zoo_core.contracts import Target
 from zoo_core.errors import NotFoundError, UsageError
 from zoo_core.registry.catalog import catalog
 from zoo_core.registry.registry import registry
-from zoo_core.testing.conformance import CHECKS, QUICK, ConformanceError, Report, Subject, check_adapter
+from zoo_core.testing.conformance import CHECKS, QUICK, ConformanceError, ConformanceReport, Subject, check_adapter
 
 CROOKED = Path(__file__).parents[1] / "crooked"
 NAMED = {str(check): check for check in CHECKS}
@@ -106,7 +106,7 @@ def test_each_check_is_reported() -> None:
 
 def test_a_backbone_on_which_it_makes_no_sense_gives_one_refusal() -> None:
     assert check_adapter("crooked-toy+refusing") == [
-        Report(
+        ConformanceReport(
             subject="crooked-toy+refusing",
             check="building",
             outcome="refused",
@@ -122,7 +122,7 @@ def test_a_wrong_spec_is_the_callers_mistake() -> None:
         check_adapter("crooked-toy+straight(r=2)")
 
 
-@pytest.mark.parametrize("kind", ["labels", "values"])
+@pytest.mark.parametrize("kind", ["multilabel", "regression"])
 def test_other_targets_are_checked_too(kind: str) -> None:
     subject = Subject("crooked-toy+straight", target=Target(kind=kind, size=2))  # type: ignore[arg-type]
     assert {report.outcome for report in check_adapter(subject, checks=QUICK)} == {"passed", "nothing to check"}

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zoo_core.contracts import KINDS, Features, Kind
+from zoo_core.contracts import FEATURE_KINDS, Features, Kind
 from zoo_core.errors import IncompatibleError
 from zoo_core.toolkit.features import convert, joined, masked_mean, to_tokens
 
@@ -17,17 +17,17 @@ POOLED = Features(kind="pooled", x=torch.randn(2, 3, dtype=torch.float64))
 BY_KIND: dict[Kind, Features] = {"map": MAP, "tokens": TOKENS, "pooled": POOLED}
 
 
-@pytest.mark.parametrize("given_kind", KINDS)
-@pytest.mark.parametrize("wanted", KINDS)
+@pytest.mark.parametrize("given_kind", FEATURE_KINDS)
+@pytest.mark.parametrize("wanted", FEATURE_KINDS)
 def test_features_only_become_poorer(given_kind: Kind, wanted: Kind) -> None:
-    if KINDS.index(given_kind) <= KINDS.index(wanted):
+    if FEATURE_KINDS.index(given_kind) <= FEATURE_KINDS.index(wanted):
         assert convert(BY_KIND[given_kind], wanted, masked_mean).kind == wanted
     else:
         with pytest.raises(IncompatibleError, match=f"{given_kind} features cannot become {wanted}"):
             convert(BY_KIND[given_kind], wanted, masked_mean)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FEATURE_KINDS)
 def test_features_of_the_right_kind_are_left_as_they_are(kind: Kind) -> None:
     assert convert(BY_KIND[kind], kind, masked_mean) is BY_KIND[kind]
 

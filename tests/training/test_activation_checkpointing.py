@@ -17,7 +17,7 @@ from zoo_core.testing.recipes import ToyBackbones, ToyHint, ToyOpen, toy_plan
 from zoo_core.toolkit.stages import stage_modules
 from zoo_core.training.activation_checkpointing import recomputed
 from zoo_core.training.fit import fit
-from zoo_core.training.gradient import Thrift
+from zoo_core.training.gradient import MemoryOptions
 from zoo_core.training.memory import activations
 
 MAP = ToyBackbones(kind="map")
@@ -30,18 +30,18 @@ CASES: dict[str, Any] = {
 }
 
 
-def fitted(plan: Plan, thrift: Thrift | None) -> dict[str, Tensor]:
+def fitted(plan: Plan, memory: MemoryOptions | None) -> dict[str, Tensor]:
     learner = build(plan)
-    fit(learner, loader_of(plan, learner), budget=plan.budget, learning_rate=1e-2, seed=0, thrift=thrift)
+    fit(learner, loader_of(plan, learner), budget=plan.budget, learning_rate=1e-2, seed=0, memory=memory)
     return learner.state_dict()
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_fit_has_the_same_bits(case: str) -> None:
     plan = CASES[case]()
-    plain, thrifty = fitted(plan, None), fitted(plan, Thrift(checkpoint_activations=True))
-    assert plain.keys() == thrifty.keys()
-    assert all(torch.equal(x, thrifty[name]) for name, x in plain.items())
+    plain, saving = fitted(plan, None), fitted(plan, MemoryOptions(checkpoint_activations=True))
+    assert plain.keys() == saving.keys()
+    assert all(torch.equal(x, saving[name]) for name, x in plain.items())
 
 
 def counting(learner: Learner) -> list[int]:

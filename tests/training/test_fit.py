@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from zoo_core import contracts
 from zoo_core.benchmark.trial import choose, run_trial
 from zoo_core.contracts import Context, Preparation
 from zoo_core.data.loader import Loader
@@ -24,7 +25,7 @@ from zoo_core.plan.plan import Budget, Plan
 from zoo_core.testing.recipes import ToyAdapter, ToyBackbones, ToyHeads, ToyHint, ToyMemory, ToyOpen, ToyTasks, toy_plan
 from zoo_core.testing.toys import ToySplit
 from zoo_core.toolkit.preparations import ImagePreparation
-from zoo_core.training.fit import Fitted, Progress, calibrate, fit
+from zoo_core.training.fit import FitProgress, Fitted, calibrate, fit
 from zoo_core.training.metrics import predict
 
 MAP = ToyBackbones(kind="map")
@@ -103,7 +104,8 @@ def test_each_step_makes_one_forward_pass(adapters: tuple[ToyAdapter, ...]) -> N
 def test_a_second_pass_is_seen() -> None:
     @dataclass(frozen=True, kw_only=True)
     class Twice(ToyAdapter):
-        def apply(self, learner: Learner, context: Context) -> Learner:
+        def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
+            assert isinstance(learner, nn.Module)
             learner.register_forward_hook(lambda module, args, output: learner.backbone(args[0]) and None)
             return learner
 
@@ -130,7 +132,7 @@ def test_a_closed_form_fit_makes_one_pass_over_the_data_and_no_graph() -> None:
     assert (predictions.argmax(1) == loader.targets).all(), "each training example is its own nearest"
 
 
-@pytest.mark.parametrize("kind", ["labels", "values"])
+@pytest.mark.parametrize("kind", ["multilabel", "regression"])
 def test_a_closed_form_head_is_fitted_to_other_targets(kind: Any) -> None:
     plan = toy_plan(head=ToyMemory(), task=ToyTasks(kind=kind, size=2))
     learner = build(plan)
@@ -162,7 +164,7 @@ def test_rates_rise_in_a_line_and_fall_as_half_a_cosine(warmup: float) -> None:
 def test_scales_and_decay_reach_the_optimiser() -> None:
     @dataclass(frozen=True, kw_only=True)
     class Faster(ToyAdapter):
-        def apply(self, learner: Learner, context: Context) -> Learner:
+        def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
             learner.set_scale(learner.head.parameters(), 4.0)
             return learner
 
@@ -218,7 +220,7 @@ def test_a_fit_is_the_loop_that_anybody_would_write() -> None:
     assert found.losses == pytest.approx(means, rel=1e-6)  # a float32 sum against a float64 one
 
 
-@pytest.mark.parametrize("kind", ["classes", "labels", "values"])
+@pytest.mark.parametrize("kind", ["classes", "multilabel", "regression"])
 @pytest.mark.parametrize("backbone", [ToyBackbones(), MAP])
 def test_each_target_is_learnt(kind: Any, backbone: ToyBackbones) -> None:
     plan = toy_plan(
@@ -233,12 +235,12 @@ def test_each_target_is_learnt(kind: Any, backbone: ToyBackbones) -> None:
 
 
 def test_progress_tells_of_every_step() -> None:
-    told: list[Progress] = []
+    told: list[FitProgress] = []
     plan = toy_plan(budget=SHORT)
     _, found = fitted(plan, progress=told.append)
-    assert [news.step for news in told] == list(range(1, found.num_steps + 1))
-    assert {news.num_steps for news in told} == {found.num_steps}
-    assert all(math.isfinite(news.loss) and news.examples_per_second > 0 for news in told)
+    assert [progress.step for progress in told] == list(range(1, found.num_steps + 1))
+    assert {progress.num_steps for progress in told} == {found.num_steps}
+    assert all(math.isfinite(progress.loss) and progress.examples_per_second > 0 for progress in told)
 
 
 # -- one seed, one result -------------------------------------------------------------------------------------------
@@ -341,7 +343,7 @@ class Cached(nn.Module):
 def test_a_table_kept_while_predicting_serves_in_training() -> None:
     @dataclass(frozen=True, kw_only=True)
     class Caches(ToyAdapter):
-        def apply(self, learner: Learner, context: Context) -> Learner:
+        def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
             blocks = learner.backbone.get_submodule("blocks")
             assert isinstance(blocks, nn.Sequential)
             blocks[1] = Cached(blocks[1])
@@ -376,7 +378,7 @@ class Does(ToyAdapter):
 
     what: Callable[[nn.Module], None]
 
-    def apply(self, learner: Learner, context: Context) -> Learner:
+    def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             with torch.no_grad():
                 self.what(module)
@@ -431,7 +433,7 @@ def test_state_that_vanishes_in_training_breaks_the_law() -> None:
 
     @dataclass(frozen=True, kw_only=True)
     class Adds(ToyAdapter):
-        def apply(self, learner: Learner, context: Context) -> Learner:
+        def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
             learner.backbone.register_buffer("extra", torch.zeros(()))
             return learner
 
@@ -450,7 +452,7 @@ class Spoils(ToyAdapter):
     first: int = 0
     gradients: bool = False
 
-    def apply(self, learner: Learner, context: Context) -> Learner:
+    def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
         passes: list[int] = []
 
         def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
@@ -485,7 +487,7 @@ def test_a_rate_that_diverges_loses_to_one_that_does_not() -> None:
     class DivergesFast(ToyAdapter):
         """Spoils what a rate above one makes of the head."""
 
-        def apply(self, learner: Learner, context: Context) -> Learner:
+        def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
             def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
                 return output * (math.nan if module.layers[0].weight.abs().max() > 1 else 1)  # type: ignore[index,union-attr]
 
@@ -514,7 +516,7 @@ class Later(ToyAdapter):
     path: str
     start: float
 
-    def apply(self, learner: Learner, context: Context) -> Learner:
+    def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
         learner.delay(learner.backbone.get_submodule(self.path).parameters(), self.start)
         return learner
 
@@ -686,7 +688,7 @@ def test_after_a_fit_that_diverged_in_its_first_phase_all_is_trainable_again() -
 
 
 def test_each_candidate_goes_through_all_phases() -> None:
-    task = ToyTasks(kind="values", size=1)
+    task = ToyTasks(kind="regression", size=1)
     plan = toy_plan(*IN_THREE, backbone=MAP, budget=SHORT, learning_rates=(1e-2, 3e-2), task=task)
     data = task.open(None)
 
@@ -730,7 +732,7 @@ class Shift(ToyAdapter):
 
     start: float = 0.0
 
-    def apply(self, learner: Learner, context: Context) -> Learner:
+    def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
         blocks = learner.backbone.get_submodule("blocks")
         assert isinstance(blocks, nn.Sequential)
         blocks[1] = shifted = Shifted(blocks[1], 12)
@@ -752,22 +754,23 @@ def test_an_added_tensor_that_takes_part_trains(start: float, precision: Any) ->
 class Finishes(ToyAdapter):
     """Has something done to the learner when training is over."""
 
-    what: Callable[[Learner], None]
+    what: Callable[[contracts.Learner], None]
 
-    def apply(self, learner: Learner, context: Context) -> Learner:
+    def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
         learner.finishers.append(self.what)
         return learner
 
 
 @torch.no_grad()
-def halve(learner: Learner) -> None:
+def halve(learner: contracts.Learner) -> None:
+    assert isinstance(learner, nn.Module)
     assert all(x.requires_grad for x in learner.parameters()), "all phases are over"
     for parameter in learner.head.parameters():
         parameter.mul_(0.5)
 
 
 @torch.no_grad()
-def shift(learner: Learner) -> None:
+def shift(learner: contracts.Learner) -> None:
     for parameter in learner.head.parameters():
         parameter.add_(1)
 
@@ -782,11 +785,11 @@ def test_finishers_are_called_once_in_order_after_the_last_step() -> None:
 
 def test_candidates_are_scored_as_they_are_finished() -> None:
     @torch.no_grad()
-    def spoil(learner: Learner) -> None:
+    def spoil(learner: contracts.Learner) -> None:
         for name, parameter in learner.head.named_parameters():
             parameter.fill_(-1 if name.endswith("bias") else 0)
 
-    task = ToyTasks(kind="values", size=1)
+    task = ToyTasks(kind="regression", size=1)
     plan = toy_plan(Finishes(what=spoil), budget=SHORT, learning_rates=(1e-2, 1e-1), task=task)
     splits = task.open(None).splits
     chosen = choose(plan, splits["train"], splits["val"], task.target, device=torch.device("cpu"))
@@ -795,7 +798,7 @@ def test_candidates_are_scored_as_they_are_finished() -> None:
 
 
 def test_a_finisher_that_moves_what_is_frozen_breaks_the_law() -> None:
-    def move(learner: Learner) -> None:
+    def move(learner: contracts.Learner) -> None:
         learner.backbone.get_parameter("stem.weight").data.mul_(1.001)
 
     with pytest.raises(LawError, match=r"1 frozen tensors moved during training, backbone.stem.weight first"):
@@ -815,9 +818,9 @@ def test_each_candidate_starts_from_the_same_state(adapters: tuple[ToyAdapter, .
         weights=weights,
         budget=SHORT,
         learning_rates=rates,
-        task=ToyTasks(kind="values", size=1),  # a score that tells any two models apart
+        task=ToyTasks(kind="regression", size=1),  # a score that tells any two models apart
     )
-    data = ToyTasks(kind="values", size=1).open(None)
+    data = ToyTasks(kind="regression", size=1).open(None)
 
     def scores(rates: tuple[float, ...]) -> list[Any]:
         chosen = choose(
@@ -835,8 +838,10 @@ def test_each_candidate_starts_from_the_same_state(adapters: tuple[ToyAdapter, .
 
 
 def test_the_chosen_learner_is_the_one_that_was_scored() -> None:
-    plan = toy_plan(ToyOpen(), budget=SHORT, learning_rates=(1e-4, 1e-2, 1e-1), task=ToyTasks(kind="values", size=1))
-    data = ToyTasks(kind="values", size=1).open(None)
+    plan = toy_plan(
+        ToyOpen(), budget=SHORT, learning_rates=(1e-4, 1e-2, 1e-1), task=ToyTasks(kind="regression", size=1)
+    )
+    data = ToyTasks(kind="regression", size=1).open(None)
     splits = data.splits
     chosen = choose(plan, splits["train"], splits["val"], data.target, device=torch.device("cpu"))
     rate = chosen.candidates[chosen.best]["learning_rate"]
@@ -913,7 +918,7 @@ class Doubled:
         return self.plain.dummy(batch_size)
 
 
-@pytest.mark.parametrize("kind", ["classes", "labels", "values"])
+@pytest.mark.parametrize("kind", ["classes", "multilabel", "regression"])
 @pytest.mark.parametrize("backbone", [ToyBackbones(), MAP])
 def test_float64_and_float32_agree_at_first(kind: Any, backbone: ToyBackbones) -> None:
     plan = toy_plan(
@@ -934,7 +939,7 @@ def test_float64_and_float32_agree_at_first(kind: Any, backbone: ToyBackbones) -
         torch.testing.assert_close(found[0].delta()[name].double(), x.double(), rtol=1e-3, atol=3e-4)
 
 
-@pytest.mark.parametrize("kind", ["classes", "labels", "values"])
+@pytest.mark.parametrize("kind", ["classes", "multilabel", "regression"])
 def test_one_example_can_be_fitted(kind: Any) -> None:
     plan = toy_plan(ToyOpen(), task=ToyTasks(num=1, kind=kind, size=2), budget=SHORT)
     learner, found = fitted(plan)
@@ -942,7 +947,7 @@ def test_one_example_can_be_fitted(kind: Any) -> None:
     assert predict(learner, loader_of(plan, learner, "test"))[0].isfinite().all()
 
 
-@pytest.mark.parametrize(("kind", "size"), [("classes", 1), ("labels", 1), ("values", 1), ("labels", 3)])
+@pytest.mark.parametrize(("kind", "size"), [("classes", 1), ("multilabel", 1), ("regression", 1), ("multilabel", 3)])
 def test_one_output_can_be_fitted(kind: Any, size: int) -> None:
     plan = toy_plan(task=ToyTasks(num=12, kind=kind, size=max(size, 3)), budget=SHORT)
     learner = build(plan, target=replace(plan.target, size=size))
@@ -961,9 +966,9 @@ def test_one_output_can_be_fitted(kind: Any, size: int) -> None:
 
 
 def test_values_that_do_not_vary_are_predicted() -> None:
-    plan = toy_plan(task=ToyTasks(num=12, kind="values", size=1), budget=Budget(epochs=40))
+    plan = toy_plan(task=ToyTasks(num=12, kind="regression", size=1), budget=Budget(epochs=40))
     learner = build(plan)
-    data = ToyTasks(num=12, kind="values", size=1).open(None).splits["train"]
+    data = ToyTasks(num=12, kind="regression", size=1).open(None).splits["train"]
     assert isinstance(data, ToySplit)
     loader = Loader(
         replace(data, targets=data.targets * 0 + 1234.5),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tests.tiny import SIZES, tiny  # noqa: F401 -- a fixture
+from zoo_core import contracts
 from zoo_core.benchmark.trial import Chosen, choose, run_trial
 from zoo_core.contracts import METRICS, Context, Split, Target
 from zoo_core.data.loader import Loader
@@ -27,7 +28,7 @@ from zoo_core.testing.subject import THREE, examples_of
 from zoo_core.testing.toys import ToySplit
 from zoo_core.training import gradient
 from zoo_core.training.fit import Fitted, fit
-from zoo_core.training.snapshots import UNFINISHED, State, Unfinished, laid_out_like
+from zoo_core.training.snapshots import UNFINISHED, Snapshot, UnfinishedFit, laid_out_like
 
 MAP = ToyBackbones(kind="map")  # with batch norms, whose statistics move in training
 BEST = Budget(epochs=4, batch_size=16, keep="best")
@@ -136,7 +137,7 @@ class Later(ToyAdapter):
 
     start: float = 0.5
 
-    def apply(self, learner: Learner, context: Context) -> Learner:
+    def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
         learner.delay(learner.backbone.parameters(), self.start)
         return learner
 
@@ -145,9 +146,9 @@ class Later(ToyAdapter):
 class Halves(ToyAdapter):
     """Halves the head when training is over."""
 
-    def apply(self, learner: Learner, context: Context) -> Learner:
+    def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
         @torch.no_grad()
-        def halve(trained: Learner) -> None:
+        def halve(trained: contracts.Learner) -> None:
             for parameter in trained.head.parameters():
                 parameter.mul_(0.5)
 
@@ -210,7 +211,7 @@ class Given:
 
 @pytest.mark.parametrize("metric", ["mean_absolute_error", "r2"])
 def test_a_trial_says_which_epoch_it_kept_and_its_score_is_of_those_weights(metric: str) -> None:
-    task = Measured(kind="values", size=1, name=metric)
+    task = Measured(kind="regression", size=1, name=metric)
     plan = toy_plan(ToyOpen(), task=task, budget=BEST, learning_rates=(3e-3, 3e-1, 30.0))
     plan = replace(plan, budget=replace(BEST, warmup=1.0))  # the rate rises to the end
     best = chosen_of(plan, task)
@@ -227,7 +228,7 @@ def test_a_trial_says_which_epoch_it_kept_and_its_score_is_of_those_weights(metr
 
 def test_test_data_choose_nothing() -> None:
     """Other test examples, targets at random: the same epochs, the same candidate, the same weights."""
-    task = ToyTasks(kind="values", size=1)
+    task = ToyTasks(kind="regression", size=1)
     plan = toy_plan(ToyOpen(), task=task, budget=BEST, learning_rates=(1e-2, 1e-1, 1.0))
     data = task.open(None)
     test = data.splits["test"]
@@ -304,14 +305,14 @@ def fit_of(spec: str, folder: Path, *, budget: Budget = TRAINED, goes_on: bool =
         batch_size=budget.batch_size,
         shuffled=True,
     )
-    unfinished = Unfinished(folder, {})
+    unfinished = UnfinishedFit(folder, {})
     unfinished.begin()
-    unfinished._free_at = 0.0  # the first state that is offered is stored
+    unfinished._free_at = 0.0  # the first snapshot is due at once
     assert (unfinished.state is not None) == goes_on
 
-    def offer(make: Callable[[], State]) -> None:
+    def save_snapshot(make: Callable[[], Snapshot]) -> None:
         if unfinished.state is None and not any(folder.glob("*.json")):
-            unfinished.offer(make)
+            unfinished.save_if_due(make)
 
     scores = iter([2.0, 1.0, 0.5][1 if goes_on else 0 :])  # the first epoch is the best
     fitted = fit(
@@ -322,7 +323,7 @@ def fit_of(spec: str, folder: Path, *, budget: Budget = TRAINED, goes_on: bool =
         seed=0,
         validate=lambda _: next(scores),
         state=unfinished.state,
-        offer=offer,
+        save_snapshot=save_snapshot,
     )
     return fitted, learner
 

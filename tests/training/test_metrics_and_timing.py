@@ -67,7 +67,7 @@ def test_scores_of_labels_are_those_of_scikit_learn(seed: int, num: int, size: i
     x = logits(seed, num, size, scale)
     y = (logits(seed + 1, num, size) > 0).float()
     y[0], y[1] = 0.0, 1.0  # each label has both
-    chosen, kind = (x > 0).numpy(), kind_of("labels", size)
+    chosen, kind = (x > 0).numpy(), kind_of("multilabel", size)
     assert score("accuracy", x, y, kind) == pytest.approx(1 - metrics.hamming_loss(y.numpy(), chosen), abs=1e-9)
     f1 = [metrics.f1_score(y[:, c].numpy(), chosen[:, c], zero_division=0) for c in range(size)]
     assert score("macro_f1", x, y, kind) == pytest.approx(np.mean(f1), abs=1e-12)  # rounding of float64
@@ -95,7 +95,7 @@ def test_average_precision_of_classes_is_that_of_scikit_learn(seed: int, size: i
 )
 def test_scores_of_values_are_those_of_scikit_learn(seed: int, num: int, size: int, shift: float) -> None:
     x, y = logits(seed, num, size) + shift, logits(seed + 1, num, size) + shift
-    kind = kind_of("values", size)
+    kind = kind_of("regression", size)
     exact = (y.double().numpy(), x.double().numpy())
     assert score("mean_absolute_error", x, y, kind) == pytest.approx(metrics.mean_absolute_error(*exact), rel=1e-9)
     assert score("r2", x, y, kind) == pytest.approx(metrics.r2_score(*exact), rel=1e-9, abs=1e-9)  # float64
@@ -103,19 +103,19 @@ def test_scores_of_values_are_those_of_scikit_learn(seed: int, num: int, size: i
 
 def test_r2_of_one_example_is_not_defined() -> None:
     with pytest.raises(ZooError, match="r2 is not defined on 1 examples"):
-        score("r2", torch.ones(1, 1), torch.ones(1, 1), kind_of("values", 1))
+        score("r2", torch.ones(1, 1), torch.ones(1, 1), kind_of("regression", 1))
 
 
 @pytest.mark.parametrize(("target", "found"), [(5.0, 1.0), (6.0, 0.0)])
 def test_r2_of_values_that_do_not_vary_is_that_of_scikit_learn(target: float, found: float) -> None:
     x, y = torch.full((4, 1), 5.0), torch.full((4, 1), target)
-    assert score("r2", x, y, kind_of("values", 1)) == metrics.r2_score(y, x) == found
+    assert score("r2", x, y, kind_of("regression", 1)) == metrics.r2_score(y, x) == found
 
 
 def test_a_better_prediction_scores_better() -> None:
     y = classes(0, 40, 6)
-    for kind, target in (("classes", y), ("labels", torch.eye(6)[y]), ("values", torch.eye(6)[y])):
-        bad, good = logits(1, 40, 6), torch.eye(6)[y] * 2 - (1 if kind != "values" else 0)
+    for kind, target in (("classes", y), ("multilabel", torch.eye(6)[y]), ("regression", torch.eye(6)[y])):
+        bad, good = logits(1, 40, 6), torch.eye(6)[y] * 2 - (1 if kind != "regression" else 0)
         for name, metric in METRICS.items():
             if kind in metric.targets:
                 scores = [score(name, x, target, kind_of(kind, 6)) for x in (bad, good)]
@@ -127,7 +127,7 @@ def test_an_unknown_metric_is_told_with_those_there_are() -> None:
         score("acuracy", logits(0, 3, 3), classes(0, 3, 3), kind_of("classes", 3))
 
 
-@pytest.mark.parametrize("kind", ["classes", "labels", "values"])
+@pytest.mark.parametrize("kind", ["classes", "multilabel", "regression"])
 def test_a_metric_of_another_target_is_told_with_those_that_fit(kind: Any) -> None:
     for name, metric in METRICS.items():
         if kind not in metric.targets:
@@ -136,11 +136,11 @@ def test_a_metric_of_another_target_is_told_with_those_that_fit(kind: Any) -> No
                 score(name, logits(0, 3, 3), classes(0, 3, 3), kind_of(kind, 3))
 
 
-@pytest.mark.parametrize("kind", ["classes", "labels", "values"])
+@pytest.mark.parametrize("kind", ["classes", "multilabel", "regression"])
 def test_predictions_that_are_no_numbers_have_no_score(kind: Any) -> None:
     x = logits(0, 4, 3)
     x[2, 1] = torch.nan
-    target = {"classes": classes(0, 4, 3), "labels": torch.eye(4)[:, :3], "values": logits(1, 4, 3)}[kind]
+    target = {"classes": classes(0, 4, 3), "multilabel": torch.eye(4)[:, :3], "regression": logits(1, 4, 3)}[kind]
     for name, metric in METRICS.items():
         if kind in metric.targets:
             with pytest.raises(ZooError, match="predictions of 1 example are no numbers") as caught:
@@ -150,7 +150,7 @@ def test_predictions_that_are_no_numbers_have_no_score(kind: Any) -> None:
 
 def test_an_infinite_value_has_no_score() -> None:
     with pytest.raises(DivergedError, match="predictions of 2 examples are no numbers"):
-        score("r2", torch.tensor([[1.0], [torch.inf], [-torch.inf]]), torch.ones(3, 1), kind_of("values", 1))
+        score("r2", torch.tensor([[1.0], [torch.inf], [-torch.inf]]), torch.ones(3, 1), kind_of("regression", 1))
 
 
 def test_a_class_that_a_closed_form_head_rules_out_may_cost_infinity() -> None:
@@ -173,7 +173,7 @@ def test_a_class_that_no_example_has_is_left_out() -> None:
 
 def test_labels_that_no_example_has_have_no_average_precision() -> None:
     with pytest.raises(ZooError, match="average_precision is not defined"):
-        score("average_precision", logits(0, 4, 1), torch.zeros(4, 1), kind_of("labels", 1))
+        score("average_precision", logits(0, 4, 1), torch.zeros(4, 1), kind_of("multilabel", 1))
 
 
 # -- reports --------------------------------------------------------------------------------------------------------
@@ -290,7 +290,7 @@ HEAD = 12 * 3 + 3
         (toy_plan(ToyOpen()), BACKBONE + HEAD, BACKBONE + HEAD),
         (toy_plan(ToyHint()), HEAD, BACKBONE + HEAD),  # neither projector nor teacher
         (toy_plan(head=ToyHeads(norm=True)), HEAD, BACKBONE + HEAD),
-        (toy_plan(task=ToyTasks(kind="values", size=3)), HEAD, BACKBONE + HEAD),
+        (toy_plan(task=ToyTasks(kind="regression", size=3)), HEAD, BACKBONE + HEAD),
     ],
 )
 def test_parameters_are_counted(plan: Any, trainable: int, total: int) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from zoo_core import contracts
 from zoo_core.benchmark.trial import run_trial
 from zoo_core.contracts import Batch, Context, Features, Output, Target
 from zoo_core.data.loader import Loader
@@ -20,7 +21,7 @@ from zoo_core.model.objective import CrossEntropy, default_objective
 from zoo_core.plan.plan import Budget, Plan
 from zoo_core.testing.recipes import ToyAdapter, ToyBackbones, ToyHint, ToyOpen, ToyTasks, toy_plan
 from zoo_core.training.fit import Fitted, fit
-from zoo_core.training.gradient import Thrift
+from zoo_core.training.gradient import MemoryOptions
 from zoo_core.training.micro_batches import pieces
 
 MAP = ToyBackbones(kind="map")
@@ -40,17 +41,17 @@ def loader_of(plan: Plan, learner: Learner) -> Loader:
     )
 
 
-def fitted(plan: Plan, thrift: Thrift | None = None) -> tuple[Learner, Fitted]:
+def fitted(plan: Plan, memory: MemoryOptions | None = None) -> tuple[Learner, Fitted]:
     learner = build(plan)
     loader = loader_of(plan, learner)
-    return learner, fit(learner, loader, budget=plan.budget, learning_rate=1e-2, seed=0, thrift=thrift)
+    return learner, fit(learner, loader, budget=plan.budget, learning_rate=1e-2, seed=0, memory=memory)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weighs(ToyAdapter):
     """Classes, or labels, that count differently."""
 
-    def apply(self, learner: Learner, context: Context) -> Learner:
+    def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
         weights = torch.tensor([0.2, 1.0, 3.0])
         learner.objective = default_objective(learner.target, learner.head, weights)
         return learner
@@ -63,7 +64,7 @@ def gradients(objective: nn.Module, x: Tensor, batches: list[Batch], rows: list[
     """Of a linear model's weight, the gradients of pieces weighted by what they count."""
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(3, x.shape[-1], generator=generator, dtype=x.dtype).requires_grad_()
-    shares = [float(objective.count(batch)) for batch in batches]  # type: ignore[operator]
+    shares = [float(objective.num_items(batch)) for batch in batches]  # type: ignore[operator]
     for batch, at, share in zip(batches, rows, shares, strict=True):
         if share:
             output = Output(predictions=x[at] @ weight.T, features=Features(kind="pooled", x=x[at]))
@@ -74,14 +75,14 @@ def gradients(objective: nn.Module, x: Tensor, batches: list[Batch], rows: list[
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 7])
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("kind", ["classes", "labels", "token_classes"])
+@pytest.mark.parametrize("kind", ["classes", "multilabel", "token_classes"])
 @pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, FLOAT32), (torch.float64, FLOAT64)])
 def test_pieces_add_up_to_the_whole(kind: Any, weighted: bool, size: int, dtype: torch.dtype, allowed: float) -> None:
     draw = torch.Generator().manual_seed(0)
     shape = (7, 6, 4) if kind == "token_classes" else (7, 4)
     x = torch.randn(shape, generator=draw, dtype=dtype)
     target = torch.randint(0, 3, shape[:-1], generator=draw)
-    if kind == "labels":
+    if kind == "multilabel":
         target = torch.randint(0, 2, (7, 3), generator=draw).float()
     if kind == "token_classes":  # sentences of very different lengths, one without any word
         for row, num in enumerate([6, 1, 0, 3, 2, 6, 1]):
@@ -103,7 +104,7 @@ def test_a_mean_of_means_is_another_gradient() -> None:
     x = torch.randn((2, 4, 4), generator=torch.Generator().manual_seed(0))
 
     class Alike(CrossEntropy):
-        def count(self, batch: Batch) -> Tensor:
+        def num_items(self, batch: Batch) -> Tensor:
             return torch.tensor(1.0)
 
     whole = Batch(inputs={"x": x}, target=target, ids=("a", "b"))
@@ -116,14 +117,14 @@ def test_a_mean_of_means_is_another_gradient() -> None:
 
 
 @pytest.mark.parametrize("micro", [1, 5, 16])
-@pytest.mark.parametrize("kind", ["classes", "labels", "values"])
+@pytest.mark.parametrize("kind", ["classes", "multilabel", "regression"])
 def test_a_fit_in_pieces_is_the_fit_of_whole_batches(kind: Any, micro: int) -> None:
     """The last batch of an epoch is uneven: 60 examples, 16 at a time. Without dropout, which draws for each piece."""
-    adapters = (ToyOpen(what="norms"), *((Weighs(),) if kind != "values" else ()))
+    adapters = (ToyOpen(what="norms"), *((Weighs(),) if kind != "regression" else ()))
     plan = toy_plan(*adapters, task=ToyTasks(kind=kind, size=3), budget=Budget(epochs=1, batch_size=16, warmup=1.0))
     plan = replace(plan, budget=replace(plan.budget, clip=1e9))
     whole, told = fitted(plan)
-    parted, told_parted = fitted(plan, Thrift(micro_batch=micro))
+    parted, told_parted = fitted(plan, MemoryOptions(micro_batch=micro))
     assert (told.micro_batch, told_parted.micro_batch) == (None, micro)
     assert told_parted.losses == pytest.approx(told.losses, rel=1e-5)  # float32 sums in another order
     for name, x in whole.delta().items():  # four steps of at most 1e-2; Adam divides by the gradient's size
@@ -133,7 +134,7 @@ def test_a_fit_in_pieces_is_the_fit_of_whole_batches(kind: Any, micro: int) -> N
 def test_a_micro_batch_as_large_as_the_batch_changes_no_bit() -> None:
     plan = toy_plan(ToyOpen(), budget=Budget(epochs=2, batch_size=16))
     whole, _ = fitted(plan)
-    parted, told = fitted(plan, Thrift(micro_batch=1000))
+    parted, told = fitted(plan, MemoryOptions(micro_batch=1000))
     assert told.micro_batch == 16
     assert all(torch.equal(x, parted.delta()[name]) for name, x in whole.delta().items())
 
@@ -141,31 +142,31 @@ def test_a_micro_batch_as_large_as_the_batch_changes_no_bit() -> None:
 def test_batch_norms_that_train_are_refused_and_frozen_ones_are_not() -> None:
     budget = Budget(epochs=1, batch_size=16)
     with pytest.raises(RefusedError, match=r"changes what \d batch norms compute, backbone\..* first: they train"):
-        fitted(toy_plan(ToyOpen(), backbone=MAP, budget=budget), Thrift(micro_batch=4))
-    fitted(toy_plan(backbone=MAP, budget=budget), Thrift(micro_batch=4))
-    fitted(toy_plan(ToyOpen(), backbone=MAP, budget=budget), Thrift(micro_batch=16))
+        fitted(toy_plan(ToyOpen(), backbone=MAP, budget=budget), MemoryOptions(micro_batch=4))
+    fitted(toy_plan(backbone=MAP, budget=budget), MemoryOptions(micro_batch=4))
+    fitted(toy_plan(ToyOpen(), backbone=MAP, budget=budget), MemoryOptions(micro_batch=16))
 
 
 def test_batch_norms_that_join_later_are_refused_when_they_do() -> None:
     @dataclass(frozen=True, kw_only=True)
     class Later(ToyAdapter):
-        def apply(self, learner: Learner, context: Context) -> Learner:
+        def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
             learner.delay(learner.backbone.parameters(), 0.5)
             return learner
 
     with pytest.raises(RefusedError, match="batch norms compute"):
-        fitted(toy_plan(ToyOpen(), Later(), backbone=MAP, budget=Budget(epochs=2)), Thrift(micro_batch=4))
+        fitted(toy_plan(ToyOpen(), Later(), backbone=MAP, budget=Budget(epochs=2)), MemoryOptions(micro_batch=4))
 
 
 def test_an_objective_that_does_not_say_that_it_is_a_mean_is_refused() -> None:
     with pytest.raises(RefusedError, match=r"is not for .*: that loss sees a batch as a whole; leave --micro-batch"):
-        fitted(toy_plan(ToyOpen(), ToyHint(), budget=Budget(epochs=1, batch_size=16)), Thrift(micro_batch=4))
+        fitted(toy_plan(ToyOpen(), ToyHint(), budget=Budget(epochs=1, batch_size=16)), MemoryOptions(micro_batch=4))
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, True, "many"])
 def test_other_micro_batches_are_refused(wrong: Any) -> None:
     with pytest.raises(UsageError, match=r"allowed: a whole number, 1 or more, or auto"):
-        Thrift(micro_batch=wrong)
+        MemoryOptions(micro_batch=wrong)
 
 
 # -- the one that fits ----------------------------------------------------------------------------------------------
@@ -180,7 +181,7 @@ class Narrow(ToyAdapter):
 
     most: int
 
-    def apply(self, learner: Learner, context: Context) -> Learner:
+    def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
         def check(module: nn.Module, args: Any, output: Any) -> None:
             if torch.is_grad_enabled() and len(output.x) > self.most:
                 torch.rand(7)
@@ -198,9 +199,9 @@ def plenty(monkeypatch: pytest.MonkeyPatch, free: float = math.inf) -> None:
 def test_half_of_it_is_tried_where_memory_is_too_small(most: int, found: int, monkeypatch: pytest.MonkeyPatch) -> None:
     plenty(monkeypatch)
     budget = Budget(epochs=2, batch_size=16)
-    sought, told = fitted(toy_plan(ToyOpen(), Narrow(most=most), budget=budget), Thrift(micro_batch="auto"))
+    sought, told = fitted(toy_plan(ToyOpen(), Narrow(most=most), budget=budget), MemoryOptions(micro_batch="auto"))
     assert told.micro_batch == found
-    given, _ = fitted(toy_plan(ToyOpen(), budget=budget), Thrift(micro_batch=found))
+    given, _ = fitted(toy_plan(ToyOpen(), budget=budget), MemoryOptions(micro_batch=found))
     same = [torch.equal(x, given.delta()[name]) for name, x in sought.delta().items()]
     assert all(same), "a pass that did not fit leaves nothing, its draws neither"
 
@@ -208,9 +209,9 @@ def test_half_of_it_is_tried_where_memory_is_too_small(most: int, found: int, mo
 def test_where_not_even_one_example_fits_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     plenty(monkeypatch)
     with pytest.raises(torch.OutOfMemoryError):
-        fitted(toy_plan(Narrow(most=0)), Thrift(micro_batch="auto"))
+        fitted(toy_plan(Narrow(most=0)), MemoryOptions(micro_batch="auto"))
     with pytest.raises(torch.OutOfMemoryError):
-        fitted(toy_plan(Narrow(most=3)), Thrift(micro_batch=4))
+        fitted(toy_plan(Narrow(most=3)), MemoryOptions(micro_batch=4))
 
 
 @pytest.mark.parametrize(("free", "found"), [(math.inf, 32), (0, 1)])
@@ -218,20 +219,20 @@ def test_on_a_cpu_memory_decides_before_the_first_pass(
     free: float, found: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plenty(monkeypatch, free)
-    _, told = fitted(toy_plan(ToyOpen(), budget=Budget(epochs=1)), Thrift(micro_batch="auto"))
+    _, told = fitted(toy_plan(ToyOpen(), budget=Budget(epochs=1)), MemoryOptions(micro_batch="auto"))
     assert told.micro_batch == found
 
 
 def test_looking_for_it_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     plenty(monkeypatch)
     plan = toy_plan(ToyOpen(), backbone=MAP, budget=Budget(epochs=2, batch_size=16))
-    plain, sought = fitted(plan)[0], fitted(plan, Thrift(micro_batch="auto"))[0]
+    plain, sought = fitted(plan)[0], fitted(plan, MemoryOptions(micro_batch="auto"))[0]
     assert all(torch.equal(x, sought.delta()[name]) for name, x in plain.delta().items())
 
 
 def test_the_result_says_which_it_was() -> None:
     plan = toy_plan(ToyOpen(), budget=Budget(epochs=1, batch_size=16))
-    result, _, _ = run_trial(plan, thrift=Thrift(micro_batch=5))
+    result, _, _ = run_trial(plan, memory=MemoryOptions(micro_batch=5))
     assert result.chosen is not None
     assert result.chosen["micro_batch"] == 5
     plain, _, _ = run_trial(plan)

@@ -19,7 +19,7 @@ from zoo_core.benchmark.trial import open_task, plain_loader, training_loader
 from zoo_core.contracts import Split, TaskData
 from zoo_core.data.decoding import decode
 from zoo_core.data.loader import KEEP_BYTES, Loader
-from zoo_core.data.randomness import own_draws
+from zoo_core.data.randomness import forked_rng
 from zoo_core.data.splits import Splits, Subset, carve
 from zoo_core.errors import ZooError
 from zoo_core.files.fetch import files_of, pin_plan
@@ -28,7 +28,7 @@ from zoo_core.model.build import build
 from zoo_core.model.learner import Learner
 from zoo_core.plan.plan import Plan, needed
 from zoo_core.training.fit import fit
-from zoo_core.training.gradient import Thrift, moving
+from zoo_core.training.gradient import MemoryOptions, moving
 from zoo_core.training.memory import activations, available_bytes, fitting_batch, state_bytes
 from zoo_core.training.metrics import predict
 from zoo_core.training.timing import (
@@ -40,7 +40,7 @@ from zoo_core.training.timing import (
     reset_peak_memory,
 )
 
-__all__ = ["Forecast", "downloads", "forecast", "rehearsed", "shown"]
+__all__ = ["Forecast", "downloads", "dry_run", "forecast", "shown"]
 
 NUM_STEPS = 3  # of each of two epochs; the second one finds its examples prepared
 
@@ -84,8 +84,8 @@ def downloads(plan: Plan) -> dict[str, int | None]:
     return found
 
 
-def forecast(plan: Plan, *, device: str = "cpu", num_workers: int = 0, thrift: Thrift | None = None) -> Forecast:
-    """Builds the model, with random weights where its files are not here, and rehearses its fit. Sends no request.
+def forecast(plan: Plan, *, device: str = "cpu", num_workers: int = 0, memory: MemoryOptions | None = None) -> Forecast:
+    """Builds the model, with random weights where its files are not here, and does a dry run of its fit, offline.
 
     Raises ZooError where that cannot be: the task's own files, or the backbone's configuration, are not here.
     """
@@ -97,7 +97,7 @@ def forecast(plan: Plan, *, device: str = "cpu", num_workers: int = 0, thrift: T
         sources = {name: source for name, source in plan.sources.items() if name != key}
         plan = replace(plan, sources=sources, weights="random", entry=None)
         assumed = ("random weights, as the backbone's files are not here",)
-    found = rehearsed(plan, open_task(plan), device=device, num_workers=num_workers, thrift=thrift)
+    found = dry_run(plan, open_task(plan), device=device, num_workers=num_workers, memory=memory)
     return replace(found, assumed=(*assumed, *found.assumed))
 
 
@@ -112,8 +112,8 @@ def _is_here(plan: Plan, key: str) -> bool:
     return True
 
 
-def rehearsed(
-    plan: Plan, data: TaskData, *, device: str = "cpu", num_workers: int = 0, thrift: Thrift | None = None
+def dry_run(
+    plan: Plan, data: TaskData, *, device: str = "cpu", num_workers: int = 0, memory: MemoryOptions | None = None
 ) -> Forecast:
     """The forecast of a trial from a few of its own steps, on the task's own examples."""
     assert plan.task is not None, "a trial has a task"
@@ -123,18 +123,18 @@ def rehearsed(
     reset_peak_memory(at)
     learner = build(plan, target=splits.target).to(at)
     building = time.perf_counter() - started
-    for_each, micro = _memory_of_an_example(plan, learner, splits, at, thrift)
+    for_each, micro = _memory_of_an_example(plan, learner, splits, at, memory)
     free = available_bytes(at)
     size = min(plan.budget.batch_size, splits.train.num)
-    rehearsal = size
-    if thrift is None or thrift.micro_batch is None:
-        rehearsal = max(2, fitting_batch(size, free=free - state_bytes(learner), for_each=for_each))
+    dry_run_size = size
+    if memory is None or memory.micro_batch is None:
+        dry_run_size = max(2, fitting_batch(size, free=free - state_bytes(learner), for_each=for_each))
     small = replace(
-        plan, budget=replace(plan.budget, batch_size=max(2, rehearsal), epochs=2, keep="last", patience=None)
+        plan, budget=replace(plan.budget, batch_size=max(2, dry_run_size), epochs=2, keep="last", patience=None)
     )
-    few = _few(splits.train, NUM_STEPS * rehearsal)
+    few = _few(splits.train, NUM_STEPS * dry_run_size)
     loading = _loading(training_loader(small, learner, few, splits.target, at, num_workers)) / few.num
-    step = _step_seconds(small, learner, few, splits, at, num_workers, thrift) / rehearsal  # for each example
+    step = _step_seconds(small, learner, few, splits, at, num_workers, memory) / dry_run_size  # for each example
     reading, looking = _reading_seconds(plan, learner, splits, at, num_workers)
     budget, preparation = plan.budget, learner.source.preparation
     num_rates, epochs = max(1, len(plan.learning_rates)), budget.epochs if plan.learning_rates else 1
@@ -148,7 +148,7 @@ def rehearsed(
         + splits.test.num * looking
         + INFERENCE_SECONDS
     )
-    peak = peak_memory_bytes(at) + int(for_each * (size - rehearsal))
+    peak = peak_memory_bytes(at) + int(for_each * (size - dry_run_size))
     if at.type == "cpu":
         peak += _kept_bytes(plan, learner, splits, few.num, again) + _weights_beside(plan, learner)
     elif plan.learning_rates:
@@ -165,26 +165,26 @@ def rehearsed(
         seconds=seconds,
         peak_memory_bytes=peak,
         free_bytes=free,
-        assumed=_assumed(plan, rehearsal, size, again),
+        assumed=_assumed(plan, dry_run_size, size, again),
     )
 
 
 def _memory_of_an_example(
-    plan: Plan, learner: Learner, splits: Splits, device: torch.device, thrift: Thrift | None
+    plan: Plan, learner: Learner, splits: Splits, device: torch.device, memory: MemoryOptions | None
 ) -> tuple[float, int | None]:
     """Bytes of activations that an example needs in a step, and the micro-batch that was asked for or fits."""
-    thrift = thrift or Thrift()
+    memory = memory or MemoryOptions()
     if not plan.learning_rates:
         return 0.0, None
     two = replace(plan, budget=replace(plan.budget, batch_size=2))
     batch = next(training_loader(two, learner, _few(splits.train, 2), splits.target, device, 0).epoch())
     learner.train()
-    with own_draws(device, "rehearsal"):
+    with forked_rng(device, "rehearsal"):
         found = activations(learner, lambda: learner.loss(learner(batch.inputs), batch), len(batch))
     learner.eval()
-    for_each = found.bytes(recomputes=thrift.checkpoint_activations)
-    if thrift.micro_batch != "auto":
-        return for_each, thrift.micro_batch if isinstance(thrift.micro_batch, int) else None
+    for_each = found.bytes(recomputes=memory.checkpoint_activations)
+    if memory.micro_batch != "auto":
+        return for_each, memory.micro_batch if isinstance(memory.micro_batch, int) else None
     free = available_bytes(device) - state_bytes(learner)
     return for_each, fitting_batch(plan.budget.batch_size, free=free, for_each=for_each)
 
@@ -209,7 +209,7 @@ def _step_seconds(
     splits: Splits,
     device: torch.device,
     num_workers: int,
-    thrift: Thrift | None,
+    memory: MemoryOptions | None,
 ) -> float:
     """Of one step on examples that are prepared; of a fit in closed form, of one batch."""
     loader = training_loader(plan, learner, few, splits.target, device, num_workers)
@@ -227,7 +227,7 @@ def _step_seconds(
         learning_rate=rate,
         seed=plan.seed,
         progress=lambda _: marks.append(time.perf_counter()),
-        thrift=thrift,
+        memory=memory,
     )
     steps = [after - before for before, after in pairwise(marks)]
     if len(steps) < loader.num_batches:  # a GPU tells of few steps
@@ -247,8 +247,8 @@ def _reading_seconds(
     return reading / few.num, (time.perf_counter() - started) / few.num
 
 
-def _kept_bytes(plan: Plan, learner: Learner, splits: Splits, num_rehearsed: int, again: bool) -> int:
-    """Of prepared examples that are kept, beyond those of the rehearsal; for a moment a split is there twice."""
+def _kept_bytes(plan: Plan, learner: Learner, splits: Splits, num_measured: int, again: bool) -> int:
+    """Bytes of prepared examples that a fit keeps beyond those of the dry run; for a moment a split is there twice."""
     assert plan.task is not None, "a trial has a task"
     raw = splits.train.raw(0)
     (example,) = learner.source.preparation.prepare([decode(plan.task.recipe.modality, raw)])
@@ -256,8 +256,8 @@ def _kept_bytes(plan: Plan, learner: Learner, splits: Splits, num_rehearsed: int
     held = [min(KEEP_BYTES, split.num * each) for split in (splits.train, splits.val, splits.test)]
     if again:
         held[0] = 0
-    rehearsed = (num_rehearsed + min(splits.val.num, 2 * INFERENCE_BATCH)) * each
-    return max(0, sum(held) + max(held) - rehearsed)
+    counted = (num_measured + min(splits.val.num, 2 * INFERENCE_BATCH)) * each
+    return max(0, sum(held) + max(held) - counted)
 
 
 def _weights_beside(plan: Plan, learner: Learner) -> int:
@@ -267,9 +267,9 @@ def _weights_beside(plan: Plan, learner: Learner) -> int:
     return start + moved * (2 if plan.budget.keep == "best" else 1)
 
 
-def _assumed(plan: Plan, rehearsal: int, size: int, again: bool) -> tuple[str, ...]:
-    found = [f"measured on {NUM_STEPS} steps of {rehearsal} examples of the task, on a machine as busy as now"]
-    if rehearsal < size:
+def _assumed(plan: Plan, dry_run_size: int, size: int, again: bool) -> tuple[str, ...]:
+    found = [f"measured on {NUM_STEPS} steps of {dry_run_size} examples of the task, on a machine as busy as now"]
+    if dry_run_size < size:
         found.append(f"scaled to batches of {size}, whose activations do not fit into the memory that is free")
     if plan.budget.patience is not None:
         found.append("patience stops no fit early")

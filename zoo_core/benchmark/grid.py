@@ -126,7 +126,7 @@ def suite_from(table: Mapping[str, object], *, name: str) -> Suite:
         raise SuiteError(f"budget should be a table, found {budget!r}")
     return Suite(
         name=_name(table, name),
-        description=_text(table, "description", ""),
+        description=_string_at(table, "description", ""),
         tasks=tuple(task_part(text) for text in _texts(table, "tasks")),
         backbones=tuple(parse(text) for given in _texts(table, "backbones") for text in named_by(given)),
         adapters=tuple(parse(text) for text in _texts(table, "adapters", default=("probe",))),
@@ -281,7 +281,7 @@ def _part(given: str | Part | Recipe, registry: Registry, read: Callable[[str], 
     return given if isinstance(given, Part) else part_of(given, registry)
 
 
-def _text(table: Mapping[str, object], key: str, default: str) -> str:
+def _string_at(table: Mapping[str, object], key: str, default: str) -> str:
     value = table.get(key, default)
     if not isinstance(value, str):
         raise SuiteError(f"{key} should be text, found {value!r}")
@@ -290,7 +290,7 @@ def _text(table: Mapping[str, object], key: str, default: str) -> str:
 
 def _name(table: Mapping[str, object], name: str) -> str:
     """What a suite is called, and the folder of its run, which lies where the user's runs do and nowhere else."""
-    found = _text(table, "name", name)
+    found = _string_at(table, "name", name)
     if found in ("", ".", "..") or set(found) & {"/", "\\", "\0"}:
         raise SuiteError(f"name is {found!r:.60}; it names a folder, so it has no slash in it")
     return found

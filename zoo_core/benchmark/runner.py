@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from zoo_core._process.interrupts import held_back
 from zoo_core.benchmark import forking
 from zoo_core.benchmark.grid import Grid, Refusal, Suite, expand
+from zoo_core.contracts.old_words import current_text
 from zoo_core.errors import AccessError, NotFoundError, UsageError, ZooError
 from zoo_core.lock import check_lock, lock_of, part_key, pins_of, read_lock, read_pins, told_apart, write_lock
 from zoo_core.plan.plan import Plan
@@ -24,11 +25,11 @@ from zoo_core.results.outdated import marks
 from zoo_core.results.store import Result, RunLock, amend, append, latest, read
 
 if TYPE_CHECKING:
-    from zoo_core.benchmark.trial import Report
-    from zoo_core.files.fetch import Progress
+    from zoo_core.benchmark.trial import TrialProgress
+    from zoo_core.files.fetch import DownloadProgress
     from zoo_core.registry.bind import Bound
 
-__all__ = ["News", "open_grid", "prepare_folder", "run_grid"]
+__all__ = ["RunEvent", "open_grid", "prepare_folder", "run_grid"]
 
 RESULTS = "results.jsonl"
 LOCK = "zoo.lock"
@@ -36,7 +37,7 @@ MODEL = "run.json"  # what a fit writes last; runs/folder.py needs torch, and a 
 
 
 @dataclass(frozen=True, kw_only=True)
-class News:
+class RunEvent:
     """Where a run stands: trials done of all, and what is new: a download, a report of a plan under way, a result.
 
     superseded: how many stored results have just been found to be made from what is no longer there.
@@ -45,9 +46,9 @@ class News:
     done: int
     total: int
     superseded: int = 0
-    download: Progress | None = None
+    download: DownloadProgress | None = None
     plan: Plan | None = None
-    report: Report | None = None
+    report: TrialProgress | None = None
     result: Result | None = None
 
 
@@ -82,7 +83,7 @@ def run_grid(
     threads: int = 1,
     device: str = "cpu",
     retry: bool = False,
-    watch: Callable[[News], None] = lambda _: None,
+    watch: Callable[[RunEvent], None] = lambda _: None,
 ) -> list[Result]:
     """Every result of a grid, those that were there and those run now, in the order of the grid.
 
@@ -105,10 +106,10 @@ def run_grid(
                 known[refused.digest] = refused
         missing = _missing(grid, known, retry=retry)
         done, total = len(grid.plans) - len(missing), len(grid.plans)
-        watch(News(done=done, total=total, superseded=num_superseded))
+        watch(RunEvent(done=done, total=total, superseded=num_superseded))
         if missing:
             forking.begin()
-            missing_files = _fetch(missing, lambda progress: watch(News(done=done, total=total, download=progress)))
+            missing_files = _fetch(missing, lambda progress: watch(RunEvent(done=done, total=total, download=progress)))
             with held_back():
                 from zoo_core.benchmark.workers import run_all, without_score  # torch: what came before is told at once
 
@@ -118,7 +119,7 @@ def run_grid(
                 known[failed.digest] = failed
                 missing.remove(plan)
                 done += 1
-                watch(News(done=done, total=total, plan=plan, result=failed))
+                watch(RunEvent(done=done, total=total, plan=plan, result=failed))
             events = run_all(missing, num_workers=num_workers, device=device, threads=threads)
             with closing(events):
                 for event in events:
@@ -127,7 +128,7 @@ def run_grid(
                         known[event.result.digest] = event.result
                         done += 1
                     plan = missing[event.position]
-                    watch(News(done=done, total=total, plan=plan, report=event.report, result=event.result))
+                    watch(RunEvent(done=done, total=total, plan=plan, report=event.report, result=event.result))
     wanted = [*(_key(plan) for plan in grid.plans), *(_refused(refusal).digest for refusal in grid.refusals)]
     return [known[digest] for digest in wanted]
 
@@ -142,7 +143,7 @@ def prepare_folder(out: Path) -> None:
         raise AccessError(f"{out} cannot be made ({error.strerror}); give --out another folder") from error
 
 
-def _fetch(plans: Sequence[Plan], report: Callable[[Progress], None]) -> list[tuple[Plan, str]]:
+def _fetch(plans: Sequence[Plan], report: Callable[[DownloadProgress], None]) -> list[tuple[Plan, str]]:
     """Gets the files of all plans before any of them runs; those whose files cannot be had, with the reason.
 
     A part that must be looked at before its weights are fetched is left to the worker that builds it.
@@ -186,7 +187,7 @@ def _supersede(grid: Grid, out: Path) -> int:
     (out / RESULTS).touch()  # which tells from now on whose the lock is
     lock = wanted if held is None else check_lock(path, held, wanted)
     rows = read(out / RESULTS)
-    refused = [str(refusal.trial) for refusal in grid.refusals]
+    refused = [current_text(str(refusal.trial)) for refusal in grid.refusals]
     changes = marks(rows, grid.plans, refused, held=held, lock=lock)
     if changes:
         amend(out / RESULTS, changes)
@@ -214,11 +215,11 @@ def _missing(grid: Grid, known: Mapping[str, Result], *, retry: bool) -> list[Pl
 
 def _refused(refusal: Refusal) -> Result:
     """A refused trial as a result; its digest is its text, since it has no plan."""
-    trial = refusal.trial
+    trial, text = refusal.trial, current_text(str(refusal.trial))
     backbone, *rest = trial.spec.parts
     return Result(
-        trial=str(trial),
-        digest=f"refused: {trial}",
+        trial=text,
+        digest=f"refused: {text}",
         record=None,
         status="refused",
         reason=refusal.reason,
@@ -241,7 +242,7 @@ def _refused(refusal: Refusal) -> Result:
         backbone=str(backbone),
         adapters="+".join(str(part) for part in rest),
         head="",
-        task=str(trial.task),
+        task=current_text(str(trial.task)),
         seed=trial.seed,
         weights="random" if dict(backbone.arguments).get("weights") == "random" else "pretrained",
         sources={},

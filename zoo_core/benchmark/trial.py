@@ -28,15 +28,15 @@ from zoo_core.lock import part_key
 from zoo_core.model.build import build
 from zoo_core.model.learner import Learner
 from zoo_core.plan.plan import Plan
-from zoo_core.registry.local_plugins import files_of
-from zoo_core.registry.recipe_checks import blaming, broken
+from zoo_core.registry.local_plugins import plugin_hashes
+from zoo_core.registry.recipe_checks import broken, plugin_call
 from zoo_core.registry.registry import Bound
 from zoo_core.results.store import Result
 from zoo_core.spec.parser import Part
-from zoo_core.training.fit import Fitted, Progress, calibrate, fit
-from zoo_core.training.gradient import Thrift, moving, projectors, put
+from zoo_core.training.fit import FitProgress, Fitted, calibrate, fit
+from zoo_core.training.gradient import MemoryOptions, moving, projectors, put
 from zoo_core.training.metrics import predict, score
-from zoo_core.training.snapshots import Offer, State, Unfinished
+from zoo_core.training.snapshots import SaveSnapshot, Snapshot, UnfinishedFit
 from zoo_core.training.timing import (
     INFERENCE_BATCH,
     count_parameters,
@@ -48,7 +48,7 @@ from zoo_core.training.timing import (
 
 __all__ = [
     "Chosen",
-    "Report",
+    "TrialProgress",
     "choose",
     "open_task",
     "plain_loader",
@@ -62,12 +62,12 @@ PACKAGES = ("zoo-core", "torch", "torchvision", "numpy", "safetensors")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
-    """Progress of a trial: which candidate of how many, and where its fit stands."""
+class TrialProgress:
+    """FitProgress of a trial: which candidate of how many, and where its fit stands."""
 
     candidate: int
     num_candidates: int
-    progress: Progress
+    progress: FitProgress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ def open_task(plan: Plan) -> TaskData:
         from zoo_core.files.fetch import files_of  # a quarter of a second, for plans that need it
 
         files = files_of(plan, plan.task)
-    with blaming(plan.task):
+    with plugin_call(plan.task):
         data: TaskData = plan.task.recipe.open(files)
         said, found = plan.task.recipe.target.kind, data.target.kind
     if found != said:
@@ -103,13 +103,13 @@ def run_trial(
     data: TaskData | None = None,
     device: torch.device | str = "cpu",
     num_workers: int = 0,
-    report: Callable[[Report], None] = lambda _: None,
-    unfinished: Unfinished | None = None,
-    thrift: Thrift | None = None,
+    report: Callable[[TrialProgress], None] = lambda _: None,
+    unfinished: UnfinishedFit | None = None,
+    memory: MemoryOptions | None = None,
 ) -> tuple[Result, Learner, Splits]:
     """The result of a trial with its chosen learner, in evaluation mode on the device, and the splits it saw.
 
-    unfinished: where its states are kept, from the last of which an interrupted one goes on. thrift: how it saves
+    unfinished: where its states are kept, from the last of which an interrupted one goes on. memory: how it saves
     memory; the micro-batch that it chose or was given is in the result's `chosen`.
     """
     assert plan.task is not None, "a trial has a task"
@@ -126,7 +126,7 @@ def run_trial(
         num_workers=num_workers,
         report=report,
         unfinished=unfinished,
-        thrift=thrift,
+        memory=memory,
     )
     peak = peak_memory_bytes(device)
     metric = plan.task.recipe.metric
@@ -141,7 +141,7 @@ def run_trial(
         score=found,
         split="test",
         num_examples=splits.test.num,
-        chosen=_told(chosen),
+        chosen=_chosen_row(chosen),
         num_trainable=trainable,
         num_parameters=total,
         train_seconds=chosen.train_seconds,
@@ -173,16 +173,16 @@ def choose(
     *,
     device: torch.device,
     num_workers: int = 0,
-    report: Callable[[Report], None] = lambda _: None,
-    unfinished: Unfinished | None = None,
-    thrift: Thrift | None = None,
+    report: Callable[[TrialProgress], None] = lambda _: None,
+    unfinished: UnfinishedFit | None = None,
+    memory: MemoryOptions | None = None,
 ) -> Chosen:
     """Fits one candidate for each learning rate and keeps the best on validation; on a tie the one nearest the middle.
 
     Every candidate starts from the same state, sees the same examples in the same order, and ends with its last epoch,
     or with the best on validation, as the budget says; then its "epoch" says which of how many "epochs" that was.
     One that diverges, in training or in what it predicts, is not chosen; its score is None.
-    unfinished, thrift: as for `run_trial`. Raises DivergedError when that is so for all of them.
+    unfinished, memory: as for `run_trial`. Raises DivergedError when that is so for all of them.
     """
     assert plan.task is not None, "a trial has a task"
     learner = build(plan, target=target).to(device)
@@ -203,17 +203,17 @@ def choose(
             learner.load_delta(start)
             put(projectors(learner), trained_beside)
 
-        def tell(progress: Progress, position: int = position) -> None:
-            report(Report(candidate=position + 1, num_candidates=len(rates), progress=progress))
+        def tell(progress: FitProgress, position: int = position) -> None:
+            report(TrialProgress(candidate=position + 1, num_candidates=len(rates), progress=progress))
 
-        def offer(make: Callable[[], State]) -> None:
+        def save_snapshot(make: Callable[[], Snapshot]) -> None:
             if unfinished is not None:
-                unfinished.offer(lambda: trying.state(make()))
+                unfinished.save_if_due(lambda: trying.state(make()))
 
         trying.candidates[index] = {"learning_rate": rates[index], "validation_score": None}
         try:
             fitted, found = _fit_candidate(
-                plan, learner, fitting, validating, rates[index], tell, under_way, offer, thrift
+                plan, learner, fitting, validating, rates[index], tell, under_way, save_snapshot, memory
             )
             trying.weigh(plan, learner, index, fitted, found)
         except DivergedError as error:
@@ -221,7 +221,7 @@ def choose(
         under_way = None
         trying.num_done = position + 1
         if unfinished is not None:
-            unfinished.offer(trying.state)
+            unfinished.save_if_due(trying.state)
     if trying.best is None:
         assert trying.diverged is not None, "there is at least one candidate"
         raise DivergedError(trying.diverged)
@@ -271,7 +271,7 @@ class _Trying:
             weights = {name: tensor.clone() for name, tensor in moving(learner).items()}
             self.best = _Best(worth=worth, index=index, weights=weights, fitted=fitted)
 
-    def state(self, under_way: State | None = None) -> State:
+    def state(self, under_way: Snapshot | None = None) -> Snapshot:
         """The candidates done, the best of them, and the one under way."""
         values: dict[str, Any] = {
             "candidates": self.candidates,
@@ -288,9 +288,9 @@ class _Trying:
                 "fitted": asdict(self.best.fitted),
             }
             parts["chosen"] = self.best.weights
-        return State(values=values, parts=parts)
+        return Snapshot(values=values, parts=parts)
 
-    def restore(self, state: State) -> State | None:
+    def restore(self, state: Snapshot) -> Snapshot | None:
         """Takes a state over; gives that of the candidate under way, if there is one."""
         values, parts = state.values, state.parts
         self.candidates, self.num_done = list(values["candidates"]), values["num_done"]
@@ -303,7 +303,7 @@ class _Trying:
         if values["fit"] is None:
             return None
         under_way = {name.removeprefix("fit-"): part for name, part in parts.items() if name.startswith("fit-")}
-        return State(values=values["fit"], parts=under_way)
+        return Snapshot(values=values["fit"], parts=under_way)
 
 
 def _fit_candidate(
@@ -312,10 +312,10 @@ def _fit_candidate(
     fitting: Loader,
     validating: Loader,
     rate: float | None,
-    progress: Callable[[Progress], None],
-    state: State | None,
-    offer: Offer,
-    thrift: Thrift | None,
+    progress: Callable[[FitProgress], None],
+    state: Snapshot | None,
+    save_snapshot: SaveSnapshot,
+    memory: MemoryOptions | None,
 ) -> tuple[Fitted, float]:
     """Fits at one learning rate; what the fit did, and the validation score of the weights that it kept."""
     assert plan.task is not None, "a trial has a task"
@@ -335,8 +335,8 @@ def _fit_candidate(
         validate=validate,
         progress=progress,
         state=state,
-        offer=offer,
-        thrift=thrift,
+        save_snapshot=save_snapshot,
+        memory=memory,
     )
     return fitted, sign * (validate(learner) if fitted.score is None else fitted.score)
 
@@ -382,7 +382,7 @@ def plain_loader(
     )
 
 
-def _told(chosen: Chosen) -> dict[str, Any]:
+def _chosen_row(chosen: Chosen) -> dict[str, Any]:
     """What validation chose, every candidate, and the micro-batch where one was asked for."""
     micro = {} if chosen.fitted.micro_batch is None else {"micro_batch": chosen.fitted.micro_batch}
     return {**chosen.candidates[chosen.best], **micro, "candidates": list(chosen.candidates)}
@@ -425,7 +425,7 @@ def provenance(plan: Plan, device: torch.device | str) -> Result:
         task=str(plan.task.canonical()) if plan.task else "",
         seed=plan.seed,
         weights=weights_of(plan),
-        unpublished=files_of(plan.parts),
+        unpublished=plugin_hashes(plan.parts),
         sources=plan.contents,
     )
 

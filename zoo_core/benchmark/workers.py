@@ -24,7 +24,7 @@ import torch
 from zoo_core import errors
 from zoo_core._process.malloc import keep_freed
 from zoo_core.benchmark import forking
-from zoo_core.benchmark.trial import Report, provenance, run_trial
+from zoo_core.benchmark.trial import TrialProgress, provenance, run_trial
 from zoo_core.errors import RefusedError, ZooError
 from zoo_core.plan.plan import Plan
 from zoo_core.registry.local_plugins import load_again
@@ -44,11 +44,11 @@ class Event:
     """News of one plan, by its position: it began, it goes on, or it ended with a result."""
 
     position: int
-    report: Report | None = None
+    report: TrialProgress | None = None
     result: Result | None = None
 
 
-def attempt(plan: Plan, *, device: str, report: Callable[[Report], None] = lambda _: None) -> Result:
+def attempt(plan: Plan, *, device: str, report: Callable[[TrialProgress], None] = lambda _: None) -> Result:
     """The result of a trial; whatever goes wrong in it is a result too, with its reason."""
     try:
         return run_trial(plan, device=device, report=report)[0]
@@ -124,7 +124,7 @@ class _Pool:
         except (EOFError, OSError, pickle.UnpicklingError):
             self._workers.remove(worker)
             message = f"its process {_death(worker)}; run the same command with --retry to try it again"
-        if isinstance(message, Report):
+        if isinstance(message, TrialProgress):
             return Event(position=position, report=message)
         worker.position = None
         result = message if isinstance(message, Result) else self._failed(position, message)
@@ -178,12 +178,12 @@ def _work(
     keep_freed()
     last = 0.0
 
-    def report(news: Report) -> None:
+    def report(trial: TrialProgress) -> None:
         nonlocal last
         now = time.monotonic()
         if now - last >= REPORT_SECONDS:
             last = now
-            pipe.send(news)
+            pipe.send(trial)
 
     with contextlib.suppress(EOFError, BrokenPipeError), trusting(*trust):
         while True:

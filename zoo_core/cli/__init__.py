@@ -35,15 +35,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        return _told(INTERRUPTED.get(words[0] if words else "", "interrupted"), 130)
+        return _fail(INTERRUPTED.get(words[0] if words else "", "interrupted"), 130)
     except ZooError as error:
         _trace(debug)
-        return _told(str(error), error.exit_code)
+        return _fail(str(error), error.exit_code)
     except Exception as error:  # noqa: BLE001 - the last resort: a line and an exit code, or a traceback if asked for
         if _trace(debug):
-            return _told("that was a mistake of zoo's own; report what is printed above", 1)
+            return _fail("that was a mistake of zoo's own; report what is printed above", 1)
         text = " ".join(f"{type(error).__name__}: {error}".split())
-        return _told(f"a mistake of zoo's own, {text}; run it again with --debug and report what it prints", 1)
+        return _fail(f"a mistake of zoo's own, {text}; run it again with --debug and report what it prints", 1)
 
 
 def _run(words: Sequence[str]) -> int:
@@ -69,6 +69,6 @@ def _trace(wanted: bool) -> bool:
     return wanted
 
 
-def _told(message: str, code: int) -> int:
+def _fail(message: str, code: int) -> int:
     print(f"zoo: {message}", file=sys.stderr)  # noqa: T201 - the command line
     return code

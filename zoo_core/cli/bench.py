@@ -29,8 +29,8 @@ from zoo_core.spec.paths import is_path
 
 if TYPE_CHECKING:
     from zoo_core.benchmark.grid import Suite
-    from zoo_core.benchmark.runner import News
-    from zoo_core.files.fetch import Progress as Download
+    from zoo_core.benchmark.runner import RunEvent
+    from zoo_core.files.fetch import DownloadProgress
 
 __all__ = ["bench", "report"]
 
@@ -185,7 +185,7 @@ def _shared(workers: int | None, threads: int | None, device: str) -> tuple[int,
 
 
 @contextmanager
-def _watching(name: str, folder: Path) -> Iterator[Callable[[News], None]]:
+def _watching(name: str, folder: Path) -> Iterator[Callable[[RunEvent], None]]:
     """A live bar on a terminal; elsewhere a line for each result."""
     if not sys.stderr.isatty():
         yield _line
@@ -212,41 +212,41 @@ def _watching(name: str, folder: Path) -> Iterator[Callable[[News], None]]:
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task(f"{name} -> {folder}", total=None, now="")
 
-        def watch(news: News) -> None:
-            progress.update(bar, completed=news.done, total=news.total)
-            if news.superseded:
-                progress.console.print(_superseded(news), highlight=False, style="dim")
-            if news.download is not None:
-                progress.update(bar, now=_arriving(news.download))
-            if news.report is not None and news.plan is not None:
-                step = news.report.progress
-                progress.update(bar, now=f"{news.plan.spec} seed {news.plan.seed} {step.examples_per_second:.0f} ex/s")
-            if news.result is not None:
-                progress.console.print(_told(news), highlight=False, style="dim")
+        def watch(event: RunEvent) -> None:
+            progress.update(bar, completed=event.done, total=event.total)
+            if event.superseded:
+                progress.console.print(_superseded(event), highlight=False, style="dim")
+            if event.download is not None:
+                progress.update(bar, now=_arriving(event.download))
+            if event.report is not None and event.plan is not None:
+                plan, rate = event.plan, event.report.progress.examples_per_second
+                progress.update(bar, now=f"{plan.spec} seed {plan.seed} {rate:.0f} ex/s")
+            if event.result is not None:
+                progress.console.print(_result_line(event), highlight=False, style="dim")
 
         yield watch
 
 
-def _line(news: News) -> None:
-    if news.result is not None:
-        click.echo(_told(news), err=True)
-    elif news.plan is None and news.download is None:
-        if news.superseded:
-            click.echo(_superseded(news), err=True)
-        click.echo(f"{news.done} of {news.total} trials are done already", err=True)
+def _line(event: RunEvent) -> None:
+    if event.result is not None:
+        click.echo(_result_line(event), err=True)
+    elif event.plan is None and event.download is None:
+        if event.superseded:
+            click.echo(_superseded(event), err=True)
+        click.echo(f"{event.done} of {event.total} trials are done already", err=True)
 
 
-def _superseded(news: News) -> str:
-    count = "1 stored result is" if news.superseded == 1 else f"{news.superseded} stored results are"
+def _superseded(event: RunEvent) -> str:
+    count = "1 stored result is" if event.superseded == 1 else f"{event.superseded} stored results are"
     return f"{count} superseded: what they were made from holds something else now; `zoo report` tells more"
 
 
-def _arriving(download: Download) -> str:
+def _arriving(download: DownloadProgress) -> str:
     return f"{download.repository} {download.file} {download.done_bytes / max(1, download.total_bytes):.0%}"
 
 
-def _told(news: News) -> str:
-    result = news.result
+def _result_line(event: RunEvent) -> str:
+    result = event.result
     assert result is not None, "told of a result"
     outcome = f"{result.metric} {result.score:.4g}" if result.score is not None else f"{result.status}: {result.reason}"
-    return f"[{news.done}/{news.total}] {result.trial}: {outcome}"
+    return f"[{event.done}/{event.total}] {result.trial}: {outcome}"

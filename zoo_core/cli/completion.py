@@ -32,7 +32,6 @@ __all__ = [
 Complete: TypeAlias = "Callable[[click.Context, click.Parameter, str], list[CompletionItem]]"
 
 VARIABLE = "_ZOO_COMPLETE"
-KINDS: tuple[PartKind, ...] = ("backbone", "adapter", "head", "task")
 _LAST = re.compile(r"(?:.*[+,])?", re.DOTALL)
 
 
@@ -57,12 +56,16 @@ def completion(shell: str) -> None:
 
 def complete_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Any name."""
-    return _items(_names(KINDS, incomplete), incomplete)
+    from zoo_core.registry.index import PART_KINDS
+
+    return _items(_names(PART_KINDS, incomplete), incomplete)
 
 
 def complete_listed(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """What `zoo list` takes: a kind, or a name."""
-    return _items([*KINDS, *_names(KINDS, incomplete)], incomplete)
+    from zoo_core.registry.index import PART_KINDS
+
+    return _items([*PART_KINDS, *_names(PART_KINDS, incomplete)], incomplete)
 
 
 def complete_spec(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:

@@ -158,7 +158,7 @@ def config(show_origin: bool, as_json: bool) -> None:
         return
     for key, setting in found.items():
         origin = f"{setting.origin}\t" if show_origin else ""
-        click.echo(f"{origin}{key}={_text(setting.value)}")
+        click.echo(f"{origin}{key}={_setting_text(setting.value)}")
 
 
 def _users_own() -> Iterator[tuple[str, Setting]]:
@@ -186,7 +186,7 @@ def _unread(found: Mapping[str, Setting]) -> Iterator[tuple[str, str]]:
             yield variable, nearest(variable, known)
 
 
-def _text(value: Any) -> str:
+def _setting_text(value: Any) -> str:
     if value is None:
         return ""
     return ",".join(value) if isinstance(value, list) else str(value)

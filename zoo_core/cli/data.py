@@ -6,20 +6,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from zoo_core.contracts import Located
+from zoo_core.contracts import Located, Survey, Surveyed
 from zoo_core.errors import NotFoundError, UsageError
 from zoo_core.lock import read_pins
 from zoo_core.plan.resolve import inner_parts, located
 from zoo_core.registry.registry import registry
 from zoo_core.spec.parser import Part
-from zoo_core.spec.paths import Surveyed, is_path, task_part
-
-if TYPE_CHECKING:
-    from zoo_core.spec.paths import Survey
+from zoo_core.spec.paths import is_path, task_part
 
 __all__ = ["data", "told"]
 
@@ -49,7 +46,7 @@ def data(path: str, as_json: bool) -> int:
         raise UsageError(f"{part} does not read files of yours; `zoo show {part.name}` tells of it")
     source = recipe.source()
     found = recipe.survey(Path(source.folder if source is not None and source.folder else "."))
-    click.echo(json.dumps({"task": str(part), **asdict(found)}, indent=2) if as_json else _text(part, found))
+    click.echo(json.dumps({"task": str(part), **asdict(found)}, indent=2) if as_json else _survey_text(part, found))
     return UsageError.exit_code if found.problems else 0
 
 
@@ -87,7 +84,7 @@ def _part(text: str) -> Part:
     return task_part(f"./{text}")
 
 
-def _text(part: Part, found: Survey) -> str:
+def _survey_text(part: Part, found: Survey) -> str:
     lines = [str(part)]
     kind = f"{found.target.kind}, {found.target.size} outputs"
     rows: list[tuple[str, str]] = [

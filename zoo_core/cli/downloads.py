@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from zoo_core.files.fetch import Progress
+    from zoo_core.files.fetch import DownloadProgress
 
 __all__ = ["count_text", "downloading", "size_text"]
 
@@ -30,10 +30,10 @@ def count_text(count: int, noun: str) -> str:
 
 
 @contextmanager
-def downloading() -> Iterator[Callable[[Progress], None]]:
+def downloading() -> Iterator[Callable[[DownloadProgress], None]]:
     """A progress bar of downloads where standard error is a terminal, a line every few seconds elsewhere.
 
-    Yields what takes the news of zoo_core.files.fetch.
+    Yields the function to give as `progress` to zoo_core.files.fetch.
     """
     if not sys.stderr.isatty():
         yield _lines()
@@ -52,22 +52,22 @@ def downloading() -> Iterator[Callable[[Progress], None]]:
     with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
         bar = bars.add_task("", total=None, visible=False)
 
-        def report(news: Progress) -> None:
-            description = f"{news.repository} {news.file}"
-            bars.update(bar, description=description, completed=news.done_bytes, total=news.total_bytes, visible=True)
+        def report(event: DownloadProgress) -> None:
+            description = f"{event.repository} {event.file}"
+            bars.update(bar, description=description, completed=event.done_bytes, total=event.total_bytes, visible=True)
 
         yield report
 
 
-def _lines() -> Callable[[Progress], None]:
+def _lines() -> Callable[[DownloadProgress], None]:
     last = time.monotonic()
 
-    def report(news: Progress) -> None:
+    def report(event: DownloadProgress) -> None:
         nonlocal last
         now = time.monotonic()
         if now - last >= LINE_SECONDS:
             last = now
-            told = f"{size_text([news.done_bytes])} of {size_text([news.total_bytes])}"
-            click.echo(f"{news.repository}: {told}, {news.file}", err=True)
+            told = f"{size_text([event.done_bytes])} of {size_text([event.total_bytes])}"
+            click.echo(f"{event.repository}: {told}, {event.file}", err=True)
 
     return report

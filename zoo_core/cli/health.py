@@ -13,7 +13,7 @@ from zoo_core.contracts import PartKind
 from zoo_core.errors import UsageError, ZooError, nearest
 from zoo_core.registry.catalog import Catalog, Problem
 from zoo_core.registry.index import Index, Provider, load_index
-from zoo_core.registry.recipe_checks import blaming, check_adapter, check_head, check_task
+from zoo_core.registry.recipe_checks import check_adapter, check_head, check_task, plugin_call
 from zoo_core.registry.registry import Bound, Registry
 from zoo_core.registry.scan import GROUPS, RECORDS_GROUP, Distribution, parse_entry_points, read_text
 from zoo_core.registry.settings import cache_folder, settings_file
@@ -135,7 +135,7 @@ def _check_declarations(registry: Registry, provider: Provider) -> None:
         part = registry.bind(Part(provider.name, kind=provider.kind))
     except UsageError:
         return
-    with blaming(part):
+    with plugin_call(part):
         check(part)
 
 

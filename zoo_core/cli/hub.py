@@ -31,7 +31,7 @@ from zoo_core.lock import Pinned, lock_of, part_key, pin_of, pins_of, read_lock,
 from zoo_core.plan.plan import Plan, needed
 from zoo_core.plan.resolve import resolve
 from zoo_core.registry.local_plugins import lacking as not_given
-from zoo_core.runs.backbones import beneath
+from zoo_core.runs.backbones import base_plan
 
 __all__ = ["fetch", "lock", "push", "verify"]
 
@@ -82,7 +82,7 @@ def fetch(what: tuple[str, ...], task: str | None, file: Path | None, as_json: b
             place = folder(pin, names, progress=progress)
             rows.append(_row(key, pin, names) | {"path": str(place)})
             if not as_json:
-                click.echo(f"{_told(rows[-1])}  {place}")
+                click.echo(f"{_pin_line(rows[-1])}  {place}")
     if as_json:
         click.echo(json.dumps(rows, indent=2))
     elif not rows:
@@ -166,7 +166,7 @@ def verify(what: tuple[str, ...], task: str | None, file: Path | None, as_json: 
         wrong += found.values()
         rows.append(_row(key, pin, tuple(pin.files)) | {"wrong": {name: str(error) for name, error in found.items()}})
         if not as_json:
-            click.echo(f"{_told(rows[-1])}  {f'{len(found)} wrong or missing' if found else 'as pinned'}")
+            click.echo(f"{_pin_line(rows[-1])}  {f'{len(found)} wrong or missing' if found else 'as pinned'}")
     if as_json:
         click.echo(json.dumps(rows, indent=2))
     damaged = [error for error in wrong if isinstance(error, IntegrityError)]
@@ -224,7 +224,7 @@ def _with_chains(plans: Iterable[Plan]) -> Iterator[Plan]:
         below: Plan | None = plan
         while below is not None:
             yield below
-            below = beneath(below)
+            below = base_plan(below)
 
 
 def _plan(text: str, task: str | None, pins: Mapping[str, Pinned], offline: bool) -> Plan:
@@ -329,7 +329,7 @@ def _row(key: str, pin: Pinned, names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _told(row: Mapping[str, Any]) -> str:
+def _pin_line(row: Mapping[str, Any]) -> str:
     place = f"{row['repository']} at {row['revision'][:12]}" if row["repository"] else row["folder"]
     return f"{row['part']}  {place}  {count_text(len(row['files']), 'file')}, {size_text([row['size']])}"
 

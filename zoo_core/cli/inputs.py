@@ -1,7 +1,7 @@
 """What `zoo predict` and `zoo embed` are given, as items one after the other: files, folders, standard input.
 
 Nothing is read ahead: a picture is a path until it is prepared, a text or a row is read when its turn comes. What
-cannot be used is a Failure at its place. An item is named by its path, or by file and line.
+cannot be used is a SkippedItem at its place. An item is named by its path, or by file and line.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TextIO
 
 from zoo_core.contracts import Modality
 from zoo_core.errors import AccessError, NotFoundError, UsageError, ZooError, nearest
-from zoo_core.runs.inference import Failure, Item, split_words
+from zoo_core.runs.inference import Item, SkippedItem, split_words
 from zoo_core.toolkit.table_encoding import Encoding
 
 __all__ = ["STDIN", "Inputs", "check_given"]
@@ -76,7 +76,7 @@ class Inputs:
             return None
         return len(self.given)
 
-    def items(self) -> Iterator[Item | Failure]:
+    def items(self) -> Iterator[Item | SkippedItem]:
         """The items, each read when it is asked for."""
         for name in self.given:
             if name != STDIN and Path(name).is_dir():
@@ -94,11 +94,11 @@ class Inputs:
 
     # -- folders ----------------------------------------------------------------------------------------------------
 
-    def _folder(self, folder: Path) -> Iterator[Item | Failure]:
+    def _folder(self, folder: Path) -> Iterator[Item | SkippedItem]:
         found = False
         for one in self._walk(folder, ()):
             found = True
-            if isinstance(one, Failure):
+            if isinstance(one, SkippedItem):
                 yield one
             else:
                 yield from self._file(str(one))
@@ -112,7 +112,7 @@ class Inputs:
         own = SUFFIXES[self.modality]
         return own if self.column is None or self.modality == "table" else (*own, *SUFFIXES["table"])
 
-    def _walk(self, folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path | Failure]:
+    def _walk(self, folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path | SkippedItem]:
         """The files below a folder, sorted; hidden ones are left out. above: device and inode of those around it."""
         try:
             status = folder.stat()
@@ -137,7 +137,7 @@ class Inputs:
 
     # -- files ------------------------------------------------------------------------------------------------------
 
-    def _file(self, name: str) -> Iterator[Item | Failure]:
+    def _file(self, name: str) -> Iterator[Item | SkippedItem]:
         if self.modality == "table":
             return self._rows(name)
         if _is_table(name):
@@ -146,7 +146,7 @@ class Inputs:
             return self._texts(name)
         return self._paths() if name == STDIN else iter([Item(name=name, raw=name)])
 
-    def _paths(self) -> Iterator[Item | Failure]:
+    def _paths(self) -> Iterator[Item | SkippedItem]:
         """Standard input, a path a line; a path's bytes need not be UTF-8."""
         with _opened(STDIN) as stream:
             for line in stream:
@@ -154,7 +154,7 @@ class Inputs:
                 if path.strip():
                     yield Item(name=path, raw=path)
 
-    def _texts(self, name: str) -> Iterator[Item | Failure]:
+    def _texts(self, name: str) -> Iterator[Item | SkippedItem]:
         """Every line that is not empty. A file with a zero byte is no text, and the rest of it is left out."""
         found = False
         try:
@@ -164,14 +164,14 @@ class Inputs:
                         raise UsageError(f"{name} is not a text, line {number} has a zero byte")
                     if line.strip():
                         found = True
-                        yield self._text(f"{name}:{number}", line.removesuffix("\n"))
+                        yield self._text_item(f"{name}:{number}", line.removesuffix("\n"))
         except (OSError, ZooError) as error:
             yield _failure(name, error)
             return
         if not found and name != STDIN:
             yield _failure(name, UsageError(f"{name} holds no text; one example a line"))
 
-    def _text(self, name: str, line: str) -> Item | Failure:
+    def _text_item(self, name: str, line: str) -> Item | SkippedItem:
         try:
             line.encode()
         except UnicodeEncodeError:
@@ -181,12 +181,12 @@ class Inputs:
         words = split_words(line)
         return Item(name=name, raw=[word.text for word in words], words=words)
 
-    def _cells(self, name: str) -> Iterator[Item | Failure]:
+    def _cells(self, name: str) -> Iterator[Item | SkippedItem]:
         """One column of a table with a header: texts, or paths of files below the table's own folder."""
         header: list[str] = []
         column = self.column or (self.encoding.column if self.encoding else None)
         for row in self._lines(name):
-            if isinstance(row, Failure):
+            if isinstance(row, SkippedItem):
                 yield row
             elif not header:
                 header = [cell.strip() for cell in row.cells]
@@ -200,18 +200,18 @@ class Inputs:
             elif not (cell := row.cells[header.index(column or "")]).strip():
                 yield _failure(row.name, UsageError(f"{row.place} has no {column}"))
             elif self.modality == "text":
-                yield self._text(row.name, cell)
+                yield self._text_item(row.name, cell)
             else:
                 yield Item(name=row.name, raw=str(Path(name).parent / cell.strip()))
 
-    def _rows(self, name: str) -> Iterator[Item | Failure]:
+    def _rows(self, name: str) -> Iterator[Item | SkippedItem]:
         """The rows of a table that are not empty; a first one without any number is its header."""
         if self.encoding is not None:
             yield from self._encoded(name, self.encoding)
             return
         found, num_columns = False, self.num_columns
         for row in self._lines(name):
-            if isinstance(row, Failure):
+            if isinstance(row, SkippedItem):
                 yield row
                 continue
             if not found and row.is_header:
@@ -226,12 +226,12 @@ class Inputs:
                 yield item
             found = True
 
-    def _encoded(self, name: str, encoding: Encoding) -> Iterator[Item | Failure]:
+    def _encoded(self, name: str, encoding: Encoding) -> Iterator[Item | SkippedItem]:
         """The rows of a table like those that the model was fitted on, with a header or without, as numbers."""
         header: list[str] | None = None
         is_first = True
         for row in self._lines(name):
-            if isinstance(row, Failure):
+            if isinstance(row, SkippedItem):
                 yield row
                 continue
             try:
@@ -247,7 +247,7 @@ class Inputs:
             except UsageError as error:
                 yield _failure(row.name, UsageError(f"{row.place}: {error}"))
 
-    def _lines(self, name: str) -> Iterator[_Row | Failure]:
+    def _lines(self, name: str) -> Iterator[_Row | SkippedItem]:
         """The rows of a table that are not empty; what ends the reading early comes last."""
         number, found = 0, False
         told = self.encoding.separator if self.encoding else ","
@@ -311,7 +311,7 @@ class _Row:
                 "and takes them in that order"
             )
 
-    def item(self, num_columns: int | None) -> Item | Failure:
+    def item(self, num_columns: int | None) -> Item | SkippedItem:
         try:
             values = [float(cell) for cell in self.cells]
             if not all(map(math.isfinite, values)):
@@ -350,7 +350,7 @@ def _opened(name: str, *, errors: str = "surrogateescape", newline: str | None =
         yield stream
 
 
-def _failure(name: str | Path, error: Exception) -> Failure:
+def _failure(name: str | Path, error: Exception) -> SkippedItem:
     """An item's failure; what the system or a codec raised becomes a line about the file."""
     if isinstance(error, FileNotFoundError):
         error = NotFoundError(f"no file {name}")
@@ -361,4 +361,4 @@ def _failure(name: str | Path, error: Exception) -> Failure:
     elif isinstance(error, OSError):
         error = UsageError(f"{name} cannot be read ({error.strerror})")
     assert isinstance(error, ZooError), "what is no ZooError was told apart above"
-    return Failure(item=str(name), error=error)
+    return SkippedItem(item=str(name), error=error)

@@ -8,10 +8,10 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 from zoo_core.errors import NotFoundError, UsageError, nearest
-from zoo_core.registry.index import KINDS, Index, list_names, load_index
+from zoo_core.registry.index import PART_KINDS, Index, list_names, load_index
 
 if TYPE_CHECKING:
     from zoo_core.contracts import PartKind
@@ -67,15 +67,15 @@ def run(words: Sequence[str], *, as_json: bool, index: Index | None = None) -> N
 
 def _kind_and_pattern(words: Sequence[str]) -> tuple[PartKind | None, str | None]:
     """One word is a kind if it is the name of one, in singular or plural, else a pattern."""
-    named = {name: kind for kind in KINDS for name in (kind, f"{kind}s")}
+    named = {name: kind for kind in PART_KINDS for name in (kind, f"{kind}s")}
     if not words:
         return None, None
     if len(words) == 1:
         kind = named.get(words[0])
-        return cast("PartKind | None", kind), None if kind else words[0]
+        return kind, None if kind else words[0]
     if words[0] not in named:
-        raise UsageError(f"unknown kind {words[0]!r}; allowed are {', '.join(KINDS)}{nearest(words[0], named)}")
-    return cast("PartKind", named[words[0]]), words[1]
+        raise UsageError(f"unknown kind {words[0]!r}; allowed are {', '.join(PART_KINDS)}{nearest(words[0], named)}")
+    return named[words[0]], words[1]
 
 
 def _nothing(index: Index, kind: str | None, pattern: str | None) -> str:
@@ -83,7 +83,7 @@ def _nothing(index: Index, kind: str | None, pattern: str | None) -> str:
         return "no plugin is installed that provides a name; `pip install zoo-starter zoo-adapters` is a beginning"
     if pattern is None:
         return f"no plugin provides a {kind}; `zoo list` shows what there is"
-    known = {provider.name for provider in index.providers if kind in (None, provider.kind)} | set(KINDS)
+    known = {provider.name for provider in index.providers if kind in (None, provider.kind)} | set(PART_KINDS)
     return f"no {kind or 'name'} fits {pattern!r}{nearest(pattern, known)}; `zoo list` shows what there is"
 
 

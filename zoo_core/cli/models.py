@@ -22,8 +22,8 @@ from zoo_core.cli.options import (
     lock_options,
     memory_options,
     prepare_process,
+    taken_micro_batch,
     threads_option,
-    thrifty,
 )
 from zoo_core.cli.plan import lines_of
 from zoo_core.errors import ZooError
@@ -33,7 +33,7 @@ from zoo_core.plan.resolve import resolve
 
 if TYPE_CHECKING:
     from zoo_core.api import Evaluation
-    from zoo_core.training.gradient import Thrift
+    from zoo_core.training.gradient import MemoryOptions
 
 __all__ = ["evaluate", "fit"]
 
@@ -79,18 +79,18 @@ def fit(
     with held_back():
         from zoo_core.api import fetch
         from zoo_core.api import fit as run
-        from zoo_core.training.gradient import Thrift
+        from zoo_core.training.gradient import MemoryOptions
         from zoo_core.training.snapshots import UNFINISHED, standing
 
-    micro_batch = thrifty(budget, micro_batch)
+    micro_batch = taken_micro_batch(budget, micro_batch)
     chosen = budget_from({name: value for name, value in budget.items() if value is not None})
     device = check_device(device)
     prepare_process(threads)
     pins = lock_file(lock)
     task = told(task, lock=pins, frozen=frozen)
     if dry_run:
-        thrift = Thrift(micro_batch=micro_batch, checkpoint_activations=checkpoint_activations)
-        _rehearse(spec, task, chosen, seed, pins, device, num_workers, thrift)
+        memory = MemoryOptions(micro_batch=micro_batch, checkpoint_activations=checkpoint_activations)
+        _dry_run(spec, task, chosen, seed, pins, device, num_workers, memory)
         return
     with downloading() as progress:
         fetch(spec, task=task, lock=pins, frozen=frozen, progress=progress)
@@ -126,8 +126,15 @@ def fit(
     click.echo(f"{result.num_trainable} of {result.num_parameters} parameters trained; stored in {out}")
 
 
-def _rehearse(
-    spec: str, task: str, budget: Budget, seed: int, lock: Path | None, device: str, num_workers: int, thrift: Thrift
+def _dry_run(
+    spec: str,
+    task: str,
+    budget: Budget,
+    seed: int,
+    lock: Path | None,
+    device: str,
+    num_workers: int,
+    memory: MemoryOptions,
 ) -> None:
     """Shows what a fit would build, fetch and need; what cannot be known without a download, with the reason."""
     from zoo_core.benchmark.dry_run import downloads, forecast, shown
@@ -145,7 +152,7 @@ def _rehearse(
     try:
         lines += [
             f"{name + ':':21}{text}"
-            for name, text in shown(forecast(plan, device=device, num_workers=num_workers, thrift=thrift)).items()
+            for name, text in shown(forecast(plan, device=device, num_workers=num_workers, memory=memory)).items()
         ]
     except ZooError as error:
         lines.append(f"{'memory and time:':21}not known: {error}")

@@ -15,7 +15,7 @@ from zoo_core.errors import UsageError
 from zoo_core.plan.plan import Budget
 
 if TYPE_CHECKING:
-    from zoo_core.benchmark.trial import Report
+    from zoo_core.benchmark.trial import TrialProgress
 
 __all__ = [
     "budget_options",
@@ -28,8 +28,8 @@ __all__ = [
     "lock_options",
     "memory_options",
     "prepare_process",
+    "taken_micro_batch",
     "threads_option",
-    "thrifty",
     "typed",
 ]
 
@@ -96,7 +96,7 @@ def memory_options(command: Command) -> Command:
     return budget_options(command, flags)
 
 
-def thrifty(budget: dict[str, Any], micro_batch: int | str | None) -> int | str | None:
+def taken_micro_batch(budget: dict[str, Any], micro_batch: int | str | None) -> int | str | None:
     """The micro-batch that `memory_options` were given; auto is taken out of the budget, where it means the default.
 
     Raises UsageError for a micro-batch that cannot be.
@@ -182,10 +182,10 @@ def check_device(name: str) -> str:
 
 
 @contextmanager
-def fitting(title: str) -> Iterator[Callable[[Report], None]]:
+def fitting(title: str) -> Iterator[Callable[[TrialProgress], None]]:
     """A progress bar for one trial where standard error is a terminal, a line every few seconds elsewhere.
 
-    Yields what takes the trial's reports.
+    Yields the function to give as `report`.
     """
     if not sys.stderr.isatty():
         yield _lines()
@@ -203,30 +203,30 @@ def fitting(title: str) -> Iterator[Callable[[Report], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task(title, total=None, rate=0.0, loss=0.0)
 
-        def report(news: Report) -> None:
-            step, steps = news.progress.step, news.progress.num_steps
+        def report(trial: TrialProgress) -> None:
+            step, steps = trial.progress.step, trial.progress.num_steps
             progress.update(
                 bar,
-                total=steps * news.num_candidates,
-                completed=steps * (news.candidate - 1) + step,
-                rate=news.progress.examples_per_second,
-                loss=news.progress.loss,
+                total=steps * trial.num_candidates,
+                completed=steps * (trial.candidate - 1) + step,
+                rate=trial.progress.examples_per_second,
+                loss=trial.progress.loss,
             )
 
         yield report
 
 
-def _lines() -> Callable[[Report], None]:
+def _lines() -> Callable[[TrialProgress], None]:
     """Tells of each candidate's end, and between ends every LINE_SECONDS."""
     last = time.monotonic()
 
-    def report(news: Report) -> None:
+    def report(trial: TrialProgress) -> None:
         nonlocal last
-        step, now = news.progress, time.monotonic()
+        step, now = trial.progress, time.monotonic()
         if step.step == step.num_steps or now - last >= LINE_SECONDS:
             last = now
             click.echo(
-                f"learning rate {news.candidate} of {news.num_candidates}: {step.step} of {step.num_steps} steps, "
+                f"learning rate {trial.candidate} of {trial.num_candidates}: {step.step} of {step.num_steps} steps, "
                 f"{step.examples_per_second:.0f} examples/s, loss {step.loss:.3f}",
                 err=True,
             )

@@ -17,7 +17,7 @@ from zoo_core.errors import UsageError
 from zoo_core.lock import Pinned, read_pins
 from zoo_core.plan.plan import Budget, Plan
 from zoo_core.plan.resolve import resolve
-from zoo_core.registry.local_plugins import files_of
+from zoo_core.registry.local_plugins import plugin_hashes
 
 __all__ = ["lines_of", "plan"]
 
@@ -80,7 +80,7 @@ def _row(found: Plan) -> dict[str, Any]:
     return {
         "trial": str(found.trial),
         "spec": str(found.spec),
-        "unpublished": files_of(found.parts),
+        "unpublished": plugin_hashes(found.parts),
         "task": str(found.trial.task),
         "target": {"kind": found.target.kind, "size": found.target.size, "names": list(found.target.names)},
         "weights": weights_of(found),

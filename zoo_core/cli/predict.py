@@ -112,7 +112,7 @@ def predict(
     with held_back():
         from zoo_core.cli.inputs import Inputs, check_given
         from zoo_core.runs.folder import load_stored
-        from zoo_core.runs.inference import Failure, predicted
+        from zoo_core.runs.inference import SkippedItem, predicted
 
     device = check_device(device)
     prepare_process(threads)
@@ -135,7 +135,7 @@ def predict(
     with _counting(run, inputs.num, shown=not sys.stdout.isatty()) as count, closing(found):
         for one in found:
             num += 1
-            if isinstance(one, Failure):
+            if isinstance(one, SkippedItem):
                 num_failed += 1
                 lines.fail(one.item, str(one.error))
             else:
@@ -184,7 +184,7 @@ def embed(
     with held_back():
         from zoo_core.cli.features import check_out, open_features
         from zoo_core.cli.inputs import Inputs, check_given
-        from zoo_core.runs.inference import Failure, embedded
+        from zoo_core.runs.inference import SkippedItem, embedded
 
     device = check_device(device)
     prepare_process(threads)
@@ -213,7 +213,7 @@ def embed(
     with open_features(out) as rows, _counting(model, inputs.num, shown=True) as count, closing(found):
         for one in found:
             num += 1
-            if isinstance(one, Failure):
+            if isinstance(one, SkippedItem):
                 num_failed += 1
                 tell(one.item, str(one.error))
             else:
@@ -279,10 +279,10 @@ def _check_scores(target: Target, top_k: int | None, all_scores: bool) -> None:
     flag = "--all-scores" if top_k is None else "--top-k"
     if top_k is not None and all_scores:
         raise UsageError("--top-k and --all-scores: give one of them")
-    if target.kind not in ("classes", "labels"):
-        raise UsageError(f"{flag} is for classes and labels, and this model predicts {target.kind}")
+    if target.kind not in ("classes", "multilabel"):
+        raise UsageError(f"{flag} is for classes and multilabel, and this model predicts {target.kind}")
     if top_k is not None and not 1 <= top_k <= (target.size or 0):
-        raise UsageError(f"--top-k {top_k}: allowed: 1 to {target.size}, the number of {target.kind}")
+        raise UsageError(f"--top-k {top_k}: allowed: 1 to {target.size}, the number of its outputs")
 
 
 def _finish(passed: str | None, num: int, num_failed: int) -> None:

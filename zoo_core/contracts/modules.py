@@ -1,26 +1,25 @@
-"""What a built part can do: backbones, preparations, heads and objectives, as protocols."""
+"""What a built part can do: backbones, preparations, heads, objectives and learners, as protocols."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, overload, runtime_checkable
 
-from zoo_core.contracts.values import Batch, Features, FeatureSpec, Output, Site, Target
+from zoo_core.contracts.values import Batch, Features, FeatureSpec, Output, Site, Source, Target
 from zoo_core.contracts.vocabulary import Modality, Raw
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from zoo_core.model.transforms import Collate, Transforms
-
 __all__ = [
     "Backbone",
     "ClosedForm",
-    "Divisible",
     "Exportable",
     "Extendable",
+    "Learner",
     "LinearMap",
+    "MicroBatchable",
     "Objective",
     "Preparation",
     "as_backbone",
@@ -75,11 +74,20 @@ class Backbone(Protocol):
 
 if TYPE_CHECKING:
 
+    class Transforms(Protocol):
+        def __call__(self, *, train: bool = False) -> Callable[[Raw], Mapping[str, Tensor]]: ...
+
+    class Collate(Protocol):
+        @overload
+        def __call__(self, items: Sequence[tuple[Mapping[str, Tensor], Any]], /) -> Batch: ...
+        @overload
+        def __call__(self, items: Sequence[Mapping[str, Tensor]], /) -> dict[str, Tensor]: ...
+
     class LoadedBackbone(Backbone, nn.Module):
         """What `zoo_core.load_backbone` gives: a backbone, and what the core adds to each for a loop of your own.
 
-        transform: one raw item -> one prepared example; collate: those of a batch -> inputs, or with targets a Batch;
-        see zoo_core.model.transforms. feature_dim: width of its pooled features.
+        transform: one raw item -> one prepared example, augmented if train. collate: the examples of a batch -> inputs,
+        or (example, target) pairs -> a Batch. feature_dim: width of its pooled features.
         """
 
         transform: Transforms
@@ -147,12 +155,97 @@ class Objective(Protocol):
 
 
 @runtime_checkable
-class Divisible(Protocol):
-    """An objective whose loss on a batch is a mean, so that a step can be made in pieces; an objective need not be one.
+class MicroBatchable(Protocol):
+    """An objective that allows micro-batches, because its loss is a mean over items. Implementing it is optional."""
 
-    count: what the mean is over, a scalar: the examples, the targets that count, or the sum of their weights. The mean
-    of the losses of pieces, weighted by it, is the loss of the whole; terms that no batch enters stay as they are.
-    None: an objective that it wraps sees the batch as a whole.
+    def num_items(self, batch: Batch) -> Tensor | None:
+        """Number of items that the loss averages over, a scalar; weight micro-batch losses by it.
+
+        Items are the examples, the targets that are not ignored, or the sum of their class weights. Terms of the loss
+        that no batch enters, such as a weight penalty, come out unchanged.
+        Returns None if an objective that this one wraps needs the batch as a whole.
+        """
+        ...
+
+
+class Learner(Protocol):
+    """A model in training or in use, as adapters and loops of somebody's own may rely on it. Also an nn.Module.
+
+    Other attributes of what `zoo_core.load` gives may change in any version.
+    head: makes predictions of features; an adapter may wrap it, `learner.head = Wrapped(learner.head)`.
+    objective: an Objective that is a module too, which an adapter may wrap; None in a learner for use.
     """
 
-    def count(self, batch: Batch) -> Tensor | None: ...
+    backbone: nn.Module
+    head: nn.Module
+    objective: nn.Module | None
+    target: Target
+    training: bool
+
+    @property
+    def source(self) -> Backbone:
+        """The backbone under its contract's type."""
+        ...
+
+    @property
+    def weights_source(self) -> Source | None:
+        """The repository at its pinned commit, or the folder, whose files determine the frozen weights.
+
+        None for weights that are random, or inside a package. Known once the learner is built; an adapter that is being
+        applied finds the place in its Context.
+        """
+        ...
+
+    @property
+    def finishers(self) -> list[Callable[[Learner], None]]:
+        """What is called with the learner when training is over, in this order; an adapter may append to it."""
+        ...
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> Output: ...
+    def loss(self, output: Output, batch: Batch) -> Tensor:
+        """The scalar to minimise: the sum of the objective's terms."""
+        ...
+
+    def train(self, mode: bool = True) -> Learner:
+        """Training mode for modules whose parameters all train; the others stay in evaluation mode."""
+        ...
+
+    def merge(self) -> Learner:
+        """A copy for use whose backbone has plain weights. Raises RefusedError where an adapter does not fold."""
+        ...
+
+    def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Name and parameter of everything that trains, the objective's included."""
+        ...
+
+    def base(self) -> dict[str, nn.Parameter]:
+        """The backbone's own parameters by name, without those that adapters added."""
+        ...
+
+    def added(self) -> dict[str, nn.Parameter]:
+        """The parameters that adapters added to the backbone, by name; known once every adapter has been applied."""
+        ...
+
+    def delta(self) -> dict[str, Tensor]:
+        """All that the base's files do not determine, by name; known once every adapter has been applied."""
+        ...
+
+    def set_scale(self, parameters: Iterable[nn.Parameter], scale: float) -> None:
+        """The learning rate of these parameters over that of the rest; a later adapter's word replaces an earlier's."""
+        ...
+
+    def scale_of(self, parameter: nn.Parameter) -> float:
+        """The learning rate of a parameter over that of the rest."""
+        ...
+
+    def delay(self, parameters: Iterable[nn.Parameter], start: float) -> None:
+        """These parameters begin to train at `start`, a share of all steps, 0 to below 1; the last word counts."""
+        ...
+
+    def start_of(self, parameter: nn.Parameter) -> float:
+        """The share of all steps at which a parameter begins to train."""
+        ...
+
+    def parameter_groups(self, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+        """Groups for a torch optimiser, with the scales, the delays and the decay that adapters and the core chose."""
+        ...

@@ -9,9 +9,10 @@ from pathlib import Path
 from types import MethodType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
-from zoo_core.contracts.values import FeatureSpec, Source, Target, TaskData
+from zoo_core.contracts.modules import Learner
+from zoo_core.contracts.values import FeatureSpec, Source, Survey, Target, TaskData
 from zoo_core.contracts.vocabulary import (
-    KINDS,
+    FEATURE_KINDS,
     TARGET_KINDS,
     Change,
     Kind,
@@ -25,8 +26,6 @@ from zoo_core.contracts.vocabulary import (
 if TYPE_CHECKING:
     from torch import Generator, nn
 
-    from zoo_core.model.learner import Learner
-
 __all__ = [
     "AdapterFacts",
     "AdapterFormat",
@@ -38,6 +37,7 @@ __all__ = [
     "Located",
     "MergesItself",
     "Namespace",
+    "Surveyed",
     "TaskFacts",
     "TaskRecipe",
     "fact",
@@ -159,7 +159,7 @@ class AdapterFacts:
     Each may be a property, where it depends on an argument.
     """
 
-    accepts: ClassVar[frozenset[Kind]] = frozenset(KINDS)
+    accepts: ClassVar[frozenset[Kind]] = frozenset(FEATURE_KINDS)
     targets: ClassVar[frozenset[TargetKind]] = frozenset(TARGET_KINDS)
     seams: ClassVar[frozenset[Seam]] = frozenset()
     needs: ClassVar[tuple[frozenset[str], ...]] = ()
@@ -236,4 +236,18 @@ class Located(Protocol):
 
     def at(self, revision: str | None, *, offline: bool) -> TaskRecipe:
         """Itself at a revision, None: the default branch. offline: no request is sent, and what is not here is told."""
+        ...
+
+
+@runtime_checkable
+class Surveyed(Protocol):
+    """A task recipe that reads a user's files, and tells what it makes of them."""
+
+    def source(self) -> Source | None: ...
+    def inferred(self) -> tuple[str, ...]:
+        """A line for each thing that it inferred, and the argument that says otherwise; imports nothing heavy."""
+        ...
+
+    def survey(self, files: Path) -> Survey:
+        """All that can be said of its files; raises only where there is no task in them."""
         ...

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from zoo_core.contracts.vocabulary import Kind, Raw, TargetKind
+from zoo_core.contracts.old_words import current_word
+from zoo_core.contracts.vocabulary import Kind, Modality, Raw, TargetKind
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +22,7 @@ __all__ = [
     "Site",
     "Source",
     "Split",
+    "Survey",
     "Target",
     "TaskData",
 ]
@@ -51,6 +53,7 @@ class Target:
     names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", current_word(self.kind))
         if self.names and self.size is None:
             object.__setattr__(self, "size", len(self.names))
         assert not self.names or len(self.names) == self.size, "one name for each output"
@@ -125,7 +128,7 @@ class Batch:
 
     inputs: by the names that transformers' processors use (`pixel_values`, `input_ids`, `numeric`, ...); of lists of
     words also `word_ids`, see zoo_core.data.token_labels.
-    target: int64 [B] (classes), float32 [B, C] (labels, values) or int64 [B, T] (token_classes, -100 ignored).
+    target: int64 [B] (classes), float32 [B, C] (multilabel, regression) or int64 [B, T] (token_classes, -100 ignored).
     ids: the task's own id of each row; none in a loop of somebody's own.
     """
 
@@ -161,9 +164,10 @@ class Split(Protocol):
     def num(self) -> int: ...
     @property
     def targets(self) -> Any:
-        """numpy array: int64 [num] (classes) or float32 [num, C] (labels, values); of token classes a list of lists.
+        """numpy array: int64 [num] (classes) or float32 [num, C] (multilabel, regression).
 
-        Those hold for each example the class of each of its words; `raw` is then the list of the words.
+        For token classes it is a list of lists: for each example the class of each of its words. `raw` is then the list
+        of the words.
         """
         ...
 
@@ -184,3 +188,36 @@ class TaskData(Protocol):
     def target(self) -> Target: ...
     @property
     def splits(self) -> Mapping[str, Split]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What a recipe found in its files, as `zoo data` shows it.
+
+    inferred: a line for each thing that was inferred, with the argument that says otherwise. sizes: of the items, in
+    words. classes: examples of each class, in the target's order; empty for other targets. splits: examples of each.
+    given: whether the files say which example is in which split. split_digest: of that division; the file of it lies
+    at split_file. copies: groups of items with the same content; conflicting: those of them with several targets;
+    leaking: those in several splits. left_out: items that no split holds, with the reason. problems: what would stop a
+    fit. unreadable: items with what is wrong with each. ignored: files that nothing reads.
+    """
+
+    modality: Modality
+    target: Target
+    metric: str
+    num_items: int
+    num_bytes: int
+    sizes: str
+    classes: Mapping[str, int]
+    splits: Mapping[str, int]
+    given: bool
+    split_digest: str
+    split_file: str
+    inferred: tuple[str, ...] = ()
+    copies: tuple[tuple[str, ...], ...] = ()
+    conflicting: tuple[tuple[str, ...], ...] = ()
+    leaking: tuple[tuple[str, ...], ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 __all__ = [
-    "KINDS",
+    "FEATURE_KINDS",
     "METRICS",
     "MODALITIES",
     "PART_KINDS",
     "ROLES",
+    "SUFFIXES",
     "TARGET_KINDS",
     "TRUSTS",
     "Change",
@@ -26,25 +27,44 @@ __all__ = [
     "Weights",
 ]
 
-Modality = Literal["image", "text", "audio", "table"]  # closed in this version
-Kind = Literal["map", "tokens", "pooled"]  # features, from rich to poor; only downward conversions exist
-TargetKind = Literal["classes", "labels", "values", "token_classes"]  # closed in this version
+Modality = Literal["image", "text", "audio", "table"]
+"""What a backbone takes in. The set is closed in this version."""
+Kind = Literal["map", "tokens", "pooled"]
+"""Features, from rich to poor; the core converts to poorer ones alone."""
+TargetKind = Literal["classes", "multilabel", "regression", "token_classes"]
+"""What is predicted. The set is closed in this version."""
 PartKind = Literal["backbone", "adapter", "head", "task"]
-Seam = Literal["stage", "attention", "prompt"]  # what an adapter needs of a backbone besides modules and roles
+"""What a name stands for; the entry points of each kind have a group of their own."""
+Seam = Literal["stage", "attention", "prompt"]
+"""What an adapter needs of a backbone besides modules and roles."""
 Weights = Literal["pretrained", "random"]
-Change = Literal["base", "added", "objective", "schedule"]  # what an adapter touches; nothing at all: probe
-Trust = Literal["pickle", "code"]  # what an argument may allow: that pickles are read, that foreign code runs
+"""Where the numbers of a backbone come from."""
+Change = Literal["base", "added", "objective", "schedule"]
+"""What an adapter touches; the empty set for one that trains the head alone."""
+Trust = Literal["pickle", "code"]
+"""What an argument may allow: that pickles are read, that foreign code runs."""
 
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
-KINDS: tuple[Kind, ...] = get_args(Kind)
+"""The words of Modality, in order."""
+FEATURE_KINDS: tuple[Kind, ...] = get_args(Kind)
+"""The words of Kind, from rich to poor."""
 TARGET_KINDS: tuple[TargetKind, ...] = get_args(TargetKind)
+"""The words of TargetKind, in order."""
 PART_KINDS: tuple[PartKind, ...] = get_args(PartKind)
+"""The words of PartKind, in order."""
 TRUSTS: tuple[Trust, ...] = get_args(Trust)
+"""The words of Trust, in order."""
 ROLES: tuple[str, ...] = (
     *("attn.q", "attn.k", "attn.v", "attn.out"),
     *("mlp.in", "mlp.gate", "mlp.out"),
     *("norm", "conv", "embed"),
 )
+"""What a weight may be to its network, whatever its module is called; see Site."""
+SUFFIXES: Mapping[str, tuple[str, ...]] = {
+    "image": (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
+    "audio": (".aif", ".aiff", ".flac", ".mp3", ".ogg", ".opus", ".wav"),
+}
+"""Of files that hold one example each, in lower case, by modality."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,14 +75,16 @@ class Metric:
     higher_is_better: bool = True
 
 
-METRICS: Mapping[str, Metric] = {  # how each is computed stands in training/metrics.py
-    "accuracy": Metric(targets=frozenset({"classes", "labels", "token_classes"})),
-    "average_precision": Metric(targets=frozenset({"classes", "labels"})),
+METRICS: Mapping[str, Metric] = {
+    "accuracy": Metric(targets=frozenset({"classes", "multilabel", "token_classes"})),
+    "average_precision": Metric(targets=frozenset({"classes", "multilabel"})),
     "entity_f1": Metric(targets=frozenset({"token_classes"})),
-    "macro_f1": Metric(targets=frozenset({"classes", "labels"})),
-    "mean_absolute_error": Metric(targets=frozenset({"values"}), higher_is_better=False),
-    "r2": Metric(targets=frozenset({"values"})),
+    "macro_f1": Metric(targets=frozenset({"classes", "multilabel"})),
+    "mean_absolute_error": Metric(targets=frozenset({"regression"}), higher_is_better=False),
+    "r2": Metric(targets=frozenset({"regression"})),
     "top5_accuracy": Metric(targets=frozenset({"classes"})),
 }
+"""What a score may be called; training/metrics.py holds how each is computed."""
 
-Raw = Any  # one example as its task holds it: a picture, a sentence, a row; only a preparation looks inside
+Raw = Any
+"""One example as its task holds it: a picture, a sentence, a row; only a preparation looks inside."""

@@ -32,7 +32,7 @@ def decode(modality: Modality, raw: Raw) -> Any:
     dropped. The result is a copy: what is done to it leaves the task's own bytes alone.
     """
     if modality == "text":
-        return _text(raw)
+        return _checked_text(raw)
     if modality == "audio":
         return _sound(raw)
     if modality != "image":
@@ -49,7 +49,7 @@ def decode(modality: Modality, raw: Raw) -> Any:
     return torch.from_numpy(np.array(array, order="C").transpose(2, 0, 1))
 
 
-def _text(raw: Raw) -> str | list[str]:
+def _checked_text(raw: Raw) -> str | list[str]:
     if isinstance(raw, str):
         return raw
     if isinstance(raw, tuple):

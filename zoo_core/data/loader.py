@@ -16,7 +16,7 @@ from zoo_core._process.import_path import same_path
 from zoo_core.contracts import Batch, Modality, Preparation, Split, Target
 from zoo_core.data.augmentation import augmentation
 from zoo_core.data.decoding import decode
-from zoo_core.data.randomness import draw_seed, example_draws
+from zoo_core.data.randomness import derive_seed, example_rng
 from zoo_core.data.token_labels import IGNORED, on_tokens, word_targets
 from zoo_core.errors import RefusedError, UsageError, ZooError
 
@@ -120,7 +120,7 @@ class _Prepared(Dataset[Batch | ZooError]):
 
     def _draws(self, purpose: str, epoch: int, position: int) -> AbstractContextManager[None]:
         """One example's own random numbers, whichever batch, process and thread it is prepared in."""
-        return example_draws(purpose, self.seed, epoch, self.ids[position])
+        return example_rng(purpose, self.seed, epoch, self.ids[position])
 
 
 def _checked_targets(split: Split, target: Target) -> Tensor:
@@ -139,8 +139,8 @@ def _checked_targets(split: Split, target: Target) -> Tensor:
         raise UsageError(f"{target.kind} of {split.num} examples are of shape {list(shape)}, found {list(found.shape)}")
     allowed = {
         "classes": (f"whole numbers from 0 to {target.size - 1}", np.isin(found, np.arange(target.size))),
-        "labels": ("0 or 1", np.isin(found, (0, 1))),
-        "values": ("finite", np.isfinite(found)),
+        "multilabel": ("0 or 1", np.isin(found, (0, 1))),
+        "regression": ("finite", np.isfinite(found)),
     }
     words, right = allowed[target.kind]
     if not right.all():
@@ -230,7 +230,7 @@ class Loader:
     def _order(self, epoch: int) -> list[list[int]]:
         order = list(range(self.num))
         if self.shuffled:
-            order = np.random.default_rng(draw_seed("order", self.seed, epoch)).permutation(self.num).tolist()
+            order = np.random.default_rng(derive_seed("order", self.seed, epoch)).permutation(self.num).tolist()
         batches = [order[start : start + self.batch_size] for start in range(0, self.num, self.batch_size)]
         if self.shuffled and len(batches) > 1 and len(batches[-1]) == 1:
             batches.pop()

@@ -1,9 +1,9 @@
-"""Random numbers of one's own: each part, example and fit draws from a seed of its own, whatever others draw meanwhile.
+"""Random numbers with a seed of their own for each part, example and fit, whatever else draws at the same time.
 
-Building and preparing leave torch's global generator alone: while `seeded` or `apart` is open, every operation of this
-thread draws from a private generator, and torch.manual_seed, fork_rng and the like of this thread mean that one.
-Training would be slowed by this, so `own_draws` seeds the global generator, one fit at a time, and puts it back.
-Locks are taken in one order, that of training before that of building, so they cannot wait for each other.
+Building and preparing do not touch torch's global generator. While `seeded` or `private_rng` is open, every operation
+of this thread draws from a private generator, and torch.manual_seed, fork_rng and the like act on that generator.
+This would slow training down, so `forked_rng` seeds the global generator instead, for one fit at a time, and restores
+it. Locks are always taken in one order, training before building, so no deadlock is possible.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from torch.utils.data import get_worker_info
 
 from zoo_core._process.singletons import Lock
 
-__all__ = ["apart", "draw_seed", "example_draws", "own_draws", "seeded"]
+__all__ = ["derive_seed", "example_rng", "forked_rng", "private_rng", "seeded"]
 
 
-def draw_seed(*parts: object) -> int:
+def derive_seed(*parts: object) -> int:
     """A seed of 63 bits that depends on every part, the same on every machine."""
     text = "\x1f".join(str(part) for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
@@ -34,26 +34,26 @@ def draw_seed(*parts: object) -> int:
 
 @contextmanager
 def seeded(*parts: object) -> Iterator[torch.Generator]:
-    """A part's own random draws while it is built; one part is built at a time, as libraries change globals meanwhile.
+    """Random draws of a part while it is built. Only one part is built at a time, because libraries change globals.
 
-    Draws as `apart` says. Yields another generator with the same seed, for parts that take one.
+    Draws are made as in `private_rng`. Yields a second generator with the same seed, for parts that take one.
     """
-    with _building.held, apart(*parts):
-        yield torch.Generator().manual_seed(draw_seed(*parts))
+    with _building.held, private_rng(*parts):
+        yield torch.Generator().manual_seed(derive_seed(*parts))
 
 
 @contextmanager
-def apart(*parts: object) -> Iterator[None]:
-    """This thread's draws from a private generator that is seeded from the parts; those of other threads as ever.
+def private_rng(*parts: object) -> Iterator[None]:
+    """Makes this thread draw from a private generator, seeded from the parts; other threads are not affected.
 
-    The numbers are those that torch's global generator would give with that seed. What seeds or sets torch's generator
-    of the CPU inside, torch.manual_seed too, does so to the private one; a GPU's that was seeded is put back; what a
-    thread of its own draws, and the methods of `torch.default_generator` itself, reach the caller's, and those of numpy
-    and `random` are nobody's concern: parts draw by torch, which the conformance kit checks.
+    The numbers are those that torch's global generator would give with that seed. Calls inside that seed or set the
+    CPU's generator, such as torch.manual_seed, act on the private one. A GPU generator that is seeded inside is
+    restored afterwards. Threads that are started inside, and methods of `torch.default_generator` itself, still use
+    the global generator. numpy and `random` are not covered: parts draw by torch, which the conformance kit checks.
     """
     with _gpus_kept(), _redirected():
         opened, before = _here.source is None, _here.source
-        _here.source = _Source(draw_seed(*parts))
+        _here.source = _Source(derive_seed(*parts))
         try:
             if opened:
                 with _Private():  # type: ignore[no-untyped-call]
@@ -65,14 +65,14 @@ def apart(*parts: object) -> Iterator[None]:
 
 
 @contextmanager
-def own_draws(device: torch.device, *parts: object) -> Iterator[None]:
-    """Dropout of training draws from a seed of its own; the caller's random state is put back.
+def forked_rng(device: torch.device, *parts: object) -> Iterator[None]:
+    """Seeds torch's global generator from the parts, for training, and restores the caller's random state afterwards.
 
-    One thread at a time; the global generator is used, so another thread that draws from it meanwhile, without this,
-    changes what training draws. Within `seeded` or `apart` it is their private generator, and nobody is waited for.
+    Only one thread may be inside at a time; others wait. A thread that draws from the global generator without this
+    changes what training draws. Within `seeded` or `private_rng` their private generator is used, without waiting.
     """
     if _here.source is not None:
-        with apart(*parts):
+        with private_rng(*parts):
             yield
         return
     devices = [device] if device.type == "cuda" else []
@@ -80,7 +80,7 @@ def own_draws(device: torch.device, *parts: object) -> Iterator[None]:
         before = _here.trains
         try:
             _here.trains = True
-            seed = draw_seed(*parts)
+            seed = derive_seed(*parts)
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every GPU
             if devices:
                 _default_generator(device).manual_seed(seed)
@@ -90,17 +90,17 @@ def own_draws(device: torch.device, *parts: object) -> Iterator[None]:
 
 
 @contextmanager
-def example_draws(*parts: object) -> Iterator[None]:
-    """What `apart` gives, for augmenting one example, and faster where nobody else draws from the global generator.
+def example_rng(*parts: object) -> Iterator[None]:
+    """The numbers of `private_rng`, for augmenting one example, faster where nobody else uses the global generator.
 
-    So it is in the thread that trains, and in a process of a loader: each operation takes half the time there.
+    That is the case in the thread that trains and in a loader's process; each operation takes half the time there.
     """
     if _here.source is None and (_here.trains or get_worker_info() is not None):
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(draw_seed(*parts))
+            torch.default_generator.manual_seed(derive_seed(*parts))
             yield
     else:
-        with apart(*parts):
+        with private_rng(*parts):
             yield
 
 

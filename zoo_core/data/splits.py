@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from zoo_core.contracts import Raw, Split, Target, TaskData
-from zoo_core.data.randomness import draw_seed
+from zoo_core.data.randomness import derive_seed
 from zoo_core.errors import RefusedError, UsageError
 
 __all__ = [
@@ -76,7 +76,7 @@ def carve(data: TaskData, *, seed: int, shots: int | None = None, limit: int | N
     else:
         kept, held = _held_out(train, data.target)
         train, val = Subset(train, kept), Subset(train, held)
-    rng = np.random.default_rng(draw_seed("draw", seed))
+    rng = np.random.default_rng(derive_seed("draw", seed))
     if shots is not None:
         train = Subset(train, _shots(train, data.target, shots, rng))
     if limit is not None and limit < train.num:
@@ -89,7 +89,7 @@ def _held_out(train: Split, target: Target) -> tuple[Any, Any]:
 
     A group that holds the last examples of a class stays in train.
     """
-    rng = np.random.default_rng(draw_seed("validation", train.num))
+    rng = np.random.default_rng(derive_seed("validation", train.num))
     groups = np.arange(train.num) if train.groups is None else np.unique(train.groups, return_inverse=True)[1]
     labels = np.zeros(train.num, dtype=np.int64)
     if target.kind == "classes":

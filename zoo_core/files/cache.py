@@ -232,12 +232,12 @@ def _entry(
         size_bytes=sum(path.lstat().st_size for path in files if os.path.lexists(path)),
         used_at=max(map(_used_at, files)),
         paths=tuple(files),
-        remark=_told(link) or remark,
+        remark=_link_remark(link) or remark,
         link=link,
     )
 
 
-def _told(link: Path | None) -> str:
+def _link_remark(link: Path | None) -> str:
     return "" if link is None else f"behind the link {link} to {link.readlink()}, and stays"
 
 
@@ -274,7 +274,7 @@ def _commits(repositories: Mapping[str, CachedRepoInfo], noted: Noted) -> Iterat
                     size_bytes=revision.size_on_disk,
                     used_at=max((file.blob_last_accessed for file in revision.files), default=revision.last_modified),
                     paths=(repository.repo_path,),
-                    remark=_told(link),
+                    remark=_link_remark(link),
                     link=link,
                 )
 

@@ -28,7 +28,7 @@ from zoo_core.registry.bind import Bound
 __all__ = [
     "DELTA",
     "RUN_FILES",
-    "Progress",
+    "DownloadProgress",
     "fetch_run",
     "files_of",
     "folder",
@@ -43,7 +43,7 @@ RUN_FILES = ("run.json", DELTA, "zoo.lock", "results.jsonl")  # of a stored run;
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class DownloadProgress:
     """Where a download stands: the file under way, and the bytes of all files that are downloaded with it."""
 
     repository: str
@@ -94,7 +94,7 @@ def files_of(
     *,
     weights: Weights | None = None,
     offline: bool = False,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[DownloadProgress], None] | None = None,
 ) -> Path | None:
     """The folder with the files that a part of a pinned plan is built from, verified; None where it needs none.
 
@@ -118,7 +118,7 @@ def folder(
     names: Sequence[str],
     *,
     offline: bool = False,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[DownloadProgress], None] | None = None,
 ) -> Path:
     """The folder that holds these files of a pin, each with its size and sha256 checked; names as in a repository.
 
@@ -230,7 +230,7 @@ def _may_download(pin: Pinned, wrong: Mapping[str, ZooError], *, offline: bool) 
     hub.reach(pin.repository, pin.revision, next(iter(wrong)))
 
 
-def _download(pin: Pinned, names: Sequence[str], progress: Callable[[Progress], None] | None) -> None:
+def _download(pin: Pinned, names: Sequence[str], progress: Callable[[DownloadProgress], None] | None) -> None:
     assert pin.repository is not None
     assert pin.revision is not None
     total, done = sum(pin.files[name].size for name in names), 0
@@ -247,11 +247,11 @@ def _snapshot(repository: str, commit: str, name: str) -> Path:
 
 
 def _reporter(
-    repository: str, name: str, before: int, total: int, progress: Callable[[Progress], None] | None
+    repository: str, name: str, before: int, total: int, progress: Callable[[DownloadProgress], None] | None
 ) -> Callable[[int], None]:
     def report(done: int) -> None:
         if progress is not None:
-            progress(Progress(repository=repository, file=name, done_bytes=before + done, total_bytes=total))
+            progress(DownloadProgress(repository=repository, file=name, done_bytes=before + done, total_bytes=total))
 
     return report
 

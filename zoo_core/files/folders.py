@@ -138,7 +138,7 @@ def _check_below(run: Path, seen: set[Path]) -> None:
 
     A fitted model does without its data and its teachers, and of a random base it holds all itself.
     """
-    wanted, places = _told(run)
+    wanted, places = _base_in_run(run)
     held = {key: pin for key, pin in pins_of(read_lock(run / LOCK)).items() if key in wanted}
     for pin in held.values():
         if pin.folder is None:
@@ -159,7 +159,7 @@ def _check_below(run: Path, seen: set[Path]) -> None:
             _check_below(root, {*seen, root.resolve()})
 
 
-def _told(run: Path) -> tuple[set[str], Mapping[str, Any]]:
+def _base_in_run(run: Path) -> tuple[set[str], Mapping[str, Any]]:
     """What a run's base may be called in its lock, and where its folders lie, seen from its own.
 
     Nothing of one that is damaged, which loading tells, and of one with random weights.

@@ -28,6 +28,7 @@ __all__ = [
     "hash_of",
     "hashes_of",
     "is_noted",
+    "is_settled",
     "note",
     "read_memory",
     "safe_name",
@@ -165,7 +166,7 @@ def _hashed(root: Path, names: Sequence[str]) -> list[tuple[FileHash, list[Any] 
             raise NotFoundError(f"{path} is missing") from None
         except OSError as error:
             raise AccessError(f"{path} cannot be read ({error.strerror}); mend its rights") from error
-        settled = _stamp(before) == _stamp(after) and time.time_ns() - after.st_ctime_ns > RACY_NS
+        settled = _stamp(before) == _stamp(after) and is_settled(after)
         row = [after.st_dev, after.st_ino, *_stamp(after), sha256] if settled else None
         found.append((FileHash(sha256=sha256, size=after.st_size), row))
     return found
@@ -200,7 +201,7 @@ def note(paths: Iterable[Path], fact: str) -> None:
     """Notes what was found out of the content of files, so that it need not be found out again."""
     for path in paths:
         stat = _stat(path)
-        if stat is not None and time.time_ns() - stat.st_ctime_ns > RACY_NS:
+        if stat is not None and is_settled(stat):
             facts = {**_recall_facts(stat), fact: True}
             write_memory({"stamp": _stamp(stat), "facts": facts}, *_place(stat, "noted"))
 
@@ -208,8 +209,13 @@ def note(paths: Iterable[Path], fact: str) -> None:
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
+def is_settled(stat: os.stat_result) -> bool:
+    """Whether a file changed so long ago that any later change would show in its times; only then are they a memory."""
+    return time.time_ns() - stat.st_ctime_ns > RACY_NS
+
+
 def read_memory(*place: str) -> Any:
-    """What write_memory has written, or None where there is nothing or it is damaged."""
+    """The value that write_memory has written at a place, or None where there is nothing or it is damaged."""
     try:
         return json.loads(Path(cache_folder(), *place).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -217,7 +223,10 @@ def read_memory(*place: str) -> Any:
 
 
 def write_memory(value: object, *place: str) -> None:
-    """Writes a value in JSON below the cache folder, whole or not at all; a folder that cannot be written is fine."""
+    """Writes a value in JSON below the cache folder, whole or not at all; a folder that cannot be written is fine.
+
+    place: folders and a name, as `"looks", "1f.json"`.
+    """
     path = Path(cache_folder(), *place)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -257,5 +266,5 @@ def _recall(stat: os.stat_result) -> str | None:
 
 
 def _remember(stat: os.stat_result, sha256: str) -> None:
-    if time.time_ns() - stat.st_ctime_ns > RACY_NS:
+    if is_settled(stat):
         write_memory({"stamp": _stamp(stat), "sha256": sha256}, *_place(stat))

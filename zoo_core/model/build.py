@@ -14,7 +14,17 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from zoo_core.contracts import ROLES, Backbone, ClosedForm, Context, FeatureSpec, Target, Weights, as_backbone
+from zoo_core.contracts import (
+    ROLES,
+    AdapterRecipe,
+    Backbone,
+    ClosedForm,
+    Context,
+    FeatureSpec,
+    Target,
+    Weights,
+    as_backbone,
+)
 from zoo_core.data.randomness import seeded
 from zoo_core.errors import LawError, PluginError, RefusedError
 from zoo_core.lock import part_key
@@ -26,7 +36,7 @@ from zoo_core.model.transforms import with_transforms
 from zoo_core.model.truncation import truncated
 from zoo_core.plan.plan import Plan
 from zoo_core.plan.resolve import check_built, check_until, consumed
-from zoo_core.registry.recipe_checks import blaming, broken
+from zoo_core.registry.recipe_checks import broken, plugin_call
 from zoo_core.registry.registry import Bound
 
 __all__ = ["build", "build_backbone", "check_outline", "checksum"]
@@ -119,7 +129,7 @@ def check_outline(plan: Plan) -> None:
 def _built(plan: Plan, weights: Weights) -> nn.Module:
     part = plan.backbone
     files = _files(plan, part, weights)
-    with seeded(plan.seed, "backbone", part.name), blaming(part):
+    with seeded(plan.seed, "backbone", part.name), plugin_call(part):
         backbone = part.recipe.build(files, weights)
     if not isinstance(backbone, nn.Module) or not isinstance(backbone, Backbone):
         raise PluginError(f"{part.name} did not build a backbone: see zoo_core.contracts.Backbone")
@@ -162,7 +172,7 @@ def _build_head(plan: Plan, backbone: nn.Module, target: Target) -> nn.Module:
     recipe = plan.head.recipe
     kind = consumed(plan.head, target)
     features = FeatureSpec(kind=kind, dim=as_backbone(backbone).features.width(kind))
-    with seeded(plan.seed, "head", plan.head.name), blaming(plan.head):
+    with seeded(plan.seed, "head", plan.head.name), plugin_call(plan.head):
         head: object = recipe.build(features, target)
     if not isinstance(head, nn.Module):
         raise broken(plan.head, f"build gave {type(head).__name__}; a head is a torch.nn.Module")
@@ -172,7 +182,7 @@ def _build_head(plan: Plan, backbone: nn.Module, target: Target) -> nn.Module:
         head.requires_grad_(False)
     else:
         check_head_module(plan.head, head, features, target)
-    if target.kind == "values":
+    if target.kind == "regression":
         assert target.size is not None
         head = ScaledHead(head, target.size)
     return head
@@ -182,8 +192,9 @@ def _apply(adapter: Bound, learner: Learner, context: Context) -> Learner:
     held = list(_tensors(learner))  # kept until the check is over, so that no new tensor has the identity of an old one
     trainable = {id(parameter): name for name, parameter in learner.trainable()}
     before = {id(tensor): (name, checksum(tensor)) for name, tensor in held if id(tensor) not in trainable}
-    with blaming(adapter):
-        adapted: Learner = adapter.recipe.apply(learner, context)
+    with plugin_call(adapter):
+        recipe: AdapterRecipe = adapter.recipe  # where mypy sees that the learner keeps its contract
+        adapted = recipe.apply(learner, context)
     if not isinstance(adapted, Learner):
         raise LawError(f"adapter {adapter.name} gave {type(adapted).__name__}; apply returns a learner")
     others = [name for name in adapted.heads if name != MAIN]
@@ -207,7 +218,7 @@ def _check_reached(learner: Learner, added: Mapping[nn.Parameter, Bound]) -> Non
     trained = {parameter: name for name, parameter in learner.trainable() if parameter in added}
     if not trained:
         return
-    with blaming(added[next(iter(trained))]):
+    with plugin_call(added[next(iter(trained))]):
         dead = unreached(learner, trained)
     if dead:
         adapter = added[dead[0]]

@@ -14,7 +14,7 @@ from zoo_core.contracts import ROLES, Features, FeatureSpec, Site, Target, as_ba
 from zoo_core.data.randomness import seeded
 from zoo_core.errors import LawError, PluginError, nearest
 from zoo_core.registry.bind import Bound
-from zoo_core.registry.recipe_checks import blaming, broken
+from zoo_core.registry.recipe_checks import broken, plugin_call
 from zoo_core.toolkit.stages import groups
 
 __all__ = ["check_backbone", "check_head_module"]
@@ -26,7 +26,7 @@ HEADED = ("attn.q", "attn.k", "attn.v")  # roles whose rows are those of the hea
 def check_backbone(part: Bound, backbone: nn.Module) -> None:
     """Raises LawError for stages or features that are not as it says, PluginError for sites; both name its plugin."""
     try:
-        with blaming(part):
+        with plugin_call(part):
             groups(backbone)
             sites = [(role, site) for role in ROLES for site in as_backbone(backbone).sites(role)]
     except LawError as error:
@@ -46,7 +46,7 @@ def check_head_module(part: Bound, head: nn.Module, features: FeatureSpec, targe
     was = {module: module.training for module in head.modules()}
     head.eval()
     try:
-        with blaming(part), torch.no_grad(), seeded(0, "dummy features"):
+        with plugin_call(part), torch.no_grad(), seeded(0, "dummy features"):
             found = head(Features(kind=features.kind, x=x))
     finally:
         for module, training in was.items():

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from zoo_core.contracts import Batch, Features, Kind, MergesItself, Output, Target
+from zoo_core import contracts
+from zoo_core.contracts import Batch, Features, Kind, MergesItself, Output, Source, Target
 from zoo_core.errors import IncompatibleError, LawError, RefusedError, UsageError
+from zoo_core.lock import part_key
 from zoo_core.model.objective import ScaledHead
 from zoo_core.toolkit.features import convert
 from zoo_core.toolkit.sites import fold_changes
@@ -49,7 +52,7 @@ class Learner(nn.Module):
         self.plan: Plan | None = None
         self.num_columns: int | None = None
         self.encoding: Encoding | None = None
-        self.finishers: list[Callable[[Learner], None]] = []  # called in order when training is over
+        self.finishers: list[Callable[[contracts.Learner], None]] = []  # called in order when training is over
         self._scales: dict[nn.Parameter, float] = {}  # by identity: an adapter that wraps a part renames parameters
         self._starts: dict[nn.Parameter, float] = {}
         self._base = frozenset(backbone.parameters())
@@ -79,6 +82,17 @@ class Learner(nn.Module):
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
+
+    @property
+    def weights_source(self) -> Source | None:
+        """The repository at its pinned commit, or the folder, whose files determine the frozen weights; None: random
+        ones, those inside a package, and a learner that was put together by hand.
+        """
+        if self.plan is None or self.plan.weights != "pretrained":
+            return None
+        key = part_key(self.plan.backbone)
+        source, pin = self.plan.sources.get(key), self.plan.pins.get(key)
+        return source if source is None or pin is None else replace(source, revision=pin.revision or source.revision)
 
     # -- one pass ---------------------------------------------------------------------------------------------------
 

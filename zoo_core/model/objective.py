@@ -31,8 +31,8 @@ class CrossEntropy(nn.Module):
         weights = None if self.weights is None else self.weights.to(logits.dtype)
         return {"cross_entropy": nn.functional.cross_entropy(logits, target, weight=weights, ignore_index=-100)}
 
-    def count(self, batch: Batch) -> Tensor:
-        """The targets that count, or the sum of the weights of their classes."""
+    def num_items(self, batch: Batch) -> Tensor:
+        """The number of targets that are not ignored, or the sum of their class weights."""
         real = batch.target[batch.target != -100]
         return torch.tensor(float(real.numel())) if self.weights is None else self.weights.double()[real].sum()
 
@@ -53,8 +53,8 @@ class BinaryCrossEntropy(nn.Module):
         loss = nn.functional.binary_cross_entropy_with_logits(output.predictions, target, weight=weights)
         return {"binary_cross_entropy": loss}
 
-    def count(self, batch: Batch) -> Tensor:
-        """The examples."""
+    def num_items(self, batch: Batch) -> Tensor:
+        """The number of examples."""
         return torch.tensor(float(len(batch)))
 
 
@@ -99,8 +99,8 @@ class SquaredError(nn.Module):
         error = (output.predictions - batch.target) / self._head[0].scale
         return {"squared_error": error.square().mean()}
 
-    def count(self, batch: Batch) -> Tensor:
-        """The examples."""
+    def num_items(self, batch: Batch) -> Tensor:
+        """The number of examples."""
         return torch.tensor(float(len(batch)))
 
 
@@ -109,7 +109,7 @@ def default_objective(target: Target, head: nn.Module, class_weights: Tensor | N
 
     class_weights: float [C], of classes and labels.
     """
-    if target.kind == "values":
+    if target.kind == "regression":
         assert isinstance(head, ScaledHead), "build wraps the head of a values target"
         return SquaredError(head)
-    return BinaryCrossEntropy(class_weights) if target.kind == "labels" else CrossEntropy(class_weights)
+    return BinaryCrossEntropy(class_weights) if target.kind == "multilabel" else CrossEntropy(class_weights)

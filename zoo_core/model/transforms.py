@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from zoo_core.data.augmentation import augmentation
 from zoo_core.data.decoding import decode
 from zoo_core.data.token_labels import IGNORED, on_tokens
 from zoo_core.errors import PluginError, UsageError
+
+if TYPE_CHECKING:
+    from zoo_core.contracts import LoadedBackbone
 
 __all__ = ["Collate", "Transform", "Transforms", "with_transforms"]
 
@@ -95,7 +98,7 @@ def with_transforms(backbone: Module) -> Module:
     if taken:
         raise PluginError(f"{type(backbone).__name__} has a {taken[0]} of its own; zoo-core gives each backbone that")
     source = as_backbone(backbone)
-    loaded: Any = backbone
+    loaded = cast("LoadedBackbone", backbone)
     loaded.transform = Transforms(source.modality, source.preparation)
     loaded.collate = Collate(source.preparation)
     loaded.feature_dim = source.features.width("pooled")

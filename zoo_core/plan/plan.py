@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from zoo_core.contracts import Source, Target, Weights
+from zoo_core.contracts.old_words import digest_word
 from zoo_core.errors import UsageError, nearest
 from zoo_core.lock import Pinned, content_key, part_key
 from zoo_core.registry.bind import Bound
@@ -208,7 +209,7 @@ def pinned(plan: Plan, pins: Mapping[str, Pinned]) -> Plan:
         "adapters": [_identity(plan, part) for part in plan.adapters],
         "head": plan.head.identity(),
         "task": _identity(plan, plan.task) if plan.task else None,
-        "target": asdict(plan.target),
+        "target": asdict(plan.target) | {"kind": digest_word(plan.target.kind)},
         "budget": plan.budget.identity(),
         **({"inner": [_identity(plan, part) for part in plan.inner]} if plan.inner else {}),
     }

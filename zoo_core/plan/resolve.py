@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import get_args
 
 from zoo_core.contracts import (
-    KINDS,
+    FEATURE_KINDS,
     FeatureSpec,
     Kind,
     Located,
@@ -273,7 +273,7 @@ def _check_head(backbone: Bound, entry: Entry | None, head: Bound, adapters: Seq
         if not _may_become(given.kind, wanted):
             raise RefusedError(
                 f"head {head.name} consumes {wanted} and {backbone.name} gives {given.kind}; "
-                f"features only become poorer: {' > '.join(KINDS)}"
+                f"features only become poorer: {' > '.join(FEATURE_KINDS)}"
             )
     training = [part.name for part in adapters if part.fact("changes") & TRAINING]
     if head.fact("fit") == "closed_form" and training:
@@ -290,7 +290,7 @@ def consumed(head: Bound, target: Target) -> Kind:
 
 
 def _may_become(kind: Kind, wanted: Kind) -> bool:
-    return KINDS.index(kind) <= KINDS.index(wanted)
+    return FEATURE_KINDS.index(kind) <= FEATURE_KINDS.index(wanted)
 
 
 def _check_adapters(

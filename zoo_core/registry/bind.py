@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from zoo_core._process.interrupts import raise_interrupt
-from zoo_core.contracts import TRUSTS, Located, PartKind, Source, fact
+from zoo_core.contracts import TARGET_KINDS, TRUSTS, Located, PartKind, Source, fact
+from zoo_core.contracts.old_words import current_word, digest_word
 from zoo_core.errors import PluginError, SpecError, UsageError, ZooError, nearest
 from zoo_core.registry.index import Provider
 from zoo_core.registry.trust import check_trust, speaking_for
@@ -121,7 +122,8 @@ class Bound:
         """
         recipe, module = type(self.recipe), type(self.recipe).__module__
         name = {"name": self.recipe.name} if _owns_namespace(recipe) else {}
-        values = {key: _json(_plain(value)) for key, value in self._values().items()}
+        hints = {argument.name: argument.type for argument in arguments_of(self.provider, recipe)}
+        values = {key: _json(_plain(_in_digest(value, hints[key]))) for key, value in self._values().items()}
         common = {argument.name for argument in COMMON[self.kind]}
         silent = {each.name for each in COMMON[self.kind] if each.silent and values[each.name] == each.default}
         identity: dict[str, object] = {
@@ -300,8 +302,16 @@ def _literal(value: Value, members: tuple[Any, ...]) -> Any:
     for member in members:
         if type(member) is type(value) and member == value:
             return member
-    word = _word(value) if value is None or isinstance(value, bool) else None
+    word = _word(value) if value is None or isinstance(value, bool) else current_word(str(value))
     return word if word in members else _WRONG
+
+
+def _in_digest(value: Any, hint: Any) -> Any:
+    """The value as digests hold it: a target kind by the word that it had when the first results were stored."""
+    literals = [hint, *get_args(hint)] if get_origin(hint) in (Union, types.UnionType) else [hint]
+    words = {word for each in literals if get_origin(each) is Literal for word in get_args(each)}
+    is_target_kind = bool(words) and words <= {*TARGET_KINDS, "auto"}
+    return digest_word(value) if is_target_kind and isinstance(value, str) else value
 
 
 def _one_of(value: Value, members: tuple[Any, ...]) -> Any:

@@ -20,7 +20,7 @@ from typing import Any, get_args
 
 from zoo_core._process.singletons import Once
 from zoo_core.contracts import (
-    KINDS,
+    FEATURE_KINDS,
     METRICS,
     MODALITIES,
     ROLES,
@@ -33,6 +33,7 @@ from zoo_core.contracts import (
     Target,
     Weights,
 )
+from zoo_core.contracts.old_words import current_word
 from zoo_core.errors import AmbiguousError, PluginError, SpecError, ZooError, nearest
 from zoo_core.registry.index import Index, Provider, load_index
 from zoo_core.registry.scan import read_text
@@ -281,7 +282,7 @@ class _WrongError(Exception):
         self.where = where
 
 
-def _text(value: Any) -> str:
+def _filled_string(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
         raise _WrongError("is text", value)
     return value
@@ -349,12 +350,16 @@ def _inside(key: str, check: Callable[[Any], Any], value: Any) -> Any:
         raise _WrongError(str(error), error.found, f".{key}{error.where}") from None
 
 
-_FEATURES = _row({"kind": _word_of(KINDS), "dim": _count, "pooled_dim": _count}, ["kind", "dim"])
-_TARGET = _row({"kind": _word_of(TARGET_KINDS), "size": _count}, ["kind"])
+def _target_kind(value: Any) -> str:
+    return _word_of(TARGET_KINDS)(current_word(value) if isinstance(value, str) else value)
+
+
+_FEATURES = _row({"kind": _word_of(FEATURE_KINDS), "dim": _count, "pooled_dim": _count}, ["kind", "dim"])
+_TARGET = _row({"kind": _target_kind, "size": _count}, ["kind"])
 _FILE = _row({"sha256": _hex(64), "size": _count}, ["sha256", "size"])
 
 _CHECKS: Mapping[str, Callable[[Any], Any]] = {
-    "summary": _text,
+    "summary": _filled_string,
     "modality": _word_of(MODALITIES),
     "features": lambda value: FeatureSpec(**_FEATURES(value)),
     "num_stages": _count,
@@ -366,10 +371,10 @@ _CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "metric": _word_of(sorted(METRICS)),
     "splits": _each(_count),
     "files": _each(lambda value: FileHash(**_FILE(value))),
-    "repository": _text,
+    "repository": _filled_string,
     "revision": _hex(40),
     "input": _table,
-    "licence": _text,
-    "source": _text,
-    "documentation": _text,
+    "licence": _filled_string,
+    "source": _filled_string,
+    "documentation": _filled_string,
 }

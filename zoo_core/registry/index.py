@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from zoo_core.contracts import PartKind  # at run time its dataclasses would cost a third of `zoo list`
 
 __all__ = [
-    "Failure",
     "Index",
+    "LoadFailure",
     "Origin",
     "Provider",
     "State",
@@ -52,7 +52,7 @@ State: TypeAlias = Literal["ok", "broken", "incompatible", "ambiguous", "disallo
 FORMAT = 1  # raised when scan.py reads something else from the same files
 NUM_KEPT = 16  # index files in the cache folder: one for each environment and way of starting Python
 RACY_NS = 100_000_000  # a folder that changed so shortly ago may change again within one tick of its clock
-KINDS = ("backbone", "adapter", "head", "task")
+PART_KINDS: tuple[PartKind, ...] = ("backbone", "adapter", "head", "task")  # as in contracts, without its import
 HEX = frozenset("0123456789abcdef")
 
 
@@ -88,7 +88,7 @@ class Provider(NamedTuple):
         return f"leave {self.distribution} out" if self.sha256 else f"remove it: pip uninstall {self.distribution}"
 
 
-class Failure(NamedTuple):
+class LoadFailure(NamedTuple):
     """Why an entry point could not be loaded; forgotten when its distribution, its file or the environment changes."""
 
     version: str
@@ -130,7 +130,7 @@ class Index:
         """Adds providers that this process was given, and takes others out."""
         left_out = set(instead_of)
         kept = (provider for provider in self.providers if provider not in left_out)
-        self.providers = tuple(sorted((*kept, *found), key=lambda each: (KINDS.index(each.kind), each.name)))
+        self.providers = tuple(sorted((*kept, *found), key=lambda each: (PART_KINDS.index(each.kind), each.name)))
 
     def state(self, distribution: Distribution) -> tuple[State, str]:
         """Whether a distribution is allowed and made for this zoo-core, and if not, why."""
@@ -159,12 +159,12 @@ class Index:
             if os.path.basename(path) == "catalogue.json"
         )
 
-    def failure(self, provider: Provider) -> Failure | None:
+    def failure(self, provider: Provider) -> LoadFailure | None:
         """Why an earlier process could not load this entry point, if that may still hold."""
         failure = self.failures.get(_failure_key(provider.distribution, provider.value))
         return failure if failure is not None and failure.version == provider.version else None
 
-    def remember(self, provider: Provider, failure: Failure | None) -> None:
+    def remember(self, provider: Provider, failure: LoadFailure | None) -> None:
         """Keeps why an entry point could not be loaded for later processes, or forgets it (None)."""
         key = _failure_key(provider.distribution, provider.value)
         if self.failures.get(key) == failure:
@@ -202,7 +202,7 @@ class Index:
         for origin, kind, name, value, describes, summary, mistake in distribution["names"]:
             provider = Provider(
                 name,
-                kind,  # type: ignore[arg-type] # one of KINDS, as the scanner checked
+                kind,  # type: ignore[arg-type] # one of PART_KINDS, as the scanner checked
                 value,
                 owner,
                 version,
@@ -301,7 +301,7 @@ def _in_front(folders: Mapping[str, Folder]) -> tuple[list[Distribution], list[s
 
 def _settled(claims: Sequence[Provider], facts: Sequence[Provider], owners: Mapping[str, str]) -> Iterator[Provider]:
     """The providers under the law of one owner, in their order."""
-    by_kind: dict[str, dict[str, list[Provider]]] = {kind: {} for kind in KINDS}
+    by_kind: dict[str, dict[str, list[Provider]]] = {kind: {} for kind in PART_KINDS}
     for claim in claims:
         if claim.origin != "record" or claim.describes != claim.name:
             by_kind[claim.kind].setdefault(claim.name, []).append(claim)
@@ -382,12 +382,12 @@ def _failure_key(distribution: str, value: str) -> str:
     return f"{normalise(distribution)} {value}"
 
 
-def _read_failures(cache: str | None, stamp: int) -> dict[str, Failure]:
+def _read_failures(cache: str | None, stamp: int) -> dict[str, LoadFailure]:
     """The failures that still stand: nothing was installed since, and the file is as it was."""
     content = _read(os.path.join(cache, "failures.json")) if cache is not None else None
     if not isinstance(content, dict) or content["stamp"] != stamp:
         return {}
-    failures = {key: Failure(*failure) for key, failure in content["failures"].items()}
+    failures = {key: LoadFailure(*failure) for key, failure in content["failures"].items()}
     return {key: failure for key, failure in failures.items() if mtime_ns(failure.file) == failure.mtime_ns}
 
 

@@ -30,7 +30,17 @@ from zoo_core.registry.registry import Registry
 from zoo_core.registry.registry import registry as default_registry
 from zoo_core.spec.parser import Part, Spec, parse
 
-__all__ = ["Recipe", "SpecLike", "add_plugin", "check_files", "files_of", "lacking", "load_again", "part_of", "spec_of"]
+__all__ = [
+    "Recipe",
+    "SpecLike",
+    "add_plugin",
+    "check_files",
+    "lacking",
+    "load_again",
+    "part_of",
+    "plugin_hashes",
+    "spec_of",
+]
 
 Recipe: TypeAlias = BackboneRecipe | AdapterRecipe | HeadRecipe | TaskRecipe
 SpecLike: TypeAlias = str | Spec | Recipe | Sequence[str | Spec | Part | Recipe]
@@ -110,7 +120,7 @@ def part_of(recipe: Recipe, registry: Registry) -> Part:
     return part
 
 
-def files_of(parts: Iterable[Bound]) -> dict[str, str]:
+def plugin_hashes(parts: Iterable[Bound]) -> dict[str, str]:
     """The sha256 of each file that parts come from without being published, by the file's name.
 
     A stored run that is a backbone has those of what it was fitted with, as its own lock says.

@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from typing import Any, get_args
 
 from zoo_core._process.interrupts import raise_interrupt
-from zoo_core.contracts import KINDS, METRICS, MODALITIES, ROLES, TARGET_KINDS, Change, Seam, Target
+from zoo_core.contracts import FEATURE_KINDS, METRICS, MODALITIES, ROLES, TARGET_KINDS, Change, Seam, Target
 from zoo_core.errors import PluginError, ZooError, nearest
 from zoo_core.registry.bind import Bound
 from zoo_core.registry.trust import speaking_for
 
-__all__ = ["MAX_RATES", "TRAINING", "blaming", "broken", "check_adapter", "check_head", "check_task"]
+__all__ = ["MAX_RATES", "TRAINING", "broken", "check_adapter", "check_head", "check_task", "plugin_call"]
 
 MAX_RATES = 5  # every grid of learning rates has so many, so that every combination is tuned alike
 TRAINING: frozenset[Change] = frozenset({"base", "added"})  # what needs a gradient, and a learning rate
@@ -25,7 +25,7 @@ TRAINING: frozenset[Change] = frozenset({"base", "added"})  # what needs a gradi
 
 def check_head(head: Bound) -> None:
     """Raises PluginError for a fact of a head that is not allowed: what it consumes and predicts, how it is fitted."""
-    _check_words(head, "consumes", KINDS, [_declared(head, "consumes")])
+    _check_words(head, "consumes", FEATURE_KINDS, [_declared(head, "consumes")])
     _check_words(head, "predicts", TARGET_KINDS, _declared(head, "predicts"))
     _check_words(head, "fit", ("gradient", "closed_form"), [_declared(head, "fit")])
     if head.fact("fit") == "gradient":
@@ -34,7 +34,7 @@ def check_head(head: Bound) -> None:
 
 def check_adapter(adapter: Bound) -> None:
     """Raises PluginError for a fact of an adapter that is not allowed, or where it does not say what it changes."""
-    _check_words(adapter, "accepts", KINDS, _declared(adapter, "accepts"))
+    _check_words(adapter, "accepts", FEATURE_KINDS, _declared(adapter, "accepts"))
     _check_words(adapter, "targets", TARGET_KINDS, _declared(adapter, "targets"))
     _check_words(adapter, "seams", get_args(Seam), _declared(adapter, "seams"))
     _check_words(adapter, "needs", ROLES, (role for roles in _declared(adapter, "needs") for role in roles))
@@ -76,7 +76,7 @@ def _declared(part: Bound, name: str) -> Any:
 
 
 @contextmanager
-def blaming(part: Bound) -> Iterator[None]:
+def plugin_call(part: Bound) -> Iterator[None]:
     """Calls a plugin's own code: what it raises is told as its mistake, with the line; our errors and memory pass."""
     try:
         with speaking_for(f"the code of {part.kind} {part.name}"):

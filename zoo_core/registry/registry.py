@@ -15,10 +15,10 @@ from typing import Any, cast
 from zoo_core._process.interrupts import held_back, raise_interrupt
 from zoo_core._process.singletons import Once
 from zoo_core.contracts import PART_KINDS, Namespace, PartKind
-from zoo_core.errors import AmbiguousError, NotFoundError, PluginError, UsageError, ZooError, nearest
+from zoo_core.errors import AmbiguousError, NotFoundError, PluginError, SpecError, UsageError, ZooError, nearest
 from zoo_core.registry.bind import Argument, Bound, arguments_of, bind_recipe, type_text, value_text
 from zoo_core.registry.catalog import Catalog, catalog, facts
-from zoo_core.registry.index import Failure, Index, Provider, State, load_index, reserved_names
+from zoo_core.registry.index import Index, LoadFailure, Provider, State, load_index, reserved_names
 from zoo_core.registry.index import list_names as names_of
 from zoo_core.registry.scan import mtime_ns, normalise
 from zoo_core.spec.parser import Part, parse_part
@@ -122,7 +122,7 @@ class Registry:
         except PluginError as error:
             self._failures[key] = str(error)
             file = _file_of(provider)
-            self.index.remember(provider, Failure(provider.version, str(error), file, mtime_ns(file)))
+            self.index.remember(provider, LoadFailure(provider.version, str(error), file, mtime_ns(file)))
             raise
         self.index.remember(provider, None)
         self._recipes[key] = recipe
@@ -293,10 +293,18 @@ def _argument_row(argument: Argument) -> dict[str, Any]:
     return {
         "name": argument.name,
         "type": type_text(argument.type),
-        "default": None if required else value_text(argument.default),
+        "default": None if required else _default_text(argument.default),
         "required": required,
         "common": argument.common,
     }
+
+
+def _default_text(value: Any) -> str:
+    """A default as a spec writes it; one that no spec can hold, such as a tab, as Python writes it."""
+    try:
+        return value_text(value)
+    except SpecError:
+        return repr(value)
 
 
 def _load(provider: Provider) -> type:
@@ -309,7 +317,7 @@ def _load(provider: Provider) -> type:
             found = getattr(found, name)
     except (Exception, SystemExit) as error:  # a plugin's own code ran; whatever it raises is its fault
         raise_interrupt(error)
-        raise _unusable(provider, _told(error, module_name)) from error
+        raise _unusable(provider, _load_problem(error, module_name)) from error
     problem = _contract_problem(found, provider.kind)
     if problem:
         raise _unusable(provider, f"{provider.value} {problem}")
@@ -326,7 +334,7 @@ def _offered(root: Provider, namespace: Any, rest: str) -> type:
         raise
     except Exception as error:  # a plugin's own code ran; whatever it raises is its fault
         raise_interrupt(error)
-        raise _unusable(root, f"{label}: {_told(error, root.value.partition(':')[0])}") from error
+        raise _unusable(root, f"{label}: {_load_problem(error, root.value.partition(':')[0])}") from error
     problem = _contract_problem(found, root.kind)
     if not problem and not _has_name(cast(type, found)):
         problem = "has no field `name`, which holds the name below the namespace"
@@ -351,7 +359,7 @@ def _contract_problem(found: object, kind: PartKind) -> str:
     return ""
 
 
-def _told(error: BaseException, module_name: str) -> str:
+def _load_problem(error: BaseException, module_name: str) -> str:
     """What went wrong and where, in one line."""
     text = " ".join(str(error).split())
     said = f"{type(error).__name__}: {text}" if text else type(error).__name__

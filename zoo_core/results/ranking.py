@@ -18,7 +18,7 @@ from zoo_core.errors import NotFoundError, SpecError, nearest
 from zoo_core.results.store import Result, latest
 from zoo_core.spec.parser import parse_part
 
-__all__ = ["Difference", "Estimate", "Failure", "Rate", "Report", "Row", "differences", "report_of", "t_quantile"]
+__all__ = ["Difference", "Estimate", "FailedTrial", "Rate", "Report", "Row", "differences", "report_of", "t_quantile"]
 
 EMPTY_CHAIN = "probe"  # what the column `adapters` calls a chain without any
 WIDE_SPREAD = 0.2  # interquartile range over median; a rate that varies more is shown with ~ and is not compared
@@ -85,7 +85,7 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Failure:
+class FailedTrial:
     """Trials of one combination that have no score, for one reason."""
 
     spec: str
@@ -100,7 +100,7 @@ class Report:
     """What results say: the ranked rows, by task; what failed; remarks on what was left out."""
 
     rows: tuple[Row, ...]
-    failures: tuple[Failure, ...]
+    failures: tuple[FailedTrial, ...]
     remarks: tuple[str, ...]
 
 
@@ -308,14 +308,14 @@ def _gain(key: _Key, groups: Mapping[_Key, Sequence[Result]]) -> Estimate | None
     return Estimate(mean=mean, std=None, half_width=t_quantile(degrees) * error, num=num)
 
 
-def _failures(results: Iterable[Result]) -> list[Failure]:
+def _failures(results: Iterable[Result]) -> list[FailedTrial]:
     grouped: dict[tuple[str, str, str, str], list[int]] = {}
     for result in results:
         if result.status != "ok":
             reason = " ".join((result.reason or "no reason was given").split())
             grouped.setdefault((result.task, result.status, _spec(_key(result)), reason), []).append(result.seed)
     return [
-        Failure(task=task, status=status, spec=spec, reason=reason, seeds=tuple(sorted(seeds)))
+        FailedTrial(task=task, status=status, spec=spec, reason=reason, seeds=tuple(sorted(seeds)))
         for (task, status, spec, reason), seeds in sorted(grouped.items())
     ]
 

@@ -13,10 +13,10 @@ from itertools import groupby
 from typing import Literal, TypeAlias, get_args
 
 from zoo_core.errors import UsageError, nearest
-from zoo_core.results.ranking import Difference, Estimate, Failure, Rate, Report, Row, differences, report_of
+from zoo_core.results.ranking import Difference, Estimate, FailedTrial, Rate, Report, Row, differences, report_of
 from zoo_core.results.store import Result
 
-__all__ = ["Difference", "Failure", "Format", "Report", "Row", "differences", "render", "report_of"]
+__all__ = ["Difference", "FailedTrial", "Format", "Report", "Row", "differences", "render", "report_of"]
 
 Format: TypeAlias = Literal["table", "text", "md", "csv", "json"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -61,7 +61,7 @@ def render(
     if form == "md":
         return _markdown(report)
     if form == "text" or (width is None and not sys.stdout.isatty()):
-        return _text(report)
+        return _plain_report(report)
     return _table(report, width or shutil.get_terminal_size().columns)
 
 
@@ -130,18 +130,18 @@ def _missing(row: Row) -> str:
 
 def _notes(report: Report) -> list[str]:
     """Failures with their reasons, remarks, and what the marks in the tables mean."""
-    lines = [f"{failure.status}: {_told(failure)}" for failure in report.failures]
+    lines = [f"{failure.status}: {_failure_line(failure)}" for failure in report.failures]
     lines += [f"note: {remark}" for remark in report.remarks]
     shown = "".join(cell for *_, rows in _tables(report) for cells in rows for cell in (cells[0], *cells[2:]))
     return lines + [text for mark, text in LEGEND.items() if mark in shown]
 
 
-def _told(failure: Failure) -> str:
+def _failure_line(failure: FailedTrial) -> str:
     seeds = ", ".join(map(str, failure.seeds))
     return f"{failure.spec} on {failure.task}, seed{'s' if len(failure.seeds) > 1 else ''} {seeds}: {failure.reason}"
 
 
-def _text(report: Report) -> str:
+def _plain_report(report: Report) -> str:
     blocks = []
     for title, header, rows in _tables(report):
         widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Literal, TypeAlias, get_args
 
 from zoo_core._process.atomic_files import sync, write_whole
+from zoo_core.contracts.old_words import current_text
 from zoo_core.errors import AccessError, IntegrityError, NotFoundError, UsageError, ZooError
 
 __all__ = ["Result", "RunLock", "Status", "amend", "append", "find", "latest", "read", "repair"]
@@ -24,6 +25,7 @@ Status: TypeAlias = Literal["ok", "refused", "failed"]
 Json: TypeAlias = Mapping[str, Any]
 
 LOCK_FILE = ".lock"
+_SPELT = ("trial", "task", "digest")  # hold the text of a task; a refused trial has its text for a digest
 _PID = re.compile(rb"\d*\n?")  # what a lock file holds
 _START = b'{"trial":'  # of each line of results
 RESULTS_FILE = "results.jsonl"
@@ -265,7 +267,9 @@ def _parsed(line: bytes, place: str) -> Result:
     wrong += ["superseded"] if not isinstance(row.get("superseded"), str | None) else []
     if wrong:
         raise IntegrityError(f"{place}: {wrong[0]} cannot be {row[wrong[0]]!r:.60}; {mend}")
-    return Result(**{name: value for name, value in row.items() if name in known})
+    texts = {name: current_text(row[name]) for name in _SPELT}
+    sources = None if row.get("sources") is None else {current_text(key): x for key, x in row["sources"].items()}
+    return Result(**{name: value for name, value in row.items() if name in known} | texts | {"sources": sources})
 
 
 def _is_number(value: object) -> bool:

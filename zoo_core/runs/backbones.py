@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from zoo_core.plan.plan import Plan
 
-__all__ = ["Published", "Run", "beneath"]
+__all__ = ["Published", "Run", "base_plan"]
 
 PATTERNS = ("run.json", "zoo.lock")
 DELTA = ("delta.safetensors",)
@@ -63,7 +63,7 @@ class Published:
         return _built(files, weights)
 
 
-def beneath(plan: Plan, *, offline: bool = False) -> Plan | None:
+def base_plan(plan: Plan, *, offline: bool = False) -> Plan | None:
     """The plan of the stored run that a plan's backbone is, without its task; None where it is none.
 
     Its run.json is fetched if it is not here. offline: no request is sent.

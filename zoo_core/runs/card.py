@@ -23,15 +23,15 @@ __all__ = ["card_of", "push_run"]
 # What the Hub calls a task, by modality and kind of target; where it has no name for it, none is given.
 PIPELINES: Mapping[tuple[str | None, str], str] = {
     ("image", "classes"): "image-classification",
-    ("image", "labels"): "image-classification",
+    ("image", "multilabel"): "image-classification",
     ("text", "classes"): "text-classification",
-    ("text", "labels"): "text-classification",
+    ("text", "multilabel"): "text-classification",
     ("text", "token_classes"): "token-classification",
     ("audio", "classes"): "audio-classification",
-    ("audio", "labels"): "audio-classification",
+    ("audio", "multilabel"): "audio-classification",
     ("table", "classes"): "tabular-classification",
-    ("table", "labels"): "tabular-classification",
-    ("table", "values"): "tabular-regression",
+    ("table", "multilabel"): "tabular-classification",
+    ("table", "regression"): "tabular-regression",
 }
 METRICS = {"macro_f1": "f1", "mean_absolute_error": "mae", "r2": "r_squared"}  # the Hub's names, where it has others
 # Licences that the Hub knows by the lower case of their SPDX name; any other is "other" with a name of its own.
@@ -129,7 +129,7 @@ def _body(run: StoredRun, results: Sequence[Result], repository: str, base: str 
     )
     facts = [
         f"- Base: `{plan.backbone.name}`, {origin}; licence: {licence or 'not known, ask its authors'}.",
-        f"- Predicts {run.target.kind}: {names}.",
+        f"- Target, {run.target.kind}: {names}.",
         f"- Seed {plan.seed}; {', '.join(f'{key} {value}' for key, value in vars(plan.budget).items())}.",
     ]
     lines = [

@@ -20,6 +20,7 @@ from torch import nn
 
 from zoo_core._process.atomic_files import replacing, write_whole
 from zoo_core.contracts import TARGET_KINDS, FileHash, Target
+from zoo_core.contracts.old_words import current_word
 from zoo_core.errors import AccessError, IncompatibleError, IntegrityError, NotFoundError, UsageError, ZooError
 from zoo_core.files.fetch import pin_plan
 from zoo_core.files.hashing import sha256_of, verify
@@ -102,9 +103,9 @@ def read_run(path: Path, *, needs_task: bool = True) -> StoredRun:
         raise IncompatibleError(f"{file} has format {table.get('format')!r}, this zoo-core reads {FORMAT}; upgrade it")
     try:
         target = _target(table["target"])
-        delta = FileHash(sha256=_text(table["delta"]["sha256"]), size=int(table["delta"]["size"]))
-        spec, budget = parse(_text(table["spec"])), budget_from(table["budget"])
-        task = parse_part(_text(table["task"])) if table["task"] is not None else None
+        delta = FileHash(sha256=_string(table["delta"]["sha256"]), size=int(table["delta"]["size"]))
+        spec, budget = parse(_string(table["spec"])), budget_from(table["budget"])
+        task = parse_part(_string(table["task"])) if table["task"] is not None else None
         base_digest, seed, parts = table["base_digest"], int(table["seed"]), list(table["parts"])
         num_columns = None if table["num_columns"] is None else int(table["num_columns"])
         encoding = encoding_from(table["encoding"]) if "encoding" in table else None
@@ -219,15 +220,16 @@ def _table(file: Path) -> dict[str, Any]:
 
 
 def _target(table: Mapping[str, Any]) -> Target:
-    kind, size, names = table["kind"], table["size"], tuple(map(_text, table["names"]))
-    if kind not in TARGET_KINDS:
+    kind, size, names = current_word(_string(table["kind"])), table["size"], tuple(map(_string, table["names"]))
+    found = [known for known in TARGET_KINDS if known == kind]
+    if not found:
         raise ValueError(f"unknown target kind {kind!r}")
     if type(size) is not int or size < 1 or (names and len(names) != size):
         raise ValueError(f"a target of size {size!r} with {len(names)} names")
-    return Target(kind=kind, size=size, names=names)
+    return Target(kind=found[0], size=size, names=names)
 
 
-def _text(value: object) -> str:
+def _string(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r:.40} is not text")
     return value

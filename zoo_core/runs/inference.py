@@ -1,7 +1,7 @@
 """Any number of items through a model, in their order and in little memory: predictions, or pooled features.
 
 Items are read and prepared a batch at a time, in worker processes if asked for, while the model works on the batch
-before. One that cannot be used comes back as a Failure at its place, and the others are done.
+before. One that cannot be used comes back as a SkippedItem at its place, and the others are done.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from zoo_core.training.timing import INFERENCE_BATCH
 __all__ = [
     "POOLS",
     "Embedding",
-    "Failure",
     "Item",
     "Pool",
     "Prediction",
+    "SkippedItem",
     "Word",
     "embedded",
     "predicted",
@@ -69,7 +69,7 @@ class Item:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Failure:
+class SkippedItem:
     """An item that could not be used, and why."""
 
     item: str
@@ -100,12 +100,12 @@ class Embedding:
 
 def predicted(
     learner: Learner,
-    items: Iterable[Item | Failure],
+    items: Iterable[Item | SkippedItem],
     *,
     device: str = "cpu",
     batch_size: int = INFERENCE_BATCH,
     num_workers: int = 0,
-) -> Generator[Prediction | Failure, None, None]:
+) -> Generator[Prediction | SkippedItem, None, None]:
     """One prediction for each item, or its failure, in the order given; failures among the items are handed on.
 
     items: taken as they are needed, a few batches ahead where there are worker processes.
@@ -121,14 +121,14 @@ def predicted(
 
 def embedded(
     model: Learner | nn.Module,
-    items: Iterable[Item | Failure],
+    items: Iterable[Item | SkippedItem],
     *,
     pool: Pool = "own",
     stage: int | None = None,
     device: str = "cpu",
     batch_size: int = INFERENCE_BATCH,
     num_workers: int = 0,
-) -> Generator[Embedding | Failure, None, None]:
+) -> Generator[Embedding | SkippedItem, None, None]:
     """The features of each item, or its failure, in the order given.
 
     model: a learner, whose backbone is as its adapters made it, or a backbone alone. pool: the backbone's own way, or
@@ -161,7 +161,7 @@ def split_words(text: str) -> tuple[Word, ...]:
 
 # -- items -> prepared batches --------------------------------------------------------------------------------------
 
-Row = Item | Failure
+Row = Item | SkippedItem
 Prepared = tuple[tuple[Row, ...], dict[str, Tensor]]  # rows without what was raw; inputs of those that are items
 
 
@@ -246,8 +246,8 @@ class _Preparing(Dataset[Prepared]):
         return example
 
 
-def _failed(row: Row, error: ZooError) -> Failure:
-    return Failure(item=row.name, error=error) if isinstance(row, Item) else row
+def _failed(row: Row, error: ZooError) -> SkippedItem:
+    return SkippedItem(item=row.name, error=error) if isinstance(row, Item) else row
 
 
 def _without_raw(item: Item) -> Item:
@@ -274,10 +274,10 @@ def _normalised(source: Backbone, inputs: Mapping[str, Tensor], device: str) -> 
     return source.preparation.normalise({name: x.to(device) for name, x in inputs.items()})
 
 
-def _in_place(rows: Iterable[Row], found: Iterable[Found]) -> Iterator[Found | Failure]:
+def _in_place(rows: Iterable[Row], found: Iterable[Found]) -> Iterator[Found | SkippedItem]:
     results = iter(found)
     for row in rows:
-        yield row if isinstance(row, Failure) else next(results)
+        yield row if isinstance(row, SkippedItem) else next(results)
 
 
 def _predictions(
@@ -307,13 +307,13 @@ def _of_words(row: Item, names: Sequence[str], best: Sequence[float], chosen: Se
 def _scores(target: Target, predictions: Tensor) -> Tensor:
     if target.kind == "classes":
         return predictions.softmax(-1)
-    return predictions.sigmoid() if target.kind == "labels" else predictions
+    return predictions.sigmoid() if target.kind == "multilabel" else predictions
 
 
 def _labels(target: Target, names: Sequence[str], row: Sequence[float]) -> tuple[str, ...]:
     if target.kind == "classes":
         return (names[max(range(len(row)), key=row.__getitem__)],)
-    return tuple(name for name, score in zip(names, row, strict=True) if target.kind == "values" or score > 0.5)
+    return tuple(name for name, score in zip(names, row, strict=True) if target.kind == "regression" or score > 0.5)
 
 
 def _features(backbone: nn.Module, inputs: Mapping[str, Tensor], pool: Pool, stage: int | None) -> Tensor:

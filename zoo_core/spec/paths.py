@@ -1,4 +1,4 @@
-"""A path where a task is expected: which recipe reads what lies there, and what a recipe can tell of its files.
+"""A path where a task is expected: which recipe reads what lies there.
 
 `./flowers` stands for `image-folder(path="./flowers")`. The rule looks at names of files alone; everything else is
 inferred by the recipe, which says so.
@@ -9,18 +9,14 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
-from zoo_core.contracts import Modality, Source, Target
+from zoo_core.contracts import SUFFIXES
 from zoo_core.errors import NotFoundError, UsageError
 from zoo_core.spec.parser import Part, parse_part
 
-__all__ = ["AUDIO", "PICTURES", "READERS", "Survey", "Surveyed", "is_path", "task_part"]
+__all__ = ["READERS", "is_path", "task_part"]
 
-PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-AUDIO = (".aif", ".aiff", ".flac", ".mp3", ".ogg", ".opus", ".wav")
 # Suffix of a file -> the recipe that reads it alone; the names are reserved for zoo-tasks.
 READERS: Mapping[str, str] = {
     ".bio": "conll",
@@ -33,55 +29,11 @@ READERS: Mapping[str, str] = {
     ".parquet": "parquet",
     ".tsv": "tsv",
 }
-FOLDERS: Mapping[str, str] = dict.fromkeys(PICTURES, "image-folder") | dict.fromkeys(AUDIO, "audio-folder")
+FOLDERS: Mapping[str, str] = {
+    **dict.fromkeys(SUFFIXES["image"], "image-folder"),
+    **dict.fromkeys(SUFFIXES["audio"], "audio-folder"),
+}
 LOOKED_AT = 5000  # files of a folder; what most of them are is known by then
-
-
-@dataclass(frozen=True, kw_only=True)
-class Survey:
-    """What a recipe found in its files, as `zoo data` shows it.
-
-    inferred: a line for each thing that was inferred, with the argument that says otherwise. sizes: of the items, in
-    words. classes: examples of each class, in the target's order; empty for other targets. splits: examples of each.
-    given: whether the files say which example is in which split. split_digest: of that division; the file of it lies
-    at split_file. copies: groups of items with the same content; conflicting: those of them with several targets;
-    leaking: those in several splits. left_out: items that no split holds, with the reason. problems: what would stop a
-    fit. unreadable: items with what is wrong with each. ignored: files that nothing reads.
-    """
-
-    modality: Modality
-    target: Target
-    metric: str
-    num_items: int
-    num_bytes: int
-    sizes: str
-    classes: Mapping[str, int]
-    splits: Mapping[str, int]
-    given: bool
-    split_digest: str
-    split_file: str
-    inferred: tuple[str, ...] = ()
-    copies: tuple[tuple[str, ...], ...] = ()
-    conflicting: tuple[tuple[str, ...], ...] = ()
-    leaking: tuple[tuple[str, ...], ...] = ()
-    left_out: Mapping[str, str] = field(default_factory=dict)
-    unreadable: Mapping[str, str] = field(default_factory=dict)
-    ignored: tuple[str, ...] = ()
-    problems: tuple[str, ...] = ()
-
-
-@runtime_checkable
-class Surveyed(Protocol):
-    """A task recipe that reads a user's files, and tells what it makes of them."""
-
-    def source(self) -> Source | None: ...
-    def inferred(self) -> tuple[str, ...]:
-        """A line for each thing that it inferred, and the argument that says otherwise; imports nothing heavy."""
-        ...
-
-    def survey(self, files: Path) -> Survey:
-        """All that can be said of its files; raises only where there is no task in them."""
-        ...
 
 
 def is_path(text: str) -> bool:

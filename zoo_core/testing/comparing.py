@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from zoo_core.contracts import Batch
 from zoo_core.errors import IncompatibleError
 from zoo_core.model.learner import Learner
-from zoo_core.testing.subject import Subject, own_draws, perturb
+from zoo_core.testing.subject import Subject, forked_rng, perturb
 
 __all__ = [
     "ConformanceError",
@@ -68,7 +68,7 @@ def changed(subject: Subject, *, seed: int = 1, dtype: torch.dtype = torch.float
 def train(learner: Learner, batch: Batch, optimiser: torch.optim.Optimizer, num_steps: int) -> None:
     """Steps on one batch, gradients clipped at norm 1; the learner stays in training mode, with its last gradients."""
     learner.train()
-    with own_draws("training"):
+    with forked_rng("training"):
         for _ in range(num_steps):
             optimiser.zero_grad(set_to_none=True)
             learner.loss(learner(batch.inputs), batch).backward()

@@ -17,8 +17,9 @@ A check raises ConformanceError with one line when a promise is broken; otherwis
 nothing to check. CHECKS holds all; those whose `slow` is set take seconds (a compiler, a new process, a training), and
 QUICK is the rest. A subject builds its learner once and hands out copies, so give it the scope of a module.
 
-Without pytest, `check_adapter("starter/vit-nano+surgical(n=2)")` gives one Report for each check. Where the adapter
-makes no sense on the backbone, so that building it raises RefusedError, there is a single report that says `refused`.
+Without pytest, `check_adapter("starter/vit-nano+surgical(n=2)")` gives one ConformanceReport for each
+check. If building raises RefusedError, because the adapter makes no sense on the backbone, there is a single report
+that says `refused`.
 
 An adapter whose outputs differ from the base's before the first step (prefix tuning: keys of zeros take a share of the
 attention) declares it, `exact_at_start: ClassVar[bool] = False`; where that depends on an argument, as a property.
@@ -43,7 +44,7 @@ from zoo_core.testing import execution, laws, roundtrips
 from zoo_core.testing.comparing import ConformanceError
 from zoo_core.testing.subject import Subject
 
-__all__ = ["CHECKS", "QUICK", "Check", "ConformanceError", "Report", "Subject", "check_adapter"]
+__all__ = ["CHECKS", "QUICK", "Check", "ConformanceError", "ConformanceReport", "Subject", "check_adapter"]
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,14 @@ CHECKS: tuple[Check, ...] = (
     Check(execution.runs_in_bfloat16),
     Check(execution.checkpoints),
 )
+"""All promises, in the order in which they are checked."""
+
 QUICK: tuple[Check, ...] = tuple(check for check in CHECKS if not check.slow)
+"""Those of CHECKS that take less than a second."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class ConformanceReport:
     """What a check found. reason: of a failure or a refusal, or why there was nothing to check; else empty."""
 
     subject: str
@@ -94,7 +98,7 @@ class Report:
     reason: str = ""
 
 
-def check_adapter(spec: str | Plan | Subject, *, checks: Sequence[Check] = CHECKS) -> list[Report]:
+def check_adapter(spec: str | Plan | Subject, *, checks: Sequence[Check] = CHECKS) -> list[ConformanceReport]:
     """A report for each check, in their order; of a refused spec a single one.
 
     spec: with one adapter or a chain of them, as text or a plan; or a subject with examples of its own.
@@ -104,21 +108,21 @@ def check_adapter(spec: str | Plan | Subject, *, checks: Sequence[Check] = CHECK
         subject = spec if isinstance(spec, Subject) else Subject(spec)
         subject.built  # noqa: B018, what is refused is refused here
     except RefusedError as error:
-        return [Report(subject=_text(spec), check="building", outcome="refused", reason=str(error))]
+        return [ConformanceReport(subject=_spec_text(spec), check="building", outcome="refused", reason=str(error))]
     return [_report(check, subject) for check in checks]
 
 
-def _report(check: Check, subject: Subject) -> Report:
+def _report(check: Check, subject: Subject) -> ConformanceReport:
     try:
         reason = check(subject)
     except RefusedError as error:
-        return Report(subject=str(subject), check=str(check), outcome="refused", reason=str(error))
+        return ConformanceReport(subject=str(subject), check=str(check), outcome="refused", reason=str(error))
     except Exception as error:  # noqa: BLE001, whatever an adapter's own code raises is a failure of the adapter
         told = str(error) if isinstance(error, ConformanceError) else f"{type(error).__name__}: {error}"
-        return Report(subject=str(subject), check=str(check), outcome="failed", reason=told.splitlines()[0])
+        return ConformanceReport(subject=str(subject), check=str(check), outcome="failed", reason=told.splitlines()[0])
     outcome: Literal["passed", "nothing to check"] = "nothing to check" if reason else "passed"
-    return Report(subject=str(subject), check=str(check), outcome=outcome, reason=reason or "")
+    return ConformanceReport(subject=str(subject), check=str(check), outcome=outcome, reason=reason or "")
 
 
-def _text(spec: str | Plan | Subject) -> str:
+def _spec_text(spec: str | Plan | Subject) -> str:
     return str(spec.spec) if isinstance(spec, Plan) else str(spec)

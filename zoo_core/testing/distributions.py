@@ -10,7 +10,6 @@ from zoo_core.registry.index import Index, read_folders
 
 __all__ = ["RECIPES", "index_of", "make_distribution"]
 
-# One recipe of each kind, as `module` of a fake package; none of them builds anything.
 RECIPES = """
     from __future__ import annotations
     from dataclasses import dataclass
@@ -59,6 +58,7 @@ RECIPES = """
         target: ClassVar[Target] = Target(kind="classes", size=2)
         def open(self, files): ...
 """
+"""One recipe of each kind, as `module` of a fake package; none of them builds anything."""
 
 
 def make_distribution(

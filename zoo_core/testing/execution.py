@@ -25,13 +25,13 @@ from zoo_core.testing.comparing import (
     num_hooks,
     outputs_of,
 )
-from zoo_core.testing.subject import Subject, own_draws
+from zoo_core.testing.subject import Subject, forked_rng
 
 __all__ = ["checkpoints", "compiles", "merges", "runs_in_bfloat16"]
 
-FLOAT64 = 1e-10  # of the largest output: folding rounds each weight once, and the layers behind it add that up
-FLOAT32 = 1e-5
-COMPILED = 1e-5  # a compiled pass adds in another order
+_FLOAT64 = 1e-10  # of the largest output: folding rounds each weight once, and the layers behind it add that up
+_FLOAT32 = 1e-5
+_COMPILED = 1e-5  # a compiled pass adds in another order
 
 
 def merges(subject: Subject) -> str | None:
@@ -60,7 +60,7 @@ def _merged(subject: Subject, dtype: torch.dtype) -> Learner:
     expect_same(before, outputs_of(learner, inputs), "merging a copy changes the original")
     after = outputs_of(merged, inputs)
     largest = max(float(x.abs().max()) for x in before.values())
-    allowed = FLOAT64 * largest if dtype == torch.float64 else FLOAT32 * max(1.0, largest)
+    allowed = _FLOAT64 * largest if dtype == torch.float64 else _FLOAT32 * max(1.0, largest)
     found = distance(before, after)
     if not found <= allowed:
         raise ConformanceError(f"merged in {dtype} it differs by {found:.2g}, allowed: {allowed:.2g}")
@@ -79,7 +79,7 @@ def compiles(subject: Subject, backend: str = "aot_eager") -> str | None:
         after = _compiled(learner, inputs, backend)
     except Exception as error:
         raise ConformanceError(f"the backbone compiles in one graph, with it not: {_line(error)}") from error
-    allowed = COMPILED * max(1.0, *(float(x.abs().max()) for x in before.values()))
+    allowed = _COMPILED * max(1.0, *(float(x.abs().max()) for x in before.values()))
     if not distance(before, after) <= allowed:
         raise ConformanceError(f"compiled it differs by {distance(before, after):.2g}, allowed {allowed:.2g}")
     return None
@@ -122,7 +122,7 @@ def runs_in_bfloat16(subject: Subject) -> str | None:
 
 def _mixed_step(learner: Learner, batch: Batch) -> bool:
     learner.train()
-    with own_draws("bfloat16"), torch.autocast("cpu", torch.bfloat16):
+    with forked_rng("bfloat16"), torch.autocast("cpu", torch.bfloat16):
         loss = learner.loss(learner(batch.inputs), batch)
     loss.backward()
     gradients = [parameter.grad for parameter in learner.parameters() if parameter.grad is not None]
@@ -158,7 +158,7 @@ def checkpoints(subject: Subject) -> str | None:
     results = []
     for learner, named in ((plain, dict(plain.named_parameters())), (saving, parameters)):
         learner.train()
-        with own_draws("checkpoints"):
+        with forked_rng("checkpoints"):
             loss = learner.loss(learner(batch.inputs), batch)
         loss.backward()
         results.append({"loss": loss.detach()} | {key: p.grad for key, p in named.items() if p.grad is not None})

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from zoo_core.contracts import Batch, Change
 from zoo_core.model.learner import Learner
 from zoo_core.testing.comparing import ConformanceError, changed, equal, expect_same, outputs_of, plain_name, train
-from zoo_core.testing.subject import Subject, own_draws, perturb, wake
+from zoo_core.testing.subject import Subject, forked_rng, perturb, wake
 from zoo_core.toolkit.features import convert
 from zoo_core.toolkit.stages import boundary
 
@@ -27,9 +27,9 @@ __all__ = [
     "trains_in_its_mode",
 ]
 
-FEW = 16  # examples to learn
-ENOUGH = 0.01  # of the squared distance
-LINEAR = 1e-9  # likewise; a map that is linear leaves some 1e-20, a prefix of three on three blocks 3e-6
+_FEW = 16  # examples to learn
+_ENOUGH = 0.01  # of the squared distance
+_LINEAR = 1e-9  # likewise; a map that is linear leaves some 1e-20, a prefix of three on three blocks 3e-6
 
 
 def exact_at_start(subject: Subject) -> str | None:
@@ -138,7 +138,7 @@ def _unused(base: Learner, batch: Batch) -> set[str]:
     wake(base.parameters())
     base.requires_grad_(True)
     base.train()
-    with own_draws("training"):
+    with forked_rng("training"):
         base.loss(base(batch.inputs), batch).backward()
     return {name for name, parameter in base.named_parameters() if not _has_gradient(parameter)}
 
@@ -185,10 +185,10 @@ def learns(subject: Subject) -> str | None:
     distance = (start - target).square().sum()
     if not distance > 0:
         raise ConformanceError("what it trains moves no feature")
-    if _least_distance(start, target) < LINEAR * distance:
+    if _least_distance(start, target) < _LINEAR * distance:
         raise ConformanceError("it changes the features as any linear head can")
-    inputs, target = {name: x[:FEW] for name, x in inputs.items()}, target[:FEW]
-    distance = (start[:FEW] - target).square().sum()
+    inputs, target = {name: x[:_FEW] for name, x in inputs.items()}, target[:_FEW]
+    distance = (start[:_FEW] - target).square().sum()
     optimiser = torch.optim.LBFGS(
         [parameter for _, parameter in learner.trainable()], max_iter=20, line_search_fn="strong_wolfe"
     )
@@ -203,9 +203,9 @@ def learns(subject: Subject) -> str | None:
     for _ in range(10):
         optimiser.step(closure)
         left = float(closure())
-        if left < ENOUGH:
+        if left < _ENOUGH:
             return None
-    raise ConformanceError(f"training leaves {left:.3f} of the squared distance to other features; allowed: {ENOUGH}")
+    raise ConformanceError(f"training leaves {left:.3f} of the squared distance to other features; allowed: {_ENOUGH}")
 
 
 def _least_distance(start: Tensor, target: Tensor) -> float:

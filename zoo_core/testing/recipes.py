@@ -16,6 +16,7 @@ from zoo_core.contracts import (
     Context,
     Features,
     FeatureSpec,
+    Learner,
     Modality,
     Output,
     PartKind,
@@ -25,7 +26,6 @@ from zoo_core.contracts import (
     TaskData,
     Weights,
 )
-from zoo_core.model.learner import Learner
 from zoo_core.plan.plan import Budget, Plan
 from zoo_core.registry.bind import COMMON, Bound
 from zoo_core.registry.index import Provider
@@ -35,7 +35,7 @@ from zoo_core.toolkit.stages import groups
 
 __all__ = ["ToyAdapter", "ToyBackbones", "ToyHeads", "ToyHint", "ToyMemory", "ToyOpen", "ToyTasks", "bound", "toy_plan"]
 
-PRETRAINED_SEED = 20261121  # what stands for a weights file: the same numbers at every build
+_PRETRAINED_SEED = 20261121  # what stands for a weights file: the same numbers at every build
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class ToyBackbones:
     def build(self, files: Path | None, weights: Weights) -> nn.Module:
         with torch.random.fork_rng(devices=[], enabled=weights == "pretrained"):
             if weights == "pretrained":
-                torch.manual_seed(PRETRAINED_SEED)
+                torch.manual_seed(_PRETRAINED_SEED)
             return ToyBackbone(self.kind, layer_drop=self.layer_drop)
 
 
@@ -194,7 +194,7 @@ class ToyTasks:
 
     @property
     def metric(self) -> str:
-        return {"classes": "accuracy", "labels": "average_precision", "values": "r2"}[self.kind]
+        return {"classes": "accuracy", "multilabel": "average_precision", "regression": "r2"}[self.kind]
 
     @property
     def target(self) -> Target:

@@ -123,7 +123,7 @@ def _saved(learner: Learner, folder: Path) -> Path:
     return folder
 
 
-LOAD = """
+_LOAD = """
 import sys, torch, zoo_core
 from safetensors.torch import load_file, save_file
 torch.set_num_threads(int(sys.argv[2]))
@@ -145,7 +145,7 @@ def loads_in_a_new_process(subject: Subject) -> str | None:
         _saved(learner, folder / "run")
         save_file({key: x.contiguous() for key, x in batch.inputs.items()}, folder / "inputs.safetensors")
         done = subprocess.run(
-            [sys.executable, "-P", "-c", LOAD, name, str(torch.get_num_threads())],
+            [sys.executable, "-P", "-c", _LOAD, name, str(torch.get_num_threads())],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             capture_output=True,
             text=True,

@@ -22,10 +22,12 @@ from zoo_core.model.learner import Learner
 from zoo_core.plan.plan import Plan
 from zoo_core.plan.resolve import resolve
 
-__all__ = ["Subject", "examples_of", "own_draws", "perturb", "wake"]
+__all__ = ["THREE", "Subject", "examples_of", "forked_rng", "perturb", "wake"]
 
 THREE = Target(kind="classes", names=("a", "b", "c"))
-WORDS = "the a no one cat dog moon film town mat warm long short sat looked heard ever whole from to new in it of and"
+"""The target of a subject that is given none."""
+
+_WORDS = "the a no one cat dog moon film town mat warm long short sat looked heard ever whole from to new in it of and"
 
 
 class Subject:
@@ -96,7 +98,7 @@ class Subject:
         if target.kind == "token_classes":
             return torch.randint(outputs, inputs["input_ids"].shape, generator=generator)
         drawn = torch.randn(size, outputs, generator=generator)
-        return (drawn > 0).float() if target.kind == "labels" else drawn
+        return (drawn > 0).float() if target.kind == "multilabel" else drawn
 
 
 def _columns(learner: Learner) -> int:
@@ -113,7 +115,7 @@ def examples_of(modality: Modality, size: int, *, seed: int = 0, columns: int = 
         coarse = rng.integers(0, 256, size=(size, 8, 8, 3)).astype(np.uint8)
         return [np.kron(picture, np.ones((6, 6, 1), np.uint8)) for picture in coarse]
     if modality == "text":
-        words = WORDS.split()
+        words = _WORDS.split()
         return [" ".join(rng.choice(words, size=rng.integers(3, 9))) for _ in range(size)]
     if modality == "audio":
         lengths = rng.integers(800, 1600, size=size)
@@ -144,6 +146,6 @@ def wake(parameters: Iterable[nn.Parameter], *, seed: int = 1) -> None:
             parameter.add_(0.1 + 0.4 * noise)
 
 
-def own_draws(*parts: object) -> AbstractContextManager[None]:
+def forked_rng(*parts: object) -> AbstractContextManager[None]:
     """Dropout and whatever else draws from torch's global generator, seeded; the caller's state is put back."""
-    return randomness.own_draws(torch.device("cpu"), "conformance", *parts)
+    return randomness.forked_rng(torch.device("cpu"), "conformance", *parts)

@@ -148,5 +148,5 @@ def _targets(labels: np.ndarray[Any, Any], target: Target) -> np.ndarray[Any, An
     if target.kind == "classes":
         return labels.astype(np.int64)
     outputs = np.arange(target.size or 0)
-    found = labels[:, None] <= outputs if target.kind == "labels" else labels[:, None] * 100 + outputs
+    found = labels[:, None] <= outputs if target.kind == "multilabel" else labels[:, None] * 100 + outputs
     return found.astype(np.float32)

@@ -16,16 +16,26 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from zoo_core.contracts import as_backbone
-from zoo_core.toolkit.stages import dummy_pass, shadow
+from zoo_core.toolkit.stages import dummy_pass, meta_copy
 
-__all__ = ["AttentionCall", "attend_beside", "attend_to", "attention_calls", "attention_shapes"]
+__all__ = [
+    "AttentionCall",
+    "GatedKeysValues",
+    "KeysValues",
+    "attend_beside",
+    "attend_to",
+    "attention_calls",
+    "attention_shapes",
+]
 
 KeysValues = Callable[[], tuple[Tensor, Tensor]]
+"""What `attend_to` asks at each pass."""
 GatedKeysValues = Callable[[], tuple[Tensor, Tensor, Tensor]]
+"""What `attend_beside` asks at each pass."""
 
-Arguments = dict[str, Any]  # of a call of scaled_dot_product_attention, by name
-Call = Callable[..., Tensor]  # that function itself
-Around = Callable[[Call, Arguments], Tensor]  # makes the call, and what it wants before and after
+_Arguments = dict[str, Any]  # of a call of scaled_dot_product_attention, by name
+_Call = Callable[..., Tensor]  # that function itself
+_Around = Callable[[_Call, _Arguments], Tensor]  # makes the call, and what it wants before and after
 
 
 class _Attention(TorchFunctionMode):
@@ -35,7 +45,7 @@ class _Attention(TorchFunctionMode):
     entered; it does nothing once its call is over. Only a model compiled after that would still see it.
     """
 
-    def __init__(self, around: Around, frame: FrameType | None) -> None:
+    def __init__(self, around: _Around, frame: FrameType | None) -> None:
         super().__init__()
         self.around = around
         self.frame = frame
@@ -70,7 +80,7 @@ class _Seen:
 
     calls: list[AttentionCall] = field(default_factory=list)
 
-    def __call__(self, attention: Call, call: Arguments) -> Tensor:
+    def __call__(self, attention: _Call, call: _Arguments) -> Tensor:
         self.calls.append(AttentionCall(*(tuple(call[name].shape) for name in ("query", "key", "value"))))
         return attention(**call)
 
@@ -81,7 +91,7 @@ class _Prefixed:
 
     keys_values: KeysValues
 
-    def __call__(self, attention: Call, call: Arguments) -> Tensor:
+    def __call__(self, attention: _Call, call: _Arguments) -> Tensor:
         return attention(**_extended(call, *self.keys_values()))
 
 
@@ -91,7 +101,7 @@ class _Beside:
 
     gated: GatedKeysValues
 
-    def __call__(self, attention: Call, call: Arguments) -> Tensor:
+    def __call__(self, attention: _Call, call: _Arguments) -> Tensor:
         key, value, gate = self.gated()
         # written out: as a call of attention it would be seen, and lengthened, by a prefix that was there before
         query: Tensor = call["query"]
@@ -105,7 +115,7 @@ class _Beside:
 _SDPA_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 
 
-def _extended(call: Arguments, prefix_key: Tensor, prefix_value: Tensor) -> Arguments:
+def _extended(call: _Arguments, prefix_key: Tensor, prefix_value: Tensor) -> _Arguments:
     """The arguments of an attention call with P more keys and values before the real ones."""
     length = prefix_key.shape[-2]
     if length == 0:
@@ -150,7 +160,7 @@ class _AttentionHooks:
     Bound methods, so that a deep copy of the stage carries a copy of the keys and values and not the original's.
     """
 
-    def __init__(self, stage: nn.Module, around: Around) -> None:
+    def __init__(self, stage: nn.Module, around: _Around) -> None:
         self.around = around
         self.entered: list[_Attention] = []
         self.handles = (
@@ -184,7 +194,7 @@ def attention_shapes(backbone: nn.Module, paths: Sequence[str] | None = None) ->
     """
     paths = as_backbone(backbone).stages if paths is None else paths
     try:
-        return _attention_shapes(shadow(backbone), paths)
+        return _attention_shapes(meta_copy(backbone), paths)
     except Exception:  # noqa: BLE001, a model may do what needs values; a true mistake is raised again below
         return _attention_shapes(backbone, paths)
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from zoo_core.contracts import KINDS, Features, Kind
+from zoo_core.contracts import FEATURE_KINDS, Features, Kind
 from zoo_core.errors import IncompatibleError
 
 __all__ = ["channels_first", "convert", "joined", "masked_mean", "to_tokens"]
@@ -22,8 +22,8 @@ def convert(features: Features, kind: Kind, pool: Callable[[Features], Tensor]) 
     """
     if features.kind == kind:
         return features
-    if KINDS.index(features.kind) > KINDS.index(kind):
-        raise IncompatibleError(f"{features.kind} features cannot become {kind}; only {' > '.join(KINDS)}")
+    if FEATURE_KINDS.index(features.kind) > FEATURE_KINDS.index(kind):
+        raise IncompatibleError(f"{features.kind} features cannot become {kind}; only {' > '.join(FEATURE_KINDS)}")
     return to_tokens(features) if kind == "tokens" else Features(kind="pooled", x=pool(features))
 
 

@@ -12,7 +12,7 @@ from zoo_core.errors import AccessError, NotFoundError, UsageError
 
 __all__ = ["open_picture", "pixels"]
 
-ORIENTATION = 0x0112  # the EXIF tag; PIL's own exif_transpose also writes the data anew, and fails where they are odd
+_ORIENTATION = 0x0112  # the EXIF tag; PIL's own exif_transpose also writes the data anew, and fails where they are odd
 
 
 def open_picture(file: str | Path) -> Any:
@@ -56,7 +56,7 @@ def _upright(picture: Any) -> Any:
     from PIL import Image
 
     try:
-        orientation = picture.getexif().get(ORIENTATION, 1)
+        orientation = picture.getexif().get(_ORIENTATION, 1)
     except (OSError, ValueError, SyntaxError, EOFError, struct.error):
         return picture
     turns = {

@@ -17,14 +17,16 @@ from zoo_core.errors import AccessError, NotFoundError, UsageError
 
 __all__ = ["open_sound"]
 
-FORMATS = ("AIFF", "FLAC", "MP3", "OGG", "WAV", "WAVEX")  # of the 25 that libsndfile would find in a file
-CONVERT = "AIFF, FLAC, MP3, OGG and WAV are read; other formats are to be converted, as with `ffmpeg -i FILE FILE.flac`"
-UNRECOGNISED = 1  # libsndfile's number of that error
+_FORMATS = ("AIFF", "FLAC", "MP3", "OGG", "WAV", "WAVEX")  # of the 25 that libsndfile would find in a file
+_CONVERT = (
+    "AIFF, FLAC, MP3, OGG and WAV are read; other formats are to be converted, as with `ffmpeg -i FILE FILE.flac`"
+)
+_UNRECOGNISED = 1  # libsndfile's number of that error
 # A chunk of samples that is longer than the file, but for the length of a program that cannot go back to its header.
-CUT = re.compile(r"(?:data|SSND) : (?!4294967295 )(\d+) \(should be (\d+)\)")
-HOLE = re.compile(r"^Ogg ?: (.*(?:Junk after|without an End-Of-Stream|Skipped|hole).*)$", re.MULTILINE)
-MP3_FRAME = re.compile(rb"\xff[\xe2-\xfb]")  # how each frame of one begins
-MP3_SAMPLES = 1152  # of one frame; a length that the file does not tell is guessed, to within a frame
+_CUT = re.compile(r"(?:data|SSND) : (?!4294967295 )(\d+) \(should be (\d+)\)")
+_HOLE = re.compile(r"^Ogg ?: (.*(?:Junk after|without an End-Of-Stream|Skipped|hole).*)$", re.MULTILINE)
+_MP3_FRAME = re.compile(rb"\xff[\xe2-\xfb]")  # how each frame of one begins
+_MP3_SAMPLES = 1152  # of one frame; a length that the file does not tell is guessed, to within a frame
 
 
 def open_sound(file: str | Path) -> dict[str, Any]:
@@ -41,7 +43,7 @@ def open_sound(file: str | Path) -> dict[str, Any]:
     except PermissionError as error:
         raise AccessError(f"{file} may not be read; change its rights") from error
     except soundfile.LibsndfileError as error:
-        reason = CONVERT if error.code == UNRECOGNISED else error.error_string.rstrip(".")
+        reason = _CONVERT if error.code == _UNRECOGNISED else error.error_string.rstrip(".")
         raise UsageError(f"{file} is not a sound that can be read: {reason}") from error
     except (OSError, ValueError, MemoryError) as error:  # memory for as many samples as a damaged header promises
         raise UsageError(f"{file} is not a sound that can be read: {error}") from error
@@ -52,17 +54,17 @@ def _decoded(content: bytes) -> tuple[int, np.ndarray[Any, np.dtype[np.float32]]
     """Rate and samples. Raises LibsndfileError and ValueError for what is no sound."""
     stream = io.BytesIO(content)
     with soundfile.SoundFile(stream) as sound:
-        if sound.format not in FORMATS:
-            raise ValueError(f"it holds {sound.format_info}; {CONVERT}")
+        if sound.format not in _FORMATS:
+            raise ValueError(f"it holds {sound.format_info}; {_CONVERT}")
         samples = sound.read(dtype="float64", always_2d=True)  # a row for each, a column for each channel
         log = sound.extra_info
-        if cut := CUT.search(log):
+        if cut := _CUT.search(log):
             raise ValueError(f"truncated, {cut[2]} of {cut[1]} bytes of samples")
-        if hole := HOLE.search(log):
+        if hole := _HOLE.search(log):
             raise ValueError(f"truncated or damaged, {hole[1].rstrip('.')}")
-        if len(samples) < sound.frames - (MP3_SAMPLES if sound.format == "MP3" else 0):
+        if len(samples) < sound.frames - (_MP3_SAMPLES if sound.format == "MP3" else 0):
             raise ValueError(f"truncated, {len(samples)} of {sound.frames} samples")
-        if sound.format == "MP3" and MP3_FRAME.search(content, stream.tell()):
+        if sound.format == "MP3" and _MP3_FRAME.search(content, stream.tell()):
             raise ValueError("an MP3 of variable bit rate that does not tell its length; convert it, as with `ffmpeg`")
         if not samples.size:
             raise ValueError("a sound without samples")

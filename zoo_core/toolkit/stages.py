@@ -25,7 +25,7 @@ __all__ = [
     "dummy_inputs",
     "dummy_pass",
     "groups",
-    "shadow",
+    "meta_copy",
     "stage_modules",
 ]
 
@@ -107,7 +107,7 @@ def groups(backbone: nn.Module) -> dict[str, int]:
         if f"{inner}.".startswith(f"{outer}."):
             raise LawError(f"stage {inner} lies inside stage {outer}; stages are called one after the other")
     try:
-        called, before, given = _calls(shadow(backbone))
+        called, before, given = _calls(meta_copy(backbone))
     except Exception:  # noqa: BLE001, a model may do what needs values; a true mistake is raised again below
         called, before, given = _calls(backbone)
     for index, path in enumerate(paths):
@@ -186,11 +186,11 @@ def _group_outside(parameter: str, before: Mapping[str, int], num_stages: int) -
 # -- what a backbone calls, without its values: a pass of dummy inputs over a copy on the meta device ------------------
 
 
-def shadow(module: nn.Module) -> nn.Module:
-    """A module of the same parts whose parameters and buffers are on the meta device; what it does stays in it.
+def meta_copy(module: nn.Module) -> nn.Module:
+    """A copy of a module on the meta device. Changes to the copy do not affect the original.
 
-    Plain attributes are the original's own: a model that reads a tensor there fails, and is looked at with its values
-    instead.
+    Plain attributes are shared with the original. A model that reads a tensor from one of them fails on the meta
+    device, and the caller then uses the original with its real values.
     """
     return _copied(module, {}, {})
 

@@ -15,9 +15,9 @@ from zoo_core.errors import UsageError, nearest
 
 __all__ = ["Category", "Encoded", "Encoding", "Number", "encoding_from", "encoding_of", "is_missing", "number"]
 
-MISSING = frozenset({"", "na", "n/a", "nan", "none", "null"})
-LARGEST = 3.4e38  # of float32
-SHORT = 8  # characters, from which on a cell is no word for nothing
+_MISSING = frozenset({"", "na", "n/a", "nan", "none", "null"})
+_LARGEST = 3.4e38  # of float32
+_SHORT = 8  # characters, from which on a cell is no word for nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,7 @@ class Encoding:
                 if value is None and not (nothing and not _is_infinite(cell)):
                     raise UsageError(f"{column.name} is {cell!r:.40}, not a number")
                 scaled = 0.0 if value is None else (value - column.mean) / column.deviation
-                if abs(scaled) > LARGEST:
+                if abs(scaled) > _LARGEST:
                     raise UsageError(f"{column.name} is {cell!r:.40}, too far from what the model was fitted on")
                 found += [scaled] if column.scaled else []
                 found += [float(nothing)] if column.missing else []
@@ -125,24 +125,24 @@ def encoding_from(table: Mapping[str, Any]) -> Encoding:
     columns: list[Number | Category] = []
     for row in table["columns"]:
         if "shown" in row:
-            shown, usual = (tuple(map(_text, row[key])) for key in ("shown", "usual"))
-            columns.append(Category(name=_text(row["name"]), shown=shown, usual=usual, rare=bool(row["rare"])))
+            shown, usual = (tuple(map(_string, row[key])) for key in ("shown", "usual"))
+            columns.append(Category(name=_string(row["name"]), shown=shown, usual=usual, rare=bool(row["rare"])))
         else:
             mean, deviation = float(row["mean"]), float(row["deviation"])
             if not (math.isfinite(mean) and math.isfinite(deviation) and deviation):
                 raise ValueError(f"a column of mean {mean} and deviation {deviation}")
             columns.append(
                 Number(
-                    name=_text(row["name"]),
+                    name=_string(row["name"]),
                     mean=mean,
                     deviation=deviation,
                     scaled=bool(row["scaled"]),
                     missing=bool(row["missing"]),
                 )
             )
-    names = tuple(map(_text, table["names"]))
-    column = None if table["column"] is None else _text(table["column"])
-    return Encoding(columns=tuple(columns), names=names, separator=_text(table["separator"]), column=column)
+    names = tuple(map(_string, table["names"]))
+    column = None if table["column"] is None else _string(table["column"])
+    return Encoding(columns=tuple(columns), names=names, separator=_string(table["separator"]), column=column)
 
 
 @runtime_checkable
@@ -161,7 +161,7 @@ def encoding_of(split: object) -> Encoding | None:
 def is_missing(value: Any) -> bool:
     """Whether a cell holds nothing: empty, NA, NaN, none, null in any case, or a number that is not finite."""
     if isinstance(value, str):  # millions of cells pass here, and few are so short
-        return (len(value) < SHORT and value.strip().lower() in MISSING) or value.isspace()
+        return (len(value) < _SHORT and value.strip().lower() in _MISSING) or value.isspace()
     return value is None or (isinstance(value, float) and not math.isfinite(value))
 
 
@@ -178,7 +178,7 @@ def number(value: Any) -> float | None:
     return found if math.isfinite(found) else None
 
 
-def _text(value: object) -> str:
+def _string(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r:.40} is not text")
     return value

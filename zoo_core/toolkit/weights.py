@@ -41,9 +41,9 @@ __all__ = [
     "read_tensors",
 ]
 
-PICKLES_FROM = "2.10"  # below it weights_only can be tricked: CVE-2025-32434, CVE-2026-24747
-SHOWN = 3  # names in a message
-NUM_THREADS = 4  # that look for values which are not finite; more are not faster than memory
+_PICKLES_FROM = "2.10"  # below it weights_only can be tricked: CVE-2025-32434, CVE-2026-24747
+_SHOWN = 3  # names in a message
+_NUM_THREADS = 4  # that look for values which are not finite; more are not faster than memory
 
 
 # -- building without initial values ----------------------------------------------------------------------------------
@@ -158,9 +158,9 @@ def open_pickle(paths: Iterable[Path]) -> dict[str, Tensor]:
     Nothing but tensors and plain containers is unpickled. A file that holds them under `state_dict` or `model` is
     taken for that. Raises IncompatibleError if this torch is too old to do so safely, else as `open_tensors`.
     """
-    if not in_range(torch.__version__.partition("+")[0], f">={PICKLES_FROM}"):
+    if not in_range(torch.__version__.partition("+")[0], f">={_PICKLES_FROM}"):
         raise IncompatibleError(
-            f"pickled weights need torch {PICKLES_FROM} or newer, this is {torch.__version__}: pip install -U torch"
+            f"pickled weights need torch {_PICKLES_FROM} or newer, this is {torch.__version__}: pip install -U torch"
         )
     files = sorted(path for path in paths if path.suffix != ".json")
     tensors: dict[str, Tensor] = {}
@@ -315,9 +315,9 @@ def _check_shapes(slots: Sequence[_Slot], chosen: Sequence[Tensor], source: str)
     if wrong:
         rows = "; ".join(
             f"{name} has shape {found}, the backbone wants {wanted} ({_likely_cause(name, found, wanted)})"
-            for name, found, wanted in wrong[:SHOWN]
+            for name, found, wanted in wrong[:_SHOWN]
         )
-        more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
         raise IntegrityError(f"{source}: {rows}{more}")
 
 
@@ -342,7 +342,7 @@ def _check_finite(slots: Sequence[_Slot], chosen: Sequence[Tensor], source: str)
     floats = [(slot, tensor) for slot, tensor in zip(slots, chosen, strict=True) if tensor.is_floating_point()]
     if not floats:
         return
-    with ThreadPoolExecutor(NUM_THREADS) as pool:
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
         sums = torch.tensor(list(pool.map(_sum, [tensor for _, tensor in floats])), dtype=torch.float64)
     suspect = sums.isfinite().logical_not()
     for place in suspect.nonzero().flatten().tolist():
@@ -369,4 +369,4 @@ def _fitted(tensor: Tensor, own: Tensor, dtype: torch.dtype | None) -> Tensor:
 def _some(names: Sequence[str]) -> str:
     if not names:
         return ""
-    return f" ({', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''})"
+    return f" ({', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''})"

@@ -16,16 +16,16 @@ from torch import nn
 
 from zoo_core.contracts import ClosedForm
 from zoo_core.data.loader import Loader
-from zoo_core.data.randomness import own_draws
+from zoo_core.data.randomness import forked_rng
 from zoo_core.errors import DivergedError, LawError
 from zoo_core.model.build import checksum
 from zoo_core.model.learner import Learner
 from zoo_core.plan.plan import Budget
 from zoo_core.toolkit.features import convert, joined
-from zoo_core.training.gradient import Descent, Progress, Thrift
-from zoo_core.training.snapshots import Offer, State
+from zoo_core.training.gradient import FitProgress, GradientTrainer, MemoryOptions
+from zoo_core.training.snapshots import SaveSnapshot, Snapshot
 
-__all__ = ["Fitted", "Progress", "calibrate", "fit"]
+__all__ = ["FitProgress", "Fitted", "calibrate", "fit"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,57 +53,60 @@ def fit(
     learning_rate: float | None,
     seed: int,
     validate: Callable[[Learner], float] | None = None,
-    progress: Callable[[Progress], None] = lambda _: None,
-    state: State | None = None,
-    offer: Offer = lambda _: None,
-    thrift: Thrift | None = None,
+    progress: Callable[[FitProgress], None] = lambda _: None,
+    state: Snapshot | None = None,
+    save_snapshot: SaveSnapshot = lambda _: None,
+    memory: MemoryOptions | None = None,
 ) -> Fitted:
     """Trains a learner in place on the loader's device, and leaves it in evaluation mode.
 
     learning_rate: None for a head that is fitted in closed form. validate: a validation score, more is better, asked
     for after each epoch when the budget has a patience or keeps the best, once the last phase has begun. The weights of
     the best epoch stay, or those of the last, as the budget says, and what the learner's finishers make of them.
-    offer: is offered the state after each epoch that another follows. state: one of those, of an interrupted fit of
+    save_snapshot: called after each epoch but the last, with a function that makes the snapshot. state: the snapshot of
+    an interrupted fit of
     this plan; on a CPU the fit that goes on from it ends with the bits of one that nothing interrupted.
-    thrift: how it saves memory, None: not at all; a fit in closed form has nothing to save.
+    memory: how it saves memory, None: not at all; a fit in closed form has nothing to save.
     Raises DivergedError when the loss or a weight is no longer finite, LawError when something frozen has moved or
     state has appeared that the delta does not know.
     """
     learner.to(loader.device)
     frozen = {name: checksum(tensor) for name, tensor in learner.frozen().items()}
     started = time.perf_counter()
-    if learner.target.kind == "values":
+    if learner.target.kind == "regression":
         learner.fit_scale(loader.targets.to(loader.device))
-    with own_draws(loader.device, "train", seed), _delayed_for_now(learner):
+    with forked_rng(loader.device, "train", seed), _delayed_for_now(learner):
         if learning_rate is None:
             _fit_closed_form(learner, loader)
             fitted = Fitted(losses=(), num_steps=0, seconds=time.perf_counter() - started, training=None)
         else:
-            descent = Descent(learner, loader, budget=budget, learning_rate=learning_rate, seed=seed, thrift=thrift)
+            trainer = GradientTrainer(
+                learner, loader, budget=budget, learning_rate=learning_rate, seed=seed, memory=memory
+            )
             if state is not None:
-                descent.restore(state)
-            descent.run(validate, progress, offer)
-            fitted = _finished(descent, learner, learning_rate)
+                trainer.restore(state)
+            trainer.run(validate, progress, save_snapshot)
+            fitted = _finished(trainer, learner, learning_rate)
     learner.eval()
     _check_frozen(learner, frozen)
     return fitted
 
 
-def _finished(descent: Descent, learner: Learner, learning_rate: float) -> Fitted:
+def _finished(trainer: GradientTrainer, learner: Learner, learning_rate: float) -> Fitted:
     for finish in learner.finishers:
         finish(learner)
     if not all(bool(parameter.isfinite().all()) for _, parameter in learner.trainable()):
         raise DivergedError(
-            f"a weight is no longer finite after {descent.step} steps at learning rate {learning_rate:g}"
+            f"a weight is no longer finite after {trainer.step} steps at learning rate {learning_rate:g}"
         )
     return Fitted(
-        losses=tuple(descent.losses),
-        num_steps=descent.step,
-        seconds=descent.seconds,
-        training=descent.rate,
-        epoch=descent.kept_epoch,
-        score=None if learner.finishers else descent.kept_score,
-        micro_batch=descent.micro_batch,
+        losses=tuple(trainer.losses),
+        num_steps=trainer.step,
+        seconds=trainer.seconds,
+        training=trainer.rate,
+        epoch=trainer.kept_epoch,
+        score=None if learner.finishers else trainer.kept_score,
+        micro_batch=trainer.micro_batch,
     )
 
 

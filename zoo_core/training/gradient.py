@@ -1,6 +1,7 @@
 """A fit by gradient: AdamW, warm-up and cosine, clipping, phases that join, the best epoch on validation.
 
-One forward pass per step, unless it is made in pieces to save memory. What an epoch changes is held in `Descent`.
+Each step is one forward pass, or several on parts of the batch to save memory. `GradientTrainer` holds all that an
+epoch changes.
 """
 
 from __future__ import annotations
@@ -19,21 +20,21 @@ from torch import Tensor, nn
 from zoo_core._process.interrupts import held_back
 from zoo_core.contracts import Batch
 from zoo_core.data.loader import Loader
-from zoo_core.data.randomness import own_draws
+from zoo_core.data.randomness import forked_rng
 from zoo_core.errors import DivergedError, UsageError
 from zoo_core.model.learner import Learner
 from zoo_core.plan.plan import Budget
 from zoo_core.training.activation_checkpointing import recomputed, still
 from zoo_core.training.memory import activations, available_bytes, fitting_batch, state_bytes
-from zoo_core.training.micro_batches import check_divides, counted, piece, pieces
-from zoo_core.training.snapshots import Offer, State, laid_out_like
+from zoo_core.training.micro_batches import check_divides, num_items, piece, pieces
+from zoo_core.training.snapshots import SaveSnapshot, Snapshot, laid_out_like
 from zoo_core.training.timing import Stopwatch, autocast, precision_of
 
-__all__ = ["Descent", "Progress", "Thrift", "moving", "projectors"]
+__all__ = ["FitProgress", "GradientTrainer", "MemoryOptions", "moving", "projectors"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class FitProgress:
     """Where a fit stands after a step: steps done of all, the last loss, and examples per second in this epoch."""
 
     step: int
@@ -43,7 +44,7 @@ class Progress:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Thrift:
+class MemoryOptions:
     """How a fit saves memory; none of it is part of a trial's identity, as the gradients are the same.
 
     micro_batch: examples of a pass, whose gradients are added up to that of a batch; auto: as many as fit into memory.
@@ -58,7 +59,7 @@ class Thrift:
             raise UsageError(f"micro_batch={self.micro_batch!r}: allowed: a whole number, 1 or more, or auto")
 
 
-class Descent:
+class GradientTrainer:
     """A fit by gradient under way: `run` trains the learner in place, epoch by epoch.
 
     losses: of the epochs done. step: steps done. kept_epoch: whose weights the learner holds when `run` is over,
@@ -74,10 +75,10 @@ class Descent:
         budget: Budget,
         learning_rate: float,
         seed: int,
-        thrift: Thrift | None = None,
+        memory: MemoryOptions | None = None,
     ) -> None:
-        self._thrift = thrift or Thrift()
-        asked = self._thrift.micro_batch
+        self._memory = memory or MemoryOptions()
+        asked = self._memory.micro_batch
         self.micro_batch = min(asked, budget.batch_size) if isinstance(asked, int) else None
         self._checked = 0  # the micro-batch that is known to divide the batch
         self._learner, self._loader, self._budget, self._seed = learner, loader, budget, seed
@@ -110,13 +111,14 @@ class Descent:
     def run(
         self,
         validate: Callable[[Learner], float] | None,
-        progress: Callable[[Progress], None],
-        offer: Offer = lambda _: None,
+        progress: Callable[[FitProgress], None],
+        save_snapshot: SaveSnapshot = lambda _: None,
     ) -> None:
         """Trains for the budget's epochs, or until its patience is over, and puts the weights that are kept in place.
 
         validate: a validation score, more is better, asked for after each epoch that ends in the last phase, if the
-        budget has a patience or keeps the best. offer: is offered the state after each epoch that another one follows.
+        budget has a patience or keeps the best. save_snapshot: called after each
+        epoch but the last, with a function that makes the snapshot.
         Raises DivergedError.
         """
         keeps_best = self._budget.keep == "best"
@@ -126,15 +128,15 @@ class Descent:
             self.kept_epoch, self.kept_score = len(self.losses), None
             if looks and self.step > max(self._firsts.values()):
                 assert validate is not None, "it is there where it is asked"
-                with own_draws(self._loader.device, "validate", self._seed, len(self.losses) - 1):
+                with forked_rng(self._loader.device, "validate", self._seed, len(self.losses) - 1):
                     self._weigh(validate(self._learner))  # looking must not change what training draws
             if len(self.losses) < self._budget.epochs and not self._is_out_of_patience:
-                offer(self.state)
+                save_snapshot(self.state)
         if keeps_best and self._best_weights is not None:
             self._put_best_back()
 
-    def state(self) -> State:
-        """All that an epoch changes, between two of them; `restore` on a fresh descent goes on from it, bit for bit."""
+    def state(self) -> Snapshot:
+        """All that an epoch changes, between two of them; `restore` on a fresh trainer goes on from it, bit for bit."""
         learner, optimiser = self._learner, self._optimiser.state_dict()["state"]
         parts: dict[str, Mapping[str, Tensor]] = {
             "weights": moving(learner),
@@ -152,9 +154,9 @@ class Descent:
             "seconds": self.seconds,
             "micro_batch": self.micro_batch,
         }
-        return State(values=values, parts={name: part for name, part in parts.items() if part})
+        return Snapshot(values=values, parts={name: part for name, part in parts.items() if part})
 
-    def restore(self, state: State) -> None:
+    def restore(self, state: Snapshot) -> None:
         """Puts a state in place, the random draws too."""
         values, parts, learner = state.values, state.parts, self._learner
         put(moving(learner), parts["weights"])
@@ -164,7 +166,7 @@ class Descent:
             self._best_epoch, self._best = values["best"]
         self._best_weights = parts.get("best")
         self._started -= values["seconds"]
-        if self._thrift.micro_batch == "auto":
+        if self._memory.micro_batch == "auto":
             self.micro_batch = values["micro_batch"]  # another one would round otherwise
         table = self._optimiser.state_dict()
         parameters = [parameter for group in self._optimiser.param_groups for parameter in group["params"]]
@@ -202,7 +204,7 @@ class Descent:
     def _is_out_of_patience(self) -> bool:
         return self._budget.patience is not None and self._waited >= self._budget.patience
 
-    def _train_epoch(self, progress: Callable[[Progress], None]) -> None:
+    def _train_epoch(self, progress: Callable[[FitProgress], None]) -> None:
         """One epoch. Raises DivergedError where the mean loss is no finite number."""
         learner, device, epoch = self._learner, self._loader.device, len(self.losses)
         learner.train()
@@ -219,7 +221,9 @@ class Descent:
             self.step += 1
             if device.type == "cpu" or self.step % 10 == 0 or self.step == self.num_steps:
                 rate = (self.step - before) * self._loader.batch_size / (time.perf_counter() - started)
-                progress(Progress(step=self.step, num_steps=self.num_steps, loss=float(loss), examples_per_second=rate))
+                progress(
+                    FitProgress(step=self.step, num_steps=self.num_steps, loss=float(loss), examples_per_second=rate)
+                )
         self.losses.append(float(total) / self._loader.num_batches)
         if not math.isfinite(self.losses[-1]):
             raise DivergedError(
@@ -228,8 +232,8 @@ class Descent:
 
     def _update(self, batch: Batch) -> Tensor:
         """One forward pass, one backward pass, one update; or several passes on pieces. Returns the loss, detached."""
-        with recomputed(self._learner.backbone) if self._thrift.checkpoint_activations else nullcontext():
-            if self._thrift.micro_batch is None:
+        with recomputed(self._learner.backbone) if self._memory.checkpoint_activations else nullcontext():
+            if self._memory.micro_batch is None:
                 loss = self._gradient(batch, batch)
             else:
                 loss = self._gradient_that_fits(batch)
@@ -244,7 +248,7 @@ class Descent:
             loss = self._loss(batch)
             loss.backward()
             return loss.detach()
-        shares = [float(counted(self._learner, part)) for part in parts]
+        shares = [float(num_items(self._learner, part)) for part in parts]
         whole, total = sum(shares), torch.zeros((), device=batch.target.device)
         for part, share in zip(parts, shares, strict=True):
             if share or not whole:  # the mean over no target is no number
@@ -262,7 +266,7 @@ class Descent:
 
         The draws of a pass that did not fit are made again. Raises RefusedError where the batch cannot be divided.
         """
-        seeks = self._thrift.micro_batch == "auto"
+        seeks = self._memory.micro_batch == "auto"
         if self.micro_batch is None:
             self.micro_batch = self._first_guess(batch)
         while True:
@@ -287,10 +291,10 @@ class Descent:
         if device.type == "cuda":
             return size
         few = piece(batch, 0, 2)
-        with own_draws(device, "forecast", self._seed), still(self._learner):
+        with forked_rng(device, "forecast", self._seed), still(self._learner):
             needed = activations(self._learner, lambda: self._loss(few), len(few))
         free = available_bytes(device) - state_bytes(self._learner)
-        return fitting_batch(size, free=free, for_each=needed.bytes(recomputes=self._thrift.checkpoint_activations))
+        return fitting_batch(size, free=free, for_each=needed.bytes(recomputes=self._memory.checkpoint_activations))
 
     def _join(self) -> None:
         """Lets the parameters train whose first step has come, and no others; the modes follow.

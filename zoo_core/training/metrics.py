@@ -36,7 +36,7 @@ def score(metric: str, predictions: Tensor, target: Tensor, kind: Target) -> flo
     if kind.kind not in METRICS[metric].targets:
         fitting = sorted(name for name, known in METRICS.items() if kind.kind in known.targets)
         raise UsageError(f"metric {metric} is not for {kind.kind}; use one of {', '.join(fitting)}")
-    wrong = ~predictions.isfinite() if kind.kind == "values" else predictions.isnan()  # a class may be ruled out
+    wrong = ~predictions.isfinite() if kind.kind == "regression" else predictions.isnan()  # a class may be ruled out
     spoilt = int(wrong.flatten(1).any(dim=1).sum())
     if spoilt:
         raise DivergedError(f"predictions of {spoilt} example{'s' if spoilt > 1 else ''} are no numbers")
@@ -126,14 +126,14 @@ def _one_hot(y_N: Tensor, size: int) -> Tensor:
 _METRICS: dict[tuple[str, str], Callable[[Tensor, Tensor], Tensor]] = {  # predictions come as float64
     ("accuracy", "classes"): lambda x, y: (x.argmax(1) == y).double().mean(),
     ("accuracy", "token_classes"): _word_accuracy,
-    ("accuracy", "labels"): lambda x, y: ((x > 0) == (y > 0.5)).double().mean(),  # over labels, not whole rows
+    ("accuracy", "multilabel"): lambda x, y: ((x > 0) == (y > 0.5)).double().mean(),  # over labels, not whole rows
     ("top5_accuracy", "classes"): _top5_accuracy,
     ("macro_f1", "classes"): _macro_f1_classes,
-    ("macro_f1", "labels"): lambda x, y: _f1(x > 0, y > 0.5)[0].mean(),
+    ("macro_f1", "multilabel"): lambda x, y: _f1(x > 0, y > 0.5)[0].mean(),
     ("average_precision", "classes"): lambda x, y: _average_precision(x.softmax(1), _one_hot(y, x.shape[1])),
-    ("average_precision", "labels"): lambda x, y: _average_precision(x, y > 0.5),
-    ("mean_absolute_error", "values"): lambda x, y: (x - y.double()).abs().mean(),
-    ("r2", "values"): lambda x, y: _r2(x, y.double()),
+    ("average_precision", "multilabel"): lambda x, y: _average_precision(x, y > 0.5),
+    ("mean_absolute_error", "regression"): lambda x, y: (x - y.double()).abs().mean(),
+    ("r2", "regression"): lambda x, y: _r2(x, y.double()),
 }
 
 

@@ -1,7 +1,7 @@
-"""A step in pieces: micro-batches whose gradients add up to the gradient of the whole batch, exactly weighted.
+"""Micro-batches: one training step in several passes, whose gradients add up to the gradient of the whole batch.
 
-It holds where the loss is a mean over the batch and each example is computed by itself. Dropout draws other numbers for
-pieces than for the whole; what is not so at all is refused.
+This is exact if the loss is a mean over the batch and no example influences another one. What breaks this is refused.
+The one difference that remains is dropout, which draws other numbers for the parts than for the whole.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from zoo_core.contracts import Batch, Divisible
+from zoo_core.contracts import Batch, MicroBatchable
 from zoo_core.errors import RefusedError
 from zoo_core.model.learner import Learner
 
-__all__ = ["check_divides", "counted", "piece", "pieces"]
+__all__ = ["check_divides", "num_items", "piece", "pieces"]
 
 
 def pieces(batch: Batch, size: int) -> Iterator[Batch]:
@@ -32,10 +32,10 @@ def piece(batch: Batch, start: int, stop: int) -> Batch:
     )
 
 
-def counted(learner: Learner, batch: Batch) -> Tensor:
-    """What the loss of a batch is a mean over, a scalar: of pieces, weighted by it, the mean is that of the whole."""
+def num_items(learner: Learner, batch: Batch) -> Tensor:
+    """Number of items that the loss averages over, a scalar; weight micro-batch losses by it."""
     objective: object = learner.objective
-    found = objective.count(batch) if isinstance(objective, Divisible) else None
+    found = objective.num_items(batch) if isinstance(objective, MicroBatchable) else None
     assert found is not None, "it was checked"
     return found
 
@@ -46,7 +46,7 @@ def check_divides(learner: Learner, batch: Batch, size: int) -> None:
     The learner is left in training mode.
     """
     objective: object = learner.objective
-    if not isinstance(objective, Divisible) or objective.count(batch) is None:
+    if not isinstance(objective, MicroBatchable) or objective.num_items(batch) is None:
         raise RefusedError(
             f"a micro-batch of {size} is not for {type(objective).__name__}: that loss sees a batch as a whole; "
             "leave --micro-batch out and give a smaller --batch-size"

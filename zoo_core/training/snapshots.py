@@ -22,11 +22,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from zoo_core._process.atomic_files import replacing, write_whole
+from zoo_core.contracts.old_words import current_text
 from zoo_core.errors import AccessError, IntegrityError, UsageError, ZooError
 from zoo_core.files.hashing import sha256_of
 from zoo_core.toolkit.weights import read_tensors
 
-__all__ = ["UNFINISHED", "Offer", "State", "Unfinished", "laid_out_like", "standing"]
+__all__ = ["UNFINISHED", "SaveSnapshot", "Snapshot", "UnfinishedFit", "laid_out_like", "standing"]
 
 UNFINISHED = "unfinished"  # the folder of the states, in that of the run
 STATE = re.compile(r"\d{6}\.json")
@@ -40,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class State:
+class Snapshot:
     """Where something under way stands: numbers that JSON can hold, and tensors in named parts.
 
     A part that is the same mapping as in the state before is taken to be unchanged.
@@ -50,10 +51,12 @@ class State:
     parts: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
 
-Offer = Callable[[Callable[[], State]], None]  # is told how to make a state, and makes it when one is due
+SaveSnapshot = Callable[
+    [Callable[[], Snapshot]], None
+]  # called with a function that makes a snapshot; calls it if one is due
 
 
-class Unfinished:
+class UnfinishedFit:
     """The folder that holds the states of one fit; it is there while the fit is not finished.
 
     identity: what the fit is, as JSON; a state of another is refused. state: what `begin` found to go on from.
@@ -62,7 +65,7 @@ class Unfinished:
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
         self.folder = folder
         self._identity = json.loads(json.dumps(identity))
-        self.state: State | None = None
+        self.state: Snapshot | None = None
         self._number = 0
         self._written: dict[str, tuple[Mapping[str, Tensor], dict[str, Any]]] = {}  # parts of the last state, with rows
         self._free_at = time.monotonic() + SAVE_SECONDS
@@ -95,7 +98,7 @@ class Unfinished:
                 _log.warning("%s; going on from the state before it", problem)
             self._number = int(files[0].stem)
             self._written = {name: (tensors, table["parts"][name]) for name, tensors in parts.items()}
-            self.state = State(values=table["values"], parts=parts)
+            self.state = Snapshot(values=table["values"], parts=parts)
             return
         if problems:
             raise IntegrityError(f"{problems[0]}; remove {self.folder} to start anew")
@@ -104,7 +107,7 @@ class Unfinished:
         """Whether there is a state, whole or not and of whatever fit."""
         return bool(_states(self.folder))
 
-    def offer(self, make: Callable[[], State]) -> None:
+    def save_if_due(self, make: Callable[[], Snapshot]) -> None:
         """Stores the state that `make` gives, if it is time for one."""
         if time.monotonic() >= self._free_at:
             started = time.monotonic()
@@ -134,7 +137,7 @@ class Unfinished:
         with suppress(OSError):  # it is not empty, or has gone
             self.folder.rmdir()
 
-    def _save(self, state: State) -> None:
+    def _save(self, state: Snapshot) -> None:
         number = self._number + 1
         written = {}
         try:
@@ -173,7 +176,8 @@ class Unfinished:
         """A state's JSON. Raises IntegrityError for a damaged one, UsageError for one of another fit."""
         try:
             table: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            found, identity = table["format"], dict(table["identity"])
+            found = table["format"]
+            identity = {key: current_text(x) if isinstance(x, str) else x for key, x in table["identity"].items()}
             rows = [(str(row["file"]), int(row["size"]), str(row["sha256"])) for row in table["parts"].values()]
             whole = isinstance(table["values"], dict) and all(Path(name).name == name for name, _, _ in rows)
             int(file.stem)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo_adapters.freezing import Bitfit, Full, Norm, Partial, Probe
+from zoo_core import contracts
 from zoo_core.contracts import AdapterRecipe, Batch, Context, Features, FeatureSpec, Modality, Site, Target, fact
 from zoo_core.errors import RefusedError, UsageError
 from zoo_core.model.learner import Learner
@@ -38,7 +39,7 @@ def trained(learner: Learner) -> set[str]:
     return {name for name, parameter in learner.backbone.named_parameters() if parameter.requires_grad}
 
 
-def num_trained(learner: Learner) -> int:
+def num_trained(learner: contracts.Learner) -> int:
     return sum(parameter.numel() for parameter in learner.backbone.parameters() if parameter.requires_grad)
 
 

@@ -33,7 +33,7 @@ Resolve = Callable[..., Plan]
 
 TOYS = Path(__file__).parent / "toys"
 CLASSES = Target(kind="classes", size=3)
-SIZES = {"classes": 3, "labels": 4, "values": 2}
+SIZES = {"classes": 3, "multilabel": 4, "regression": 2}
 DIM = 8
 EXACT = 1e-13  # float64 sums of about ten terms of order one, taken in another order
 
@@ -143,7 +143,7 @@ def test_padding_gets_no_gradient_from_attention_pool() -> None:
 
 
 @pytest.mark.parametrize("recipe", [Linear(), Mlp(), AttentionPool()])
-@pytest.mark.parametrize("kind", ["classes", "labels", "values"])
+@pytest.mark.parametrize("kind", ["classes", "multilabel", "regression"])
 def test_a_gradient_head_gives_one_output_for_each_of_every_target(recipe: HeadRecipe, kind: str) -> None:
     target = Target(kind=kind, size=SIZES[kind])  # type: ignore[arg-type]
     head = head_of(recipe, target=target)
@@ -447,7 +447,7 @@ def test_attention_pool_is_refused_on_features_that_are_already_pooled(resolve_t
 
 
 @pytest.mark.parametrize("head", ["ncm", "knn"])
-@pytest.mark.parametrize("kind", ["labels", "values"])
+@pytest.mark.parametrize("kind", ["multilabel", "regression"])
 def test_a_closed_form_predicts_classes_alone(resolve_toy: Resolve, head: str, kind: str) -> None:
     target = Target(kind=kind, size=2)  # type: ignore[arg-type]
     with pytest.raises(RefusedError, match=f"head {head} predicts classes and the target is {kind}"):

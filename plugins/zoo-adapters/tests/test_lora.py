@@ -75,7 +75,7 @@ def learner_of(backbone: nn.Module, *recipes: AdapterRecipe, seed: int = 0) -> L
     base = [*backbone.parameters(), *backbone.buffers()]
     learner = Learner(backbone, nn.Linear(1, 3), "pooled", CrossEntropy(), CLASSES)
     for recipe in recipes:
-        learner = recipe.apply(learner, context(seed=seed))
+        assert recipe.apply(learner, context(seed=seed)) is learner
     learner.seal(base)
     return learner.eval()
 
@@ -586,14 +586,17 @@ def compiled_agrees(learner: Learner, inputs: Mapping[str, Tensor], **arguments:
         torch.testing.assert_close(parameter.grad, grad, rtol=1e-4, atol=1e-4 * float(grad.abs().max()))
 
 
-def test_it_compiles_as_one_graph_with_the_same_numbers() -> None:
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_it_compiles_as_one_graph_with_the_same_numbers(backend: str) -> None:
+    """Every kind of site, lora and dora side by side; inductor makes code of it."""
+    torch.compiler.reset()
     pissa = Lora(r=2, roles=("attn.q", "attn.out"), init="pissa")
     learner = learner_of(layers(), pissa, Dora(r=2, roles=("attn.v", "mlp.out", "mlp.in")))
     stir(learner)
-    compiled_agrees(learner, {"pixel_values": torch.randn(2, 3, 4, 4)}, backend="eager")
+    compiled_agrees(learner, {"pixel_values": torch.randn(2, 3, 4, 4)}, backend=backend)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # half a minute to two minutes each
 @pytest.mark.parametrize("backbone", STARTERS)
 @pytest.mark.parametrize("method", ["lora", "dora"])
 def test_it_compiles_to_code_with_the_same_numbers(backbone: str, method: str) -> None:

@@ -14,13 +14,15 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[1]
-KINDS = {"zoo.adapters": "adapter", "zoo.heads": "head"}
+KIND_OF_GROUP = {"zoo.adapters": "adapter", "zoo.heads": "head"}
 VERBS = {"adapter": "apply", "head": "build"}
 
 PROJECT = tomllib.loads((FOLDER / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CATALOGUE = json.loads((FOLDER / "zoo_adapters" / "catalogue.json").read_text(encoding="utf-8"))
 ENTRY_POINTS = [
-    (KINDS[group], name, value) for group, found in PROJECT["entry-points"].items() for name, value in found.items()
+    (KIND_OF_GROUP[group], name, value)
+    for group, found in PROJECT["entry-points"].items()
+    for name, value in found.items()
 ]
 
 

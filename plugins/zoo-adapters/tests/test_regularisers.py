@@ -26,7 +26,7 @@ from zoo_core.model.learner import Learner
 from zoo_core.model.objective import CrossEntropy
 from zoo_core.plan.plan import Budget, Plan
 from zoo_core.training.fit import fit
-from zoo_core.training.micro_batches import check_divides, counted, pieces
+from zoo_core.training.micro_batches import check_divides, num_items, pieces
 
 Resolve = Callable[..., Plan]
 Build = Callable[..., Learner]
@@ -484,7 +484,7 @@ def gradient_of(adapters: str, size: int) -> Tensor:
     whole = Batch(inputs={name: x.double() for name, x in whole.inputs.items()}, target=whole.target, ids=whole.ids)
     learner.eval()
     for part in pieces(whole, size):
-        share = float(counted(learner, part)) / float(counted(learner, whole))
+        share = float(num_items(learner, part)) / float(num_items(learner, whole))
         (learner.loss(learner(part.inputs), part) * share).backward()
     return torch.cat([x.grad.flatten() for _, x in learner.trainable() if x.grad is not None])
 

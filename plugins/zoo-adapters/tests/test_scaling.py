@@ -66,7 +66,7 @@ def learner_of(backbone: nn.Module, *recipes: AdapterRecipe, seed: int = 0) -> L
     generator = torch.Generator().manual_seed(seed)
     for recipe in recipes:
         context = Context(target=CLASSES, purpose="train", generator=generator)
-        learner = recipe.apply(learner, context)
+        assert recipe.apply(learner, context) is learner
     learner.seal(base)
     return learner.eval()
 
@@ -322,6 +322,18 @@ def test_it_compiles_as_one_graph_with_the_same_numbers() -> None:
 
 
 @pytest.mark.slow
+def test_both_compile_to_code_with_the_same_numbers() -> None:
+    """Every kind of site: fused rows, columns, a norm without a bias, a weight that is read."""
+    network = Layers(attn_k=K, attn_v=V, attn_out=OTHER_COLUMNS, mlp_out=COLUMNS, norm=NORM, mlp_in=READ)
+    learner = learner_of(network, Ssf(), Ia3())
+    stir(learner)
+    plain = learner.source(EXAMPLE).x
+    torch.compiler.reset()
+    learner.backbone.compile(fullgraph=True)
+    torch.testing.assert_close(learner.source(EXAMPLE).x, plain, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.exhaustive  # half a minute each
 @pytest.mark.parametrize("each", ["starter/vit-nano+ia3", "timm/test_efficientnet(weights=random)+ssf"])
 def test_it_compiles_to_code_with_the_same_numbers(each: str) -> None:
     learner = load(each)

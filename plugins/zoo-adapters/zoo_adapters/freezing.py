@@ -6,13 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from zoo_core.contracts import Change, Context, Seam
+from zoo_core.contracts import Change, Context, Learner, Seam
 from zoo_core.errors import RefusedError, UsageError
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from zoo_core.model.learner import Learner
 
 __all__ = ["Bitfit", "Full", "Norm", "Partial", "Probe"]
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from zoo_core.contracts import ROLES, Change, Context, Site
+from zoo_core.contracts import ROLES, Change, Context, Learner, Site
 from zoo_core.errors import UsageError, nearest
-
-if TYPE_CHECKING:
-    from zoo_core.model.learner import Learner
 
 __all__ = ["ADDED", "ATTENTION_ELSE_ALL", "Dora", "Lora", "alternatives", "check_roles"]
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from zoo_adapters.lora import ADDED
-from zoo_core.contracts import Change, Context, Seam
+from zoo_core.contracts import Change, Context, Learner, Seam
 from zoo_core.errors import UsageError
-
-if TYPE_CHECKING:
-    from zoo_core.model.learner import Learner
 
 __all__ = ["Prefix"]
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from zoo_adapters.lora import ADDED
-from zoo_core.contracts import Change, Context, Kind, Seam
+from zoo_core.contracts import Change, Context, Kind, Learner, Seam
 from zoo_core.errors import UsageError
-
-if TYPE_CHECKING:
-    from zoo_core.model.learner import Learner
 
 __all__ = ["Prompt"]
 

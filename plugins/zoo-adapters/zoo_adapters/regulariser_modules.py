@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from zoo_core.contracts import Batch, Divisible, Output
+from zoo_core.contracts import Batch, Learner, MicroBatchable, Output
 from zoo_core.errors import RefusedError
-from zoo_core.model.learner import Learner
 from zoo_core.toolkit.features import masked_mean
 
 __all__ = ["Interpolation", "SpectralShrinkage", "StartingPoint", "check_statistics"]
@@ -51,9 +50,9 @@ class StartingPoint(nn.Module):
         size = torch.stack([parameter.square().sum() for parameter in self._new]).sum()
         return _with(terms, "l2", self.beta / 2 * size)
 
-    def count(self, batch: Batch) -> Tensor | None:
-        """That of the wrapped objective: the distances are the same on every piece of a batch."""
-        return self.objective.count(batch) if isinstance(self.objective, Divisible) else None
+    def num_items(self, batch: Batch) -> Tensor | None:
+        """As the wrapped objective says; the distances are the same on every micro-batch."""
+        return self.objective.num_items(batch) if isinstance(self.objective, MicroBatchable) else None
 
 
 class SpectralShrinkage(nn.Module):

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from zoo_adapters.schedules import OnWhatTrains, opened
-from zoo_core.contracts import Change, Context
+from zoo_core.contracts import Change, Context, Learner
 from zoo_core.errors import RefusedError, UsageError
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from zoo_core.model.learner import Learner
 
 __all__ = ["Bss", "L2sp", "Wise"]
 

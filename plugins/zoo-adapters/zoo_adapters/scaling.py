@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from zoo_adapters.lora import ADDED, check_roles
-from zoo_core.contracts import ROLES, Change, Context
-
-if TYPE_CHECKING:
-    from zoo_core.model.learner import Learner
+from zoo_core.contracts import ROLES, Change, Context, Learner
 
 __all__ = ["Ia3", "Ssf"]
 

@@ -7,14 +7,11 @@ from dataclasses import dataclass, field, fields, make_dataclass
 from functools import cache
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from zoo_core.contracts import ROLES, Change, Context, Source
+from zoo_core.contracts import ROLES, Change, Context, Learner, Source
 from zoo_core.errors import NotFoundError, RefusedError, UsageError, nearest
 from zoo_peft.methods import Method, known_methods, made_from
-
-if TYPE_CHECKING:
-    from zoo_core.model.learner import Learner
 
 __all__ = ["CONFIG", "TENSORS", "Hub", "Peft", "Stored", "Tuned", "recipe_for"]
 

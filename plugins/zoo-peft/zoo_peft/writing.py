@@ -16,10 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from zoo_core.contracts import Exportable, Site
+from zoo_core.contracts import Exportable, Learner, Site
 from zoo_core.errors import AccessError, RefusedError, UsageError
-from zoo_core.lock import part_key
-from zoo_core.model.learner import Learner
 from zoo_core.toolkit.sites import SiteChange, changes_of
 from zoo_peft.injection import ADAPTER, kinds_of, tuner_layers
 from zoo_peft.methods import known_methods
@@ -82,12 +80,10 @@ def export_lora(learner: Learner, folder: Path) -> str:
 
 def _base(learner: Learner) -> tuple[str, str | None]:
     """The repository or folder of the base and its commit. Raises RefusedError where there is none to name."""
-    plan = learner.plan
-    source = None if plan is None else plan.sources.get(part_key(plan.backbone))
-    if plan is None or source is None or plan.weights != "pretrained":
+    source = learner.weights_source
+    if source is None:
         raise RefusedError("the base has no weights that others can load, so an adapter alone is of no use")
-    pin = plan.pins.get(part_key(plan.backbone))
-    return source.repository or str(source.folder), (pin.revision if pin is not None else None) or source.revision
+    return source.repository or str(source.folder), source.revision
 
 
 def _updates(learner: Learner) -> dict[str, Update]:
@@ -106,7 +102,7 @@ def _updates(learner: Learner) -> dict[str, Update]:
         a, b = found.lora_A[ADAPTER].weight, found.lora_B[ADAPTER].weight
         expressed |= {id(a), id(b)}
         pieces.setdefault(path, []).append(Update(b, a, layer.scaling[ADAPTER]))
-    held = dict(learner.state_dict(keep_vars=True))
+    held = backbone.state_dict(prefix="backbone.", keep_vars=True)
     other = [name for name in learner.delta() if name.startswith("backbone.") and id(held[name]) not in expressed]
     if other:
         raise RefusedError(f"{other[0]} is part of what was trained, and no LoRA; peft's format holds LoRA alone")

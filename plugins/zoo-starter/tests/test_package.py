@@ -15,13 +15,15 @@ import pytest
 from zoo_core.registry.catalog import catalog
 
 FOLDER = Path(__file__).parents[1]
-KINDS = {"zoo.backbones": "backbone", "zoo.tasks": "task"}
+KIND_OF_GROUP = {"zoo.backbones": "backbone", "zoo.tasks": "task"}
 VERBS = {"backbone": "build", "task": "open"}
 
 PROJECT = tomllib.loads((FOLDER / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CATALOGUE = json.loads((FOLDER / "zoo_starter" / "catalogue.json").read_text(encoding="utf-8"))
 ENTRY_POINTS = [
-    (KINDS[group], name, value) for group, found in PROJECT["entry-points"].items() for name, value in found.items()
+    (KIND_OF_GROUP[group], name, value)
+    for group, found in PROJECT["entry-points"].items()
+    for name, value in found.items()
 ]
 
 

@@ -52,7 +52,7 @@ class DigitsAttributes:
     version: ClassVar[int] = 1
     modality: ClassVar[Modality] = "image"
     metric: ClassVar[str] = "average_precision"
-    target: ClassVar[Target] = Target(kind="labels", names=tuple(ATTRIBUTES))
+    target: ClassVar[Target] = Target(kind="multilabel", names=tuple(ATTRIBUTES))
 
     def open(self, files: Path | None) -> TaskData:
         from zoo_starter.arrays import digits
@@ -71,7 +71,7 @@ class Diabetes:
     version: ClassVar[int] = 1
     modality: ClassVar[Modality] = "table"
     metric: ClassVar[str] = "mean_absolute_error"
-    target: ClassVar[Target] = Target(kind="values", names=("progression",))
+    target: ClassVar[Target] = Target(kind="regression", names=("progression",))
 
     def open(self, files: Path | None) -> TaskData:
         from zoo_starter.arrays import diabetes

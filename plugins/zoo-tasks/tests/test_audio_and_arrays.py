@@ -143,7 +143,7 @@ def test_rows_of_numbers_with_a_value(tmp_path: Path) -> None:
     x = np.random.default_rng(0).normal(5, 3, (50, 4))
     np.savez(tmp_path / "t.npz", x=x, y=x.sum(1))
     recipe = Npz(path=str(tmp_path / "t.npz"))
-    assert (recipe.modality, recipe.target.kind, recipe.target.size) == ("table", "values", 1)
+    assert (recipe.modality, recipe.target.kind, recipe.target.size) == ("table", "regression", 1)
     train = recipe.open(None).splits["train"]
     rows = np.stack([train.raw(i) for i in range(train.num)])
     assert np.abs(rows.mean(0)).max() < 1e-6  # float32 of order one

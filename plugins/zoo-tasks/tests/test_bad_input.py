@@ -125,7 +125,7 @@ def test_a_tag_or_label_that_training_has_not_seen(tmp_path: Path) -> None:
     assert "tag B-LOC is in test and not in train, so it cannot be learnt" in line
     for split, labels in (("train", "a"), ("test", "a|b")):
         write(tmp_path, f"labels/{split}.csv", "text,labels\n" + f"some {split} text,a|\nmore {split} text,{labels}\n")
-    assert "label b is in test and not in train" in said(Csv(path=str(tmp_path / "labels"), kind="labels"))
+    assert "label b is in test and not in train" in said(Csv(path=str(tmp_path / "labels"), kind="multilabel"))
 
 
 def test_a_drawn_split_keeps_the_rarest_labels_in_train() -> None:
@@ -136,7 +136,7 @@ def test_a_drawn_split_keeps_the_rarest_labels_in_train() -> None:
     targets[7, 3] = 1
     for seed in range(20):
         items = Items(ids=[str(n) for n in range(200)], contents=[f"c{n}" for n in range(200)], targets=targets)
-        splits = divide(items, Target(kind="labels", size=4), Rules(seed=seed)).splits
+        splits = divide(items, Target(kind="multilabel", size=4), Rules(seed=seed)).splits
         assert (targets[splits["train"]].sum(0) > 0).all()
         assert np.abs(targets[splits["test"]].mean(0) - [1, 0.3, 0.01, 0.005]).max() < 0.03  # stratified
 

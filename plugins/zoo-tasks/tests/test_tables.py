@@ -23,7 +23,9 @@ from zoo_core.files.fetch import pin_plan
 from zoo_core.files.folders import look
 from zoo_core.files.pins import pin
 from zoo_core.plan.resolve import resolve
+from zoo_core.spec.paths import task_part
 from zoo_core.toolkit.table_encoding import Category, Number
+from zoo_tasks.chosen import TABLES
 from zoo_tasks.encoding import encode
 from zoo_tasks.tables import Conll, Csv, Jsonl, Parquet, Tsv
 
@@ -92,8 +94,8 @@ def test_every_inference_can_be_overridden(write: Write) -> None:
     recipe = Csv(path=path, text="body", target_column="stars")
     assert recipe.target.names == ("0", "1", "2", "3", "4")
     assert everything(recipe)["3"] == "a body of text 1"
-    values = Csv(path=path, text="title", target_column="stars", kind="values")
-    assert (values.target.kind, values.metric) == ("values", "mean_absolute_error")
+    values = Csv(path=path, text="title", target_column="stars", kind="regression")
+    assert (values.target.kind, values.metric) == ("regression", "mean_absolute_error")
     assert values.open(None).splits["train"].targets.dtype == np.float32
     table = Csv(path=path, features=("stars",), target_column="side")
     assert (table.modality, everything(table)["2"].shape) == ("table", (1,))
@@ -126,10 +128,10 @@ def test_the_identity_of_a_table_is_its_content_and_not_its_place(write: Write) 
 @pytest.mark.parametrize(
     ("name", "text", "kind", "names"),
     [
-        ("value", "1.5\n", "values", ("value",)),
+        ("value", "1.5\n", "regression", ("value",)),
         ("label", "2\n", "classes", None),
-        ("price", "17.25\n", "values", ("price",)),
-        ("labels", "red|blue\n", "labels", ("blue", "green", "red")),
+        ("price", "17.25\n", "regression", ("price",)),
+        ("labels", "red|blue\n", "multilabel", ("blue", "green", "red")),
     ],
 )
 def test_the_kind_of_a_target(write: Write, name: str, text: str, kind: str, names: tuple[str, ...] | None) -> None:
@@ -144,7 +146,7 @@ def test_the_kind_of_a_target(write: Write, name: str, text: str, kind: str, nam
 def test_labels_in_columns_of_their_own(write: Write) -> None:
     rows = "".join(f"some text {n},{n % 2},{(n // 2) % 2}\n" for n in range(20))
     recipe = Csv(path=str(write("t.csv", f"text,funny,long\n{rows}")), target_column=("funny", "long"))
-    assert (recipe.target.kind, recipe.target.names) == ("labels", ("funny", "long"))
+    assert (recipe.target.kind, recipe.target.names) == ("multilabel", ("funny", "long"))
     split = recipe.open(None).splits["train"]
     for position, name in enumerate(split.ids):
         number = int(name) - 2
@@ -206,7 +208,7 @@ def test_pictures_by_path(write: Write, tmp_path: Path) -> None:
 def test_json_lines_with_lists(write: Write) -> None:
     lines = [{"text": f"the text {n}", "labels": [["a"], ["a", "b"], []][n % 3]} for n in range(12)]
     recipe = Jsonl(path=str(write("t.jsonl", "\n".join(map(json.dumps, lines)) + "\n\n")))
-    assert (recipe.target.kind, recipe.target.names) == ("labels", ("a", "b"))
+    assert (recipe.target.kind, recipe.target.names) == ("multilabel", ("a", "b"))
     lines = [{"tokens": ["Anna", "sleeps", str(n)], "tags": ["B-PER", "O", "O"]} for n in range(12)]
     words = Jsonl(path=str(write("w.jsonl", "\n".join(map(json.dumps, lines)))))
     assert (words.modality, words.metric, words.target.names) == ("text", "entity_f1", ("B-PER", "O"))
@@ -331,7 +333,7 @@ def test_equal_rows_of_a_table_are_kept_on_one_side(write: Write) -> None:
         (reviews().replace(",1\n", ",0\n"), {}, "column stars has one class, 0; a classifier needs two or more"),
         (reviews() + '"the last, of a kind of its own",7\n', {}, "class 7 has 1 example and none for val"),
         (reviews() + '"nobody knows, this one",NaN\n', {}, "1 of 21 rows cannot be used: row 22 (stars is 'NaN', no"),
-        (reviews() + '"nobody knows, this one",\n', {"kind": "values"}, "row 22 (stars is '', not a number)"),
+        (reviews() + '"nobody knows, this one",\n', {"kind": "regression"}, "row 22 (stars is '', not a number)"),
         (reviews() + ",1\n", {}, "row 22 (has no review)"),
         (reviews(), {"encoding": "latin-9000"}, "encoding='latin-9000' is not one that Python knows"),
         (reviews(), {"separator": "||"}, "separator='||' is one character"),
@@ -478,3 +480,8 @@ def test_an_edit_within_one_process_is_seen(tmp_path: Path) -> None:
         os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert Csv(path=str(table)).target.names == ("q", "z")
     assert Conll(path=str(words)).layout().form.names == ("tokens", "", "tags")
+
+
+@pytest.mark.parametrize(("suffix", "reader"), TABLES.items())
+def test_a_table_of_the_hub_is_read_as_the_same_file_of_yours(write: Write, suffix: str, reader: str) -> None:
+    assert task_part(str(write(f"rows{suffix}", "a,b\n"))).name == reader

@@ -12,10 +12,9 @@ from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from zoo_core.contracts import Modality, Source, Target, TaskData
+from zoo_core.contracts import Modality, Source, Survey, Target, TaskData
 from zoo_core.errors import UsageError, nearest
-from zoo_core.spec.paths import Survey
-from zoo_tasks.reading import File, files_of
+from zoo_tasks.reading import File, table_files
 
 if TYPE_CHECKING:
     from zoo_tasks.matrices import Matrices
@@ -25,7 +24,11 @@ __all__ = ["Npz", "Shape"]
 INPUTS = ("x", "images", "data", "inputs", "features")
 TARGETS = ("y", "labels", "target", "targets", "label")
 CLASSES = "classes.json"
-METRIC: Mapping[str, str] = {"classes": "accuracy", "labels": "average_precision", "values": "mean_absolute_error"}
+METRIC: Mapping[str, str] = {
+    "classes": "accuracy",
+    "multilabel": "average_precision",
+    "regression": "mean_absolute_error",
+}
 PICTURE_AXES = (3, 4)
 
 
@@ -51,7 +54,7 @@ class Npz:
     pattern: str | None = None
     x: str | None = None
     y: str | None = None
-    kind: Literal["auto", "classes", "labels", "values"] = "auto"
+    kind: Literal["auto", "classes", "multilabel", "regression"] = "auto"
     classes: tuple[str, ...] = ()
     seed: int = 0
     duplicates: Literal["auto", "leave-out", "keep"] = "auto"
@@ -72,10 +75,11 @@ class Npz:
         y = next(iter(self.shapes().values()))[self.arrays()[1]]
         kind = self.kind
         if kind == "auto":
-            kind = "values" if y.dtype[1] == "f" and len(y.axes) == 1 else "classes" if len(y.axes) == 1 else "labels"
+            is_float = y.dtype[1] == "f"
+            kind = "multilabel" if len(y.axes) != 1 else "regression" if is_float else "classes"
         names = self.classes or self._named()
-        if kind == "values":
-            return Target(kind="values", size=y.axes[1] if len(y.axes) > 1 else 1)
+        if kind == "regression":
+            return Target(kind="regression", size=y.axes[1] if len(y.axes) > 1 else 1)
         size = y.axes[1] if len(y.axes) > 1 else None
         if size is not None and names and len(names) != size:
             raise UsageError(f"{self.path}: {self.arrays()[1]} has {size} columns and there are {len(names)} names")
@@ -112,7 +116,7 @@ class Npz:
 
     def files(self) -> tuple[File, ...]:
         """Its files, and the split of each."""
-        return files_of(Path(self.path).expanduser(), (".npz",), self.pattern)
+        return table_files(Path(self.path).expanduser(), (".npz",), self.pattern)
 
     def arrays(self) -> tuple[str, str]:
         """The names of the inputs and of the targets."""

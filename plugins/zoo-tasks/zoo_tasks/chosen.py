@@ -10,14 +10,14 @@ from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 from typing import Any
 
+from zoo_core.contracts import SUFFIXES
 from zoo_core.errors import UsageError, nearest
-from zoo_core.spec.paths import AUDIO, PICTURES, READERS
 from zoo_tasks.found import is_split, some
 
 __all__ = ["Chosen", "choose"]
 
-TABLES = {suffix: reader for suffix, reader in READERS.items() if reader in ("csv", "jsonl", "parquet", "tsv")}
-FOLDERS = dict.fromkeys(PICTURES, "image-folder") | dict.fromkeys(AUDIO, "audio-folder")
+TABLES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".tsv": "tsv"}
+FOLDERS = dict.fromkeys(SUFFIXES["image"], "image-folder") | dict.fromkeys(SUFFIXES["audio"], "audio-folder")
 ORDER = ("train", "val", "test")
 
 

@@ -9,9 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from zoo_core.contracts import Modality, TargetKind
+from zoo_core.contracts import SUFFIXES, Modality, TargetKind
 from zoo_core.errors import UsageError, nearest
-from zoo_core.spec.paths import AUDIO, PICTURES
 from zoo_core.toolkit.table_encoding import is_missing, number
 from zoo_tasks.reading import Media, Row
 
@@ -101,7 +100,7 @@ def infer(rows: Sequence[Row], given: Given, *, where: str, complete: bool) -> C
     kind, separator = _kind(rows, target, given)
     numeric = frozenset(name for name in inputs if form == "row" and _is_numeric(rows, name))
     classes = _classes(rows, target, kind, separator, given.strip) if complete else None
-    if classes is None and kind == "labels" and len(target) > 1:
+    if classes is None and kind == "multilabel" and len(target) > 1:
         classes = target
     lines = [
         why,
@@ -156,7 +155,7 @@ def _inputs(rows: Sequence[Row], given: Given, free: Sequence[str]) -> tuple[Any
         held = _first(rows, name)
         if isinstance(held, Media):
             return held.form, (name,), f"input: column {name}, {held.form} files in the table"
-    for form, known, suffixes in (("image", IMAGES, PICTURES), ("audio", AUDIOS, AUDIO)):
+    for form, known, suffixes in (("image", IMAGES, SUFFIXES["image"]), ("audio", AUDIOS, SUFFIXES["audio"])):
         for name in free:
             if name.lower() in known and _all(
                 rows, name, lambda x, s=suffixes: isinstance(x, str) and x.lower().endswith(s)
@@ -193,20 +192,20 @@ def _kind(rows: Sequence[Row], target: tuple[str, ...], given: Given) -> tuple[T
     held = [value for value in values if not is_missing(value)]
     if any(isinstance(value, list) for value in held):
         words = given.tokens is not None or any(name in rows[0] for name in TOKENS)
-        kind = given.kind or ("token_classes" if words and given.text is None else "labels")
+        kind = given.kind or ("token_classes" if words and given.text is None else "multilabel")
         return kind, ""
     numbers = [number(value) for value in held]
     if given.kind is not None:
-        return given.kind, _separator(held) if given.kind == "labels" and len(target) == 1 else ""
+        return given.kind, _separator(held) if given.kind == "multilabel" and len(target) == 1 else ""
     if len(target) > 1:
-        return ("labels" if all(found in (0, 1) for found in numbers) else "values"), ""
+        return ("multilabel" if all(found in (0, 1) for found in numbers) else "regression"), ""
     name = target[0].lower()
     if name == "labels" and _separator(held):
-        return "labels", _separator(held)
+        return "multilabel", _separator(held)
     if held and None not in numbers:
         whole = all(found is not None and found.is_integer() for found in numbers)
         if name in ("value", "values") or not whole or len(set(numbers)) > MANY:
-            return "values", ""
+            return "regression", ""
     return "classes", ""
 
 
@@ -217,9 +216,9 @@ def _separator(values: Sequence[Any]) -> str:
 def _classes(
     rows: Sequence[Row], target: tuple[str, ...], kind: TargetKind, separator: str, strip: str
 ) -> tuple[str, ...] | None:
-    if kind == "values":
+    if kind == "regression":
         return target
-    if kind == "labels" and len(target) > 1:
+    if kind == "multilabel" and len(target) > 1:
         return target
     found: set[str] = set()
     for row in rows:
@@ -242,7 +241,7 @@ def sort_names(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _shown(classes: tuple[str, ...] | None, kind: TargetKind) -> str:
-    if kind == "values":
+    if kind == "regression":
         return ""
     if classes is None:
         return " (which ones is known when all rows are read)"

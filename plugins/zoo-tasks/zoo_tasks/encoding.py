@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from zoo_core.toolkit.files import cache_path
 from zoo_core.toolkit.table_encoding import Category, Encoding, Number, encoding_from
-from zoo_tasks.store import key_of, place, put
+from zoo_tasks.store import key_of, put
 
 __all__ = ["RARE", "encode", "stored"]
 
@@ -76,7 +77,7 @@ def stored(
     key: depends on all that decides the matrix. columns: asked for what `encode` takes where there is no such file.
     names: of all columns of the rows that were read.
     """
-    path = place("tables", f"{key_of(key, FORMAT)}.npy")
+    path = cache_path("tables", f"{key_of(key, FORMAT)}.npy")
     told = path.with_suffix(".json")
     if not path.exists() or not told.exists():
         x, fitted = encode(columns(), train)

@@ -7,9 +7,8 @@ from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from zoo_core.contracts import Modality, Source, Target, TaskData
+from zoo_core.contracts import SUFFIXES, Modality, Source, Survey, Target, TaskData
 from zoo_core.errors import UsageError
-from zoo_core.spec.paths import AUDIO, PICTURES, Survey
 from zoo_tasks.found import Found, find
 
 if TYPE_CHECKING:
@@ -52,7 +51,9 @@ class ImageFolder:
         return classes_of(self._found(), self.path)
 
     def source(self) -> Source | None:
-        return Source(folder=self.path, patterns=(*globs(PICTURES), *((escape(self.split),) if self.split else ())))
+        return Source(
+            folder=self.path, patterns=(*globs(SUFFIXES["image"]), *((escape(self.split),) if self.split else ()))
+        )
 
     def open(self, files: Path | None) -> TaskData:
         return self._media().open()
@@ -64,7 +65,7 @@ class ImageFolder:
         return self._media().survey(self.inferred())
 
     def _found(self) -> Found:
-        return find(Path(self.path).expanduser(), PICTURES, what="pictures", pattern=self.pattern)
+        return find(Path(self.path).expanduser(), SUFFIXES["image"], what="pictures", pattern=self.pattern)
 
     def _media(self) -> Media:
         from zoo_tasks.media import Media  # numpy and pyarrow
@@ -101,7 +102,9 @@ class AudioFolder:
         return classes_of(self._found(), self.path)
 
     def source(self) -> Source | None:
-        return Source(folder=self.path, patterns=(*globs(AUDIO), *((escape(self.split),) if self.split else ())))
+        return Source(
+            folder=self.path, patterns=(*globs(SUFFIXES["audio"]), *((escape(self.split),) if self.split else ()))
+        )
 
     def open(self, files: Path | None) -> TaskData:
         return self._media().open()
@@ -113,7 +116,7 @@ class AudioFolder:
         return self._media().survey(self.inferred())
 
     def _found(self) -> Found:
-        return find(Path(self.path).expanduser(), AUDIO, what="sounds", pattern=self.pattern)
+        return find(Path(self.path).expanduser(), SUFFIXES["audio"], what="sounds", pattern=self.pattern)
 
     def _media(self) -> Media:
         from zoo_tasks.media import Media  # numpy and pyarrow

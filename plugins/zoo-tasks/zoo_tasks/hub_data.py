@@ -9,29 +9,26 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
-from zoo_core._process.atomic_files import fresh_name
-from zoo_core.contracts import Modality, Source, Target, TaskData
+from zoo_core.contracts import SUFFIXES, Modality, Source, Survey, Target, TaskData
 from zoo_core.errors import UsageError
-from zoo_core.spec.paths import AUDIO, PICTURES, Survey
+from zoo_core.toolkit.files import cache_path, fresh_name
 from zoo_tasks.chosen import Chosen, choose
 from zoo_tasks.columns import Given
 from zoo_tasks.folders import AudioFolder, ImageFolder
 from zoo_tasks.reading import File, Form
-from zoo_tasks.store import key_of, place
+from zoo_tasks.store import key_of
 from zoo_tasks.tables import Copies, Kind, Layout, Reads, Unreadable
 
 if TYPE_CHECKING:
-    from zoo_core.lock import Pinned
     from zoo_tasks.rows import Rows
 
 __all__ = ["HubData"]
 
-CARD = "README.md"
 LOOKED_AT_BYTES = 32_000_000  # a set of no more is looked at whole, so that its classes are known beforehand
 SEPARATORS = {"csv": ",", "tsv": "\t"}
 
@@ -97,20 +94,28 @@ class HubData(Reads):
         """The files that are read, and how."""
         if not re.fullmatch(r"[^/]+/[^/]+", self.name):
             raise UsageError(f"{self.path} is no data set of the Hub; write hub-data/ORG/SET")
-        commit, names, card = _listed(_places(), self.repository, *self.where)
-        return choose(names, card, called=self.path, config=self.config, pattern=self.pattern, commit=commit)
+        from zoo_core.toolkit.repositories import commit_of  # the Hub's client
 
-    def _pinned(self, names: Sequence[str]) -> Pinned:
-        from zoo_core.files.pins import pin
+        revision, offline = self.where
+        found = commit_of(self.repository, revision, offline=offline)
+        return choose(
+            found.names,
+            found.card,
+            called=self.path,
+            config=self.config,
+            pattern=self.pattern,
+            commit=found.revision,
+        )
 
-        source = Source(repository=self.repository, revision=self.chosen.commit, patterns=tuple(map(escape, names)))
-        return pin(source, offline=self.where[1])
+    def _of(self, names: Sequence[str]) -> Source:
+        """These files, by their whole names."""
+        return Source(repository=self.repository, revision=self.chosen.commit, patterns=tuple(map(escape, names)))
 
     def _fetched(self, names: Sequence[str]) -> Path:
         """The folder with these files, each downloaded unless it is here, and verified."""
-        from zoo_core.files.fetch import folder
+        from zoo_core.toolkit.repositories import folder_of
 
-        return folder(self._pinned(names), list(names), offline=self.where[1])
+        return folder_of(self._of(names), offline=self.where[1])
 
     # --- a recipe ----------------------------------------------------------------------------------------------------
 
@@ -130,11 +135,7 @@ class HubData(Reads):
 
     def source(self) -> Source:
         """Its files at one commit."""
-        return Source(
-            repository=self.repository,
-            revision=self.chosen.commit,
-            patterns=tuple(map(escape, (*self.chosen.names, *self._media()))),
-        )
+        return self._of((*self.chosen.names, *self._media()))
 
     def open(self, files: Path | None) -> TaskData:
         if self.chosen.reader in MODALITIES:
@@ -155,9 +156,11 @@ class HubData(Reads):
 
     def layout(self) -> Layout:
         """Its tables for a look: all of them if they are small, else the first."""
+        from zoo_core.toolkit.repositories import hashes_of
+
         names, splits = self.chosen.names, self.chosen.splits
-        pin = self._pinned(names)
-        looked_at = names if sum(pin.files[name].size for name in names) <= LOOKED_AT_BYTES else names[:1]
+        hashes = hashes_of(self._of(names), offline=self.where[1])
+        looked_at = names if sum(hashes[name].size for name in names) <= LOOKED_AT_BYTES else names[:1]
         root = self._fetched(looked_at)
         files = tuple(File(path=root / name, split=split) for name, split in zip(names, splits, strict=True))
         reader = cast(Literal["csv", "tsv", "jsonl", "parquet"], self.chosen.reader)
@@ -197,7 +200,7 @@ class HubData(Reads):
         if self.chosen.reader in MODALITIES:
             return ()
         columns = self.layout().columns()
-        suffixes = {"image": PICTURES, "audio": AUDIO}.get(columns.form, ())
+        suffixes = SUFFIXES.get(columns.form, ())
         if columns.inline or not suffixes:
             return ()
         return tuple(name for name in self.chosen.others if name.lower().endswith(tuple(suffixes)))
@@ -207,7 +210,7 @@ class HubData(Reads):
     def _folder(self, files: Path | None = None) -> ImageFolder | AudioFolder:
         """The recipe of a folder with links to its files, and nothing beside them. files: None for names alone."""
         names = self.chosen.names
-        root = place("hub-data", f"{key_of(self.repository, self.chosen.commit, names, str(files))}/x").parent
+        root = cache_path("hub-data", f"{key_of(self.repository, self.chosen.commit, names, str(files))}/x").parent
         start = len(self.chosen.prefix)
         for name in names:
             link = root / name[start:]
@@ -233,41 +236,3 @@ class HubData(Reads):
 
 
 MODALITIES: dict[str, Modality] = {"image-folder": "image", "audio-folder": "audio"}
-
-
-def _places() -> tuple[str, str]:
-    """Where the Hub is, and where its files are kept; what was asked is remembered for these."""
-    from huggingface_hub import constants
-
-    from zoo_core.files import hub
-
-    return hub.endpoint(), str(constants.HF_HUB_CACHE)
-
-
-@lru_cache(maxsize=256)
-def _listed(
-    places: tuple[str, str], repository: str, revision: str | None, offline: bool
-) -> tuple[str, tuple[str, ...], str]:
-    """The commit, the names of its files, and its card: asked once in a process, so that its trials see one commit."""
-    from zoo_core.errors import NotFoundError
-    from zoo_core.files import hub
-    from zoo_core.files.fetch import folder
-    from zoo_core.files.hashing import read_memory, safe_name, write_memory
-    from zoo_core.files.pins import pin
-
-    card = pin(Source(repository=repository, revision=revision, patterns=(CARD,)), offline=offline)
-    assert card.revision is not None
-    memory = ("listings", f"{key_of(places[0], repository, card.revision)}.json")
-    names = read_memory(*memory)
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        if forbidden := "offline" if offline else hub.offline_by():
-            raise NotFoundError(
-                f"{repository} at {card.revision[:12]}: what it holds is not known on this machine, and requests are "
-                f"forbidden ({forbidden}); get it where they are not: zoo fetch SPEC --task TASK"
-            )
-        names = [safe_name(name, repository) for name in sorted(hub.listing(repository, card.revision))]
-        write_memory(names, *memory)
-    text = ""
-    if CARD in card.files:
-        text = (folder(card, [CARD], offline=offline) / CARD).read_text(encoding="utf-8", errors="replace")
-    return card.revision, tuple(names), text

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import struct
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zoo_core.errors import ZooError
-from zoo_core.files.hashing import RACY_NS, read_memory, write_memory
+from zoo_core.toolkit.files import is_settled, read_memory, write_memory
 from zoo_core.toolkit.sounds import open_sound
 from zoo_tasks.store import key_of
 
@@ -79,8 +78,8 @@ def _look(path: Path, known: object, check: Check) -> tuple[Look, Row | None]:
             problem = " ".join(str(error).removeprefix(f"{path} ").split()) or type(error).__name__
     sha256 = hashlib.sha256(content).hexdigest()
     look = Look(sha256=sha256, num_bytes=len(content), size=size, problem=problem)
-    settled = time.time_ns() - stat.st_ctime_ns > RACY_NS and len(content) == stat.st_size
-    return look, [*stamp, sha256, *size, problem] if settled else None
+    whole = is_settled(stat) and len(content) == stat.st_size
+    return look, [*stamp, sha256, *size, problem] if whole else None
 
 
 def pictures(path: Path, content: bytes) -> tuple[int, int]:

@@ -9,16 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from zoo_core.contracts import Target, TaskData
+from zoo_core.contracts import Survey, Target, TaskData
 from zoo_core.errors import UsageError
-from zoo_core.files.hashing import hash_of
-from zoo_core.spec.paths import Survey
+from zoo_core.toolkit.files import cache_path, hash_of
 from zoo_tasks.arrays import Npz
 from zoo_tasks.encoding import stored
 from zoo_tasks.media import surveyed
 from zoo_tasks.opened import Store, split_data
 from zoo_tasks.splitting import Division, Items, Rules, divide, save_split
-from zoo_tasks.store import key_of, place, put
+from zoo_tasks.store import key_of, put
 
 __all__ = ["Matrices"]
 
@@ -75,14 +74,14 @@ class Matrices:
     def target(self) -> Target:
         """With the classes that the numbers tell, where nobody named them."""
         known, y = self.recipe.target, self.arrays[1]
-        if known.kind == "values":
+        if known.kind == "regression":
             bad = ~np.isfinite(y.astype(np.float64).reshape(len(y), -1)).all(axis=1)
             if bad.any():
                 raise UsageError(
                     f"{self.recipe.path}: row {self.arrays[2][int(bad.argmax())]} has a target that is NaN"
                 )
             return known
-        if known.kind == "labels":
+        if known.kind == "multilabel":
             return known
         if y.ndim != 1 or y.dtype.kind not in "uifb" or not np.equal(y, np.round(y)).all():
             raise UsageError(f"{self.recipe.path}: classes are whole numbers [N], found {y.dtype} {list(y.shape)}")
@@ -144,7 +143,7 @@ class Matrices:
             names = [f"column_{place}" for place in range(1, x.shape[1] + 1)]
             file, encoding = stored(key, columns, self.division.splits["train"], names=names)
             return Store(form="row", file=file, rows=np.arange(len(ids)), encoding=encoding)
-        path = place("tables", f"{key}.npy")
+        path = cache_path("tables", f"{key}.npy")
         if not path.exists():
             put(path, lambda stream: np.save(stream, x))
         return Store(form="row", file=str(path), rows=np.arange(len(ids)))

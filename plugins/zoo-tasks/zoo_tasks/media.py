@@ -12,9 +12,8 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from zoo_core.contracts import Modality, Target, TaskData
+from zoo_core.contracts import Modality, Survey, Target, TaskData
 from zoo_core.errors import NotFoundError, UsageError, nearest
-from zoo_core.spec.paths import Survey
 from zoo_tasks.found import Found, is_split, some
 from zoo_tasks.looks import Look, look_at, pictures, sizes, sounds
 from zoo_tasks.splitting import NAMES, Division, Items, Rules, divide, save_split
@@ -195,7 +194,7 @@ def surveyed(
     if target.kind == "classes":
         counts = np.bincount(np.asarray(items.targets), minlength=len(target.names))
         classes = {name: int(count) for name, count in zip(target.names, counts, strict=True)}
-    elif target.kind == "labels":
+    elif target.kind == "multilabel":
         classes = {name: int(n) for name, n in zip(target.names, np.asarray(items.targets).sum(0), strict=True)}
     elif target.kind == "token_classes":
         tags = Counter(tag for row in items.targets for tag in row)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from zoo_core.errors import AccessError, NotFoundError, UsageError
 from zoo_tasks.found import SPLITS, is_split, some
 
-__all__ = ["File", "Form", "Media", "Row", "files_of", "rows_of"]
+__all__ = ["File", "Form", "Media", "Row", "rows_of", "table_files"]
 
 Row = Mapping[str, Any]
 CELL = 2**30  # characters; csv refuses more than 128 thousand unless told
@@ -56,7 +56,7 @@ class File:
     split: str
 
 
-def files_of(path: Path, suffixes: Sequence[str], pattern: str | None) -> tuple[File, ...]:
+def table_files(path: Path, suffixes: Sequence[str], pattern: str | None) -> tuple[File, ...]:
     """The files of a table: the one at a path, or those of a folder whose names say train, val or test.
 
     pattern: of names in the folder, as "TREC.{split}.all". Raises NotFoundError and UsageError.

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from zoo_core.contracts import Target, TaskData
+from zoo_core.contracts import Survey, Target, TaskData
 from zoo_core.errors import UsageError
-from zoo_core.files.hashing import hash_of
-from zoo_core.spec.paths import Survey
+from zoo_core.toolkit.files import cache_path, hash_of
 from zoo_core.toolkit.table_encoding import Encoding, is_missing, number
 from zoo_tasks.columns import Columns, label_list, plain, sort_names
 from zoo_tasks.encoding import stored
@@ -26,7 +25,7 @@ from zoo_tasks.media import surveyed
 from zoo_tasks.opened import Store, pictures_store, sounds_store, split_data
 from zoo_tasks.reading import Media, Row, rows_of
 from zoo_tasks.splitting import Division, Items, Rules, divide, save_split
-from zoo_tasks.store import key_of, opened, place, put, write
+from zoo_tasks.store import key_of, opened, put, write
 from zoo_tasks.tables import Layout, Recipe, check_classes
 
 __all__ = ["Rows"]
@@ -51,7 +50,7 @@ class Rows:
     @property
     def folder(self) -> Path:
         """Where media files lie that the rows name."""
-        return place(MEDIA, "x").parent if self.columns.inline else self.layout.folder
+        return cache_path(MEDIA, "x").parent if self.columns.inline else self.layout.folder
 
     @cached_property
     def file(self) -> str:
@@ -106,14 +105,14 @@ class Rows:
         """The target as JSON: a text (classes), a list of texts (labels, tags), a list of numbers (values)."""
         columns = self.columns
         values = [row.get(name) for name in columns.target]
-        if columns.kind == "values" or (columns.kind == "labels" and len(values) > 1):
+        if columns.kind == "regression" or (columns.kind == "multilabel" and len(values) > 1):
             numbers = [number(value) for value in values]
             for name, value, found in zip(columns.target, values, numbers, strict=True):
                 if found is None:
                     problems.append(f"{name} is {value!r:.40}, not a number")
-                elif columns.kind == "labels" and found not in (0, 1):
+                elif columns.kind == "multilabel" and found not in (0, 1):
                     problems.append(f"{name} is {value!r:.40}, not 0 or 1")
-            if columns.kind == "labels":
+            if columns.kind == "multilabel":
                 return [name for name, found in zip(columns.target, numbers, strict=True) if found]
             return [found or 0.0 for found in numbers]
         (value,) = values
@@ -186,7 +185,7 @@ class Rows:
     @cached_property
     def target(self) -> Target:
         columns = self.columns
-        if columns.kind == "values" or (columns.kind == "labels" and len(columns.target) > 1):
+        if columns.kind == "regression" or (columns.kind == "multilabel" and len(columns.target) > 1):
             return Target(kind=columns.kind, names=columns.target)
         found: set[str] = set()
         for text in self._column("target"):
@@ -201,7 +200,7 @@ class Rows:
         if columns.kind == "classes" and len(names) > max(TOO_MANY * len(self.kept), 20):
             raise UsageError(
                 f"{self.where}: column {columns.target[0]} has {len(names)} classes in {len(self.kept)} rows; "
-                f"target= names another column, or kind=values takes numbers"
+                f"target= names another column, or kind=regression takes numbers"
             )
         return Target(kind=columns.kind, names=names)
 
@@ -214,7 +213,7 @@ class Rows:
             targets = np.array([place[value] for value in values], dtype=np.int64)
         elif self.target.kind == "token_classes":
             targets = [[place[tag] for tag in tags] for tags in values]
-        elif self.target.kind == "labels":
+        elif self.target.kind == "multilabel":
             targets = np.zeros((len(values), len(place)), dtype=np.float32)
             for row, labels in enumerate(values):
                 targets[row, [place[label] for label in labels]] = 1
@@ -325,7 +324,7 @@ def _extracted(value: Media) -> str:
         return ""
     sha256 = hashlib.sha256(value.content).hexdigest()
     name = f"{sha256[:2]}/{sha256}"
-    path = place(MEDIA, name)
+    path = cache_path(MEDIA, name)
     if not path.exists():
         content = value.content
         put(path, lambda stream: stream.write(content))

@@ -20,8 +20,9 @@ import numpy as np
 
 from zoo_core.contracts import Target
 from zoo_core.errors import UsageError, nearest
+from zoo_core.toolkit.files import cache_path
 from zoo_tasks.found import some
-from zoo_tasks.store import place, put
+from zoo_tasks.store import put
 
 __all__ = ["HELD", "Division", "Items", "Rules", "divide", "save_split"]
 
@@ -58,7 +59,7 @@ class Rules:
 
 @dataclass(frozen=True, kw_only=True)
 class Division:
-    """The positions of each split, ascending, and what was found on the way; see zoo_core.spec.paths.Survey.
+    """The positions of each split, ascending, and what was found on the way; see zoo_core.contracts.Survey.
 
     given: whether the files, or groups that were named, say which example is in which split.
     """
@@ -131,7 +132,7 @@ def divide(items: Items, target: Target, rules: Rules) -> Division:
 def save_split(division: Division, ids: Sequence[str]) -> tuple[str, str]:
     """The digest of a division and the file `item,split` below the cache folder that holds it."""
     digest = division.digest(ids)
-    path = place("splits", f"{digest}.csv")
+    path = cache_path("splits", f"{digest}.csv")
     if not path.exists():
         text = io.StringIO(newline="")
         writer = csv.writer(text)
@@ -150,7 +151,7 @@ def _strata(targets: np.ndarray | list[list[int]], target: Target) -> np.ndarray
     """int64 [N]: what each split should hold in proportion."""
     if target.kind == "classes":
         return np.asarray(targets)
-    if target.kind == "values":
+    if target.kind == "regression":
         first = np.asarray(targets)[:, 0]
         return np.searchsorted(np.unique(np.quantile(first, np.linspace(0, 1, NUM_BINS + 1)[1:-1])), first)
     return _rarest(targets, target)
@@ -169,7 +170,7 @@ def _rarest(targets: np.ndarray | list[list[int]], target: Target) -> np.ndarray
 
 def _held(row: Any, target: Target) -> set[int]:
     """The labels, or the tags of the words, of an example."""
-    return set(np.flatnonzero(row).tolist()) if target.kind == "labels" else set(row)
+    return set(np.flatnonzero(row).tolist()) if target.kind == "multilabel" else set(row)
 
 
 def _given(items: Items, rules: Rules) -> list[str] | None:
@@ -256,7 +257,7 @@ def _problems(items: Items, target: Target, splits: Mapping[str, np.ndarray], gi
     empty = [name for name in NAMES if name in splits and not len(splits[name])]
     if empty:
         return [f"no example is left for {empty[0]}: {len(items.ids)} examples, or their groups, are too few to divide"]
-    if target.kind == "values":
+    if target.kind == "regression":
         return []
     names = target.names or tuple(map(str, range(target.size or 0)))
     if target.kind == "classes":
@@ -274,7 +275,7 @@ def _problems(items: Items, target: Target, splits: Mapping[str, np.ndarray], gi
             where = next(name for name in splits if counts[name][label])
             others = [name for place, name in enumerate(names) if counts["train"][place]]
             mend = f"move it or leave it out{nearest(called, others)}" if given else "draw again: seed="
-            noun = {"classes": "class", "labels": "label"}.get(target.kind, "tag")
+            noun = {"classes": "class", "multilabel": "label"}.get(target.kind, "tag")
             return [f"{noun} {called} is in {where} and not in train, so it cannot be learnt; {mend}"]
         if target.kind == "classes" and not given and lacking:
             held = f"{num} example" + ("s" if num != 1 else "")

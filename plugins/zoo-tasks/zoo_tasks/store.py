@@ -15,14 +15,13 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, overload
 
-from zoo_core._process.atomic_files import replacing
 from zoo_core.errors import AccessError
-from zoo_core.registry.settings import cache_folder
+from zoo_core.toolkit.files import cache_path, replacing
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Names", "key_of", "opened", "place", "put", "write"]
+__all__ = ["Names", "key_of", "opened", "put", "write"]
 
 BATCH = 1000  # rows that are in memory while a file is written
 
@@ -32,21 +31,9 @@ def key_of(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def place(room: str, name: str) -> Path:
-    """A path below the cache folder; its folder is made."""
-    path = Path(cache_folder(), room, name)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise AccessError(
-            f"{path.parent} cannot be made ({error.strerror}); set ZOO_CACHE to another folder"
-        ) from error
-    return path
-
-
 def write(key: str, rows: Iterable[Mapping[str, Any]], schema: pa.Schema, *, batch: int = BATCH) -> Path:
     """The Arrow file of a key, written whole from its rows unless it is there already."""
-    path = place("datasets", f"{key}.arrow")
+    path = cache_path("datasets", f"{key}.arrow")
     if path.exists():
         return path
     import datasets  # two seconds, which only the first look at a set of files need cost
@@ -54,7 +41,7 @@ def write(key: str, rows: Iterable[Mapping[str, Any]], schema: pa.Schema, *, bat
     from datasets.arrow_writer import ArrowWriter
 
     features = datasets.Features.from_arrow_schema(schema)
-    with _told(path), replacing(path) as fresh, ArrowWriter(path=fresh, features=features) as writer:
+    with _write_errors(path), replacing(path) as fresh, ArrowWriter(path=fresh, features=features) as writer:
         held: list[Mapping[str, Any]] = []
         for row in rows:
             held.append(row)
@@ -68,12 +55,12 @@ def write(key: str, rows: Iterable[Mapping[str, Any]], schema: pa.Schema, *, bat
 
 def put(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Has `write` make a file below the cache folder, which appears whole, however many processes make it at once."""
-    with _told(path), replacing(path) as fresh, open(fresh, "wb") as stream:  # noqa: PTH123 - it is text
+    with _write_errors(path), replacing(path) as fresh, open(fresh, "wb") as stream:  # noqa: PTH123 - it is text
         write(stream)
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -14,12 +14,11 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
-from zoo_core.contracts import Modality, Source, Target, TargetKind, TaskData
+from zoo_core.contracts import SUFFIXES, Modality, Source, Survey, Target, TargetKind, TaskData
 from zoo_core.errors import UsageError
-from zoo_core.spec.paths import AUDIO, PICTURES, Survey
 from zoo_tasks.columns import LOOKED_AT, Columns, Given, infer
 from zoo_tasks.folders import globs
-from zoo_tasks.reading import File, Form, Row, files_of, rows_of
+from zoo_tasks.reading import File, Form, Row, rows_of, table_files
 
 if TYPE_CHECKING:
     from zoo_tasks.rows import Rows
@@ -38,13 +37,13 @@ __all__ = [
     "check_classes",
 ]
 
-Kind = Literal["auto", "classes", "labels", "values", "token_classes"]
+Kind = Literal["auto", "classes", "multilabel", "regression", "token_classes"]
 Copies = Literal["auto", "leave-out", "keep"]
 Unreadable = Literal["stop", "skip"]
 METRIC = {
     "classes": "accuracy",
-    "labels": "average_precision",
-    "values": "mean_absolute_error",
+    "multilabel": "average_precision",
+    "regression": "mean_absolute_error",
     "token_classes": "entity_f1",
 }
 
@@ -125,7 +124,7 @@ class Recipe(Protocol):
 def _target(recipe: Recipe) -> Target:
     columns = recipe.layout().columns()
     if columns.classes is None:
-        return Target(kind=columns.kind, size=len(columns.target) if columns.kind == "values" else None)
+        return Target(kind=columns.kind, size=len(columns.target) if columns.kind == "regression" else None)
     check_classes(columns.kind, columns.classes, recipe.path, columns.target)
     return Target(kind=columns.kind, names=columns.classes)
 
@@ -136,7 +135,7 @@ def check_classes(kind: TargetKind, names: Sequence[str], where: str, target: Se
     if kind == "classes" and len(names) < 2:
         found = f"one class, {names[0]}" if names else "no values at all"
         raise UsageError(f"{where}: column {called} has {found}; a classifier needs two or more; target= names another")
-    if kind in ("labels", "token_classes") and not names:
+    if kind in ("multilabel", "token_classes") and not names:
         raise UsageError(f"{where}: column {called} has no labels at all; target= names another")
 
 
@@ -144,7 +143,7 @@ def _source(recipe: Recipe) -> Source:
     layout = recipe.layout()
     names = tuple(glob.escape(file.path.name) for file in layout.files)
     columns = layout.columns()
-    suffixes = {"image": PICTURES, "audio": AUDIO}.get(columns.form, ())
+    suffixes = SUFFIXES.get(columns.form, ())
     if columns.inline or not suffixes:
         return Source(folder=str(layout.folder), patterns=names)
     elsewhere = (glob.escape(name) for name in layout.media() if not _is_below(name, suffixes))
@@ -196,7 +195,7 @@ def _layout(
     where = Path(path).expanduser()
     targets = (target,) if isinstance(target, str) else target or ()
     given = Given(target=targets, kind=None if kind == "auto" else kind, **named)  # type: ignore[arg-type]
-    return Layout(path=where, files=files_of(where, suffixes, pattern), form=form, given=given)
+    return Layout(path=where, files=table_files(where, suffixes, pattern), form=form, given=given)
 
 
 class Reads:
@@ -389,7 +388,7 @@ class Conll(Reads):
     def layout(self) -> Layout:
         """Its files, and what is said of them."""
         where = Path(self.path).expanduser()
-        files = files_of(where, self.SUFFIXES, self.pattern)
+        files = table_files(where, self.SUFFIXES, self.pattern)
         word, tag = self.columns or (1, _tag_column(files[0].path, _stamp(files[0].path), self.encoding))
         if min(word, tag) < 1 or word == tag:
             raise UsageError(f"columns=[{word},{tag}]: two different columns, counted from 1")

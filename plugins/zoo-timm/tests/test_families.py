@@ -27,13 +27,26 @@ from zoo_timm.sites import FUSED, READ
 FOLDER = Path(__file__).parents[1]
 CATALOGUE = json.loads((FOLDER / "zoo_timm" / "catalogue.json").read_text(encoding="utf-8"))["backbone"]
 
-# The modules that are looked at every time; the others take a second to some minutes each, and are marked slow.
+# The modules that are looked at every time; the others take a second to ten seconds each, and are marked slow.
 FAST = frozenset(
     {
         *("byobnet", "convnext", "deit", "dla", "efficientnet", "levit", "mambaout", "maxxvit", "mobilenetv3"),
         *("resnet", "vision_transformer", "vision_transformer_relpos"),
     }
 )
+# Hundreds of millions of parameters on large pictures: a minute and more each. What building tells of them is compared
+# with the catalogue in the slow tests.
+LARGE = frozenset({"deepseek_vit", "gemma4_vit", "qwen3_vit"})
+SMALLER: dict[str, dict[str, Any]] = {  # where two blocks show what twelve or more do
+    "beit_base_patch16_224": {"depth": 2},
+    "naflexvit_base_patch16_parfac_gap": {"depth": 2},
+    "samvit_base_patch16_224": {"depth": 4},
+}
+
+
+def mark_of(module: str) -> str:
+    """What says when a module is looked at; empty for every time."""
+    return "" if module in FAST else "exhaustive" if module in LARGE else "slow"
 
 
 def members() -> dict[str, str]:
@@ -49,7 +62,7 @@ def members() -> dict[str, str]:
 
 MEMBERS = members()
 EACH = [
-    pytest.param(architecture, id=module, marks=[] if module in FAST else [pytest.mark.slow])
+    pytest.param(architecture, id=module, marks=[getattr(pytest.mark, mark)] if (mark := mark_of(module)) else [])
     for module, architecture in MEMBERS.items()
 ]
 
@@ -57,20 +70,27 @@ EACH = [
 def plain_and_ours(architecture: str, folder: Path) -> tuple[nn.Module, TimmBackbone]:
     """A timm model with its classifier, and the backbone that reads its file."""
     torch.manual_seed(0)
-    plain = timm.create_model(architecture).eval()
+    smaller = SMALLER.get(architecture, {})
+    plain = timm.create_model(architecture, **smaller).eval()
     for name, buffer in plain.named_buffers():
         if name.endswith("running_mean"):
             buffer.normal_(std=0.1)  # so that a statistic which is not read would be seen
     save_file({name: x.clone().contiguous() for name, x in plain.state_dict().items()}, folder / "model.safetensors")
     plain.load_state_dict(load_file(folder / "model.safetensors"), assign=True)  # kernels heed where weights lie
-    backbone = Timm(name=architecture).build(folder, "pretrained").eval()
+    recipe = Timm(name=architecture)
+    if smaller:
+        described = {"architecture": architecture, "pretrained_cfg": plain.pretrained_cfg, "model_args": smaller}
+        (folder / "config.json").write_text(json.dumps(described), encoding="utf-8")
+        recipe = Timm(files=str(folder))
+    backbone = recipe.build(folder, "pretrained").eval()
     assert isinstance(backbone, TimmBackbone)
     return plain, backbone
 
 
 def is_large(backbone: TimmBackbone) -> bool:
-    """Whether a pass takes many seconds: pictures of 512 pixels and more."""
-    return bool(backbone.preparation.dummy(1)["pixel_values"].shape[-1] >= 512)
+    """Whether a pass takes seconds: pictures of 512 pixels and more, or fifty million parameters."""
+    pixels = backbone.preparation.dummy(1)["pixel_values"].shape[-1]
+    return bool(pixels >= 512 or sum(parameter.numel() for parameter in backbone.parameters()) > 50e6)
 
 
 def pictures(backbone: TimmBackbone) -> dict[str, Tensor]:

@@ -57,8 +57,13 @@ def same_features(backbone: TimmBackbone, plain: nn.Module) -> bool:
         return torch.equal(features.x, theirs)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("architecture", TINY)
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ("test_vit", "test_resnet") else pytest.mark.exhaustive)
+        for name in TINY
+    ],
+)
 def test_a_checkpoint_that_lacks_any_single_tensor_of_the_backbone_is_refused(
     architecture: str, tmp_path: Path
 ) -> None:

@@ -20,9 +20,9 @@ from timm.models import is_model
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from zoo_core._process.singletons import Lock
 from zoo_core.contracts import Weights
 from zoo_core.errors import IncompatibleError, IntegrityError, NotFoundError, nearest
+from zoo_core.toolkit.locks import Lock
 from zoo_core.toolkit.weights import assign, blank, open_pickle, open_tensors
 from zoo_timm.config import Config, preparation_of, read_config, registered
 from zoo_timm.network import TimmBackbone

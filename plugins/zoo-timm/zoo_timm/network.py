@@ -21,7 +21,12 @@ from zoo_timm.sites import sites_of
 __all__ = ["TimmBackbone"]
 
 HALVES = (torch.bfloat16, torch.float16)
-KINDS: Mapping[Layout, Kind] = {"map": "map", "map, channels last": "map", "tokens": "tokens", "pooled": "pooled"}
+KIND_OF_LAYOUT: Mapping[Layout, Kind] = {
+    "map": "map",
+    "map, channels last": "map",
+    "tokens": "tokens",
+    "pooled": "pooled",
+}
 
 
 class Whole(nn.Module):
@@ -62,7 +67,7 @@ class TimmBackbone(nn.Module):
         self.stages = tuple(f"model.{name}" for name in stages) or ("model",)
         dim, pooled_dim = int(network.num_features), int(network.head_hidden_size)  # type: ignore[arg-type]
         self.features = FeatureSpec(
-            kind=KINDS[family.layout],
+            kind=KIND_OF_LAYOUT[family.layout],
             dim=dim,
             pooled_dim=pooled_dim if family.has_head and pooled_dim != dim else None,
         )

@@ -87,7 +87,7 @@ class TextPreparation:
         prepared: list[Mapping[str, Tensor]] = [{} for _ in examples]
         for words in (False, True):
             places = [place for place, example in enumerate(examples) if _is_words(example) == words]
-            texts = [self._words(examples[place]) if words else self._text(examples[place]) for place in places]
+            texts = [self._words(examples[place]) if words else self._normalised(examples[place]) for place in places]
             for place, encoding in zip(places, self.tokenizer.encode_batch(texts, is_pretokenized=words), strict=True):
                 prepared[place] = self._tensors(encoding, words)
         return prepared
@@ -110,13 +110,13 @@ class TextPreparation:
         ids = torch.full((batch_size, SHORTEST), self.blank)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
-    def _text(self, example: Any) -> str:
+    def _normalised(self, example: Any) -> str:
         text: str = example.lower() if self.lower else example
         return text
 
     def _words(self, example: Sequence[str]) -> list[str]:
         space = " " if self._splits_at_space() else ""
-        return [space + self._text(word) for word in example]
+        return [space + self._normalised(word) for word in example]
 
     def _splits_at_space(self) -> bool:
         """Whether this tokeniser writes the space before a word into its first piece, and does not add one itself."""

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from zoo_core.contracts import Change, Context, Kind, Source, Weights
+from zoo_core.contracts import Change, Context, Kind, Learner, Source, Weights
 from zoo_core.errors import RefusedError
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from zoo_core.model.learner import Learner
 
 ADDED: frozenset[Change] = frozenset({"added"})
 

@@ -12,13 +12,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from zoo_core.contracts import Change, Context, FeatureSpec, Kind, Seam, Source, Split, Target, TargetKind, Weights
+from zoo_core.contracts import (
+    Change,
+    Context,
+    FeatureSpec,
+    Kind,
+    Learner,
+    Seam,
+    Source,
+    Split,
+    Target,
+    TargetKind,
+    Weights,
+)
 from zoo_core.errors import NotFoundError, RefusedError, UsageError
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from zoo_core.model.learner import Learner
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 IMAGES = ("tokens", "map", "unlisted-tokens", "unlisted-map", "far")
@@ -260,7 +271,7 @@ class Dense:
 
     version: ClassVar[int] = 1
     consumes: ClassVar[Kind] = "map"
-    predicts: ClassVar[frozenset[TargetKind]] = frozenset({"classes", "labels", "values"})
+    predicts: ClassVar[frozenset[TargetKind]] = frozenset({"classes", "multilabel", "regression"})
     learning_rates: ClassVar[tuple[float, ...]] = RATES
 
     def build(self, features: FeatureSpec, target: Target) -> nn.Module:
@@ -316,7 +327,7 @@ class Heights(Thirds):
     """Two values for each picture."""
 
     metric: ClassVar[str] = "r2"
-    target: ClassVar[Target] = Target(kind="values", names=("first", "second"))
+    target: ClassVar[Target] = Target(kind="regression", names=("first", "second"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -391,7 +402,7 @@ class Rows:
     version: ClassVar[int] = 1
     modality: ClassVar[str] = "table"
     metric: ClassVar[str] = "mean_absolute_error"
-    target: ClassVar[Target] = Target(kind="values", names=("sum", "first"))
+    target: ClassVar[Target] = Target(kind="regression", names=("sum", "first"))
 
     def open(self, files: Path | None) -> Any:
         return _RowsData(self.target, {name: _Rows(seed) for seed, name in enumerate(("train", "val", "test"))})
