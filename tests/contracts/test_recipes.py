@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import pytest
 
 from zoo_core.contracts import (
-    KINDS,
+    FEATURE_KINDS,
     TARGET_KINDS,
     AdapterFacts,
     AdapterFormat,
@@ -44,7 +44,7 @@ class BareHead:
 
 
 def test_what_a_recipe_does_not_say_has_a_default() -> None:
-    assert fact("adapter", Bare(), "accepts") == frozenset(KINDS)
+    assert fact("adapter", Bare(), "accepts") == frozenset(FEATURE_KINDS)
     assert fact("adapter", Bare(), "needs") == ()
     assert fact("adapter", Bare(), "mergeable") is False
     assert fact("adapter", Bare(), "exact_at_start") is True

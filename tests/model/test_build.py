@@ -240,7 +240,7 @@ class Pair(ToyAdapter):
 
     used: bool = True
 
-    def apply(self, learner: Learner, context: Context) -> Learner:
+    def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
         learner.head = Product(learner.head)
         if not self.used:
             learner.head.forward = learner.head.head.forward  # type: ignore[method-assign]
@@ -272,12 +272,34 @@ def test_what_no_loss_can_reach_is_refused_by_its_adapters_name(adapter: ToyAdap
         build(toy_plan(Does(what=wrap_a_stage), adapter, ToyOpen(), backbone=MAP))
 
 
-@pytest.mark.parametrize("kind", ["classes", "labels", "values"])
+@pytest.mark.parametrize("kind", ["classes", "multilabel", "regression"])
 def test_a_factor_of_zero_a_later_phase_and_what_only_the_objective_looks_at_are_reached(kind: Any) -> None:
     learner = build(toy_plan(Pair(), ToyHint(), task=ToyTasks(kind=kind)))
     assert {"heads.main.a", "objective.projector.weight"} <= {
         name.replace("heads.main.head.", "heads.main.") for name, _ in learner.trainable()
     }
+
+
+def test_what_acts_in_training_alone_is_reached_and_no_statistic_moves() -> None:
+    class Folded(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner, self.shift = inner, nn.Parameter(torch.zeros(12, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.inner(x) + (self.shift if self.training else self.shift.detach())
+            return found
+
+    def fold(learner: Learner) -> None:
+        learner.backbone.get_submodule("norm").requires_grad_(True)
+        learner.backbone.get_submodule("blocks")[1] = Folded(  # type: ignore[operator]
+            learner.backbone.get_submodule("blocks.1").requires_grad_(True)
+        )
+
+    learner = build(toy_plan(Does(what=fold), backbone=MAP))
+    assert "backbone.blocks.1.shift" in learner.delta()
+    assert torch.equal(learner.backbone.get_buffer("norm.running_mean"), torch.zeros(12))
+    assert int(learner.backbone.get_buffer("norm.num_batches_tracked")) == 0
 
 
 def test_looking_for_what_is_reached_moves_nothing_and_draws_nothing() -> None:

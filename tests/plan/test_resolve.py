@@ -52,13 +52,13 @@ def refusal(plan: Resolve, spec: str, **arguments: Any) -> str:
     [
         ("nasty/table(weights=random)", "thirds", "nasty/table reads table and task thirds is image"),
         ("nasty/tokens", "rows", "nasty/tokens reads image and task rows is table"),
-        ("nasty/tokens+ncm", "heights", "head ncm predicts classes and the target is values"),
-        ("nasty/tokens+classes-only", "heights", "head classes-only predicts classes and the target is values"),
+        ("nasty/tokens+ncm", "heights", "head ncm predicts classes and the target is regression"),
+        ("nasty/tokens+classes-only", "heights", "head classes-only predicts classes and the target is regression"),
         ("nasty/tokens+dense", "thirds", "head dense consumes map and nasty/tokens gives tokens"),
         ("nasty/table(weights=random)+attention-pool", "rows", "consumes tokens and nasty/table gives pooled"),
         ("nasty/tokens+maps-only", "thirds", "adapter maps-only works on map and nasty/tokens gives tokens"),
         ("nasty/tokens+needs-attention", "thirds", "needs the attention seam, which nasty/tokens lacks"),
-        ("nasty/tokens+focal", "heights", "adapter focal is for classes, labels and the target is values"),
+        ("nasty/tokens+focal", "heights", "adapter focal is for classes, multilabel and the target is regression"),
         ("nasty/tokens+needs-query", "thirds", "works on attn.q; nasty/tokens has norm"),
         ("nasty/table(weights=random)+norm", "rows", "works on norm; nasty/table has no roles"),
         ("nasty/tokens+partial(n=4)", "thirds", "partial(n=4): the backbone has 3 stages; allowed: 1 to 3"),
@@ -168,14 +168,14 @@ def test_neither_task_nor_target_is_a_usage_error(plan: Resolve) -> None:
         (
             "nasty/tokens+aimless",
             "thirds",
-            "targets is 'clases'; allowed: classes, labels, values",
+            "targets is 'clases'; allowed: classes, multilabel, regression",
         ),
         ("nasty/tokens+three-rates", "thirds", "learning_rates should be 5 ascending positive numbers"),
         ("nasty/tokens+miscounts", "thirds", "first_stage(3) raised ZeroDivisionError"),
         (
             "nasty/tokens",
             "strange",
-            "target.kind is 'clases'; allowed: classes, labels, values, token_classes; did you",
+            "target.kind is 'clases'; allowed: classes, multilabel, regression, token_classes",
         ),
         ("nasty/tokens", "aim", "target is 'classes'; it should be a zoo_core.contracts.Target"),
         ("nasty/tokens", "misfit", "metric is 'r2'; allowed: accuracy, average_precision, macro_f1, top5_accuracy"),
@@ -195,7 +195,7 @@ def test_a_task_that_opens_as_another_one_is_its_plugins_fault(plan: Resolve) ->
 
     assert open_task(plan("nasty/tokens")).target.kind == "classes"
     with pytest.raises(
-        PluginError, match=r"task 'shifty' of zoo-nasty 1\.0 .* its target is classes, and opened it is values"
+        PluginError, match=r"task 'shifty' of zoo-nasty 1\.0 .* its target is classes, and opened it is regression"
     ):
         open_task(plan("nasty/tokens", task="shifty"))
 

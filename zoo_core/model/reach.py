@@ -6,7 +6,8 @@ is reached; so is what joins in a later phase.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,24 +23,25 @@ __all__ = ["unreached"]
 def unreached(learner: Learner, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
     """Those that neither the predictions nor a term of the objective depends on, in their order.
 
-    The learner is in evaluation mode, and is left as it was; the caller's random state too. The objective is asked only
-    about what the predictions do not reach.
+    The learner is in evaluation mode, and is left as it was. What its predictions do not reach there is looked for in
+    training mode and in the objective: in a copy, since statistics move, that shares all parameters.
     """
     left = list(parameters)
-    for size, of_objective in ((1, False), (2, True)):
-        if not left:
-            return []
-        inputs = dummy_inputs(learner.backbone, size)
-        with torch.enable_grad(), seeded(0, "reach"):
-            output = learner(inputs)
-            roots = [output.predictions]
-            if of_objective and learner.objective is not None:
-                target = _target(learner.target, output.predictions)
-                batch = Batch(inputs=inputs, target=target, ids=tuple(map(str, range(size))))
-                roots += learner.objective(output, batch).values()
-        found = _leaves(roots)
-        left = [parameter for parameter in left if id(parameter) not in found]
+    with torch.enable_grad(), seeded(0, "reach"):
+        left = _without(left, [learner(dummy_inputs(learner.backbone, 1)).predictions])
+        if left:
+            copied = copy.deepcopy(learner, {id(parameter): parameter for parameter in learner.parameters()}).train()
+            inputs = dummy_inputs(copied.backbone, 2)
+            output = copied(inputs)
+            batch = Batch(inputs=inputs, target=_target(copied.target, output.predictions), ids=("0", "1"))
+            terms = {} if copied.objective is None else copied.objective(output, batch)
+            left = _without(left, [output.predictions, *terms.values()])
     return left
+
+
+def _without(parameters: Iterable[nn.Parameter], roots: Iterable[Tensor]) -> list[nn.Parameter]:
+    found = _leaves(list(roots))
+    return [parameter for parameter in parameters if id(parameter) not in found]
 
 
 def _target(target: Target, predictions: Tensor) -> Tensor:
@@ -49,7 +51,7 @@ def _target(target: Target, predictions: Tensor) -> Tensor:
     return torch.zeros_like(predictions, dtype=torch.float32)
 
 
-def _leaves(roots: Iterable[Tensor]) -> set[int]:
+def _leaves(roots: Sequence[Tensor]) -> set[int]:
     """Identities of the tensors at the ends of the graph that leads to these."""
     found: set[int] = {id(root) for root in roots if root.is_leaf}
     open_nodes = [root.grad_fn for root in roots if root.grad_fn is not None]

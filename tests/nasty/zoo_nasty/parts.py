@@ -227,7 +227,7 @@ class Focal(Trouble):
     """Is for classes, as what weighs the entropy of each example."""
 
     changes: ClassVar[frozenset[Change]] = frozenset({"objective"})
-    targets: ClassVar[frozenset[TargetKind]] = frozenset({"classes", "labels"})
+    targets: ClassVar[frozenset[TargetKind]] = frozenset({"classes", "multilabel"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -358,7 +358,7 @@ class Shifty(Thirds):
     def open(self, files: Path | None) -> Any:
         from zoo_core.testing.toys import ToyTask
 
-        return ToyTask(num=self.num, target=Target(kind="values", size=1))
+        return ToyTask(num=self.num, target=Target(kind="regression", size=1))
 
 
 @dataclass(frozen=True)
