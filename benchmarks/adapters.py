@@ -145,13 +145,13 @@ def plain_step(forward: Callable[[], Tensor], trained: list[nn.Parameter], batch
 def built(spec: str) -> Learner:
     """The learner of a spec: heads at one rate with the rest, so that the loops are alike."""
     learner = zoo_core.load(spec, num_classes=CLASSES)
-    learner.set_scale(learner.heads.parameters(), 1.0)
+    learner.set_scale(learner.head.parameters(), 1.0)
     return learner
 
 
 def head_of(learner: Learner) -> nn.Linear:
     """A plain linear layer with the values of the learner's head."""
-    weight, bias = learner.heads.parameters()
+    weight, bias = learner.head.parameters()
     head = nn.Linear(weight.shape[1], weight.shape[0])
     with torch.no_grad():
         head.weight.copy_(weight)
@@ -434,12 +434,8 @@ def loading(bench: Bench) -> float:
 
 def apply_lora(learner: Learner) -> list[str]:
     """Attaches lora to a built learner, as build does it; the names of its delta."""
-
-    def no_teacher(spec: str) -> Learner:
-        raise AssertionError(f"lora has no teacher, and asked for {spec}")
-
     base = [*learner.backbone.parameters(), *learner.backbone.buffers()]
-    context = Context(target=learner.target, purpose="use", generator=torch.Generator().manual_seed(0), load=no_teacher)
+    context = Context(target=learner.target, purpose="use", generator=torch.Generator().manual_seed(0))
     Lora(r=8).apply(learner, context)
     learner.seal(base)
     return list(learner.delta())

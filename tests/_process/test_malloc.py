@@ -49,19 +49,8 @@ COUNTING = f"""{FAULTS}
 @dataclass(frozen=True, kw_only=True)
 class Counting:
     version: ClassVar[int] = 1
-    accepts: ClassVar[frozenset[str]] = frozenset({{"map", "tokens", "pooled"}})
-    seams: ClassVar[frozenset[str]] = frozenset()
-    needs: ClassVar[tuple[frozenset[str], ...]] = ()
     changes: ClassVar[frozenset[str]] = frozenset({{"added"}})
-    batchable: ClassVar[bool] = False
-    mergeable: ClassVar[bool] = False
     learning_rates: ClassVar[tuple[float, ...]] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
-
-    def first_stage(self, num_stages):
-        return 0
-
-    def source(self):
-        return None
 
     def apply(self, learner, context):
         with open(os.environ["COUNTED"], "a") as file:

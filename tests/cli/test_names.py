@@ -43,7 +43,6 @@ from typing import ClassVar
 @dataclass(frozen=True, kw_only=True)
 class Hat:
     version: ClassVar[int] = 1
-    consumes: ClassVar[str] = "pooled"
     predicts: ClassVar[frozenset[str]] = frozenset({"classes"})
     fit: ClassVar[str] = "gradiant"
     learning_rates: ClassVar[tuple[float, ...]] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)

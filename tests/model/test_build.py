@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from zoo_core import contracts
-from zoo_core.contracts import Context, Features, FeatureSpec, Source, Target, Weights
+from zoo_core.contracts import Context, Features, FeatureSpec, Site, Source, Target, Weights
 from zoo_core.data.randomness import seeded
 from zoo_core.errors import LawError, PluginError, RefusedError
 from zoo_core.model.build import build, build_backbone, checksum
@@ -41,7 +41,7 @@ class Does(ToyAdapter):
 
 
 def freeze_the_head(learner: Learner) -> None:
-    learner.heads.requires_grad_(False)
+    learner.head.requires_grad_(False)
 
 
 def open_the_last_norm(learner: Learner) -> None:
@@ -53,12 +53,16 @@ def freeze_what_another_opened(learner: Learner) -> None:
 
 
 def drop_a_head_weight(learner: Learner) -> None:
-    learner.heads["main"] = nn.Identity()
+    learner.head = nn.Identity()
+
+
+def add_a_head(learner: Learner) -> None:
+    learner.heads["aux"] = nn.Linear(12, 3)
 
 
 def replace_a_head_weight(learner: Learner) -> None:
     """By a new one, if possible one that lies where the old one lay."""
-    layer = learner.heads.get_submodule("main.layers.0")
+    layer = learner.head.get_submodule("layers.0")
     assert isinstance(layer, nn.Linear)
     shape, place = layer.weight.shape, id(layer.weight)
     del layer.weight
@@ -137,6 +141,7 @@ WRONG: list[tuple[Callable[[Learner], Any], str]] = [
     (freeze_what_another_opened, "froze or removed backbone.norm.weight"),
     (drop_a_head_weight, r"froze or removed heads.main.layers.0.weight"),
     (replace_a_head_weight, r"froze or removed heads.main.layers.0.weight"),
+    (add_a_head, "added a head 'aux'; a learner has one, learner.head"),
     (drop_a_frozen_weight, "removed backbone.blocks.1.conv.weight"),
     (drop_a_stage, "removed backbone.blocks.1.conv.weight"),
     (replace_a_buffer, "removed backbone.norm.running_mean"),
@@ -191,21 +196,132 @@ def look(learner: Learner) -> None:
     learner.backbone({"pixel_values": torch.randn(4, 3, 8, 8)})
 
 
-@pytest.mark.parametrize("what", [open_all, wrap_a_stage, add_a_module, parametrise, look])
+@pytest.mark.parametrize("what", [open_all, wrap_a_stage, parametrise, look])
 def test_an_adapter_that_only_adds_is_welcome(what: Callable[[Learner], Any]) -> None:
     learner = build(toy_plan(Does(what=what), backbone=MAP))
     assert not learner.training
-    assert all(x.requires_grad for x in learner.heads.parameters())
+    assert all(x.requires_grad for x in learner.head.parameters())
+
+
+def test_an_adapter_may_wrap_the_head_whose_keys_stay() -> None:
+    def wrap(learner: Learner) -> None:
+        learner.head = nn.Sequential(learner.head)
+
+    learner = build(toy_plan(Does(what=wrap)))
+    assert isinstance(learner.head, nn.Sequential)
+    assert [name for name, _ in learner.named_children()] == ["backbone", "heads", "objective"]
+    assert set(learner.delta()) == {"heads.main.0.layers.0.weight", "heads.main.0.layers.0.bias"}
 
 
 def test_what_an_adapter_adds_trains_and_is_in_the_delta() -> None:
-    for what, name in ((wrap_a_stage, "backbone.blocks.1.1.weight"), (add_a_module, "backbone.extra.weight")):
-        learner = build(toy_plan(Does(what=what), backbone=MAP))
-        assert name in learner.delta()
-        assert name in dict(learner.trainable())
+    learner = build(toy_plan(Does(what=wrap_a_stage), backbone=MAP))
+    assert "backbone.blocks.1.1.weight" in learner.delta()
+    assert "backbone.blocks.1.1.weight" in dict(learner.trainable())
     learner = build(toy_plan(Does(what=parametrise), backbone=MAP))
     assert "backbone.blocks.0.conv.parametrizations.weight.0.added" in learner.delta()
     assert "backbone.blocks.0.conv.parametrizations.weight.original" in learner.frozen()
+
+
+# -- law: what is added and trains is reached by a loss -------------------------------------------------------------
+
+
+def add_to_the_head(learner: Learner) -> None:
+    learner.head.register_parameter("noise", nn.Parameter(torch.zeros(3)))
+
+
+def add_to_the_objective(learner: Learner) -> None:
+    assert learner.objective is not None
+    learner.objective.register_module("projector", nn.Linear(12, 2))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair(ToyAdapter):
+    """Adds the product of two factors, one of them zero, to what the head gives; from half of the steps on."""
+
+    used: bool = True
+
+    def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
+        learner.head = Product(learner.head)
+        if not self.used:
+            learner.head.forward = learner.head.head.forward  # type: ignore[method-assign]
+        learner.delay([x for name, x in learner.head.named_parameters(recurse=False)], 0.5)
+        return learner
+
+
+class Product(nn.Module):
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head, self.a, self.b = head, nn.Parameter(torch.ones(3)), nn.Parameter(torch.zeros(3))
+
+    def forward(self, features: Features) -> Tensor:
+        found: Tensor = self.head(features) + self.a * self.b
+        return found
+
+
+@pytest.mark.parametrize(
+    ("adapter", "told"),
+    [
+        (Does(what=add_a_module), "Does added 2 tensors that take no part .* backbone.extra.weight first"),
+        (Does(what=add_to_the_head), "Does added 1 tensors that take no part .* heads.main.noise first"),
+        (Does(what=add_to_the_objective), "Does added 2 tensors that take no part .* objective.projector.weight first"),
+        (Pair(used=False), "Pair added 2 tensors that take no part .* heads.main.a first"),
+    ],
+)
+def test_what_no_loss_can_reach_is_refused_by_its_adapters_name(adapter: ToyAdapter, told: str) -> None:
+    with pytest.raises(LawError, match=f"^adapter {told}"):
+        build(toy_plan(Does(what=wrap_a_stage), adapter, ToyOpen(), backbone=MAP))
+
+
+@pytest.mark.parametrize("kind", ["classes", "multilabel", "regression"])
+def test_a_factor_of_zero_a_later_phase_and_what_only_the_objective_looks_at_are_reached(kind: Any) -> None:
+    learner = build(toy_plan(Pair(), ToyHint(), task=ToyTasks(kind=kind)))
+    assert {"heads.main.a", "objective.projector.weight"} <= {
+        name.replace("heads.main.head.", "heads.main.") for name, _ in learner.trainable()
+    }
+
+
+def test_what_acts_in_training_alone_is_reached_and_no_statistic_moves() -> None:
+    class Folded(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner, self.shift = inner, nn.Parameter(torch.zeros(12, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.inner(x) + (self.shift if self.training else self.shift.detach())
+            return found
+
+    def fold(learner: Learner) -> None:
+        learner.backbone.get_submodule("norm").requires_grad_(True)
+        learner.backbone.get_submodule("blocks")[1] = Folded(  # type: ignore[operator]
+            learner.backbone.get_submodule("blocks.1").requires_grad_(True)
+        )
+
+    learner = build(toy_plan(Does(what=fold), backbone=MAP))
+    assert "backbone.blocks.1.shift" in learner.delta()
+    assert torch.equal(learner.backbone.get_buffer("norm.running_mean"), torch.zeros(12))
+    assert int(learner.backbone.get_buffer("norm.num_batches_tracked")) == 0
+
+
+def test_looking_for_what_is_reached_moves_nothing_and_draws_nothing() -> None:
+    def noisy(learner: Learner) -> None:
+        learner.head.register_forward_hook(lambda *call: call[2] + torch.randn_like(call[2]))
+
+    torch.manual_seed(3)
+    learner = build(toy_plan(ToyOpen(), Does(what=wrap_a_stage), Does(what=noisy), backbone=MAP))
+    drawn = torch.rand(2)
+    torch.manual_seed(3)
+    assert torch.equal(drawn, torch.rand(2))
+    assert all(parameter.grad is None for parameter in learner.parameters())
+    assert torch.equal(learner.backbone.get_buffer("norm.running_mean"), torch.zeros(12))
+    assert not any(module.training for module in learner.modules())
+
+
+def test_what_is_not_trained_is_not_looked_for() -> None:
+    def add_frozen(learner: Learner) -> None:
+        learner.backbone.register_module("extra", nn.Linear(2, 2).requires_grad_(False))
+
+    build(toy_plan(Does(what=add_frozen)))
+    build(toy_plan(Does(what=add_a_module)), purpose="use")  # as it is loaded, whoever made it
 
 
 def test_each_adapter_answers_for_itself() -> None:
@@ -326,7 +442,7 @@ def test_a_closed_form_head_trains_nothing() -> None:
 
 def test_values_get_a_head_in_their_units() -> None:
     learner = build(toy_plan(task=ToyTasks(kind="regression", size=2)))
-    assert isinstance(learner.heads["main"], ScaledHead)
+    assert isinstance(learner.head, ScaledHead)
 
 
 def test_a_learner_for_use_has_no_objective_and_the_same_delta() -> None:
@@ -343,16 +459,6 @@ def test_the_number_of_outputs_must_be_known() -> None:
     assert build(plan, target=Target(kind="classes", size=5)).target.size == 5
 
 
-def test_a_teacher_that_nothing_can_load_is_told() -> None:
-    @dataclass(frozen=True, kw_only=True)
-    class Teaches(ToyAdapter):
-        def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
-            return context.load("starter/vit-nano")
-
-    with pytest.raises(PluginError, match="adapter Teaches asked for a teacher 'starter/vit-nano'"):
-        build(toy_plan(Teaches()))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Gives:
     """A backbone recipe that gives what it is told."""
@@ -364,6 +470,150 @@ class Gives:
 
     def build(self, files: Path | None, weights: Weights) -> Any:
         return self.what
+
+
+class Wide(nn.Module):
+    """A head of four outputs, whatever was asked for, of one place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(12, 4)
+
+    def forward(self, features: Features) -> Tensor:
+        found: Tensor = self.out(features.x if features.kind == "pooled" else features.x[:, 0])
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivesHead(ToyHeads):
+    """A head recipe that gives what it is told."""
+
+    what: Any
+    fit: Any = "gradient"
+
+    def build(self, features: FeatureSpec, target: Target) -> Any:
+        return self.what
+
+
+@pytest.mark.parametrize(
+    ("head", "told"),
+    [
+        (GivesHead(what=None), "build gave NoneType; a head is a torch.nn.Module"),
+        (GivesHead(what=nn.Identity(), fit="closed_form"), r"its module has no fit\(features, target\)"),
+    ],
+)
+def test_what_is_no_head_is_its_plugins_fault(head: Any, told: str) -> None:
+    with pytest.raises(PluginError, match=f"head 'toy-head' of zoo-toys 1 breaks its contract: .*{told}"):
+        build(toy_plan(head=head))
+
+
+@pytest.mark.parametrize(
+    ("what", "target", "told"),
+    [
+        (nn.Identity(), Target(kind="classes", size=3), r"makes Features; predictions are \[2, 3\]"),
+        (
+            Wide(),
+            Target(kind="classes", size=3),
+            r"of pooled features \[2, 12\] it makes \[2, 4\]; predictions are \[2, 3\]",
+        ),
+        (Wide(), Target(kind="token_classes", size=4), r"it makes \[2, 4\]; predictions are \[2, 5, 4\]"),
+    ],
+)
+def test_a_head_that_makes_other_predictions_is_blamed_at_build(what: nn.Module, target: Target, told: str) -> None:
+    with pytest.raises(PluginError, match=f"head 'toy-head' of zoo-toys 1 breaks its contract: .*{told}"):
+        build(toy_plan(head=GivesHead(what=what), target=target))
+
+
+def test_looking_at_a_head_leaves_its_modes_and_what_is_drawn() -> None:
+    head = nn.Sequential(Wide(), nn.BatchNorm1d(4)).train()
+    torch.manual_seed(5)
+    build(toy_plan(head=GivesHead(what=head), target=Target(kind="classes", size=4)))
+    drawn = torch.rand(2)
+    torch.manual_seed(5)
+    assert torch.equal(drawn, torch.rand(2))
+    assert not head[1].running_mean.any()  # type: ignore[operator]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivesSites:
+    """A backbone recipe whose backbone names the sites that it is told, for one role."""
+
+    role: str
+    site: Site
+    kind: Any = "tokens"
+
+    def source(self) -> Source | None:
+        return None
+
+    def build(self, files: Path | None, weights: Weights) -> nn.Module:
+        role, site = self.role, self.site
+
+        class Sited(ToyBackbone):
+            def sites(self, asked: str) -> tuple[Site, ...]:
+                return (site,) if asked == role else ()
+
+        return Sited(self.kind)
+
+
+@pytest.mark.parametrize(
+    ("role", "site", "told"),
+    [
+        (
+            "mlp.in",
+            Site(path="blocks.0.qvk"),
+            r"blocks.0.qvk.weight, and it has no module there; did you mean blocks.0.qkv",
+        ),
+        (
+            "mlp.in",
+            Site(path="norm", parameter="wieght"),
+            "norm.wieght, and LayerNorm has no such tensor; did you mean weig",
+        ),
+        ("mlp.in", Site(path="norm", out_axis=1), r"whose out_axis is 1 and whose shape is \[12\]"),
+        (
+            "mlp.in",
+            Site(path="blocks.0.qkv", outputs=(24, 48)),
+            r"whose outputs are 24 to 48 and whose shape is \[36, 12\]",
+        ),
+        ("mlp.in", Site(path="blocks.0.qkv", outputs=(5, 5)), "whose outputs are 5 to 5"),
+        ("mlp.in", Site(path="blocks.0.qkv", inputs=(0, 13)), "whose inputs are 0 to 13"),
+        ("attn.q", Site(path="blocks.0.qkv", num_heads=3, head_dim=4), "which has 36 outputs for 3 heads of 4"),
+    ],
+)
+def test_a_site_that_is_not_there_is_its_backbones_fault(role: str, site: Site, told: str) -> None:
+    with pytest.raises(PluginError, match=told) as caught:
+        build(toy_plan(ToyOpen(), backbone=GivesSites(role=role, site=site)))
+    assert str(caught.value).startswith(f"backbone 'toy' of zoo-toys 1 breaks its contract: sites('{role}') names ")
+    assert "Sited of zoo-toys 1 in " in str(caught.value)
+    assert "test_build.py" in str(caught.value)
+
+
+def test_sites_that_are_there_are_welcome() -> None:
+    rows = Site(path="blocks.0.qkv", outputs=(12, 24), inputs=(0, 12), num_heads=3, head_dim=4)
+    build(toy_plan(backbone=GivesSites(role="attn.k", site=rows)))
+
+
+@pytest.mark.parametrize(
+    ("features", "told"),
+    [
+        (
+            FeatureSpec(kind="tokens", dim=13),
+            "it says that it gives tokens with 3 axes of width 13, pooled 13, and it gives",
+        ),
+        (FeatureSpec(kind="tokens", dim=12, pooled_dim=6), "pooled 6, and it gives .* pooled 12"),
+    ],
+)
+def test_features_that_are_not_what_a_backbone_says_are_its_fault(features: FeatureSpec, told: str) -> None:
+    backbone = ToyBackbone("tokens")
+    backbone.features = features
+    with pytest.raises(LawError, match=f"backbone toy, which ToyBackbone of zoo-toys 1 in .*toys.py makes: .*{told}"):
+        build_backbone(toy_plan(backbone=Gives(what=backbone)))
+
+
+def test_a_backbone_whose_pass_fails_is_told_as_its_fault() -> None:
+    backbone = ToyBackbone("tokens")
+    backbone.stem = nn.Conv2d(5, 12, 2, stride=2)
+    with pytest.raises(PluginError, match="backbone 'toy' of zoo-toys 1 raised RuntimeError"):
+        build_backbone(toy_plan(backbone=Gives(what=backbone)))
 
 
 class NoPool(nn.Module):

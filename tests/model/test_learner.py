@@ -162,14 +162,14 @@ def test_batch_norms_keep_statistics_unless_they_train(what: str, norms: set[str
 @pytest.mark.parametrize("what", ["none", "last", "all"])
 def test_an_affine_free_batch_norm_in_a_head_updates(what: str) -> None:
     learner = learner_of(*opening(what), head=ToyHeads(norm=True))
-    before = state(learner.heads)
+    before = state(learner.head)
     learner.train()
     learner(batch_of(learner).inputs)
-    assert {"main.layers.0.running_mean", "main.layers.0.running_var"} <= moved(before, learner.heads)
+    assert {"layers.0.running_mean", "layers.0.running_var"} <= moved(before, learner.head)
     learner.eval()
-    before = state(learner.heads)
+    before = state(learner.head)
     learner(batch_of(learner).inputs)
-    assert not moved(before, learner.heads)
+    assert not moved(before, learner.head)
 
 
 def inside_a_parent(learner: Learner) -> tuple[nn.Module, Learner]:
@@ -334,14 +334,14 @@ def test_the_delta_is_the_learners_own_state() -> None:
     learner = learner_of()
     name = "heads.main.layers.0.bias"
     learner.delta()[name].fill_(7)
-    assert learner.heads.state_dict()["main.layers.0.bias"].tolist() == [7.0] * 3
+    assert learner.head.state_dict()["layers.0.bias"].tolist() == [7.0] * 3
     assert not learner.delta()[name].requires_grad
 
 
 def test_a_learner_that_was_not_built_has_no_delta() -> None:
     built = learner_of()
     assert built.objective is not None
-    loose = Learner(built.backbone, built.heads["main"], "pooled", built.objective, built.target)
+    loose = Learner(built.backbone, built.head, "pooled", built.objective, built.target)
     with pytest.raises(LawError, match="known once building is over"):
         loose.delta()
 
@@ -354,7 +354,7 @@ class LateBuffer(ToyAdapter):
             if not isinstance(getattr(module, "passes", None), Tensor):
                 module.register_buffer("passes", torch.zeros(()))
 
-        learner.heads["main"].register_forward_hook(count)
+        learner.head.register_forward_hook(count)
         return learner
 
 
@@ -363,8 +363,8 @@ class LateWrapper(ToyAdapter):
 
     def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
         def wrap(module: nn.Module, args: Any) -> None:
-            if not isinstance(learner.heads["main"], nn.Sequential):
-                learner.heads["main"] = nn.Sequential(learner.heads["main"])
+            if not isinstance(learner.head, nn.Sequential):
+                learner.head = nn.Sequential(learner.head)
 
         assert isinstance(learner, nn.Module)
         learner.register_forward_pre_hook(wrap)
@@ -449,7 +449,7 @@ def test_a_delta_of_another_learner_is_refused_and_changes_nothing(mistake: Call
 
 def fitted_memory(num: int) -> Learner:
     learner = learner_of(head=ToyMemory(), kind="tokens")
-    head = learner.heads["main"]
+    head = learner.head
     head.fit(Features(kind="pooled", x=torch.randn(num, 12)), torch.arange(num) % 3)  # type: ignore[operator]
     return learner
 
@@ -480,7 +480,7 @@ def test_a_closed_form_head_that_nothing_has_fitted_gives_no_predictions(kind: A
     twin.load_delta(learner.delta())
     with pytest.raises(UsageError, match="nothing has fitted it"):
         twin(batch.inputs)
-    learner.heads["main"].fit(Features(kind="pooled", x=torch.randn(6, 12)), batch.target)  # type: ignore[operator]
+    learner.head.fit(Features(kind="pooled", x=torch.randn(6, 12)), batch.target)  # type: ignore[operator]
     twin.load_delta(learner.delta())
     assert torch.equal(predictions(learner), predictions(twin))
 
@@ -591,7 +591,7 @@ class Faster(ToyAdapter):
     """Trains the head four times as fast."""
 
     def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
-        learner.set_scale(learner.heads.parameters(), 4.0)
+        learner.set_scale(learner.head.parameters(), 4.0)
         return learner
 
 
@@ -608,7 +608,7 @@ class WrapHead(ToyAdapter):
     """Puts the head into a module, which renames its parameters."""
 
     def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
-        learner.heads["main"] = Wrapped(learner.heads["main"])
+        learner.head = Wrapped(learner.head)
         return learner
 
 
@@ -697,7 +697,7 @@ def test_a_start_follows_its_parameter_through_copies(wrap: Callable[[Learner], 
 def test_a_start_that_is_no_share_is_refused(start: float) -> None:
     learner = learner_of()
     with pytest.raises(UsageError, match="a phase starts at a share of the steps, 0 to below 1, found"):
-        learner.delay(learner.heads.parameters(), start)
+        learner.delay(learner.head.parameters(), start)
 
 
 # -- what is the base's and what was added --------------------------------------------------------------------------
@@ -739,7 +739,7 @@ def test_a_module_in_two_places_is_in_one_mode(frozen: str) -> None:
     assert built.objective is not None
     network = Twice(nn.Linear(2, 2))
     network.get_submodule(frozen).requires_grad_(False)
-    learner = Learner(network, built.heads["main"], "pooled", built.objective, built.target).train()
+    learner = Learner(network, built.head, "pooled", built.objective, built.target).train()
     assert breaches(learner, True) == []
     assert network.first.training == (frozen == "second.0")
     assert network.second.training is False

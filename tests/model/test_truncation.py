@@ -123,7 +123,7 @@ def test_adapters_and_heads_see_the_stages_that_are_left(tmp_path: Path) -> None
         learner.train()(inputs).predictions.sum().backward()
         assert all(parameter.grad is not None for parameter in learner.added().values())
     narrow = zoo_core.load("starter/convnet-nano(until=2)", num_classes=3)
-    assert [tuple(x.shape) for x in narrow.heads.parameters()] == [(3, 64), (3,)], "half of its usual width"
+    assert [tuple(x.shape) for x in narrow.head.parameters()] == [(3, 64), (3,)], "half of its usual width"
 
 
 def test_it_is_fitted_stored_and_loaded(tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ def refusal(plan: Resolve, spec: str, **arguments: Any) -> str:
         ("nasty/table(weights=random)+attention-pool", "rows", "consumes tokens and nasty/table gives pooled"),
         ("nasty/tokens+maps-only", "thirds", "adapter maps-only works on map and nasty/tokens gives tokens"),
         ("nasty/tokens+needs-attention", "thirds", "needs the attention seam, which nasty/tokens lacks"),
+        ("nasty/tokens+focal", "heights", "adapter focal is for classes, multilabel and the target is regression"),
         ("nasty/tokens+needs-query", "thirds", "works on attn.q; nasty/tokens has norm"),
         ("nasty/table(weights=random)+norm", "rows", "works on norm; nasty/table has no roles"),
         ("nasty/tokens+partial(n=4)", "thirds", "partial(n=4): the backbone has 3 stages; allowed: 1 to 3"),
@@ -69,6 +70,11 @@ def refusal(plan: Resolve, spec: str, **arguments: Any) -> str:
 )
 def test_what_makes_no_sense_is_refused_with_its_reason(plan: Resolve, spec: str, task: str, reason: str) -> None:
     assert reason in refusal(plan, spec, task=task)
+
+
+def test_an_adapter_goes_with_the_targets_that_it_is_for(plan: Resolve) -> None:
+    assert plan("nasty/tokens+focal").adapters[0].name == "focal"
+    assert plan("nasty/tokens+quiet", task="heights").adapters[0].name == "quiet"  # says nothing: is for all
 
 
 @pytest.mark.parametrize("spec", ["nasty/tokens+probe+ncm", "nasty/tokens+quiet+ncm", "nasty/tokens+ncm"])
@@ -157,10 +163,21 @@ def test_neither_task_nor_target_is_a_usage_error(plan: Resolve) -> None:
         (
             "nasty/tokens+silent",
             "thirds",
-            "adapter 'silent' of zoo-nasty 1.0 breaks its contract: it does not say accepts",
+            "adapter 'silent' of zoo-nasty 1.0 breaks its contract: it does not say changes",
+        ),
+        (
+            "nasty/tokens+aimless",
+            "thirds",
+            "targets is 'clases'; allowed: classes, multilabel, regression",
         ),
         ("nasty/tokens+three-rates", "thirds", "learning_rates should be 5 ascending positive numbers"),
         ("nasty/tokens+miscounts", "thirds", "first_stage(3) raised ZeroDivisionError"),
+        (
+            "nasty/tokens",
+            "strange",
+            "target.kind is 'clases'; allowed: classes, multilabel, regression, token_classes",
+        ),
+        ("nasty/tokens", "aim", "target is 'classes'; it should be a zoo_core.contracts.Target"),
         ("nasty/tokens", "misfit", "metric is 'r2'; allowed: accuracy, average_precision, macro_f1, top5_accuracy"),
     ],
 )
@@ -171,6 +188,16 @@ def test_a_recipe_that_breaks_its_contract_is_its_plugins_fault(
         plan(spec, task=task)
     assert reason in str(caught.value)
     assert "zoo-nasty 1.0" in str(caught.value)
+
+
+def test_a_task_that_opens_as_another_one_is_its_plugins_fault(plan: Resolve) -> None:
+    from zoo_core.benchmark.trial import open_task
+
+    assert open_task(plan("nasty/tokens")).target.kind == "classes"
+    with pytest.raises(
+        PluginError, match=r"task 'shifty' of zoo-nasty 1\.0 .* its target is classes, and opened it is regression"
+    ):
+        open_task(plan("nasty/tokens", task="shifty"))
 
 
 # --- what the catalogue does not tell --------------------------------------------------------------------------------
@@ -364,8 +391,8 @@ def test_a_trials_text_names_what_differs_from_the_default_budget() -> None:
 def test_every_combination_gets_as_many_rates_and_its_default_in_the_middle(nasty: Any, num_rates: int) -> None:
     for spec in ("", "+full", "+partial(n=2)", "+bitfit", "+norm", "+mlp", "+attention-pool", "+quiet", "+noise"):
         plan = nasty.resolve(f"nasty/tokens{spec}", budget=Budget(num_rates=num_rates))
-        training = [part for part in plan.adapters if part.recipe.changes & {"base", "added"}]
-        grid = (training[0] if training else plan.head).recipe.learning_rates
+        training = [part for part in plan.adapters if part.fact("changes") & {"base", "added"}]
+        grid = (training[0] if training else plan.head).fact("learning_rates")
         assert len(plan.learning_rates) == num_rates, spec
         assert plan.learning_rates[num_rates // 2] == grid[2], spec
         assert list(plan.learning_rates) == sorted(plan.learning_rates)

@@ -52,19 +52,8 @@ class Hada:
     start: float = 1.0
 
     version: ClassVar[int] = 1
-    accepts: ClassVar[frozenset[str]] = frozenset({"map", "tokens", "pooled"})
-    seams: ClassVar[frozenset[str]] = frozenset()
-    needs: ClassVar[tuple[frozenset[str], ...]] = ()
     changes: ClassVar[frozenset[str]] = frozenset({"added"})
-    batchable: ClassVar[bool] = False
-    mergeable: ClassVar[bool] = False
     learning_rates: ClassVar[tuple[float, ...]] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
-
-    def first_stage(self, num_stages: int) -> int:
-        return 0
-
-    def source(self) -> None:
-        return None
 
     def apply(self, learner: Learner, context: Context) -> Learner:
         import torch
@@ -378,7 +367,7 @@ def test_object_of_a_class_of_a_file_is_the_same_trial_as_the_plugin(hada: Path)
 
 def test_class_whose_file_has_changed_is_refused(hada: Path) -> None:
     module = imported(hada)
-    hada.write_text(HADA.replace("return 0", "return 1"), encoding="utf-8")
+    hada.write_text(HADA.replace("return learner", "return None"), encoding="utf-8")
     with pytest.raises(UsageError, match=r"hada\.py has changed since Hada was imported"):
         resolve(["starter/vit-nano", module.Hada()], task="digits")
 
@@ -429,9 +418,7 @@ class Careless:
     widths: Any = None
 
     version: ClassVar[int] = 1
-    consumes: ClassVar[str] = "pooled"
     predicts: ClassVar[frozenset[str]] = frozenset({"classes"})
-    fit: ClassVar[str] = "gradient"
     learning_rates: ClassVar[tuple[float, ...]] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 
     def build(self, features: Any, target: Any) -> Any: ...
@@ -439,7 +426,7 @@ class Careless:
 
 def test_value_that_no_spec_can_hold_is_refused() -> None:
     with pytest.raises(UsageError, match="a spec cannot hold one of its values"):
-        resolve(["starter/vit-nano", Careless(widths={"a": 1})], task="digits")  # type: ignore[list-item]
+        resolve(["starter/vit-nano", Careless(widths={"a": 1})], task="digits")
 
 
 def test_suite_takes_objects_and_its_report_is_marked(hada: Path, tmp_path: Path) -> None:

@@ -51,11 +51,7 @@ PLUGIN = '''
         second: str = ""
 
         version: ClassVar[int] = 1
-        accepts: ClassVar[frozenset[str]] = frozenset({"map", "tokens", "pooled"})
-        seams: ClassVar[frozenset[str]] = frozenset()
-        needs: ClassVar[tuple[frozenset[str], ...]] = ()
         changes: ClassVar[frozenset[str]] = frozenset({"objective"})
-        batchable: ClassVar[bool] = False
         mergeable: ClassVar[bool] = True
         learning_rates: ClassVar[tuple[float, ...]] = RATES
 
@@ -76,8 +72,6 @@ PLUGIN = '''
         guide: str = "unused"
         teacher: Spec
 
-        def source(self):
-            return None
 '''
 
 

@@ -96,7 +96,7 @@ def test_every_item_has_its_place_and_only_bad_ones_fail(num_workers: int) -> No
             assert ("before" if number % 7 == 6 else "not finite") in str(one.error)
         else:
             assert isinstance(one, Prediction)
-            logits = learner.heads["main"](Features(kind="pooled", x=torch.tensor([[float(number), 1.0]])))
+            logits = learner.head(Features(kind="pooled", x=torch.tensor([[float(number), 1.0]])))
             assert one.scores == pytest.approx(logits.softmax(-1)[0].tolist(), abs=1e-6)  # float32
 
 

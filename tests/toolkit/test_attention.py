@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tests.toolkit.test_stages import NeedsValues, fail, pictures, starter
 from zoo_core.testing.toys import ToyBackbone
 from zoo_core.toolkit.attention import attend_beside, attend_to, attention_calls, attention_shapes
-from zoo_core.toolkit.stages import boundary, resume, stage_modules
+from zoo_core.toolkit.stages import stage_modules
 
 ATTENTION = nn.functional.scaled_dot_product_attention
 
@@ -349,16 +349,6 @@ def test_an_error_inside_attention_leaves_the_mode() -> None:
         stage(X)
     remove()
     assert torch.equal(ATTENTION(query, key, value), bare)
-
-
-def test_the_seams_work_together() -> None:
-    backbone = ToyBackbone("tokens").eval()
-    inputs = pictures(backbone)
-    for stage in stage_modules(backbone):
-        attend_to(stage, Prefix(2, heads=3, dim=4, dtype=torch.float32))
-    whole = backbone(inputs).x
-    for index in range(3):
-        assert torch.equal(resume(backbone, inputs, boundary(backbone, inputs, index)).x, whole)
 
 
 def test_a_prefixed_stage_may_be_checkpointed() -> None:

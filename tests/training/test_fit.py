@@ -165,13 +165,13 @@ def test_scales_and_decay_reach_the_optimiser() -> None:
     @dataclass(frozen=True, kw_only=True)
     class Faster(ToyAdapter):
         def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
-            learner.set_scale(learner.heads.parameters(), 4.0)
+            learner.set_scale(learner.head.parameters(), 4.0)
             return learner
 
     plan = toy_plan(ToyOpen(what="last"), Faster(), budget=Budget(epochs=1, weight_decay=0.3, warmup=0))
     with watched() as steps:
         learner, _ = fitted(plan, 0.25)
-    head = {id(parameter) for parameter in learner.heads.parameters()}
+    head = {id(parameter) for parameter in learner.head.parameters()}
     for group in steps[0]:
         for parameter in group["params"]:
             assert group["lr"] == (1.0 if id(parameter) in head else 0.25)
@@ -196,7 +196,7 @@ def test_a_fit_is_the_loop_that_anybody_would_write() -> None:
     learner, found = fitted(plan, 0.05, seed=3)
     twin = build(plan)
     twin.train()
-    weight, bias = (twin.heads.get_parameter(f"main.layers.0.{name}") for name in ("weight", "bias"))
+    weight, bias = (twin.head.get_parameter(f"layers.0.{name}") for name in ("weight", "bias"))
     optimiser = torch.optim.AdamW(
         [{"params": [weight], "weight_decay": 0.1}, {"params": [bias], "weight_decay": 0.0}], lr=0.05, fused=True
     )
@@ -466,7 +466,7 @@ class Spoils(ToyAdapter):
                 return None
             return output * self.by
 
-        learner.heads["main"].register_forward_hook(hook)
+        learner.head.register_forward_hook(hook)
         return learner
 
 
@@ -491,7 +491,7 @@ def test_a_rate_that_diverges_loses_to_one_that_does_not() -> None:
             def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
                 return output * (math.nan if module.layers[0].weight.abs().max() > 1 else 1)  # type: ignore[index,union-attr]
 
-            learner.heads["main"].register_forward_hook(hook)
+            learner.head.register_forward_hook(hook)
             return learner
 
     plan = toy_plan(DivergesFast(), budget=SHORT, learning_rates=(1e-3, 1e-2, 1e3))
@@ -576,7 +576,7 @@ def test_a_part_that_has_not_joined_holds_no_gradient_and_no_state_of_the_optimi
 def test_moments_of_what_trains_already_are_kept_when_others_join() -> None:
     plan = toy_plan(*BACKBONE_LATER, budget=SHORT)
     learner = build(plan)
-    weight = learner.heads.get_parameter("main.layers.0.weight")
+    weight = learner.head.get_parameter("layers.0.weight")
     late = learner.backbone.get_parameter("stem.weight")
     mean = torch.zeros_like(weight)
     steps: list[float] = []
@@ -714,13 +714,12 @@ def test_patience_begins_with_the_last_phase() -> None:
 
 
 class Shifted(nn.Module):
-    """x plus a shift that starts at zero; `dead` is looked at by nobody."""
+    """x plus a shift that starts at zero."""
 
     def __init__(self, inner: nn.Module, dim: int) -> None:
         super().__init__()
         self.inner = inner
         self.shift = nn.Parameter(torch.zeros(dim))
-        self.dead = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x: Tensor) -> Tensor:
         found: Tensor = self.inner(x) + self.shift
@@ -729,29 +728,16 @@ class Shifted(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Shift(ToyAdapter):
-    """Adds a shift to the second stage; a dead tensor beside it if asked, both from `start` on."""
+    """Adds a shift to the second stage, from `start` on."""
 
-    dead: bool = False
     start: float = 0.0
 
     def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
         blocks = learner.backbone.get_submodule("blocks")
         assert isinstance(blocks, nn.Sequential)
         blocks[1] = shifted = Shifted(blocks[1], 12)
-        if not self.dead:
-            del shifted.dead
         learner.delay([x for name, x in shifted.named_parameters(recurse=False)], self.start)
         return learner
-
-
-@pytest.mark.parametrize("start", [0.0, 0.5])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_an_added_tensor_that_nothing_looks_at_is_told(start: float, precision: Any) -> None:
-    epochs: list[int] = []
-    plan = toy_plan(Shift(dead=True, start=start), budget=Budget(epochs=4, batch_size=60, precision=precision))
-    with pytest.raises(LawError, match=r"^1 added tensors take no part in a forward pass, backbone.blocks.1.dead"):
-        fitted(plan, progress=lambda _: epochs.append(1))
-    assert len(epochs) == (1 if start == 0 else 3)  # after the first epoch in which it might have trained
 
 
 @pytest.mark.parametrize("start", [0.0, 0.5])
@@ -759,29 +745,6 @@ def test_an_added_tensor_that_nothing_looks_at_is_told(start: float, precision: 
 def test_an_added_tensor_that_takes_part_trains(start: float, precision: Any) -> None:
     learner, _ = fitted(toy_plan(Shift(start=start), budget=replace(SHORT, precision=precision)))
     assert learner.backbone.get_parameter("blocks.1.shift").abs().sum() > 0
-
-
-def test_an_added_tensor_whose_layer_was_left_out_so_far_is_not_blamed() -> None:
-    backbone = ToyBackbones(layer_drop=True)  # leaves out every stage when all of it trains
-    learner, _ = fitted(toy_plan(ToyOpen(), Shift(), backbone=backbone, budget=SHORT))
-    assert learner.backbone.get_submodule("blocks").training is False
-    with pytest.raises(LawError, match=r"blocks.1.dead first"):
-        fitted(toy_plan(ToyOpen(), Shift(dead=True), backbone=backbone, budget=SHORT))
-
-
-def test_looking_for_added_tensors_changes_no_bit_of_training() -> None:
-    @dataclass(frozen=True, kw_only=True)
-    class Noisy(ToyAdapter):
-        def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
-            learner.heads["main"].register_forward_hook(lambda *call: call[2] + torch.randn_like(call[2]))
-            return learner
-
-    plan = toy_plan(ToyOpen(), Shift(), Noisy(), backbone=ToyBackbones(layer_drop=True), budget=SHORT)
-    looked, alone = build(plan), build(plan)
-    alone._added_names = frozenset()
-    for learner in (looked, alone):
-        fit(learner, loader_of(plan, learner), budget=plan.budget, learning_rate=1e-2, seed=0)
-    assert same(state(looked), state(alone))
 
 
 # -- when training is over ------------------------------------------------------------------------------------------
@@ -802,13 +765,13 @@ class Finishes(ToyAdapter):
 def halve(learner: contracts.Learner) -> None:
     assert isinstance(learner, nn.Module)
     assert all(x.requires_grad for x in learner.parameters()), "all phases are over"
-    for parameter in learner.heads.parameters():
+    for parameter in learner.head.parameters():
         parameter.mul_(0.5)
 
 
 @torch.no_grad()
 def shift(learner: contracts.Learner) -> None:
-    for parameter in learner.heads.parameters():
+    for parameter in learner.head.parameters():
         parameter.add_(1)
 
 
@@ -823,7 +786,7 @@ def test_finishers_are_called_once_in_order_after_the_last_step() -> None:
 def test_candidates_are_scored_as_they_are_finished() -> None:
     @torch.no_grad()
     def spoil(learner: contracts.Learner) -> None:
-        for name, parameter in learner.heads.named_parameters():
+        for name, parameter in learner.head.named_parameters():
             parameter.fill_(-1 if name.endswith("bias") else 0)
 
     task = ToyTasks(kind="regression", size=1)

@@ -301,7 +301,7 @@ def test_parameters_are_counted(plan: Any, trainable: int, total: int) -> None:
 
 def test_the_state_of_a_closed_form_head_is_counted() -> None:
     learner = build(toy_plan(head=ToyMemory()))
-    learner.heads["main"].fit(  # type: ignore[operator]
+    learner.head.fit(  # type: ignore[operator]
         Features(kind="pooled", x=torch.zeros(7, 12)), torch.arange(7) % 3
     )
     assert count_parameters(learner) == (7 * 12 + 7 * 3, BACKBONE + 7 * 12 + 7 * 3)

@@ -53,7 +53,7 @@ class Weighs(ToyAdapter):
 
     def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
         weights = torch.tensor([0.2, 1.0, 3.0])
-        learner.objective = default_objective(learner.target, learner.heads["main"], weights)
+        learner.objective = default_objective(learner.target, learner.head, weights)
         return learner
 
 

@@ -64,7 +64,7 @@ class Halves(ToyAdapter):
     def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
         @torch.no_grad()
         def halve(trained: contracts.Learner) -> None:
-            for parameter in trained.heads.parameters():
+            for parameter in trained.head.parameters():
                 parameter.mul_(0.5)
 
         learner.finishers.append(halve)

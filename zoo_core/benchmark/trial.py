@@ -30,7 +30,7 @@ from zoo_core.model.build import build
 from zoo_core.model.learner import Learner
 from zoo_core.plan.plan import Plan
 from zoo_core.registry.local_plugins import plugin_hashes
-from zoo_core.registry.recipe_checks import plugin_call
+from zoo_core.registry.recipe_checks import broken, plugin_call
 from zoo_core.registry.registry import Bound
 from zoo_core.results.store import UNMEASURED, Result
 from zoo_core.spec.parser import Part
@@ -92,6 +92,9 @@ def open_task(plan: Plan) -> TaskData:
         files = files_of(plan, plan.task)
     with plugin_call(plan.task):
         data: TaskData = plan.task.recipe.open(files)
+        said, found = plan.task.recipe.target.kind, data.target.kind
+    if found != said:
+        raise broken(plan.task, f"it says that its target is {said}, and opened it is {found}")
     return data
 
 

@@ -1,6 +1,7 @@
 """The protocols and value types that zoo-core and its plugins share. Importing them does not import torch.
 
-A plugin implements a protocol by having its methods and attributes. It inherits from nothing here.
+A plugin implements a protocol by having its methods and attributes. It inherits from nothing here, and what a recipe
+does not say of itself has a default (`fact`).
 The axes of tensors have one legend: B batch, T tokens, D feature width, H W rows and columns, C outputs, N K numeric
 and categorical columns.
 """
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 from zoo_core.contracts.extensions import AugmentationRecipe, MetricRecipe, ReaderRecipe
 from zoo_core.contracts.modules import (
     Backbone,
+    ClosedForm,
     Exportable,
     Extendable,
     Learner,
@@ -22,13 +24,20 @@ from zoo_core.contracts.modules import (
     as_backbone,
 )
 from zoo_core.contracts.recipes import (
+    AdapterFacts,
+    AdapterFormat,
     AdapterRecipe,
     BackboneRecipe,
     Context,
+    HeadFacts,
     HeadRecipe,
     Located,
+    MergesItself,
+    Namespace,
     Surveyed,
+    TaskFacts,
     TaskRecipe,
+    fact,
 )
 from zoo_core.contracts.values import (
     Batch,
@@ -76,27 +85,33 @@ __all__ = [
     "SUFFIXES",
     "TARGET_KINDS",
     "TRUSTS",
+    "AdapterFacts",
+    "AdapterFormat",
     "AdapterRecipe",
     "AugmentationRecipe",
     "Backbone",
     "BackboneRecipe",
     "Batch",
     "Change",
+    "ClosedForm",
     "Context",
     "Exportable",
     "Extendable",
     "FeatureSpec",
     "Features",
     "FileHash",
+    "HeadFacts",
     "HeadRecipe",
     "Kind",
     "Learner",
     "LinearMap",
     "Located",
+    "MergesItself",
     "Metric",
     "MetricRecipe",
     "MicroBatchable",
     "Modality",
+    "Namespace",
     "Objective",
     "Output",
     "PartKind",
@@ -112,8 +127,10 @@ __all__ = [
     "Target",
     "TargetKind",
     "TaskData",
+    "TaskFacts",
     "TaskRecipe",
     "Trust",
     "Weights",
     "as_backbone",
+    "fact",
 ]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Backbone",
+    "ClosedForm",
     "Exportable",
     "Extendable",
     "Learner",
@@ -126,6 +127,15 @@ class Exportable(Protocol):
 
 
 @runtime_checkable
+class ClosedForm(Protocol):
+    """A head that is fitted in closed form."""
+
+    def fit(self, features: Features, target: Tensor) -> None:
+        """Called once, with all training features [N, ...] and targets [N, ...]; what it finds is held in buffers."""
+        ...
+
+
+@runtime_checkable
 class LinearMap(Protocol):
     """A head that, in evaluation mode, computes the same as one linear layer."""
 
@@ -166,12 +176,12 @@ class Learner(Protocol):
     """A model in training or in use, as adapters and loops of somebody's own may rely on it. Also an nn.Module.
 
     Other attributes of what `zoo_core.load` gives may change in any version.
-    heads: by name; "main" makes the predictions. objective: an Objective that is a module too, which an adapter may
-    wrap; None in a learner for use.
+    head: makes predictions of features; an adapter may wrap it, `learner.head = Wrapped(learner.head)`.
+    objective: an Objective that is a module too, which an adapter may wrap; None in a learner for use.
     """
 
     backbone: nn.Module
-    heads: nn.ModuleDict
+    head: nn.Module
     objective: nn.Module | None
     target: Target
     training: bool

@@ -2,26 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
+from inspect import getattr_static
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
+from types import MethodType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from zoo_core.contracts.modules import Learner
 from zoo_core.contracts.values import FeatureSpec, Source, Survey, Target, TaskData
-from zoo_core.contracts.vocabulary import Change, Kind, Modality, Seam, TargetKind, Weights
+from zoo_core.contracts.vocabulary import (
+    FEATURE_KINDS,
+    TARGET_KINDS,
+    Change,
+    Kind,
+    Modality,
+    PartKind,
+    Seam,
+    TargetKind,
+    Weights,
+)
 
 if TYPE_CHECKING:
     from torch import Generator, nn
 
 __all__ = [
+    "AdapterFacts",
+    "AdapterFormat",
     "AdapterRecipe",
     "BackboneRecipe",
     "Context",
+    "HeadFacts",
     "HeadRecipe",
     "Located",
+    "MergesItself",
+    "Namespace",
     "Surveyed",
+    "TaskFacts",
     "TaskRecipe",
+    "fact",
 ]
 
 
@@ -31,7 +50,6 @@ class Context:
 
     generator: its own source of random draws, derived from (seed, part); without one, torch draws from another with the
     same seed, whatever other threads draw meanwhile.
-    load: turns a spec or a stored run into a frozen learner (a teacher).
     files: the folder that holds the files of the adapter's own `source`, verified. base: the repository or folder that
     the backbone's files come from, None for one that has none.
     """
@@ -39,7 +57,6 @@ class Context:
     target: Target
     purpose: Literal["train", "use"]
     generator: Generator
-    load: Callable[[str], Learner]
     files: Path | None = None
     base: str | None = None
 
@@ -51,13 +68,13 @@ class BackboneRecipe(Protocol):
     metadata={"trust": "pickle"})`, with one of TRUSTS: any other value than its default is then taken from the user
     of this call alone, and refused where a stored run, a suite file or a record holds it; see zoo_core.registry.trust.
     A field of type zoo_core.Spec names other parts (a teacher): what those are made from is part of its identity too.
-    A namespace of any kind may have a class method `recipe_for(name)`: the recipe of that name, with its own arguments.
+    A namespace of any kind whose names take arguments of their own is a Namespace.
     """
 
     version: ClassVar[int]
 
     def source(self) -> Source | None:
-        """Where its files come from; None: nothing to fetch."""
+        """Where its files come from; None: nothing to fetch. By having it a class is told from the recipe of a head."""
         ...
 
     def build(self, files: Path | None, weights: Weights) -> nn.Module:
@@ -72,60 +89,31 @@ class BackboneRecipe(Protocol):
 
 
 class HeadRecipe(Protocol):
-    """consumes: the poorest kind of features it needs. fit: by gradient, or in closed form from training features.
-
-    learning_rates: five ascending rates; the middle one is the default.
-    """
+    """Features to predictions. What it may say besides, and what holds where it does not: see HeadFacts."""
 
     version: ClassVar[int]
-    consumes: ClassVar[Kind]
-    predicts: ClassVar[frozenset[TargetKind]]
-    fit: ClassVar[Literal["gradient", "closed_form"]]
-    learning_rates: ClassVar[tuple[float, ...]]
 
     def build(self, features: FeatureSpec, target: Target) -> nn.Module:
-        """A module Features -> predictions. A closed-form one also has `fit(features, target)`, called once with all
-        training features [N, ...] and targets [N, ...]; its state is buffers.
-        """
+        """A module Features -> predictions; one that is fitted in closed form is a ClosedForm."""
         ...
 
 
 class AdapterRecipe(Protocol):
     """A change to a learner. It may only add: what was trainable stays so, and no frozen value changes.
 
-    accepts: kinds of backbone features it works on. seams: what it needs of the backbone. changes: what it touches.
-    batchable: whether trials that differ only in numbers can share one pass. mergeable: folds into plain weights.
-    needs: alternatives, best first, each a set of roles; it works on the first of which the backbone has all. Empty:
-    it needs none. mergeable: one that changes more than sites (see zoo_core.toolkit.sites) also has `merge(learner)`,
-    which folds what it added into plain weights. One whose library has a format of its own for adapters may have a
-    class method `export(learner, folder)`: it writes all that was trained in the backbone, and returns one line that
-    says what loads it.
-    One whose outputs differ from the base's before the first step also has `exact_at_start`, False; see
-    zoo_core.testing.conformance, which checks all that is promised here.
+    changes: what it touches. What it may say besides, and what holds where it does not: see AdapterFacts; what one may
+    be able to do besides: see MergesItself and AdapterFormat.
+    All that is promised is checked by zoo_core.testing.conformance.
     """
 
     version: ClassVar[int]
-    accepts: ClassVar[frozenset[Kind]]
-    seams: ClassVar[frozenset[Seam]]
-
-    @property
-    def needs(self) -> tuple[frozenset[str], ...]: ...
-
     changes: ClassVar[frozenset[Change]]
-    batchable: ClassVar[bool]
-    mergeable: ClassVar[bool]
-    learning_rates: ClassVar[tuple[float, ...]]
 
-    def first_stage(self, num_stages: int) -> int:
-        """Earliest stage it changes, counted from 0; num_stages: none but the head. Raises UsageError if impossible."""
-        ...
-
-    def source(self) -> Source | None: ...
     def apply(self, learner: Learner, context: Context) -> Learner: ...
 
 
 class TaskRecipe(Protocol):
-    """A data set with splits, a target and a metric."""
+    """A data set with splits, a target and a metric. Its `source` tells of files of its own: see TaskFacts."""
 
     version: ClassVar[int]
 
@@ -138,8 +126,108 @@ class TaskRecipe(Protocol):
         """What is known of the target before the data is read."""
         ...
 
-    def source(self) -> Source | None: ...
     def open(self, files: Path | None) -> TaskData: ...
+
+
+# What a recipe may say of itself, with what holds where it says nothing. A recipe inherits nothing: whoever needs a
+# fact asks `fact`, which looks at the recipe and then here. So a fact that is added here breaks no recipe, and one that
+# a recipe does not need to say is not repeated in it.
+
+
+class HeadFacts:
+    """consumes: the poorest kind of features it needs. predicts: the target kinds that it is for.
+
+    fit: by gradient, or in closed form from training features. learning_rates: five ascending rates; the middle one is
+    the default. One in closed form has none.
+    """
+
+    consumes: ClassVar[Kind] = "pooled"
+    predicts: ClassVar[frozenset[TargetKind]] = frozenset(TARGET_KINDS) - {"token_classes"}
+    fit: ClassVar[Literal["gradient", "closed_form"]] = "gradient"
+    learning_rates: ClassVar[tuple[float, ...]] = (4e-4, 2e-3, 1e-2, 5e-2, 2.5e-1)
+
+
+class AdapterFacts:
+    """accepts: kinds of backbone features it works on. targets: the target kinds that it is for, all unless it says so.
+
+    seams: what it needs of the backbone.
+    needs: alternatives, best first, each a set of roles; it works on the first of which the backbone has all. Empty:
+    it needs none.
+    mergeable: whether it folds into plain weights; one that changes more than sites also is a MergesItself.
+    exact_at_start: whether the outputs are those of the base before the first step.
+    learning_rates: five ascending rates, the middle one is the default, of an adapter that trains anything.
+    Each may be a property, where it depends on an argument.
+    """
+
+    accepts: ClassVar[frozenset[Kind]] = frozenset(FEATURE_KINDS)
+    targets: ClassVar[frozenset[TargetKind]] = frozenset(TARGET_KINDS)
+    seams: ClassVar[frozenset[Seam]] = frozenset()
+    needs: ClassVar[tuple[frozenset[str], ...]] = ()
+    mergeable: ClassVar[bool] = False
+    exact_at_start: ClassVar[bool] = True
+    learning_rates: ClassVar[tuple[float, ...]] = (2e-4, 1e-3, 5e-3, 2.5e-2, 1.25e-1)
+
+    def first_stage(self, num_stages: int) -> int:
+        """Earliest stage it changes, counted from 0; num_stages: none but the head. Raises UsageError if impossible."""
+        return 0
+
+    def source(self) -> Source | None:
+        """Where its files come from; None: nothing to fetch."""
+        return None
+
+
+class TaskFacts:
+    """A task without files of its own has no `source`."""
+
+    def source(self) -> Source | None:
+        """Where its files come from; None: nothing to fetch."""
+        return None
+
+
+_FACTS: Mapping[PartKind, type] = {"adapter": AdapterFacts, "head": HeadFacts, "task": TaskFacts}
+
+
+def fact(kind: PartKind, recipe: object, name: str) -> Any:
+    """What a recipe says of itself under a name, or what holds for its kind where it says nothing.
+
+    A method comes bound to the recipe. Raises AttributeError for what it does not say and must.
+    """
+    usual: Any = vars(_FACTS[kind]).get(name) if kind in _FACTS else None
+    if usual is None or getattr_static(recipe, name, _SILENT) is not _SILENT:
+        return getattr(recipe, name)
+    return MethodType(usual, recipe) if callable(usual) else usual
+
+
+_SILENT = object()
+
+
+@runtime_checkable
+class MergesItself(Protocol):
+    """An adapter that changes more than sites (see zoo_core.toolkit.sites), and yet folds into plain weights."""
+
+    def merge(self, learner: Learner) -> None:
+        """Folds what it added into the weights of a learner's backbone, in place."""
+        ...
+
+
+@runtime_checkable
+class AdapterFormat(Protocol):
+    """The class of an adapter whose library has a format of its own for adapters."""
+
+    @classmethod
+    def export(cls, learner: Learner, folder: Path) -> str:
+        """Writes all that was trained in the backbone into a new folder; returns one line that says what loads it."""
+        ...
+
+
+@runtime_checkable
+class Namespace(Protocol):
+    """The class of a recipe that owns a namespace whose names take arguments of their own."""
+
+    @classmethod
+    def recipe_for(cls, name: str) -> type:
+        """The recipe of what follows the '/' in a name. Raises NotFoundError."""
+        ...
 
 
 @runtime_checkable

@@ -1,31 +1,43 @@
 """Plan -> Learner: backbone frozen, head and objective made, the chain of adapters folded, the law checked after each.
 
 Law: an adapter may only add. After every step, what was trainable must still be trainable, every tensor of the base
-must still be there, and no frozen value may have changed; the error names the adapter.
+must still be there, and no frozen value may have changed; in the end, a loss must reach every tensor that was added and
+trains. The error names the adapter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from zoo_core.contracts import ROLES, AdapterRecipe, Backbone, Context, FeatureSpec, Target, Weights, as_backbone
+from zoo_core.contracts import (
+    ROLES,
+    AdapterRecipe,
+    Backbone,
+    ClosedForm,
+    Context,
+    FeatureSpec,
+    Target,
+    Weights,
+    as_backbone,
+)
 from zoo_core.data.randomness import seeded
 from zoo_core.errors import LawError, PluginError, RefusedError
 from zoo_core.lock import part_key
-from zoo_core.model.learner import Learner
+from zoo_core.model.contract import check_backbone, check_head_module
+from zoo_core.model.learner import MAIN, Learner
 from zoo_core.model.objective import ScaledHead, default_objective
+from zoo_core.model.reach import unreached
 from zoo_core.model.transforms import with_transforms
 from zoo_core.model.truncation import truncated
 from zoo_core.plan.plan import Plan
 from zoo_core.plan.resolve import check_built, check_until, consumed
-from zoo_core.registry.recipe_checks import plugin_call
+from zoo_core.registry.recipe_checks import broken, plugin_call
 from zoo_core.registry.registry import Bound
-from zoo_core.toolkit.stages import groups
 
 __all__ = ["build", "build_backbone", "check_outline", "checksum"]
 
@@ -38,13 +50,12 @@ def build(
     *,
     target: Target | None = None,
     purpose: Literal["train", "use"] = "train",
-    load: Callable[[str], Learner] | None = None,
     backbone: nn.Module | None = None,
     class_weights: Tensor | None = None,
 ) -> Learner:
     """The learner of a plan, in evaluation mode on the CPU; for use it has no objective.
 
-    target: with its size known, where the plan's is not. load: makes a teacher from a spec or a stored run.
+    target: with its size known, where the plan's is not.
     backbone: what `build_backbone` gives for this plan, or a copy of that; None: it is called.
     class_weights: float [C], for the default loss of classes and multilabel.
     Raises PluginError when a part breaks its contract, LawError when an adapter breaks its law.
@@ -58,21 +69,25 @@ def build(
     head = _build_head(plan, backbone, target)
     objective = default_objective(target, head, class_weights)
     learner = Learner(backbone, head, consumed(plan.head, target), objective, target)
+    known = set(learner.parameters())
+    added: dict[nn.Parameter, Bound] = {}
     for position, adapter in enumerate(plan.adapters):
         with seeded(plan.seed, "adapter", position, adapter.name) as generator:
             context = Context(
                 target=target,
                 purpose=purpose,
                 generator=generator,
-                load=load or _no_teacher(adapter.name),
                 files=_files(plan, adapter),
                 base=_base(plan),
             )
             learner = _apply(adapter, learner, context)
+        added |= dict.fromkeys(set(learner.parameters()) - known - added.keys(), adapter)
     if purpose == "use":
         learner.objective = None
     learner.seal(base, determined=plan.weights == "pretrained")
     learner.eval()
+    if purpose == "train" and plan.head.fact("fit") == "gradient":
+        _check_reached(learner, added)
     return learner
 
 
@@ -92,7 +107,7 @@ def build_backbone(plan: Plan) -> nn.Module:
     _check_promise(part, plan, as_backbone(backbone))
     backbone.requires_grad_(False)
     backbone.eval()
-    groups(backbone)  # one dummy pass: every stage is called exactly once
+    check_backbone(part, backbone)
     if plan.deferred or plan.until is not None:
         _check_deferred(plan, as_backbone(backbone))
     return with_transforms(backbone)
@@ -158,13 +173,18 @@ def _build_head(plan: Plan, backbone: nn.Module, target: Target) -> nn.Module:
     kind = consumed(plan.head, target)
     features = FeatureSpec(kind=kind, dim=as_backbone(backbone).features.width(kind))
     with seeded(plan.seed, "head", plan.head.name), plugin_call(plan.head):
-        head = recipe.build(features, target)
-    if recipe.fit == "closed_form":
+        head: object = recipe.build(features, target)
+    if not isinstance(head, nn.Module):
+        raise broken(plan.head, f"build gave {type(head).__name__}; a head is a torch.nn.Module")
+    if plan.head.fact("fit") == "closed_form":
+        if not isinstance(head, ClosedForm):
+            raise broken(plan.head, "it is fitted in closed form, and its module has no fit(features, target)")
         head.requires_grad_(False)
+    else:
+        check_head_module(plan.head, head, features, target)
     if target.kind == "regression":
         assert target.size is not None
         head = ScaledHead(head, target.size)
-    assert isinstance(head, nn.Module)
     return head
 
 
@@ -177,6 +197,9 @@ def _apply(adapter: Bound, learner: Learner, context: Context) -> Learner:
         adapted = recipe.apply(learner, context)
     if not isinstance(adapted, Learner):
         raise LawError(f"adapter {adapter.name} gave {type(adapted).__name__}; apply returns a learner")
+    others = [name for name in adapted.heads if name != MAIN]
+    if others:
+        raise LawError(f"adapter {adapter.name} added a head {others[0]!r}; a learner has one, learner.head")
     after = {id(parameter): parameter for parameter in adapted.parameters()}
     kept = {id(tensor): tensor for _, tensor in _tensors(adapted)}
     for key, name in trainable.items():
@@ -188,6 +211,22 @@ def _apply(adapter: Bound, learner: Learner, context: Context) -> Learner:
         if checksum(kept[key]) != total:
             raise LawError(f"adapter {adapter.name} changed the values of {name}; an adapter may only add")
     return adapted
+
+
+def _check_reached(learner: Learner, added: Mapping[nn.Parameter, Bound]) -> None:
+    """Raises LawError, naming its adapter, for what was added and trains where no loss sees it."""
+    trained = {parameter: name for name, parameter in learner.trainable() if parameter in added}
+    if not trained:
+        return
+    with plugin_call(added[next(iter(trained))]):
+        dead = unreached(learner, trained)
+    if dead:
+        adapter = added[dead[0]]
+        names = [trained[parameter] for parameter in dead if added[parameter] is adapter]
+        raise LawError(
+            f"adapter {adapter.name} added {len(names)} tensors that take no part in a forward pass or a loss, "
+            f"{names[0]} first; it put them where nothing looks"
+        )
 
 
 def _tensors(learner: Learner) -> Iterator[tuple[str, Tensor]]:
@@ -206,10 +245,3 @@ def checksum(tensor: Tensor) -> int:
         place = torch.arange(1, len(run) + 1, device=run.device) + start * CHECKED_AT_ONCE
         total += (run.to(torch.int64) * place).sum()
     return int(total)
-
-
-def _no_teacher(name: str) -> Callable[[str], Learner]:
-    def load(spec: str) -> Learner:
-        raise PluginError(f"adapter {name} asked for a teacher {spec!r}, and nothing here can load one")
-
-    return load

@@ -1,4 +1,4 @@
-"""The learner: backbone, heads, objective; the rule of what trains, and the delta that a fitted one holds.
+"""The learner: backbone, head, objective; the rule of what trains, and the delta that a fitted one holds.
 
 Two laws live here. What is frozen does not move: a module is in training mode if and only if all parameters beneath it
 are trainable. The delta is what the base's files do not determine: its names are fixed when `seal` is called at the
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo_core import contracts
-from zoo_core.contracts import Batch, Features, Kind, Output, Source, Target
+from zoo_core.contracts import Batch, Features, Kind, MergesItself, Output, Source, Target
 from zoo_core.errors import IncompatibleError, LawError, RefusedError, UsageError
 from zoo_core.lock import part_key
 from zoo_core.model.objective import ScaledHead
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Learner"]
 
-MAIN = "main"  # the head that makes Output.predictions
+MAIN = "main"  # stored deltas hold the head as heads.main
 
 
 class Learner(nn.Module):
@@ -45,7 +45,7 @@ class Learner(nn.Module):
     def __init__(self, backbone: nn.Module, head: nn.Module, consumes: Kind, objective: nn.Module, target: Target):
         super().__init__()
         self.backbone = backbone
-        self.heads = nn.ModuleDict({MAIN: head})
+        self.heads = nn.ModuleDict({MAIN: head})  # one, which `head` gives
         self.objective: nn.Module | None = objective
         self.consumes: Kind = consumes
         self.target = target
@@ -67,6 +67,21 @@ class Learner(nn.Module):
     def source(self) -> LoadedBackbone:
         """The backbone under its contract's type."""
         return cast("LoadedBackbone", self.backbone)
+
+    @property
+    def head(self) -> nn.Module:
+        """What makes predictions of features; an adapter may wrap it: `learner.head = Wrapped(learner.head)`."""
+        return self.heads[MAIN]
+
+    @head.setter
+    def head(self, head: nn.Module) -> None:
+        self.heads[MAIN] = head
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "head":  # torch would register a module of that name, which the property then hides
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
     @property
     def weights_source(self) -> Source | None:
@@ -99,7 +114,7 @@ class Learner(nn.Module):
                     raise
                 found = ", ".join(map(str, inputs)) or "nothing"
                 raise UsageError(f"inputs lack {error}, they hold {found}; {self._reads()}") from None
-        predictions = self.heads[MAIN](convert(features, self.consumes, self.source.pool))
+        predictions = self.head(convert(features, self.consumes, self.source.pool))
         return Output(predictions=predictions, features=features, stages=states)
 
     def loss(self, output: Output, batch: Batch) -> Tensor:
@@ -115,7 +130,7 @@ class Learner(nn.Module):
 
     def _check_fitted(self) -> None:
         """Raises UsageError while a closed-form head's state is that of a head nobody has fitted."""
-        head = _inner(self.heads[MAIN])
+        head = _inner(self.head)
         state = dict(head.named_buffers())
         if all(
             state[name].shape == built.shape and torch.equal(state[name].to(built), built)
@@ -123,7 +138,7 @@ class Learner(nn.Module):
         ):
             raise UsageError(
                 "the head is fitted in closed form, and nothing has fitted it: use zoo_core.fit, "
-                "or learner.heads['main'].fit(features, target) in a loop of your own"
+                "or learner.head.fit(features, target) in a loop of your own"
             )
         self._unfitted = {}
 
@@ -183,7 +198,7 @@ class Learner(nn.Module):
 
         A column that does not vary, or by less than float32 can tell, keeps its own unit.
         """
-        head = self.heads[MAIN]
+        head = self.head
         assert isinstance(head, ScaledHead), "only a regression is predicted in units"
         exact = targets.double()
         deviation = exact.std(dim=0, correction=0)
@@ -203,11 +218,11 @@ class Learner(nn.Module):
         merged.requires_grad_(False)
         merged.eval()
         for part in self.plan.adapters if self.plan is not None else ():
-            if not part.recipe.mergeable:
+            if not part.fact("mergeable"):
                 raise RefusedError(
                     f"{part.name} does not fold into plain weights; the learner is used as it is, or trained without it"
                 )
-            if hasattr(part.recipe, "merge"):
+            if isinstance(part.recipe, MergesItself):
                 part.recipe.merge(merged)
         fold_changes(merged.backbone)
         left = sorted(name for name, _ in merged.named_parameters() if name in self._added_names)
@@ -247,8 +262,8 @@ class Learner(nn.Module):
         self._delta_names = frozenset(state) - self._closed_names
         buffers = {f"heads.{name}" for name, _ in self.heads.named_buffers()}
         self._unsized = {name: state[name].shape for name in buffers & state.keys() if not state[name].numel()}
-        if not any(parameter.requires_grad for parameter in self.heads.parameters()):
-            self._unfitted = {name: buffer.clone() for name, buffer in _inner(self.heads[MAIN]).named_buffers()}
+        if not any(parameter.requires_grad for parameter in self.head.parameters()):
+            self._unfitted = {name: buffer.clone() for name, buffer in _inner(self.head).named_buffers()}
 
     def frozen(self) -> dict[str, Tensor]:
         """The backbone's tensors that training must not move, by name. Raises LawError when one has vanished."""

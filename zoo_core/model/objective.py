@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from zoo_core.contracts import Batch, Features, Output, Target
+from zoo_core.contracts import Batch, ClosedForm, Features, Output, Target
 
 __all__ = ["BinaryCrossEntropy", "CrossEntropy", "ScaledHead", "SquaredError", "default_objective"]
 
@@ -75,7 +75,8 @@ class ScaledHead(nn.Module):
 
     def fit(self, features: Features, target: Tensor) -> None:
         """Fits a closed-form head in its own units. target: float32 [N, C]."""
-        self.head.fit(features, (target - self.shift) / self.scale)  # type: ignore[operator]
+        assert isinstance(self.head, ClosedForm), "build has checked it"
+        self.head.fit(features, (target - self.shift) / self.scale)
 
     def forward(self, features: Features) -> Tensor:
         raw: Tensor = self.head(features)

@@ -92,10 +92,10 @@ def resolve(
     entry, weights = _described(backbone, catalog)
     _check_modality(backbone, entry, bound_task)
     _check_head(backbone, entry, head, adapters, target)
-    num_stages, until = entry.num_stages if entry else None, backbone.common["until"]
-    first_stage = _check_adapters(backbone, entry, adapters, num_stages)
-    adapters = tuple(part for part in adapters if part.recipe.changes)  # so that one digest has one text
-    metric, augmentation = None, None
+    num_stages = entry.num_stages if entry else None
+    first_stage = _check_adapters(backbone, entry, adapters, target, num_stages)
+    adapters = tuple(part for part in adapters if part.fact("changes"))  # so that one digest has one text
+    metric, augmentation, until = None, None, backbone.common["until"]
     if bound_task is not None:
         metric = metric_of(bound_task, registry)
         augmentation = augmentation_of(str(budget.augment), bound_task, target, registry)
@@ -144,7 +144,7 @@ def check_built(
     )
     _check_modality(part, known, plan.task)
     _check_head(part, known, plan.head, plan.adapters, plan.target)
-    _check_adapters(part, known, plan.adapters, num_stages)
+    _check_adapters(part, known, plan.adapters, plan.target, num_stages)
 
 
 def bind_task(
@@ -280,11 +280,9 @@ def _check_modality(backbone: Bound, entry: Entry | None, task: Bound | None) ->
 
 
 def _check_head(backbone: Bound, entry: Entry | None, head: Bound, adapters: Sequence[Bound], target: Target) -> None:
-    recipe = head.recipe
-    if target.kind not in recipe.predicts:
-        raise RefusedError(
-            f"head {head.name} predicts {', '.join(sorted(recipe.predicts))} and the target is {target.kind}"
-        )
+    predicts = head.fact("predicts")
+    if target.kind not in predicts:
+        raise RefusedError(f"head {head.name} predicts {', '.join(sorted(predicts))} and the target is {target.kind}")
     if entry is not None and entry.features is not None:
         given: FeatureSpec = entry.features
         wanted = consumed(head, target)
@@ -293,8 +291,8 @@ def _check_head(backbone: Bound, entry: Entry | None, head: Bound, adapters: Seq
                 f"head {head.name} consumes {wanted} and {backbone.name} gives {given.kind}; "
                 f"features only become poorer: {' > '.join(FEATURE_KINDS)}"
             )
-    training = [part.name for part in adapters if part.recipe.changes & TRAINING]
-    if recipe.fit == "closed_form" and training:
+    training = [part.name for part in adapters if part.fact("changes") & TRAINING]
+    if head.fact("fit") == "closed_form" and training:
         raise RefusedError(
             f"head {head.name} is fitted in closed form and gives no gradient to train {training[0]}; "
             f"use it with probe, or take head {DEFAULT_HEAD}"
@@ -303,7 +301,7 @@ def _check_head(backbone: Bound, entry: Entry | None, head: Bound, adapters: Seq
 
 def consumed(head: Bound, target: Target) -> Kind:
     """The kind of features that a head is given: tokens where each of them is predicted, else the poorest it needs."""
-    kind: Kind = "tokens" if target.kind == "token_classes" else head.recipe.consumes
+    kind: Kind = "tokens" if target.kind == "token_classes" else head.fact("consumes")
     return kind
 
 
@@ -312,23 +310,28 @@ def _may_become(kind: Kind, wanted: Kind) -> bool:
 
 
 def _check_adapters(
-    backbone: Bound, entry: Entry | None, adapters: Sequence[Bound], num_stages: int | None
+    backbone: Bound, entry: Entry | None, adapters: Sequence[Bound], target: Target, num_stages: int | None
 ) -> int | None:
     """The earliest stage that any adapter changes; None while the number of stages is not known."""
     first = num_stages
     for part in adapters:
-        recipe = part.recipe
+        targets = part.fact("targets")
+        if target.kind not in targets:
+            raise RefusedError(
+                f"adapter {part.name} is for {', '.join(sorted(targets))} and the target is {target.kind}"
+            )
         if entry is not None:
-            if entry.features is not None and entry.features.kind not in recipe.accepts:
+            accepts, needs = part.fact("accepts"), part.fact("needs")
+            if entry.features is not None and entry.features.kind not in accepts:
                 raise RefusedError(
-                    f"adapter {part.name} works on {', '.join(sorted(recipe.accepts))} "
+                    f"adapter {part.name} works on {', '.join(sorted(accepts))} "
                     f"and {backbone.name} gives {entry.features.kind}"
                 )
-            missing = sorted(recipe.seams - set(entry.seams))
+            missing = sorted(part.fact("seams") - set(entry.seams))
             if missing:
                 raise RefusedError(f"adapter {part.name} needs the {missing[0]} seam, which {backbone.name} lacks")
-            if recipe.needs and not any(roles <= set(entry.roles) for roles in recipe.needs):
-                wanted = " or else ".join(" and ".join(sorted(roles)) for roles in recipe.needs)
+            if needs and not any(roles <= set(entry.roles) for roles in needs):
+                wanted = " or else ".join(" and ".join(sorted(roles)) for roles in needs)
                 raise RefusedError(
                     f"adapter {part.name} works on {wanted}; {backbone.name} has {', '.join(entry.roles) or 'no roles'}"
                 )
@@ -339,7 +342,7 @@ def _check_adapters(
 
 def _first_stage(adapter: Bound, backbone: Bound, num_stages: int) -> int:
     try:
-        return int(adapter.recipe.first_stage(num_stages))
+        return int(adapter.fact("first_stage")(num_stages))
     except ZooError as error:
         raise RefusedError(f"adapter {adapter.name} on {backbone.name}: {error}") from error
     except Exception as error:  # a plugin's own code ran; whatever it raises is told as its fault
@@ -349,10 +352,10 @@ def _first_stage(adapter: Bound, backbone: Bound, num_stages: int) -> int:
 
 def _rates(adapters: Sequence[Bound], head: Bound, num_rates: int) -> tuple[float, ...]:
     """The middle `num_rates` of the grid: of the most careful adapter that trains something, else of the head."""
-    if head.recipe.fit == "closed_form":
+    if head.fact("fit") == "closed_form":
         return ()
-    grids = [part.recipe.learning_rates for part in adapters if part.recipe.changes & TRAINING]
-    grid = min(grids, key=lambda rates: rates[len(rates) // 2]) if grids else head.recipe.learning_rates
+    grids = [part.fact("learning_rates") for part in adapters if part.fact("changes") & TRAINING]
+    grid = min(grids, key=lambda rates: rates[len(rates) // 2]) if grids else head.fact("learning_rates")
     start = len(grid) // 2 - num_rates // 2  # so that the default stands at num_rates // 2
     return tuple(grid[start : start + num_rates])
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from zoo_core._process.interrupts import raise_interrupt
-from zoo_core.contracts import TARGET_KINDS, TRUSTS, Located, PartKind, Source
+from zoo_core.contracts import TARGET_KINDS, TRUSTS, Located, PartKind, Source, fact
 from zoo_core.contracts.old_words import current_word, digest_word
 from zoo_core.errors import PluginError, SpecError, UsageError, ZooError, nearest
 from zoo_core.registry.index import Provider
@@ -80,11 +80,15 @@ class Bound:
     implied: Mapping[str, Value] = field(default_factory=dict)
     qualified: bool = False
 
+    def fact(self, name: str) -> Any:
+        """What its recipe says of itself under a name, or the default of its kind; see zoo_core.contracts.fact."""
+        return fact(self.kind, self.recipe, name)
+
     @cached_property
     def source(self) -> Source | None:
         """Where its files come from, as its recipe says; only some kinds have any. Raises what the recipe raises."""
         with speaking_for(f"the code of {self.kind} {self.name}"):
-            return self.recipe.source() if self.kind in WITH_FILES else None
+            return self.fact("source")() if self.kind in WITH_FILES else None
 
     @property
     def reads(self) -> bool:

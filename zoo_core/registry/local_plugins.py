@@ -143,7 +143,8 @@ def plugin_hashes(parts: Iterable[Bound]) -> dict[str, str]:
     for part in parts:
         if part.provider.sha256:
             found[part.provider.distribution] = part.provider.sha256
-        folder = getattr(part.recipe, "path", None) if part.kind == "backbone" else None
+        source = part.source if part.kind == "backbone" else None
+        folder = source.folder if source is not None and "zoo.lock" in source.patterns else None
         seen: set[str] = set()
         while folder is not None and folder not in seen:  # a run, and what that was fitted on
             seen.add(folder)

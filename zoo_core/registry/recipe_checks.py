@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any, get_args
 
 from zoo_core._process.interrupts import raise_interrupt
-from zoo_core.contracts import FEATURE_KINDS, MODALITIES, ROLES, TARGET_KINDS, Change, Seam
+from zoo_core.contracts import FEATURE_KINDS, MODALITIES, ROLES, TARGET_KINDS, Change, Seam, Target
 from zoo_core.errors import PluginError, ZooError, nearest
 from zoo_core.registry.bind import Bound
 from zoo_core.registry.trust import speaking_for
@@ -35,22 +35,22 @@ TRAINING: frozenset[Change] = frozenset({"base", "added"})  # what needs a gradi
 
 
 def check_head(head: Bound) -> None:
-    """Raises PluginError when a head does not say what it consumes and predicts, and how it is fitted."""
-    recipe = head.recipe
+    """Raises PluginError for a fact of a head that is not allowed: what it consumes and predicts, how it is fitted."""
     _check_words(head, "consumes", FEATURE_KINDS, [_declared(head, "consumes")])
     _check_words(head, "predicts", TARGET_KINDS, _declared(head, "predicts"))
     _check_words(head, "fit", ("gradient", "closed_form"), [_declared(head, "fit")])
-    if recipe.fit == "gradient":
+    if head.fact("fit") == "gradient":
         _check_rates(head)
 
 
 def check_adapter(adapter: Bound) -> None:
-    """Raises PluginError when an adapter does not say what it accepts, needs and changes, and at which rates."""
+    """Raises PluginError for a fact of an adapter that is not allowed, or where it does not say what it changes."""
     _check_words(adapter, "accepts", FEATURE_KINDS, _declared(adapter, "accepts"))
+    _check_words(adapter, "targets", TARGET_KINDS, _declared(adapter, "targets"))
     _check_words(adapter, "seams", get_args(Seam), _declared(adapter, "seams"))
     _check_words(adapter, "needs", ROLES, (role for roles in _declared(adapter, "needs") for role in roles))
     _check_words(adapter, "changes", get_args(Change), _declared(adapter, "changes"))
-    if adapter.recipe.changes & TRAINING:
+    if adapter.fact("changes") & TRAINING:
         _check_rates(adapter)
 
 
@@ -59,8 +59,11 @@ def check_task(task: Bound) -> None:
 
     Whether the metric is for the target, zoo_core.plan.extensions tells.
     """
+    target = _declared(task, "target")
+    if not isinstance(target, Target):
+        raise broken(task, f"target is {target!r:.60}; it should be a zoo_core.contracts.Target")
+    _check_words(task, "target.kind", TARGET_KINDS, [target.kind])
     _check_words(task, "modality", MODALITIES, [_declared(task, "modality")])
-    _check_words(task, "target", TARGET_KINDS, [_declared(task, "target").kind])
     _declared(task, "metric")
 
 
@@ -105,9 +108,9 @@ def _check_words(part: Bound, name: str, allowed: Sequence[str], found: Iterable
 
 
 def _declared(part: Bound, name: str) -> Any:
-    """What a recipe's class says of itself; the contract is checked here, before anybody builds on it."""
+    """What a recipe says of itself, or the default; the contract is checked here, before anybody builds on it."""
     try:
-        return getattr(part.recipe, name)
+        return part.fact(name)
     except AttributeError as error:
         raise broken(part, f"it does not say {name}") from error
 

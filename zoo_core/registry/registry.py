@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from zoo_core._process.interrupts import held_back, raise_interrupt
 from zoo_core._process.singletons import Once
-from zoo_core.contracts import PART_KINDS, PartKind
+from zoo_core.contracts import PART_KINDS, Namespace, PartKind
 from zoo_core.errors import AmbiguousError, NotFoundError, PluginError, SpecError, UsageError, ZooError, nearest
 from zoo_core.registry.bind import Argument, Bound, arguments_of, bind_recipe, type_text, value_text
 from zoo_core.registry.catalog import Catalog, catalog, facts
@@ -151,7 +151,7 @@ class Registry:
         recipe, rest = self.recipe(root), _rest(name, root)
         if rest and not _has_name(recipe):
             raise NotFoundError(f"{root.name} is no namespace, so there is no {name!r}; `zoo show {root.name}`")
-        if not rest or not callable(getattr(recipe, "recipe_for", None)):
+        if not rest or not isinstance(recipe, Namespace):
             return recipe
         key = _key(root), rest
         if key not in self._named:

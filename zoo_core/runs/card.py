@@ -86,7 +86,7 @@ def card_of(
     plan = run.plan
     known = (licence or "").lower() in LICENCES
     pipeline = PIPELINES.get((_modality(plan), run.target.kind))
-    changes = {change for part in plan.adapters for change in part.recipe.changes}
+    changes = {change for part in plan.adapters for change in part.fact("changes")}
     scored = [result for result in results if result.status == "ok" and result.score is not None]
     data = ModelCardData(
         base_model=base,

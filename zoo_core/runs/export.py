@@ -6,14 +6,13 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from zoo_core.contracts import Exportable, LinearMap
+from zoo_core.contracts import AdapterFormat, Exportable, LinearMap
 from zoo_core.errors import AccessError, RefusedError, UsageError
-from zoo_core.model.learner import MAIN, Learner
+from zoo_core.model.learner import Learner
 from zoo_core.model.objective import ScaledHead
 from zoo_core.registry.registry import registry
 
@@ -60,17 +59,16 @@ def exporter(form: str) -> Callable[[Learner, Path], str]:
     Raises NotFoundError where no adapter has the name, and UsageError where it has no format of its own.
     """
     known = registry()
-    recipe: Any = known.recipe(known.find(form, "adapter"))
-    write: Callable[[Learner, Path], str] | None = getattr(recipe, "export", None)
-    if write is None:
+    recipe: object = known.recipe(known.find(form, "adapter"))
+    if not isinstance(recipe, AdapterFormat):
         raise UsageError(f"adapter {form} has no format of its own; plain weights are written without a format")
-    return write
+    return recipe.export
 
 
 @torch.no_grad()
 def _linear(learner: Learner) -> nn.Linear | None:
     """The head as one linear layer on pooled features, with the units of values in it; None where it is no such."""
-    head = learner.heads[MAIN]
+    head = learner.head
     inner = head.head if isinstance(head, ScaledHead) else head
     if learner.consumes != "pooled" or not isinstance(inner, LinearMap):
         return None

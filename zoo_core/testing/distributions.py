@@ -40,8 +40,6 @@ RECIPES = """
         path: Path | None = None
         version: ClassVar[int] = 1
         accepts: ClassVar[frozenset[str]] = frozenset({"tokens"})
-        seams: ClassVar[frozenset[str]] = frozenset()
-        needs: ClassVar[tuple[frozenset[str], ...]] = ()
         changes: ClassVar[frozenset[str]] = frozenset({"added"})
         learning_rates: ClassVar[tuple[float, ...]] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
         def apply(self, learner, context): ...

@@ -36,7 +36,7 @@ _COMPILED = 1e-5  # a compiled pass adds in another order
 
 def merges(subject: Subject) -> str | None:
     """The merged learner has the base's keys and shapes and the same outputs, or merging is refused in one line."""
-    fixed = [part.name for part in subject.plan.adapters if not part.recipe.mergeable]
+    fixed = [part.name for part in subject.plan.adapters if not part.fact("mergeable")]
     if fixed:
         expect_refusal(changed(subject).merge, f"merging {fixed[0]}, which says that it cannot be merged,")
         return None

@@ -34,7 +34,7 @@ _LINEAR = 1e-9  # likewise; a map that is linear leaves some 1e-20, a prefix of 
 
 def exact_at_start(subject: Subject) -> str | None:
     """Before the first step, the outputs are bit for bit those of the base."""
-    inexact = [part.name for part in subject.plan.adapters if not getattr(part.recipe, "exact_at_start", True)]
+    inexact = [part.name for part in subject.plan.adapters if not part.fact("exact_at_start")]
     if inexact:
         return f"{', '.join(inexact)} declares that it changes the outputs from the start"
     inputs = subject.batch().inputs
@@ -46,7 +46,7 @@ def exact_at_start(subject: Subject) -> str | None:
 def first_stage(subject: Subject) -> str | None:
     """Whatever the adapter has learned, the input of its `first_stage` is the same as in the base."""
     num_stages = len(subject.built.source.stages)
-    first = min((part.recipe.first_stage(num_stages) for part in subject.plan.adapters), default=num_stages)
+    first = min((part.fact("first_stage")(num_stages) for part in subject.plan.adapters), default=num_stages)
     if first == 0:
         return "it changes the network from its first stage on"
     learner, inputs = changed(subject), subject.batch().inputs
@@ -54,7 +54,7 @@ def first_stage(subject: Subject) -> str | None:
         before, after = (outputs_of(each, inputs)["features"] for each in (subject.plain, learner))
     else:
         with torch.no_grad():
-            before, after = (boundary(each.backbone, inputs, first).state for each in (subject.plain, learner))
+            before, after = (boundary(each.backbone, inputs, first) for each in (subject.plain, learner))
     if not equal(before, after):
         raise ConformanceError(f"first_stage says {first} of {num_stages}, and what enters that stage changes")
     return None

@@ -16,12 +16,10 @@ from zoo_core.contracts import (
     Context,
     Features,
     FeatureSpec,
-    Kind,
     Learner,
     Modality,
     Output,
     PartKind,
-    Seam,
     Source,
     Target,
     TargetKind,
@@ -40,7 +38,6 @@ from zoo_core.toolkit.stages import groups
 __all__ = ["ToyAdapter", "ToyBackbones", "ToyHeads", "ToyHint", "ToyMemory", "ToyOpen", "ToyTasks", "bound", "toy_plan"]
 
 _PRETRAINED_SEED = 20261121  # what stands for a weights file: the same numbers at every build
-_EVERY_TARGET: frozenset[TargetKind] = frozenset({"classes", "multilabel", "regression"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +78,6 @@ class ToyHeads:
     norm: bool = False
 
     version: ClassVar[int] = 1
-    consumes: ClassVar[Kind] = "pooled"
-    predicts: ClassVar[frozenset[TargetKind]] = _EVERY_TARGET
-    fit: ClassVar[Literal["gradient", "closed_form"]] = "gradient"
     learning_rates: ClassVar[tuple[float, ...]] = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 
     def build(self, features: FeatureSpec, target: Target) -> nn.Module:
@@ -119,10 +113,7 @@ class ToyMemory:
     """A closed-form head whose buffers have the length of the training split."""
 
     version: ClassVar[int] = 1
-    consumes: ClassVar[Kind] = "pooled"
-    predicts: ClassVar[frozenset[TargetKind]] = _EVERY_TARGET
     fit: ClassVar[Literal["gradient", "closed_form"]] = "closed_form"
-    learning_rates: ClassVar[tuple[float, ...]] = ()
 
     def build(self, features: FeatureSpec, target: Target) -> nn.Module:
         assert target.size is not None, "build knows the size"
@@ -134,19 +125,8 @@ class ToyAdapter:
     """An adapter that does nothing. Other toy adapters inherit its declarations and replace `apply`."""
 
     version: ClassVar[int] = 1
-    accepts: ClassVar[frozenset[Kind]] = frozenset({"map", "tokens", "pooled"})
-    seams: ClassVar[frozenset[Seam]] = frozenset()
-    needs: ClassVar[tuple[frozenset[str], ...]] = ()
     changes: ClassVar[frozenset[Change]] = frozenset({"base"})
-    batchable: ClassVar[bool] = False
-    mergeable: ClassVar[bool] = False
     learning_rates: ClassVar[tuple[float, ...]] = ToyHeads.learning_rates
-
-    def first_stage(self, num_stages: int) -> int:
-        return 0
-
-    def source(self) -> Source | None:
-        return None
 
     def apply(self, learner: Learner, context: Context) -> Learner:
         return learner
@@ -222,9 +202,6 @@ class ToyTasks:
     def target(self) -> Target:
         return Target(kind=self.kind, size=self.size)
 
-    def source(self) -> Source | None:
-        return None
-
     def open(self, files: Path | None) -> TaskData:
         return ToyTask(num=self.num, seed=self.seed, target=self.target)
 
@@ -266,7 +243,7 @@ def toy_plan(
     bound_adapters = tuple(bound("adapter", type(adapter).__name__, adapter) for adapter in adapters)
     bound_task = bound("task", "toy-task", task, {"shots": None, "limit": None})
     budget = budget or Budget(epochs=2)
-    closed = bound_head.recipe.fit == "closed_form"
+    closed = bound_head.fact("fit") == "closed_form"
     return Plan(
         spec=Spec((Part("toy"), *(Part(part.name) for part in bound_adapters), Part("toy-head"))),
         backbone=bound_backbone,

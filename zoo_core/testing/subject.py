@@ -79,7 +79,7 @@ class Subject:
     @property
     def changes(self) -> frozenset[Change]:
         """What the adapters declare that they change."""
-        return frozenset().union(*(part.recipe.changes for part in self.plan.adapters))
+        return frozenset().union(*(part.fact("changes") for part in self.plan.adapters))
 
     def batch(self, size: int = 4, *, seed: int = 0) -> Batch:
         """Different examples, prepared and normalised for the backbone, with targets drawn at random."""

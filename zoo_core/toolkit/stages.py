@@ -1,7 +1,7 @@
-"""The hidden states between the stages of a backbone, read and replaced with hooks.
+"""The hidden states between the stages of a backbone, read with hooks.
 
-Stages are the modules that a forward pass calls in order. This module captures hidden states, resumes a pass from the
-middle, and tells which parameters lie before, in and after the stages. Attention inside a stage is in attention.py.
+Stages are the modules that a forward pass calls in order. This module captures hidden states and tells which
+parameters lie before, in and after the stages. Attention inside a stage is in attention.py.
 """
 
 from __future__ import annotations
@@ -16,22 +16,21 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from zoo_core._process.singletons import Lock
-from zoo_core.contracts import Features, as_backbone
+from zoo_core.contracts import Features, FeatureSpec, as_backbone
 from zoo_core.errors import LawError
 
 __all__ = [
-    "Boundary",
     "boundary",
     "capture",
+    "dummy_inputs",
     "dummy_pass",
     "groups",
     "meta_copy",
-    "resume",
     "stage_modules",
 ]
 
-_one_resumed_pass = Lock()  # two threads on one patched model gave wrong outputs
+
+NDIM = {"map": 4, "tokens": 3, "pooled": 2}  # axes of features
 
 
 def stage_modules(backbone: nn.Module) -> list[nn.Module]:
@@ -69,80 +68,27 @@ def capture(backbone: nn.Module, stages: Sequence[int]) -> Iterator[dict[int, Te
             handle.remove()
 
 
-@dataclass(frozen=True)
-class Boundary:
-    """The input of one stage: its hidden state, and the rest of the tuple that the stage before returned."""
-
-    stage: int
-    state: Tensor
-    rest: tuple[Any, ...] | None = None
-
-
 class _Stop(Exception):  # noqa: N818
     """Ends a forward pass once the boundary is known."""
 
 
-def boundary(backbone: nn.Module, inputs: Mapping[str, Tensor], stage: int) -> Boundary:
-    """Runs the pass up to a stage and returns the input of that stage. The stages from there on are not run."""
-    modules = stage_modules(backbone)
-    found: list[Boundary] = []
-    previous: list[Any] = []
-
-    def seen(module: nn.Module, args: Any, output: Any) -> None:
-        previous[:] = [output]
+def boundary(backbone: nn.Module, inputs: Mapping[str, Tensor], stage: int) -> Tensor:
+    """Runs the pass up to a stage and returns the hidden state that would enter it. No later stage is run."""
+    module = stage_modules(backbone)[stage]
+    found: list[Tensor] = []
 
     def stop(module: nn.Module, args: Any) -> None:
-        rest = previous[0][1:] if previous and isinstance(previous[0], tuple) else None
-        found.append(Boundary(stage, args[0], rest))
+        found.append(args[0])
         raise _Stop
 
-    with ExitStack() as stack:
-        if stage:
-            stack.callback(modules[stage - 1].register_forward_hook(seen).remove)
-        stack.callback(modules[stage].register_forward_pre_hook(stop).remove)
-        try:
-            backbone(inputs)
-        except _Stop:
-            return found[0]
+    handle = module.register_forward_pre_hook(stop)
+    try:
+        backbone(inputs)
+    except _Stop:
+        return found[0]
+    finally:
+        handle.remove()
     raise LawError(f"stage {stage} ({as_backbone(backbone).stages[stage]}) was never called")
-
-
-def resume(backbone: nn.Module, inputs: Mapping[str, Tensor], start: Boundary) -> Features:
-    """Runs a forward pass from a boundary on: earlier stages pass their input through, then the state is inserted.
-
-    inputs: the same as for the whole pass; the model makes its masks and position embeddings from them.
-    Returns features that are bit for bit equal to those of the whole pass with the same weights. The boundary is not
-    changed.
-    Only one resumed pass may run at a time. The stages are not changed, apart from their `forward` during the pass.
-    """
-    modules = stage_modules(backbone)
-
-    def hand_on(state: Any, *args: Any, **kwargs: Any) -> Any:
-        return state if start.rest is None else (state, *map(_copy, start.rest))
-
-    def put(module: nn.Module, args: Any) -> Any:
-        return (_copy(start.state), *args[1:])
-
-    with _one_resumed_pass.held, ExitStack() as stack:
-        for module in modules[: start.stage]:
-            stack.callback(_put_back, module, module.__dict__.get("forward"))
-            module.forward = hand_on
-        stack.callback(modules[start.stage].register_forward_pre_hook(put).remove)
-        features: Features = backbone({name: _copy(x) for name, x in inputs.items()})  # handed on, and written into
-        return features
-
-
-def _copy(value: Any) -> Any:
-    """A copy, because a stage may write into its input and a boundary is used more than once."""
-    return value.clone() if isinstance(value, Tensor) else value
-
-
-def _put_back(module: nn.Module, forward: Callable[..., Any] | None) -> None:
-    """Restores the module's own `forward` if it had one beside its class's, as compiled and wrapped modules do."""
-    if forward is None:
-        del module.__dict__["forward"]
-    else:
-        module.forward = forward
 
 
 def groups(backbone: nn.Module) -> dict[str, int]:
@@ -151,7 +97,8 @@ def groups(backbone: nn.Module) -> dict[str, int]:
     A module that is first called between two stages belongs to the group of the earlier one, because the input of the
     later one depends on it. One dummy pass without gradients, in evaluation mode and with the backbone's pooling, tells
     the order of calls. A parameter belongs to the nearest called module around it.
-    Raises LawError if a stage is never called, called more than once, called out of order, or lies inside another one.
+    Raises LawError if a stage is never called, called more than once, called out of order, or lies inside another one,
+    and where the features of the pass are not what the backbone says they are.
     """
     paths = as_backbone(backbone).stages
     if not paths:
@@ -160,9 +107,9 @@ def groups(backbone: nn.Module) -> dict[str, int]:
         if f"{inner}.".startswith(f"{outer}."):
             raise LawError(f"stage {inner} lies inside stage {outer}; stages are called one after the other")
     try:
-        called, before = _calls(meta_copy(backbone))
+        called, before, given = _calls(meta_copy(backbone))
     except Exception:  # noqa: BLE001, a model may do what needs values; a true mistake is raised again below
-        called, before = _calls(backbone)
+        called, before, given = _calls(backbone)
     for index, path in enumerate(paths):
         if called.count(index) != 1:
             raise LawError(
@@ -170,6 +117,9 @@ def groups(backbone: nn.Module) -> dict[str, int]:
             )
     if called != sorted(called):
         raise LawError(f"stages are called in the order {', '.join(paths[index] for index in called)}; name them so")
+    said = _given(as_backbone(backbone).features)
+    if given != said:
+        raise LawError(f"it says that it gives {said}, and it gives {given}")
     found: dict[str, int] = {}
     for name, _ in backbone.named_parameters():
         stage = [index for index, path in enumerate(paths, 1) if name.startswith(f"{path}.")]
@@ -177,8 +127,25 @@ def groups(backbone: nn.Module) -> dict[str, int]:
     return found
 
 
-def _calls(backbone: nn.Module) -> tuple[list[int], dict[str, int]]:
-    """The stages in the order in which one dummy pass calls them, and the modules that it calls outside of them.
+@dataclass(frozen=True)
+class _Given:
+    """Kind and width of the features of a pass, and width once they are pooled; str() is for people."""
+
+    kind: str
+    ndim: int
+    dim: int
+    pooled_dim: int
+
+    def __str__(self) -> str:
+        return f"{self.kind} with {self.ndim} axes of width {self.dim}, pooled {self.pooled_dim}"
+
+
+def _given(spec: FeatureSpec) -> _Given:
+    return _Given(spec.kind, NDIM[spec.kind], spec.dim, spec.width("pooled"))
+
+
+def _calls(backbone: nn.Module) -> tuple[list[int], dict[str, int], _Given]:
+    """The stages in the order in which one dummy pass calls them, what it calls outside of them, and what it gives.
 
     For each module outside, by name: the number of stages that had been called before its first call.
     """
@@ -201,8 +168,9 @@ def _calls(backbone: nn.Module) -> tuple[list[int], dict[str, int]]:
                 before.setdefault(name, len(called))
 
             stack.callback(module.register_forward_pre_hook(note).remove)
-        dummy_pass(backbone)
-    return called, before
+        features, pooled = dummy_pass(backbone)
+    x = features.x
+    return called, before, _Given(features.kind, x.ndim, x.shape[1 if features.kind == "map" else -1], pooled.shape[-1])
 
 
 def _group_outside(parameter: str, before: Mapping[str, int], num_stages: int) -> int:
@@ -227,22 +195,28 @@ def meta_copy(module: nn.Module) -> nn.Module:
     return _copied(module, {}, {})
 
 
-def dummy_pass(backbone: nn.Module) -> None:
-    """Runs one pass and the pooling on dummy inputs, in evaluation mode without gradients; restores all modes."""
+def dummy_pass(backbone: nn.Module) -> tuple[Features, Tensor]:
+    """Runs one pass and the pooling on dummy inputs, in evaluation mode without gradients; restores all modes.
+
+    Returns the features of the pass, and what pooling makes of them.
+    """
     modes = [(module, module.training) for module in backbone.modules()]
-    parameter = next(backbone.parameters(), None)
-    inputs = as_backbone(backbone).preparation.dummy(2)
-    if parameter is not None:
-        inputs = {name: _like(x, parameter) for name, x in inputs.items()}
+    inputs = dummy_inputs(backbone, 2)
     backbone.eval()
     try:
         with torch.no_grad(), _Shapes():
-            features = as_backbone(backbone)(inputs)
-            if features.kind != "pooled":
-                as_backbone(backbone).pool(features)
+            features: Features = as_backbone(backbone)(inputs)
+            return features, features.x if features.kind == "pooled" else as_backbone(backbone).pool(features)
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def dummy_inputs(backbone: nn.Module, size: int) -> dict[str, Tensor]:
+    """Inputs of the right shape, in the backbone's numbers and on its device."""
+    inputs = as_backbone(backbone).preparation.dummy(size)
+    parameter = next(backbone.parameters(), None)
+    return inputs if parameter is None else {name: _like(x, parameter) for name, x in inputs.items()}
 
 
 def _copied(module: nn.Module, modules: dict[int, nn.Module], tensors: dict[int, Tensor]) -> nn.Module:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from zoo_core.contracts import ClosedForm
 from zoo_core.data.loader import Loader
 from zoo_core.data.randomness import forked_rng
 from zoo_core.errors import DivergedError, LawError
@@ -123,14 +124,15 @@ def _delayed_for_now(learner: Learner) -> Iterator[None]:
 def _fit_closed_form(learner: Learner, loader: Loader) -> None:
     """One pass over the training split in evaluation mode, then the head's own `fit` on all features."""
     learner.eval()
-    head = learner.heads["main"]
+    head = learner.head
+    assert isinstance(head, ClosedForm), "build has checked it"
     parts, targets = [], []
     with torch.no_grad():
         for batch in loader.epoch():
             features = learner.backbone(batch.inputs)
             parts.append(convert(features, learner.consumes, learner.source.pool))
             targets.append(batch.target)
-        head.fit(joined(parts), torch.cat(targets))  # type: ignore[operator]
+        head.fit(joined(parts), torch.cat(targets))
 
 
 def calibrate(learner: Learner, loader: Loader) -> None:

@@ -21,7 +21,7 @@ from zoo_core._process.interrupts import held_back
 from zoo_core.contracts import Batch
 from zoo_core.data.loader import Loader
 from zoo_core.data.randomness import forked_rng
-from zoo_core.errors import DivergedError, LawError, UsageError
+from zoo_core.errors import DivergedError, UsageError
 from zoo_core.model.learner import Learner
 from zoo_core.plan.plan import Budget
 from zoo_core.training.activation_checkpointing import recomputed, still
@@ -97,7 +97,6 @@ class GradientTrainer:
         random.setstate(drawn)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimiser, self._shares)
         self._projectors = tuple(projectors(learner))  # now, as one that joins later is not trainable for a while
-        self._unseen = learner.added()
         self._watch = Stopwatch(loader.device)
         self._started = time.perf_counter()
         self.losses: list[float] = []
@@ -120,14 +119,12 @@ class GradientTrainer:
         validate: a validation score, more is better, asked for after each epoch that ends in the last phase, if the
         budget has a patience or keeps the best. save_snapshot: called after each
         epoch but the last, with a function that makes the snapshot.
-        Raises DivergedError, LawError.
+        Raises DivergedError.
         """
         keeps_best = self._budget.keep == "best"
         looks = validate is not None and (keeps_best or self._budget.patience is not None)
         while len(self.losses) < self._budget.epochs and not self._is_out_of_patience:
-            last = self._train_epoch(progress)
-            few = last if self.micro_batch is None else piece(last, 0, self.micro_batch)
-            self._unseen = _still_unseen(self._learner, few, self._unseen, self._precision, self._seed)
+            self._train_epoch(progress)
             self.kept_epoch, self.kept_score = len(self.losses), None
             if looks and self.step > max(self._firsts.values()):
                 assert validate is not None, "it is there where it is asked"
@@ -154,7 +151,6 @@ class GradientTrainer:
             "losses": self.losses,
             "best": None if self._best_epoch is None else [self._best_epoch, self._best],
             "waited": self._waited,
-            "unseen": list(self._unseen),
             "seconds": self.seconds,
             "micro_batch": self.micro_batch,
         }
@@ -172,7 +168,6 @@ class GradientTrainer:
         self._started -= values["seconds"]
         if self._memory.micro_batch == "auto":
             self.micro_batch = values["micro_batch"]  # another one would round otherwise
-        self._unseen = {name: self._unseen[name] for name in values["unseen"]}
         table = self._optimiser.state_dict()
         parameters = [parameter for group in self._optimiser.param_groups for parameter in group["params"]]
         for key, tensor in parts.get("optimiser", {}).items():
@@ -209,8 +204,8 @@ class GradientTrainer:
     def _is_out_of_patience(self) -> bool:
         return self._budget.patience is not None and self._waited >= self._budget.patience
 
-    def _train_epoch(self, progress: Callable[[FitProgress], None]) -> Batch:
-        """One epoch; its last batch. Raises DivergedError where the mean loss is no finite number."""
+    def _train_epoch(self, progress: Callable[[FitProgress], None]) -> None:
+        """One epoch. Raises DivergedError where the mean loss is no finite number."""
         learner, device, epoch = self._learner, self._loader.device, len(self.losses)
         learner.train()
         total = torch.zeros((), device=device)
@@ -224,7 +219,6 @@ class GradientTrainer:
             self._watch.stop(len(batch))
             total += loss
             self.step += 1
-            self._unseen = {name: parameter for name, parameter in self._unseen.items() if parameter.grad is None}
             if device.type == "cpu" or self.step % 10 == 0 or self.step == self.num_steps:
                 rate = (self.step - before) * self._loader.batch_size / (time.perf_counter() - started)
                 progress(
@@ -235,7 +229,6 @@ class GradientTrainer:
             raise DivergedError(
                 f"the loss is {self.losses[-1]} in epoch {epoch + 1} at learning rate {self._learning_rate:g}"
             )
-        return batch
 
     def _update(self, batch: Batch) -> Tensor:
         """One forward pass, one backward pass, one update; or several passes on pieces. Returns the loss, detached."""
@@ -375,30 +368,6 @@ def _rate_at(num_steps: int, warmup: float, first: int) -> Callable[[int], float
         return above * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, num_steps - rising)))
 
     return share
-
-
-def _still_unseen(
-    learner: Learner, batch: Batch, unseen: dict[str, nn.Parameter], precision: str, seed: int
-) -> dict[str, nn.Parameter]:
-    """Those added tensors that have not joined yet, of those that no step gave a gradient so far.
-
-    Layer-drop may have left the others out, so a pass in evaluation mode decides. Raises LawError for one that takes no
-    part there either.
-    """
-    joined_by_now = {name: parameter for name, parameter in unseen.items() if parameter.requires_grad}
-    if joined_by_now:
-        learner.eval()
-        with forked_rng(batch.target.device, "unseen", seed), autocast(batch.target.device, precision):
-            loss = learner.loss(learner(batch.inputs), batch)
-            gradients: list[Tensor | None]
-            gradients = [*torch.autograd.grad(loss, list(joined_by_now.values()), allow_unused=True)]
-        dead = [name for name, gradient in zip(joined_by_now, gradients, strict=True) if gradient is None]
-        if dead:
-            raise LawError(
-                f"{len(dead)} added tensors take no part in a forward pass, {dead[0]} first; "
-                f"the adapter put them where the backbone does not look"
-            )
-    return {name: parameter for name, parameter in unseen.items() if name not in joined_by_now}
 
 
 def _draws(device: torch.device) -> dict[str, Tensor]:

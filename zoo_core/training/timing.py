@@ -132,8 +132,8 @@ def count_parameters(learner: Learner) -> tuple[int, int]:
 
     The state of a head fitted in closed form counts as trainable: it is what the data decided.
     """
-    held = [*learner.backbone.parameters(), *learner.heads.parameters()]
-    closed = sum(x.numel() for x in learner.heads.buffers()) if not any(True for _ in learner.trainable()) else 0
+    held = [*learner.backbone.parameters(), *learner.head.parameters()]
+    closed = sum(x.numel() for x in learner.head.buffers()) if not any(True for _ in learner.trainable()) else 0
     trainable = sum(parameter.numel() for parameter in held if parameter.requires_grad) + closed
     return trainable, sum(parameter.numel() for parameter in held) + closed
 

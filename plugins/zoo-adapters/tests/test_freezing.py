@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from zoo_adapters.freezing import Bitfit, Full, Norm, Partial, Probe
 from zoo_core import contracts
-from zoo_core.contracts import AdapterRecipe, Batch, Context, Features, FeatureSpec, Modality, Site, Target
+from zoo_core.contracts import AdapterRecipe, Batch, Context, Features, FeatureSpec, Modality, Site, Target, fact
 from zoo_core.errors import RefusedError, UsageError
 from zoo_core.model.learner import Learner
 from zoo_core.model.objective import CrossEntropy
@@ -80,7 +80,7 @@ def test_an_adapter_trains_exactly_what_it_says_and_the_head(build_toy: Build, t
     learner = build_toy(f"toy/{toy}+{adapter}")
     names = {name for name, _ in learner.backbone.named_parameters()}
     assert trained(learner) == {name for name in names if ADAPTERS[adapter](name)}
-    assert all(parameter.requires_grad for parameter in learner.heads.parameters())
+    assert all(parameter.requires_grad for parameter in learner.head.parameters())
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_full_at_one_rate_updates_as_plain_adamw_does_bit_for_bit(build_toy: Bui
         batch = batch_of(step)
         optimiser.zero_grad()
         pooled = plain.source.pool(plain.source(batch.inputs))
-        logits = plain.heads["main"](Features(kind="pooled", x=pooled))
+        logits = plain.head(Features(kind="pooled", x=pooled))
         nn.functional.cross_entropy(logits, batch.target).backward()
         optimiser.step()
     mine, theirs = ours.state_dict(), plain.state_dict()
@@ -284,7 +284,7 @@ def test_full_at_one_rate_updates_as_plain_adamw_does_bit_for_bit(build_toy: Bui
 def test_a_grid_is_five_ascending_rates_with_the_default_in_the_middle(
     resolve_toy: Resolve, recipe: type[AdapterRecipe]
 ) -> None:
-    grid = recipe.learning_rates
+    grid = fact("adapter", recipe, "learning_rates")
     assert len(grid) == 5
     assert sorted(set(grid)) == list(grid)
     ratios = [high / low for low, high in pairwise(grid)]
@@ -295,20 +295,20 @@ def test_a_grid_is_five_ascending_rates_with_the_default_in_the_middle(
 
 @pytest.mark.parametrize(("recipe", "usual"), [(Full, 1e-4), (Partial, 1e-4), (Bitfit, 1e-3), (Norm, 1e-3)])
 def test_the_grid_holds_the_rate_that_is_usual_on_large_backbones(recipe: type[AdapterRecipe], usual: float) -> None:
-    middle_three = recipe.learning_rates[1:4]  # what a default budget tries
+    middle_three = fact("adapter", recipe, "learning_rates")[1:4]  # what a default budget tries
     assert usual in middle_three
 
 
 def test_a_probe_takes_the_heads_rates(resolve_toy: Resolve) -> None:
     plan = resolve_toy("toy/tokens+probe+mlp", budget=Budget(num_rates=5))
-    assert plan.learning_rates == plan.head.recipe.learning_rates
+    assert plan.learning_rates == plan.head.fact("learning_rates")
 
 
 @pytest.mark.parametrize(
     ("recipe", "first"), [(Probe(), 4), (Full(), 0), (Partial(), 3), (Partial(n=4), 0), (Bitfit(), 0), (Norm(), 0)]
 )
 def test_the_first_stage_is_the_earliest_one_that_trains(recipe: AdapterRecipe, first: int) -> None:
-    assert recipe.first_stage(4) == first
+    assert fact("adapter", recipe, "first_stage")(4) == first
 
 
 # -- wrong arguments ----------------------------------------------------------------------------------------------
@@ -415,10 +415,7 @@ def test_the_counts_on_vit_b16_are_the_published_ones(recipe: AdapterRecipe, num
         backbone, head = VitBase().requires_grad_(False), nn.Linear(768, 3)
     learner = Learner(backbone, head, "pooled", CrossEntropy(), CLASSES)
 
-    def no_teacher(spec: str) -> Learner:
-        raise AssertionError("none of these adapters has a teacher")
-
-    context = Context(target=CLASSES, purpose="train", generator=torch.Generator(), load=no_teacher)
+    context = Context(target=CLASSES, purpose="train", generator=torch.Generator())
     assert num_trained(recipe.apply(learner, context)) == num
 
 

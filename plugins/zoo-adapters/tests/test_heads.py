@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from zoo_adapters.head_modules import KnnHead, NcmHead
 from zoo_adapters.heads import AttentionPool, Knn, Linear, Mlp, Ncm
 from zoo_core.benchmark.trial import run_trial
-from zoo_core.contracts import Features, FeatureSpec, HeadRecipe, Kind, Split, Target
+from zoo_core.contracts import Features, FeatureSpec, HeadRecipe, Kind, Split, Target, fact
 from zoo_core.data.loader import Loader
 from zoo_core.errors import RefusedError, UsageError
 from zoo_core.model.learner import Learner
@@ -40,7 +40,7 @@ EXACT = 1e-13  # float64 sums of about ten terms of order one, taken in another 
 
 def head_of(recipe: HeadRecipe, *, target: Target = CLASSES) -> nn.Module:
     """The head in float64, in evaluation mode, with weights of order one so that every term of a formula counts."""
-    head = recipe.build(FeatureSpec(kind=recipe.consumes, dim=DIM), target).double().eval()
+    head = recipe.build(FeatureSpec(kind=fact("head", recipe, "consumes"), dim=DIM), target).double().eval()
     for parameter in head.parameters():
         nn.init.normal_(parameter)
     return head
@@ -147,9 +147,9 @@ def test_padding_gets_no_gradient_from_attention_pool() -> None:
 def test_a_gradient_head_gives_one_output_for_each_of_every_target(recipe: HeadRecipe, kind: str) -> None:
     target = Target(kind=kind, size=SIZES[kind])  # type: ignore[arg-type]
     head = head_of(recipe, target=target)
-    shape = (5, DIM) if recipe.consumes == "pooled" else (5, 7, DIM)
-    assert head(Features(kind=recipe.consumes, x=pooled(*shape).x)).shape == (5, SIZES[kind])
-    assert kind in recipe.predicts
+    shape = (5, DIM) if fact("head", recipe, "consumes") == "pooled" else (5, 7, DIM)
+    assert head(Features(kind=fact("head", recipe, "consumes"), x=pooled(*shape).x)).shape == (5, SIZES[kind])
+    assert kind in fact("head", recipe, "predicts")
 
 
 @pytest.mark.parametrize("head", ["linear", "mlp", "attention-pool"])
@@ -178,7 +178,7 @@ def test_dropout_keeps_the_mean_of_the_features() -> None:
 def test_a_grid_of_a_head_is_five_ascending_rates_around_the_usual_one(
     resolve_toy: Resolve, recipe: type[HeadRecipe], usual: float
 ) -> None:
-    grid = recipe.learning_rates
+    grid = fact("head", recipe, "learning_rates")
     assert len(grid) == 5
     assert [high / low for low, high in pairwise(grid)] == pytest.approx([5.0] * 4)
     name = {Linear: "linear", Mlp: "mlp", AttentionPool: "attention-pool"}[recipe]
@@ -465,4 +465,4 @@ def test_a_closed_form_trains_no_backbone(resolve_toy: Resolve, adapter: str) ->
     [(Linear, "pooled"), (Mlp, "pooled"), (AttentionPool, "tokens"), (Ncm, "pooled"), (Knn, "pooled")],
 )
 def test_a_head_says_what_it_consumes(head: type[HeadRecipe], kind: Kind) -> None:
-    assert head.consumes == kind
+    assert fact("head", head, "consumes") == kind

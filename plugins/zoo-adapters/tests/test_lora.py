@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 import zoo_core
 from zoo_adapters.lora import Dora, Lora
 from zoo_adapters.low_rank import Decomposed, LowRank
-from zoo_core.contracts import AdapterRecipe, Batch, Context, Features, FeatureSpec, Modality, Site, Target
+from zoo_core.contracts import AdapterRecipe, Batch, Context, Features, FeatureSpec, Modality, Site, Target, fact
 from zoo_core.errors import RefusedError, UsageError
 from zoo_core.model.learner import Learner
 from zoo_core.model.objective import CrossEntropy
@@ -65,11 +65,8 @@ def added(learner: Learner) -> int:
 
 
 def context(purpose: Any = "train", seed: int = 0) -> Context:
-    def no_teacher(spec: str) -> Learner:
-        raise AssertionError("none of these adapters has a teacher")
-
     generator = torch.Generator().manual_seed(seed)
-    return Context(target=CLASSES, purpose=purpose, generator=generator, load=no_teacher)
+    return Context(target=CLASSES, purpose=purpose, generator=generator)
 
 
 def learner_of(backbone: nn.Module, *recipes: AdapterRecipe, seed: int = 0) -> Learner:
@@ -807,6 +804,6 @@ def test_what_is_no_matrix_is_refused() -> None:
 
 @pytest.mark.parametrize("recipe", [Lora, Dora])
 def test_a_grid_is_five_ascending_rates_evenly_apart(recipe: type[AdapterRecipe]) -> None:
-    grid = recipe.learning_rates
+    grid = fact("adapter", recipe, "learning_rates")
     assert len(grid) == 5
     assert [high / low for low, high in pairwise(grid)] == pytest.approx([5.0] * 4)

@@ -177,7 +177,7 @@ def test_l2sp_is_zero_at_the_start_and_pulls_on_nothing_but_the_head(backbone: s
     terms = terms_of(learner)
     assert terms.keys() == {"cross_entropy", "l2sp", "l2"}
     assert float(terms["l2sp"].detach()) == 0.0
-    size = sum(float(x.detach().square().sum()) for x in learner.heads.parameters())
+    size = sum(float(x.detach().square().sum()) for x in learner.head.parameters())
     assert float(terms["l2"].detach()) == pytest.approx(0.1 * size, rel=1e-6)
     (terms["l2sp"] + terms["l2"]).backward()
     for name, parameter in learner.trainable():
@@ -197,7 +197,7 @@ def test_l2sp_pulls_in_proportion_to_the_distance() -> None:
     for name, parameter in opened(learner).items():
         assert parameter.grad is not None
         torch.testing.assert_close(parameter.grad, 0.3 * (parameter.detach() - base[name]), rtol=1e-12, atol=1e-15)
-    assert all(x.grad is None for x in learner.heads.parameters())
+    assert all(x.grad is None for x in learner.head.parameters())
 
 
 def terms_of_double(learner: Learner) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import zoo_core
 from zoo_adapters.scaling import Ia3, Ssf
-from zoo_core.contracts import AdapterRecipe, Batch, Context, Features, FeatureSpec, Modality, Site, Target
+from zoo_core.contracts import AdapterRecipe, Batch, Context, Features, FeatureSpec, Modality, Site, Target, fact
 from zoo_core.errors import RefusedError, UsageError
 from zoo_core.model.learner import Learner
 from zoo_core.model.objective import CrossEntropy
@@ -60,15 +60,12 @@ def added(learner: Learner) -> int:
 def learner_of(backbone: nn.Module, *recipes: AdapterRecipe, seed: int = 0) -> Learner:
     """A learner put together by hand, whose head nobody asks."""
 
-    def no_teacher(spec: str) -> Learner:
-        raise AssertionError("none of these adapters has a teacher")
-
     backbone.requires_grad_(False).eval()
     base = [*backbone.parameters(), *backbone.buffers()]
     learner = Learner(backbone, nn.Linear(1, 3), "pooled", CrossEntropy(), CLASSES)
     generator = torch.Generator().manual_seed(seed)
     for recipe in recipes:
-        context = Context(target=CLASSES, purpose="train", generator=generator, load=no_teacher)
+        context = Context(target=CLASSES, purpose="train", generator=generator)
         assert recipe.apply(learner, context) is learner
     learner.seal(base)
     return learner.eval()
@@ -481,7 +478,7 @@ def test_ia3_is_refused_where_hidden_units_go_into_a_convolution() -> None:
 
 @pytest.mark.parametrize("recipe", [Ia3, Ssf])
 def test_a_grid_is_five_ascending_rates_around_the_recommended_one(recipe: type[AdapterRecipe]) -> None:
-    grid = recipe.learning_rates
+    grid = fact("adapter", recipe, "learning_rates")
     assert len(grid) == 5
     assert grid[2] == 5e-3
     assert [high / low for low, high in pairwise(grid)] == pytest.approx([5.0] * 4)

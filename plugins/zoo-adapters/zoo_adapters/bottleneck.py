@@ -8,9 +8,8 @@ from types import MappingProxyType
 from typing import ClassVar, Literal
 
 from zoo_adapters.bottleneck_shape import Act, Init, Shape
-from zoo_adapters.freezing import EVERY_KIND
 from zoo_adapters.lora import ADDED
-from zoo_core.contracts import Change, Context, Kind, Learner, Seam, Source
+from zoo_core.contracts import Change, Context, Learner, Seam
 from zoo_core.errors import UsageError
 
 __all__ = ["Bottleneck"]
@@ -67,12 +66,8 @@ class Bottleneck:
     drop_path: float | None = None
 
     version: ClassVar[int] = 1
-    accepts: ClassVar[frozenset[Kind]] = EVERY_KIND
     seams: ClassVar[frozenset[Seam]] = frozenset({"stage"})
     changes: ClassVar[frozenset[Change]] = ADDED
-    batchable: ClassVar[bool] = True
-    mergeable: ClassVar[bool] = False
-    learning_rates: ClassVar[tuple[float, ...]] = (2e-4, 1e-3, 5e-3, 2.5e-2, 1.25e-1)
 
     def __post_init__(self) -> None:
         if self.r is not None and self.r < 1:
@@ -90,12 +85,6 @@ class Bottleneck:
     @property
     def exact_at_start(self) -> bool:
         return self.init == "zero"
-
-    def first_stage(self, num_stages: int) -> int:
-        return 0
-
-    def source(self) -> Source | None:
-        return None
 
     def apply(self, learner: Learner, context: Context) -> Learner:
         from zoo_adapters.bottleneck_modules import after_layers, after_stages, beside_mlps

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from zoo_core.contracts import Change, Context, Kind, Learner, Seam, Source
+from zoo_core.contracts import Change, Context, Learner, Seam
 from zoo_core.errors import RefusedError, UsageError
 
 if TYPE_CHECKING:
@@ -15,10 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Bitfit", "Full", "Norm", "Partial", "Probe"]
 
-EVERY_KIND: frozenset[Kind] = frozenset({"map", "tokens", "pooled"})
 BASE: frozenset[Change] = frozenset({"base"})
-NO_SEAMS: frozenset[Seam] = frozenset()
-NO_ROLES: tuple[frozenset[str], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,19 +26,11 @@ class Probe:
     """
 
     version: ClassVar[int] = 1
-    accepts: ClassVar[frozenset[Kind]] = EVERY_KIND
-    seams: ClassVar[frozenset[Seam]] = NO_SEAMS
-    needs: ClassVar[tuple[frozenset[str], ...]] = NO_ROLES
     changes: ClassVar[frozenset[Change]] = frozenset()
-    batchable: ClassVar[bool] = True
     mergeable: ClassVar[bool] = True
-    learning_rates: ClassVar[tuple[float, ...]] = ()
 
     def first_stage(self, num_stages: int) -> int:
         return num_stages
-
-    def source(self) -> Source | None:
-        return None
 
     def apply(self, learner: Learner, context: Context) -> Learner:
         return learner
@@ -57,26 +46,16 @@ class Full:
     head_scale: float = 10.0
 
     version: ClassVar[int] = 1
-    accepts: ClassVar[frozenset[Kind]] = EVERY_KIND
-    seams: ClassVar[frozenset[Seam]] = NO_SEAMS
-    needs: ClassVar[tuple[frozenset[str], ...]] = NO_ROLES
     changes: ClassVar[frozenset[Change]] = BASE
-    batchable: ClassVar[bool] = False
     mergeable: ClassVar[bool] = True
     learning_rates: ClassVar[tuple[float, ...]] = (2e-5, 1e-4, 5e-4, 2.5e-3, 1.25e-2)
 
     def __post_init__(self) -> None:
         _check_scale("full", self.head_scale)
 
-    def first_stage(self, num_stages: int) -> int:
-        return 0
-
-    def source(self) -> Source | None:
-        return None
-
     def apply(self, learner: Learner, context: Context) -> Learner:
         learner.backbone.requires_grad_(True)
-        learner.set_scale(learner.heads.parameters(), self.head_scale)
+        learner.set_scale(learner.head.parameters(), self.head_scale)
         return learner
 
 
@@ -93,11 +72,8 @@ class Partial:
     head_scale: float = 10.0
 
     version: ClassVar[int] = 1
-    accepts: ClassVar[frozenset[Kind]] = EVERY_KIND
     seams: ClassVar[frozenset[Seam]] = frozenset({"stage"})
-    needs: ClassVar[tuple[frozenset[str], ...]] = NO_ROLES
     changes: ClassVar[frozenset[Change]] = BASE
-    batchable: ClassVar[bool] = False
     mergeable: ClassVar[bool] = True
     learning_rates: ClassVar[tuple[float, ...]] = Full.learning_rates
 
@@ -111,9 +87,6 @@ class Partial:
             raise UsageError(f"partial(n={self.n}): the backbone has {num_stages} stages; allowed: 1 to {num_stages}")
         return num_stages - self.n
 
-    def source(self) -> Source | None:
-        return None
-
     def apply(self, learner: Learner, context: Context) -> Learner:
         from zoo_core.toolkit.stages import groups
 
@@ -122,7 +95,7 @@ class Partial:
         for name, parameter in learner.backbone.named_parameters():
             if group[name] >= first:
                 parameter.requires_grad_(True)
-        learner.set_scale(learner.heads.parameters(), self.head_scale)
+        learner.set_scale(learner.head.parameters(), self.head_scale)
         return learner
 
 
@@ -136,19 +109,8 @@ class Bitfit:
     """
 
     version: ClassVar[int] = 1
-    accepts: ClassVar[frozenset[Kind]] = EVERY_KIND
-    seams: ClassVar[frozenset[Seam]] = NO_SEAMS
-    needs: ClassVar[tuple[frozenset[str], ...]] = NO_ROLES
     changes: ClassVar[frozenset[Change]] = BASE
-    batchable: ClassVar[bool] = True
     mergeable: ClassVar[bool] = True
-    learning_rates: ClassVar[tuple[float, ...]] = (2e-4, 1e-3, 5e-3, 2.5e-2, 1.25e-1)
-
-    def first_stage(self, num_stages: int) -> int:
-        return 0
-
-    def source(self) -> Source | None:
-        return None
 
     def apply(self, learner: Learner, context: Context) -> Learner:
         biases = [parameter for name, parameter in learner.backbone.named_parameters() if _is_bias(name, parameter)]
@@ -168,19 +130,9 @@ class Norm:
     """
 
     version: ClassVar[int] = 1
-    accepts: ClassVar[frozenset[Kind]] = EVERY_KIND
-    seams: ClassVar[frozenset[Seam]] = NO_SEAMS
     needs: ClassVar[tuple[frozenset[str], ...]] = (frozenset({"norm"}),)
     changes: ClassVar[frozenset[Change]] = BASE
-    batchable: ClassVar[bool] = True
     mergeable: ClassVar[bool] = True
-    learning_rates: ClassVar[tuple[float, ...]] = Bitfit.learning_rates
-
-    def first_stage(self, num_stages: int) -> int:
-        return 0
-
-    def source(self) -> Source | None:
-        return None
 
     def apply(self, learner: Learner, context: Context) -> Learner:
         modules = [learner.backbone.get_submodule(site.path) for site in learner.source.sites("norm")]

@@ -6,16 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from zoo_core.contracts import FeatureSpec, Kind, Target, TargetKind
+from zoo_core.contracts import TARGET_KINDS, FeatureSpec, Kind, Target, TargetKind
 from zoo_core.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import nn
 
 __all__ = ["AttentionPool", "Knn", "Linear", "Mlp", "Ncm"]
-
-WHOLE_EXAMPLES: frozenset[TargetKind] = frozenset({"classes", "multilabel", "regression"})
-PROBE_RATES = (4e-4, 2e-3, 1e-2, 5e-2, 2.5e-1)
 
 
 def _size(target: Target) -> int:
@@ -43,10 +40,7 @@ class Linear:
     dropout: float = 0.0
 
     version: ClassVar[int] = 1
-    consumes: ClassVar[Kind] = "pooled"
-    predicts: ClassVar[frozenset[TargetKind]] = WHOLE_EXAMPLES | {"token_classes"}
-    fit: ClassVar[Literal["gradient", "closed_form"]] = "gradient"
-    learning_rates: ClassVar[tuple[float, ...]] = PROBE_RATES
+    predicts: ClassVar[frozenset[TargetKind]] = frozenset(TARGET_KINDS)
 
     def __post_init__(self) -> None:
         _check_dropout("linear", self.dropout)
@@ -68,9 +62,6 @@ class Mlp:
     dropout: float = 0.0
 
     version: ClassVar[int] = 1
-    consumes: ClassVar[Kind] = "pooled"
-    predicts: ClassVar[frozenset[TargetKind]] = WHOLE_EXAMPLES
-    fit: ClassVar[Literal["gradient", "closed_form"]] = "gradient"
     learning_rates: ClassVar[tuple[float, ...]] = (8e-5, 4e-4, 2e-3, 1e-2, 5e-2)
 
     def __post_init__(self) -> None:
@@ -96,8 +87,6 @@ class AttentionPool:
 
     version: ClassVar[int] = 1
     consumes: ClassVar[Kind] = "tokens"
-    predicts: ClassVar[frozenset[TargetKind]] = WHOLE_EXAMPLES
-    fit: ClassVar[Literal["gradient", "closed_form"]] = "gradient"
     learning_rates: ClassVar[tuple[float, ...]] = (8e-5, 4e-4, 2e-3, 1e-2, 5e-2)
 
     def __post_init__(self) -> None:
@@ -123,10 +112,8 @@ class Ncm:
     metric: Literal["cosine", "euclidean"] = "cosine"
 
     version: ClassVar[int] = 1
-    consumes: ClassVar[Kind] = "pooled"
     predicts: ClassVar[frozenset[TargetKind]] = frozenset({"classes"})
     fit: ClassVar[Literal["gradient", "closed_form"]] = "closed_form"
-    learning_rates: ClassVar[tuple[float, ...]] = ()
 
     def build(self, features: FeatureSpec, target: Target) -> nn.Module:
         from zoo_adapters.head_modules import NcmHead
@@ -146,10 +133,8 @@ class Knn:
     temperature: float = 0.07
 
     version: ClassVar[int] = 1
-    consumes: ClassVar[Kind] = "pooled"
     predicts: ClassVar[frozenset[TargetKind]] = frozenset({"classes"})
     fit: ClassVar[Literal["gradient", "closed_form"]] = "closed_form"
-    learning_rates: ClassVar[tuple[float, ...]] = ()
 
     def __post_init__(self) -> None:
         _check_positive("knn", "k", self.k)

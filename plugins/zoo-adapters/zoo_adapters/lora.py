@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from zoo_adapters.freezing import EVERY_KIND, NO_SEAMS
-from zoo_core.contracts import ROLES, Change, Context, Kind, Learner, Seam, Site, Source
+from zoo_core.contracts import ROLES, Change, Context, Learner, Site
 from zoo_core.errors import UsageError, nearest
 
 __all__ = ["ADDED", "ATTENTION_ELSE_ALL", "Dora", "Lora", "alternatives", "check_roles"]
@@ -55,12 +54,8 @@ class Lora:
     init: Literal["lora", "pissa"] = "lora"
 
     version: ClassVar[int] = 1
-    accepts: ClassVar[frozenset[Kind]] = EVERY_KIND
-    seams: ClassVar[frozenset[Seam]] = NO_SEAMS
     changes: ClassVar[frozenset[Change]] = ADDED
-    batchable: ClassVar[bool] = True
     mergeable: ClassVar[bool] = True
-    learning_rates: ClassVar[tuple[float, ...]] = (2e-4, 1e-3, 5e-3, 2.5e-2, 1.25e-1)
 
     def __post_init__(self) -> None:
         _check("lora", self.r, self.alpha, self.dropout)
@@ -71,12 +66,6 @@ class Lora:
     @property
     def needs(self) -> tuple[frozenset[str], ...]:
         return alternatives(self.roles, ATTENTION_ELSE_ALL)
-
-    def first_stage(self, num_stages: int) -> int:
-        return 0
-
-    def source(self) -> Source | None:
-        return None
 
     def apply(self, learner: Learner, context: Context) -> Learner:
         from zoo_adapters.low_rank import LowRank
@@ -119,12 +108,8 @@ class Dora:
     dropout: float = 0.0
 
     version: ClassVar[int] = 1
-    accepts: ClassVar[frozenset[Kind]] = EVERY_KIND
-    seams: ClassVar[frozenset[Seam]] = NO_SEAMS
     changes: ClassVar[frozenset[Change]] = ADDED
-    batchable: ClassVar[bool] = True
     mergeable: ClassVar[bool] = True
-    learning_rates: ClassVar[tuple[float, ...]] = Lora.learning_rates
 
     def __post_init__(self) -> None:
         _check("dora", self.r, self.alpha, self.dropout)
@@ -133,12 +118,6 @@ class Dora:
     @property
     def needs(self) -> tuple[frozenset[str], ...]:
         return alternatives(self.roles, ATTENTION_ELSE_ALL)
-
-    def first_stage(self, num_stages: int) -> int:
-        return 0
-
-    def source(self) -> Source | None:
-        return None
 
     def apply(self, learner: Learner, context: Context) -> Learner:
         from zoo_adapters.low_rank import Decomposed

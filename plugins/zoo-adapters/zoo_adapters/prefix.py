@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from zoo_adapters.freezing import EVERY_KIND
 from zoo_adapters.lora import ADDED
-from zoo_core.contracts import Change, Context, Kind, Learner, Seam, Source
+from zoo_core.contracts import Change, Context, Learner, Seam
 from zoo_core.errors import UsageError
 
 __all__ = ["Prefix"]
@@ -36,13 +35,9 @@ class Prefix:
     form: Literal["flat", "mlp", "gated"] = "flat"
 
     version: ClassVar[int] = 1
-    accepts: ClassVar[frozenset[Kind]] = EVERY_KIND
     seams: ClassVar[frozenset[Seam]] = frozenset({"attention"})
     needs: ClassVar[tuple[frozenset[str], ...]] = (frozenset({"attn.k", "attn.v"}),)
     changes: ClassVar[frozenset[Change]] = ADDED
-    batchable: ClassVar[bool] = True
-    mergeable: ClassVar[bool] = False
-    learning_rates: ClassVar[tuple[float, ...]] = (2e-4, 1e-3, 5e-3, 2.5e-2, 1.25e-1)
 
     def __post_init__(self) -> None:
         if self.length < 1:
@@ -51,12 +46,6 @@ class Prefix:
     @property
     def exact_at_start(self) -> bool:
         return self.form == "gated"
-
-    def first_stage(self, num_stages: int) -> int:
-        return 0
-
-    def source(self) -> Source | None:
-        return None
 
     def apply(self, learner: Learner, context: Context) -> Learner:
         from zoo_adapters.prefix_modules import add_prefixes

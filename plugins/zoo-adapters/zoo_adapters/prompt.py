@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from zoo_adapters.lora import ADDED
-from zoo_core.contracts import Change, Context, Kind, Learner, Seam, Source
+from zoo_core.contracts import Change, Context, Kind, Learner, Seam
 from zoo_core.errors import UsageError
 
 __all__ = ["Prompt"]
@@ -35,10 +35,7 @@ class Prompt:
     version: ClassVar[int] = 1
     accepts: ClassVar[frozenset[Kind]] = frozenset({"tokens"})
     seams: ClassVar[frozenset[Seam]] = frozenset({"prompt"})
-    needs: ClassVar[tuple[frozenset[str], ...]] = ()
     changes: ClassVar[frozenset[Change]] = ADDED
-    batchable: ClassVar[bool] = True
-    mergeable: ClassVar[bool] = False
     exact_at_start: ClassVar[bool] = False
     learning_rates: ClassVar[tuple[float, ...]] = (4e-4, 2e-3, 1e-2, 5e-2, 2.5e-1)
 
@@ -47,12 +44,6 @@ class Prompt:
             raise UsageError(f"prompt(length={self.length}): allowed: 1 or more; probe trains the head alone")
         if not 0 <= self.dropout < 1:
             raise UsageError(f"prompt(dropout={self.dropout:g}): allowed: 0 to below 1")
-
-    def first_stage(self, num_stages: int) -> int:
-        return 0
-
-    def source(self) -> Source | None:
-        return None
 
     def apply(self, learner: Learner, context: Context) -> Learner:
         from zoo_adapters.prompt_modules import add_prompts

@@ -83,9 +83,9 @@ def _random_words(backbone: nn.Module, num_words: int, num_stages: int, length: 
     mask = torch.ones(length, 1, dtype=torch.long)
     inputs = {"input_ids": torch.randint(num_words, (length, 1)), "attention_mask": mask}
     if num_stages == 1:
-        yield boundary(backbone, inputs, 0).state[:, -1].clone()
+        yield boundary(backbone, inputs, 0)[:, -1].clone()
         return
-    first = boundary(backbone, inputs, 0).state[:, -1].clone()
+    first = boundary(backbone, inputs, 0)[:, -1].clone()
     with capture(backbone, range(num_stages - 1)) as states:
         backbone(inputs)
     yield first

@@ -51,7 +51,7 @@ class L2sp(OnWhatTrains):
         held = _opened_base(learner, "l2sp")
         if context.purpose == "train":
             assert learner.objective is not None, "a learner that is built for training has one"
-            new = [parameter for parameter in learner.heads.parameters() if parameter.requires_grad]
+            new = [parameter for parameter in learner.head.parameters() if parameter.requires_grad]
             learner.objective = StartingPoint(learner.objective, held, new, alpha=self.alpha, beta=self.beta)
         return learner
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from zoo_adapters.freezing import EVERY_KIND, NO_SEAMS
 from zoo_adapters.lora import ADDED, check_roles
-from zoo_core.contracts import ROLES, Change, Context, Kind, Learner, Seam, Source
+from zoo_core.contracts import ROLES, Change, Context, Learner
 
 __all__ = ["Ia3", "Ssf"]
 
-RATES = (2e-4, 1e-3, 5e-3, 2.5e-2, 1.25e-1)
 SCALED = tuple(role for role in ROLES if role != "embed")
 
 
@@ -29,23 +27,13 @@ class Ia3:
     """
 
     version: ClassVar[int] = 1
-    accepts: ClassVar[frozenset[Kind]] = EVERY_KIND
-    seams: ClassVar[frozenset[Seam]] = NO_SEAMS
     needs: ClassVar[tuple[frozenset[str], ...]] = (
         frozenset({"attn.k", "attn.v", "mlp.out"}),
         frozenset({"attn.k", "attn.v"}),
         frozenset({"mlp.out"}),
     )
     changes: ClassVar[frozenset[Change]] = ADDED
-    batchable: ClassVar[bool] = True
     mergeable: ClassVar[bool] = True
-    learning_rates: ClassVar[tuple[float, ...]] = RATES
-
-    def first_stage(self, num_stages: int) -> int:
-        return 0
-
-    def source(self) -> Source | None:
-        return None
 
     def apply(self, learner: Learner, context: Context) -> Learner:
         from zoo_adapters.scaling_modules import InputScale, OutputScale
@@ -77,12 +65,8 @@ class Ssf:
     init: Literal["identity", "paper"] = "identity"
 
     version: ClassVar[int] = 1
-    accepts: ClassVar[frozenset[Kind]] = EVERY_KIND
-    seams: ClassVar[frozenset[Seam]] = NO_SEAMS
     changes: ClassVar[frozenset[Change]] = ADDED
-    batchable: ClassVar[bool] = True
     mergeable: ClassVar[bool] = True
-    learning_rates: ClassVar[tuple[float, ...]] = RATES
 
     def __post_init__(self) -> None:
         check_roles("ssf", self.roles, SCALED)
@@ -90,12 +74,6 @@ class Ssf:
     @property
     def needs(self) -> tuple[frozenset[str], ...]:
         return (frozenset(self.roles),) if self.roles else tuple(frozenset({role}) for role in SCALED)
-
-    def first_stage(self, num_stages: int) -> int:
-        return 0
-
-    def source(self) -> Source | None:
-        return None
 
     def apply(self, learner: Learner, context: Context) -> Learner:
         from zoo_adapters.scaling_modules import OutputScale, RowScale, whole_rows

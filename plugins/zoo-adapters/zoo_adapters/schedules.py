@@ -10,8 +10,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from zoo_adapters.freezing import EVERY_KIND, NO_ROLES, NO_SEAMS
-from zoo_core.contracts import Change, Context, Kind, Learner, Seam, Source
+from zoo_core.contracts import Change, Context, Learner, Seam
 from zoo_core.errors import RefusedError, UsageError
 
 if TYPE_CHECKING:
@@ -28,19 +27,11 @@ STAGES: frozenset[Seam] = frozenset({"stage"})
 class OnWhatTrains(ABC):
     """Abstract: a recipe that acts on what the adapters before it opened or added, and neither opens nor adds any."""
 
-    accepts: ClassVar[frozenset[Kind]] = EVERY_KIND
-    seams: ClassVar[frozenset[Seam]] = NO_SEAMS
-    needs: ClassVar[tuple[frozenset[str], ...]] = NO_ROLES
     changes: ClassVar[frozenset[Change]] = SCHEDULE
-    batchable: ClassVar[bool] = False
     mergeable: ClassVar[bool] = True
-    learning_rates: ClassVar[tuple[float, ...]] = ()
 
     def first_stage(self, num_stages: int) -> int:
         return num_stages
-
-    def source(self) -> Source | None:
-        return None
 
     @abstractmethod
     def apply(self, learner: Learner, context: Context) -> Learner: ...

@@ -9,14 +9,13 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any, ClassVar
 
-from zoo_core.contracts import ROLES, Change, Context, Kind, Learner, Seam, Source
+from zoo_core.contracts import ROLES, Change, Context, Learner, Source
 from zoo_core.errors import NotFoundError, RefusedError, UsageError, nearest
 from zoo_peft.methods import Method, known_methods, made_from
 from zoo_peft.portable import CONFIG, TENSORS
 
 __all__ = ["Hub", "Peft", "Stored", "Tuned", "recipe_for"]
 
-EVERY_KIND: frozenset[Kind] = frozenset({"map", "tokens", "pooled"})
 ADDED: frozenset[Change] = frozenset({"added"})
 WIDTH = 116
 KINDS_OF_ROLE: Mapping[str, frozenset[str]] = {  # of layers, in the words of Method.layers; of any other role WEIGHTS
@@ -37,22 +36,14 @@ class Stored:
     any_base: bool = False
 
     version: ClassVar[int] = 1
-    accepts: ClassVar[frozenset[Kind]] = EVERY_KIND
-    seams: ClassVar[frozenset[Seam]] = frozenset()
-    needs: ClassVar[tuple[frozenset[str], ...]] = ()
     changes: ClassVar[frozenset[Change]] = ADDED
-    batchable: ClassVar[bool] = False
     mergeable: ClassVar[bool] = True
     exact_at_start: ClassVar[bool] = False
-    learning_rates: ClassVar[tuple[float, ...]] = (2e-4, 1e-3, 5e-3, 2.5e-2, 1.25e-1)  # as of the native lora
 
     @property
     def label(self) -> str:
         """How errors name it."""
         raise NotImplementedError
-
-    def first_stage(self, num_stages: int) -> int:
-        return 0
 
     def apply(self, learner: Learner, context: Context) -> Learner:
         from zoo_peft.reading import load_lora
@@ -142,10 +133,7 @@ class Tuned:
 
     method: ClassVar[Method]
     version: ClassVar[int] = 1
-    accepts: ClassVar[frozenset[Kind]] = EVERY_KIND
-    seams: ClassVar[frozenset[Seam]] = frozenset()
     changes: ClassVar[frozenset[Change]] = ADDED
-    batchable: ClassVar[bool] = False
     mergeable: ClassVar[bool]
     learning_rates: ClassVar[tuple[float, ...]]
 
@@ -176,12 +164,6 @@ class Tuned:
     @property
     def needs(self) -> tuple[frozenset[str], ...]:
         return (frozenset(self.roles),) if self.roles else self.method.needs
-
-    def first_stage(self, num_stages: int) -> int:
-        return 0
-
-    def source(self) -> Source | None:
-        return None
 
     def apply(self, learner: Learner, context: Context) -> Learner:
         from zoo_peft.injection import inject

@@ -13,7 +13,7 @@ import torch
 from sklearn.linear_model import LinearRegression
 from sklearn.neighbors import KNeighborsClassifier
 
-from zoo_core.contracts import METRICS, Target, TaskData, TaskRecipe
+from zoo_core.contracts import METRICS, Target, TaskData, TaskRecipe, fact
 from zoo_core.data.decoding import decode
 from zoo_core.data.splits import carve
 from zoo_core.errors import IntegrityError, RefusedError
@@ -115,7 +115,7 @@ def test_targets_have_the_declared_kind_and_size() -> None:
 def test_what_is_known_before_opening_is_what_is_found(recipe: type[TaskRecipe]) -> None:
     assert recipe().open(None).target == recipe().target
     assert recipe().target.kind in METRICS[recipe().metric].targets
-    assert recipe().source() is None
+    assert fact("task", recipe(), "source")() is None
 
 
 def test_attributes_follow_from_the_digit() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from zoo_core.contracts import Modality, Source, Target, TaskData
+from zoo_core.contracts import Modality, Target, TaskData
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,9 +36,6 @@ class Digits:
     metric: ClassVar[str] = "accuracy"
     target: ClassVar[Target] = Target(kind="classes", names=tuple("0123456789"))
 
-    def source(self) -> Source | None:
-        return None
-
     def open(self, files: Path | None) -> TaskData:
         from zoo_starter.arrays import digits
 
@@ -56,9 +53,6 @@ class DigitsAttributes:
     modality: ClassVar[Modality] = "image"
     metric: ClassVar[str] = "average_precision"
     target: ClassVar[Target] = Target(kind="multilabel", names=tuple(ATTRIBUTES))
-
-    def source(self) -> Source | None:
-        return None
 
     def open(self, files: Path | None) -> TaskData:
         from zoo_starter.arrays import digits
@@ -78,9 +72,6 @@ class Diabetes:
     modality: ClassVar[Modality] = "table"
     metric: ClassVar[str] = "mean_absolute_error"
     target: ClassVar[Target] = Target(kind="regression", names=("progression",))
-
-    def source(self) -> Source | None:
-        return None
 
     def open(self, files: Path | None) -> TaskData:
         from zoo_starter.arrays import diabetes

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from zoo_core.contracts import Change, Context, Kind, Learner, Seam, Source, Weights
+from zoo_core.contracts import Change, Context, Kind, Learner, Source, Weights
 from zoo_core.errors import RefusedError
 
 if TYPE_CHECKING:
@@ -47,19 +47,11 @@ class Straight:
 
     version: ClassVar[int] = 1
     accepts: ClassVar[frozenset[Kind]] = frozenset({"map"})
-    seams: ClassVar[frozenset[Seam]] = frozenset()
     needs: ClassVar[tuple[frozenset[str], ...]] = (frozenset({"conv"}),)
     changes: ClassVar[frozenset[Change]] = ADDED
-    batchable: ClassVar[bool] = False
     mergeable: ClassVar[bool] = False  # a convolution of the toy has no bias to fold a shift into
     learning_rates: ClassVar[tuple[float, ...]] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
     change: ClassVar[str] = "Affine"  # the class in changes.py
-
-    def first_stage(self, num_stages: int) -> int:
-        return 0
-
-    def source(self) -> Source | None:
-        return None
 
     def apply(self, learner: Learner, context: Context) -> Learner:
         from zoo_core.toolkit.sites import attach, sites_for

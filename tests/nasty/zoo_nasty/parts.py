@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-EVERY_KIND: frozenset[Kind] = frozenset({"map", "tokens", "pooled"})
 IMAGES = ("tokens", "map", "unlisted-tokens", "unlisted-map", "far")
 TABLES = ("table", "unlisted-table")
 How = Literal[
@@ -125,11 +124,7 @@ class Trouble:
     mark: int = 0
 
     version: ClassVar[int] = 1
-    accepts: ClassVar[frozenset[Kind]] = EVERY_KIND
-    seams: ClassVar[frozenset[Seam]] = frozenset()
-    needs: ClassVar[tuple[frozenset[str], ...]] = ()
     changes: ClassVar[frozenset[Change]] = frozenset({"base"})
-    batchable: ClassVar[bool] = False
     mergeable: ClassVar[bool] = True
     learning_rates: ClassVar[tuple[float, ...]] = RATES
 
@@ -137,9 +132,6 @@ class Trouble:
         if self.how == "late" and num_stages:
             raise UsageError("there is nothing that late")
         return 0
-
-    def source(self) -> Source | None:
-        return None
 
     def apply(self, learner: Learner, context: Context) -> Learner:
         import torch
@@ -186,7 +178,6 @@ class Quiet(Trouble):
     """Changes the objective alone, so that nothing of it needs a gradient."""
 
     changes: ClassVar[frozenset[Change]] = frozenset({"objective"})
-    learning_rates: ClassVar[tuple[float, ...]] = ()
 
     def first_stage(self, num_stages: int) -> int:
         return num_stages
@@ -204,8 +195,9 @@ class Noise(Trouble):
     def apply(self, learner: Learner, context: Context) -> Learner:
         import torch
 
-        drawn = torch.randn(3, generator=context.generator)
-        learner.heads["main"].register_parameter("noise", torch.nn.Parameter(drawn))
+        noise = torch.nn.Parameter(torch.randn((), generator=context.generator))
+        learner.head.register_parameter("noise", noise)
+        learner.head.register_forward_hook(lambda head, args, found: found + head.noise)
         return learner
 
 
@@ -228,6 +220,21 @@ class MapsOnly(Trouble):
     """Works on maps."""
 
     accepts: ClassVar[frozenset[Kind]] = frozenset({"map"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Focal(Trouble):
+    """Is for classes, as what weighs the entropy of each example."""
+
+    changes: ClassVar[frozenset[Change]] = frozenset({"objective"})
+    targets: ClassVar[frozenset[TargetKind]] = frozenset({"classes", "multilabel"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aimless(Trouble):
+    """Is for targets that there are not."""
+
+    targets: ClassVar[frozenset[str]] = frozenset({"clases"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,7 +272,6 @@ class Dense:
     version: ClassVar[int] = 1
     consumes: ClassVar[Kind] = "map"
     predicts: ClassVar[frozenset[TargetKind]] = frozenset({"classes", "multilabel", "regression"})
-    fit: ClassVar[Literal["gradient", "closed_form"]] = "gradient"
     learning_rates: ClassVar[tuple[float, ...]] = RATES
 
     def build(self, features: FeatureSpec, target: Target) -> nn.Module:
@@ -294,9 +300,6 @@ class Thirds:
     modality: ClassVar[str] = "image"
     metric: ClassVar[str] = "accuracy"
     target: ClassVar[Target] = Target(kind="classes", names=("left", "middle", "right"))
-
-    def source(self) -> Source | None:
-        return None
 
     def open(self, files: Path | None) -> Any:
         from zoo_core.testing.toys import ToyTask
@@ -332,6 +335,30 @@ class Misfit(Thirds):
     """Its metric is not for its target."""
 
     metric: ClassVar[str] = "r2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strange(Thirds):
+    """Has a target of a kind that there is not."""
+
+    target: ClassVar[Target] = Target(kind="clases", size=3)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aim(Thirds):
+    """Has no target but a word."""
+
+    target: ClassVar[str] = "classes"  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shifty(Thirds):
+    """Has another kind of target once it is opened."""
+
+    def open(self, files: Path | None) -> Any:
+        from zoo_core.testing.toys import ToyTask
+
+        return ToyTask(num=self.num, target=Target(kind="regression", size=1))
 
 
 @dataclass(frozen=True)
@@ -376,9 +403,6 @@ class Rows:
     modality: ClassVar[str] = "table"
     metric: ClassVar[str] = "mean_absolute_error"
     target: ClassVar[Target] = Target(kind="regression", names=("sum", "first"))
-
-    def source(self) -> Source | None:
-        return None
 
     def open(self, files: Path | None) -> Any:
         return _RowsData(self.target, {name: _Rows(seed) for seed, name in enumerate(("train", "val", "test"))})

@@ -153,8 +153,5 @@ class ToyRows:
     metric: ClassVar[str] = "accuracy"
     target: ClassVar[Target] = Target(kind="classes", names=("a", "b", "c"))
 
-    def source(self) -> Source | None:
-        return None
-
     def open(self, files: Path | None) -> TaskData:
         return rows(self.target)
