@@ -166,7 +166,7 @@ def test_facts_leave_out_what_is_not_known(tmp_path: Path) -> None:
         ("roles", "norm", "roles is a list"),
         ("seams", ["side"], "seams is a list of stage, attention, prompt"),
         ("weights", ["trained"], "weights is a list of pretrained, random"),
-        ("metric", "accurracy", "metric is one of"),
+        ("metric", "", "metric is text"),
         ("target", {"kind": "classes", "size": "10"}, "target.size is a whole number"),
         ("splits", {"train": "many"}, "splits.train is a whole number"),
         ("files", {"a": {"sha256": "xyz", "size": 1}}, "files.a.sha256 is 64 hex digits"),

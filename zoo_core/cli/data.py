@@ -44,10 +44,11 @@ def data(path: str, as_json: bool) -> int:
     part = _part(path)
     bound = registry().bind(part, "task")
     inner_parts(bound, registry())  # before any of its code runs
-    recipe = located(bound, {}).recipe
+    found_at = located(bound, {})
+    recipe = found_at.recipe
     if not isinstance(recipe, Surveyed):
         raise UsageError(f"{part} does not read files of yours; `zoo show {part.name}` tells of it")
-    source = recipe.source()
+    source = found_at.source
     found = recipe.survey(Path(source.folder if source is not None and source.folder else "."))
     click.echo(json.dumps({"task": str(part), **asdict(found)}, indent=2) if as_json else _survey_text(part, found))
     return UsageError.exit_code if found.problems else 0

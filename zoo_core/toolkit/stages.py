@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 
-NDIM = {"map": 4, "tokens": 3, "pooled": 2}  # axes of features
+_NDIM = {"map": 4, "tokens": 3, "pooled": 2}  # axes of features
 
 
 def stage_modules(backbone: nn.Module) -> list[nn.Module]:
@@ -141,7 +141,7 @@ class _Given:
 
 
 def _given(spec: FeatureSpec) -> _Given:
-    return _Given(spec.kind, NDIM[spec.kind], spec.dim, spec.width("pooled"))
+    return _Given(spec.kind, _NDIM[spec.kind], spec.dim, spec.width("pooled"))
 
 
 def _calls(backbone: nn.Module) -> tuple[list[int], dict[str, int], _Given]:
