@@ -1,6 +1,7 @@
 """zoo turns a name into a transfer-learning model and measures which combination is best for a task.
 
-Light at import: each public name is loaded when it is first used, and torch by the first call that builds or trains.
+Importing zoo_core is fast. Each public name is loaded when it is first used, and the first call that builds or trains a
+model imports torch.
 """
 
 from __future__ import annotations

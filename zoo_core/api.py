@@ -1,4 +1,4 @@
-"""The Python calls, also behind the commands.
+"""The Python calls, which the commands use too.
 
 load, load_backbone, load_run, load_runs, save, fetch, fit, evaluate, predict, embed, bench.
 """
@@ -79,13 +79,16 @@ def load(
     lock: str | Path | None = None,
     frozen: bool = False,
 ) -> Learner:
-    """A learner ready to train: pre-trained backbone, adapters, a new head.
+    """Builds a learner that is ready to train: a pre-trained backbone, adapters and a new head.
 
-    spec: text, recipe objects or a list of both, as "starter/vit-nano+lora(r=4)" and ["starter/vit-nano", Lora(r=4)].
-    num_classes, classes, target: exactly one says what is predicted. seed: decides every new weight.
-    class_weights: how much each class, or label, counts in the loss, in their order.
-    lock: a file that pins commits and hashes, as `zoo lock` writes it. frozen: no network, and nothing that the lock
-    does not pin. `hub/ORG/NAME` alone, without a target, is the fitted model itself that `zoo push` published.
+    spec: text, recipe objects or a list of both, such as "starter/vit-nano+lora(r=4)" or ["starter/vit-nano",
+    Lora(r=4)].
+    num_classes, classes, target: give exactly one of them; it says what is predicted.
+    class_weights: the weight of each class or label in the loss, in their order.
+    seed: decides every new weight.
+    lock: a file that pins commits and hashes, as `zoo lock` writes it.
+    frozen: use no network, and nothing that the lock does not pin.
+    `hub/ORG/NAME` alone, without a target, loads the fitted model that `zoo push` published.
     Example: `zoo_core.load("starter/vit-nano+partial(n=2)", num_classes=3)`.
     """
     if all(given is None for given in (num_classes, classes, target)) and _is_published(spec):
@@ -97,9 +100,9 @@ def load(
 
 
 def _pinned(spec: SpecLike | Plan, lock: str | Path | None, frozen: bool, **trial: Any) -> Plan:
-    """The plan of a trial, its files pinned: by the lock, a catalogue or a record, else by asking where they are.
+    """The plan of a trial with its files pinned: by the lock, a catalogue or a record, or else by asking their source.
 
-    A plan is as it was resolved. trial: what `resolve` is given beside the spec; None for what the call was not given.
+    A plan is used as it was resolved. trial: the arguments for `resolve` beside the spec; None for those not given.
     """
     given = {name: value for name, value in trial.items() if value is not None}
     if isinstance(spec, Plan):
@@ -115,14 +118,14 @@ def _pinned(spec: SpecLike | Plan, lock: str | Path | None, frozen: bool, **tria
 
 
 def _is_published(spec: object) -> bool:
-    """Whether this is the name of a model on the Hub, and nothing else."""
+    """Whether this is only the name of a model on the Hub."""
     return isinstance(spec, str | Spec) and str(spec).startswith(PUBLISHED) and not {*"+("} & {*str(spec)}
 
 
 def _files(
     plan: Plan, *, offline: bool = False, progress: Callable[[DownloadProgress], None] | None = None
 ) -> dict[str, Path]:
-    """The folder of each part that has files, by its key in a lock; those of the runs that its backbone is too."""
+    """The folder of each part that has files, by its key in a lock, including the runs that the backbone is made of."""
     found: dict[str, Path] = {}
     below: Plan | None = plan
     while below is not None:
@@ -142,11 +145,12 @@ def fetch(
     frozen: bool = False,
     progress: Callable[[DownloadProgress], None] | None = None,
 ) -> dict[str, Path]:
-    """Downloads and verifies all that a spec is built from; the folder of each part. Then it works with no network.
+    """Downloads and verifies everything that a spec needs. Returns the folder of each part.
 
-    spec: or a plan, as `resolve` gives it, with its task. task: its files too. lock, frozen: as for `load`.
-    progress: is told of each piece that arrives.
-    What is known of a backbone only after its configuration has been read is checked before its weights are fetched.
+    Afterwards the spec can be built without a network.
+    spec: or a plan from `resolve`, with its task. task: also fetch the files of this task. lock, frozen: as for `load`.
+    progress: called for each piece that arrives.
+    If a backbone is described only by its configuration, that is checked before the weights are fetched.
     """
     target = Target(kind="classes", size=2) if task is None and not isinstance(spec, Plan) else None
     plan = _pinned(spec, lock, frozen, task=task, target=target)
@@ -155,7 +159,7 @@ def fetch(
 
 
 def _wanted(num_classes: object, classes: object, target: object) -> Target:
-    """The target that `load` was asked for. Raises UsageError for what is none."""
+    """The target that `load` was asked for. Raises UsageError if there is none."""
     if sum(given is not None for given in (num_classes, classes, target)) != 1:
         raise UsageError("load takes exactly one of num_classes=N, classes=[...] and target=Target(...)")
     if classes is not None:
@@ -176,7 +180,7 @@ def _wanted(num_classes: object, classes: object, target: object) -> Target:
 
 
 def _weights(given: Sequence[float] | None, target: Target) -> Tensor | None:
-    """float [C]. Raises UsageError unless it is one number for each class or label, none below 0."""
+    """float [C]. Raises UsageError unless there is one number for each class or label, and none is negative."""
     if given is None:
         return None
     if target.kind == "regression":
@@ -208,8 +212,9 @@ def _names(classes: object) -> tuple[str, ...]:
 def load_backbone(
     name: str | BackboneRecipe, *, lock: str | Path | None = None, frozen: bool = False
 ) -> LoadedBackbone:
-    """A frozen backbone by name, in evaluation mode: see zoo_core.contracts.LoadedBackbone. lock, frozen: of `load`.
+    """Loads a frozen backbone by name, in evaluation mode. See zoo_core.contracts.LoadedBackbone.
 
+    lock, frozen: as for `load`.
     Example: `backbone = zoo_core.load_backbone("starter/vit-nano")`, then
     `DataLoader(ImageFolder("pictures", transform=backbone.transform()), collate_fn=backbone.collate)`.
     """
@@ -217,20 +222,21 @@ def load_backbone(
 
 
 def load_run(path: str | Path) -> Learner:
-    """The fitted learner that `fit` stored in a folder, for use; its target holds the ordered class names.
+    """Loads the fitted learner that `fit` stored in a folder, for use. Its target holds the ordered class names.
 
-    path: the folder, or `hub/ORG/NAME` of one that `zoo push` published, perhaps with `@revision`.
+    path: the folder, or `hub/ORG/NAME` for one that `zoo push` published, optionally with `@revision`.
     """
     return load_stored(_read(path))
 
 
 def load_runs(paths: Mapping[str, str | Path]) -> dict[str, Learner]:
-    """Several fitted learners on one backbone, by names of your own: its frozen tensors are in memory once.
+    """Loads several fitted learners with one backbone, whose frozen tensors are then in memory only once.
 
-    paths: what `load_run` takes, by name. Each is as `load_run` gives it, and none changes another. To exchange what
-    one learner holds for what another of the same spec holds, in place: `learner.load_delta(other.delta())`.
+    paths: what `load_run` takes, by names of your own. Each learner is as `load_run` returns it, and changing one does
+    not affect another. To exchange in place what two learners of one spec have learned:
+    `learner.load_delta(other.delta())`.
     Example: `zoo_core.load_runs({"digits": "runs/digits", "letters": "hub/me/letters"})["digits"]`.
-    Raises IncompatibleError for runs on different bases.
+    Raises IncompatibleError for runs with different bases.
     """
     if not isinstance(paths, Mapping):
         raise UsageError(
@@ -240,7 +246,7 @@ def load_runs(paths: Mapping[str, str | Path]) -> dict[str, Learner]:
 
 
 def _read(path: str | Path) -> StoredRun:
-    """A stored run, fetched first where it is one of the Hub."""
+    """A stored run. One on the Hub is fetched first."""
     if isinstance(path, str) and path.startswith(PUBLISHED):
         part = parse_part(path)
         path = fetch_run(part.name.removeprefix(PUBLISHED), part.revision)
@@ -248,10 +254,11 @@ def _read(path: str | Path) -> StoredRun:
 
 
 def save(learner: Learner, path: str | Path) -> None:
-    """Stores a learner that a loop of your own trained, as `fit` does: `load_run` gives it back, in any process.
+    """Stores a learner that your own loop trained, as `fit` does. `load_run` loads it, in any process.
 
-    learner: from `load`, `fit` or `load_run`. The folder gets what differs from the base, run.json and zoo.lock; the
-    objective stays behind. Raises UsageError for a folder that already holds a run, and for a learner without a plan.
+    learner: from `load`, `fit` or `load_run`. The folder gets everything that differs from the base, run.json and
+    zoo.lock. The objective is not stored.
+    Raises UsageError for a folder that already holds a run, and for a learner without a plan.
     """
     plan = learner.plan
     if plan is None:
@@ -269,13 +276,14 @@ def save(learner: Learner, path: str | Path) -> None:
 
 
 def export(model: Learner | str | Path, folder: str | Path, *, form: str = "plain") -> str:
-    """Writes a fitted model as a plain checkpoint, which its backbone's own library, timm or transformers, loads.
+    """Writes a fitted model as a plain checkpoint that the backbone's own library, timm or transformers, loads.
 
     model: a learner, or what `load_run` takes. folder: a new one. A `linear` head on pooled features becomes the
-    classifier of a timm model; any other head is left out.
-    form: or the adapters alone, in the format of a library whose adapters have a name that begins like it, `peft`.
-    Returns one line: what loads it, and what became of the head.
-    Raises RefusedError where an adapter does not fold into plain weights, and for a backbone of no such library.
+    classifier of a timm model. Any other head is left out.
+    form: `plain`, or the name of a library such as `peft`, whose format is used for the adapters alone. The names of
+    its adapters begin with it.
+    Returns one line that says what loads the folder, and what happened to the head.
+    Raises RefusedError if an adapter cannot be folded into plain weights, or if no such library has the backbone.
     """
     write = write_plain if form == "plain" else exporter(form)
     learner = model if isinstance(model, Learner) else load_run(model)
@@ -297,18 +305,19 @@ def fit(
     checkpoint_activations: bool = False,
     report: Callable[[TrialProgress], None] = lambda _: None,
 ) -> tuple[Learner, Result]:
-    """Fits one model, its learning rate chosen on validation; stores it when `out` names a folder.
+    """Fits one model, with a learning rate that validation chooses, and stores it if `out` names a folder.
 
-    spec: or a plan, as `resolve` gives it, which has its task, budget, seed and lock already and is run as it says.
-    budget: where it does not say which weights to keep, those of the epoch that is best on validation. seed: 0 unless
-    given. lock, frozen: as for `load`.
-    micro_batch: examples of a pass, whose gradients add up to that of a batch; "auto": as many as fit into memory.
-    checkpoint_activations: stages keep only what enters them and are computed twice, which needs less memory. Neither
-    is part of what the fit is; a head that is fitted in closed form needs neither.
-    The same call after an interruption, or a kill, goes on after the last epoch that was stored below `out`; on a CPU
-    it ends with the bits of a fit that nothing interrupted.
+    spec: or a plan from `resolve`. A plan already has its task, budget, seed and lock, and is run as it is.
+    budget: if it does not say which weights to keep, those of the epoch that is best on validation are kept. seed: 0
+    unless given. lock, frozen: as for `load`.
+    micro_batch: the number of examples in one pass. The gradients of the passes add up to that of the batch. "auto"
+    takes as many as fit into memory.
+    checkpoint_activations: stages keep only their inputs and are computed twice, which needs less memory. Neither
+    option is part of the trial's identity, and a head that is fitted in closed form needs neither.
+    After an interruption or a kill, the same call continues after the last epoch that was stored below `out`. On a CPU
+    it ends with the same bits as an uninterrupted fit.
     Returns the learner, in evaluation mode, and its result on the test split. Raises UsageError for a folder that
-    already holds a run, or the beginning of another fit; it stays as it is.
+    already holds a run or the beginning of another fit, and leaves the folder as it is.
     """
     if task is None and not (isinstance(spec, Plan) and spec.task is not None):
         raise UsageError("nothing says what to fit on; give a task, or a plan that has one")
@@ -327,7 +336,7 @@ def fit(
 def _fit_into(
     folder: Path, plan: Plan, device: str, trial: Callable[..., tuple[Result, Learner, Splits]]
 ) -> tuple[Learner, Result]:
-    """Runs a trial whose states and whose model are kept in a folder; goes on where the folder holds its beginning."""
+    """Runs a trial and stores its snapshots and its model in a folder, or continues the one that the folder holds."""
     check_files(plan.parts)
     prepare_folder(folder)
     unfinished = UnfinishedFit(folder / UNFINISHED, _identity(plan, device))
@@ -353,7 +362,7 @@ def _fit_into(
 
 
 def _tell_origin(learner: Learner, plan: Plan, splits: Splits) -> None:
-    """Has a learner carry what it was built from, and how the rows that it saw were made of a table."""
+    """Stores in the learner what it was built from, and how its input rows were made from a table."""
     assert plan.task is not None, "fit has a task"
     learner.plan, learner.encoding = plan, encoding_of(splits.test)
     if plan.task.recipe.modality == "table":
@@ -365,7 +374,7 @@ def _write_lock(plan: Plan, folder: Path) -> None:
 
 
 def _identity(plan: Plan, device: str) -> dict[str, object]:
-    """What must be the same for a fit to go on: its digest, and in words what that is made from."""
+    """What must be equal for a fit to be continued: its digest, and in words what the digest is made from."""
     trial = plan.trial
     named = {"spec": str(trial.spec), "task": str(trial.task), "seed": plan.seed}
     return {"digest": plan.digest, "device": torch.device(device).type, **named, **plan.budget.identity()}
@@ -376,7 +385,7 @@ def _refuse_a_run(folder: Path) -> None:
 
 
 def _refuse_another(folder: Path, plan: Plan, unfinished: UnfinishedFit) -> None:
-    """Raises UsageError where a folder holds a run, unless that is evidently this fit, killed while it was stored."""
+    """Raises UsageError if a folder holds a run, unless it is clearly this fit, killed while it was being stored."""
     held = [name for name in RUN_FILES if (folder / name).exists()]
     told = any(name != DELTA and (folder / name).stat().st_size and _is_of(folder / name, plan) for name in held)
     is_this = unfinished.holds_states() or (unfinished.folder.is_dir() and told and len(held) < len(RUN_FILES))
@@ -384,9 +393,9 @@ def _refuse_another(folder: Path, plan: Plan, unfinished: UnfinishedFit) -> None
 
 
 def _is_of(file: Path, plan: Plan) -> bool:
-    """Whether the digest in a file of a run is the plan's, in each row of its results; of a lock, all that it says.
+    """Whether a file of a run has the plan's digest, in every row of results. For a lock, whether all of it agrees.
 
-    A delta says nothing of its fit; what lies beside it does. Nor do results whose one row was torn and set aside.
+    A delta does not name its fit; the files beside it do. Results whose only row was torn and set aside do not either.
     """
     if file.name == DELTA:
         return True
@@ -408,7 +417,10 @@ def _refuse_held(folder: Path, names: Iterable[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """A stored model's score on a split; for classes also a row for each and the confusion matrix [true, predicted]."""
+    """The score of a stored model on a split.
+
+    For classes there are also one row for each class, and the confusion matrix [true, predicted].
+    """
 
     metric: str
     score: float
@@ -454,16 +466,17 @@ def _split(splits: Splits, name: str) -> Split:
 def predict(
     learner: Learner, items: Sequence[Any], *, names: Sequence[str] | None = None, device: str = "cpu"
 ) -> list[Prediction]:
-    """Predictions for raw items, in their order.
+    """Predicts raw items, in their order.
 
-    learner: from `fit` or `load_run`. items: a list of pictures (paths, PIL pictures, uint8 arrays), of texts, of
-    sounds (paths of files, or {"array": float [N], "sampling_rate": Hz}), or of rows of a table: numbers as the
-    model saw them, or {"column": value} as the table has them, encoded as they were for the fit. names: what to call
-    each item; otherwise its path, or its position.
-    A prediction's scores are one for each output, in the order of the target; of token classes, labels and scores are
-    one for each word, its likeliest class and that one's probability.
+    learner: from `fit` or `load_run`.
+    items: a list of pictures (paths, PIL pictures, uint8 arrays), of texts, of sounds (paths, or {"array": float [N],
+    "sampling_rate": Hz}), or of rows of a table. A row is either the numbers that the model gets, or {"column": value}
+    as in the table, which is then encoded as it was for the fit.
+    names: what to call each item; otherwise its path or its position.
+    A prediction has one score for each output, in the order of the target. For token classes, it has one label and one
+    score for each word: the likeliest class and its probability.
     Example: `zoo_core.predict(zoo_core.load_run("runs/my-digits"), ["scan1.png", "scan2.png"])`.
-    Raises UsageError for items that are none, NotFoundError for a path that is not there.
+    Raises UsageError for items that cannot be read as such, NotFoundError for a path that does not exist.
     """
     _check_model("predict", learner, "zoo_core.load_run")
     given = _items("predict", items, learner.source.modality, names, learner.encoding)
@@ -481,11 +494,12 @@ def embed(
 ) -> Tensor:
     """The pooled features of raw items, float32 [N, D] on the CPU, in their order.
 
-    model: from `load_backbone`, or a learner, whose backbone is as its adapters made it. items: as for `predict`.
-    pool: the backbone's own way, or the mean over real tokens or positions. stage: the mean of what leaves this stage,
-    counted from 1, instead of the backbone's features.
+    model: from `load_backbone`, or a learner, whose backbone is used as its adapters changed it. items: as for
+    `predict`.
+    pool: `own` for the backbone's own pooling, or the mean over real tokens or positions.
+    stage: return the mean of the output of this stage, counted from 1, in place of the backbone's features.
     Example: `zoo_core.embed(zoo_core.load_backbone("starter/vit-nano"), ["scan1.png", "scan2.png"])`.
-    Raises UsageError for items or a stage that are none, NotFoundError for a path that is not there.
+    Raises UsageError for wrong items or a stage that does not exist, NotFoundError for a path that does not exist.
     """
     _check_model("embed", model, "zoo_core.load_backbone")
     backbone = as_backbone(model.backbone if isinstance(model, Learner) else model)
@@ -512,7 +526,7 @@ def _items(
 
 
 def _encoded(row: Any, encoding: Encoding | None) -> Any:
-    """A row of a table as the model was given it; numbers are as they are."""
+    """A row of a table as the model gets it. Numbers stay as they are."""
     if not isinstance(row, Mapping):
         return row
     if encoding is None:
@@ -529,7 +543,7 @@ def _raised(found: Found | SkippedItem) -> Found:
 
 
 def _check_items(call: str, items: object, modality: Modality) -> None:
-    """Raises UsageError for one item where a list of them is wanted; arrays may be a list along their first axis."""
+    """Raises UsageError for one item in place of a list. An array counts as a list along its first axis."""
     num_axes = {"image": 4, "table": 2}.get(modality, 1)
     if isinstance(items, np.ndarray | Tensor):
         alone = items.ndim < num_axes
@@ -555,10 +569,11 @@ def bench(
     frozen: bool = False,
     watch: Callable[[RunEvent], None] = lambda _: None,
 ) -> list[Result]:
-    """Runs a suite (a file's path, or the starter suite) and returns its results; a second call runs what is missing.
+    """Runs a suite and returns its results. A second call runs only what is missing.
 
-    out: the run's folder, `runs/NAME` when None. num_workers: processes; threads: of each. Scores do not depend on the
-    number of processes. lock, frozen: as for `load`; what the run's own lock pins goes first.
+    suite: the path of a suite file, or None for the starter suite. out: the folder of the run; None means `runs/NAME`.
+    num_workers: the number of processes; threads: of each. Scores do not depend on the number of processes.
+    lock, frozen: as for `load`. What the run's own lock pins takes precedence.
     """
     if not isinstance(suite, Suite):
         suite = load_suite(Path(suite) if suite is not None else starter_suite())

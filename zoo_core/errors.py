@@ -40,23 +40,23 @@ __all__ = [
 
 
 class ZooError(Exception):
-    """A mistake that a user can mend, told in one line; `exit_code` is the command line's."""
+    """A mistake that a user can correct, explained in one line. `exit_code` is that of the command line."""
 
     exit_code = 1
 
 
 class DivergedError(ZooError):
-    """A training whose loss is no longer finite; at another learning rate it may go well."""
+    """The loss of a training is no longer finite. Another learning rate may work."""
 
 
 class UsageError(ZooError):
-    """An argument, file or folder cannot be used as asked."""
+    """An argument, file or folder cannot be used as requested."""
 
     exit_code = 2
 
 
 class SpecError(UsageError):
-    """Text that is not a spec. `column` counts from 0; str() shows the text with a caret under it."""
+    """A text is not a spec. `column` counts from 0, and str() shows the text with a caret below that column."""
 
     def __init__(self, reason: str, text: str, column: int) -> None:
         self.reason = reason
@@ -69,47 +69,47 @@ class SpecError(UsageError):
 
 
 class SuiteError(UsageError):
-    """A suite file, or the same grid given by flags, that declares no runnable grid."""
+    """A suite file, or the same grid given by flags, does not describe a grid that can run."""
 
 
 class AmbiguousError(UsageError):
-    """A name that several distributions or several kinds claim; never resolved by guessing."""
+    """Several distributions or kinds claim one name. zoo never guesses which one is meant."""
 
 
 class NotFoundError(ZooError):
-    """A name, run or file that is not there."""
+    """A name, run or file does not exist."""
 
     exit_code = 3
 
 
 class AccessError(ZooError):
-    """Something that exists and may not be read or written."""
+    """Something exists and may not be read or written."""
 
     exit_code = 4
 
 
 class IntegrityError(ZooError):
-    """Bytes that are not what they should be; nothing of them was used."""
+    """Bytes are not what they should be. None of them were used."""
 
     exit_code = 5
 
 
 class IncompatibleError(ZooError):
-    """Parts that do not go together."""
+    """Parts do not fit together."""
 
     exit_code = 6
 
 
 class RefusedError(IncompatibleError):
-    """A trial that makes no sense, refused before anything is built, with the reason."""
+    """A trial makes no sense. It is refused with the reason, before anything is built."""
 
 
 class PluginError(IncompatibleError):
-    """A plugin that cannot be used: it raises at import, names a missing attribute, or needs another zoo-core."""
+    """A plugin cannot be used: its import fails, a name is missing, or it needs another version of zoo-core."""
 
 
 class LawError(IncompatibleError):
-    """A part broke a law: it froze what was trainable, moved what was frozen, or hid state from the delta."""
+    """A part broke a law: it froze something trainable, moved something frozen, or hid state from the delta."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -1,6 +1,7 @@
-"""What a fit will need, from a few real steps of it: memory and time, and what would be downloaded. Nothing is stored.
+"""Predicts what a fit will need, memory, time and downloads, from a few real steps of it. Nothing is stored.
 
-Steps are made at the fit's own batch size where their activations fit into memory, else at a smaller one, and scaled.
+The steps use the fit's own batch size if its activations fit into memory. Otherwise they use a smaller one, and the
+figures are scaled.
 """
 
 from __future__ import annotations
@@ -47,10 +48,12 @@ NUM_STEPS = 3  # of each of two epochs; the second one finds its examples prepar
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """What a fit will need. num_steps: of one learning rate. seconds: from the opened task to the result.
+    """What a fit will need.
 
-    peak_memory_bytes: as a result measures it. free_bytes: what there is beside. micro_batch: the one that was asked
-    for or fits. assumed: what the figures rest on, a sentence each.
+    num_steps: for one learning rate. seconds: from the opened task to the result.
+    peak_memory_bytes: measured as for a result. free_bytes: the memory that is free now.
+    micro_batch: the one that was requested, or the one that fits. assumed: the assumptions behind the figures, one
+    sentence each.
     """
 
     num_trainable: int
@@ -67,7 +70,7 @@ class Forecast:
 
 
 def downloads(plan: Plan) -> dict[str, int | None]:
-    """By the key of each part that has files, the bytes to fetch: 0 where they are here, None where nobody knows."""
+    """The bytes to download for each part that has files, by its key: 0 if they are here, None if nobody knows."""
     found: dict[str, int | None] = {}
     for part in plan.parts:
         key = part_key(part)
@@ -85,9 +88,9 @@ def downloads(plan: Plan) -> dict[str, int | None]:
 
 
 def forecast(plan: Plan, *, device: str = "cpu", num_workers: int = 0, memory: MemoryOptions | None = None) -> Forecast:
-    """Builds the model, with random weights where its files are not here, and does a dry run of its fit, offline.
+    """Builds the model and does a dry run of its fit, offline. If its files are not here, the weights are random.
 
-    Raises ZooError where that cannot be: the task's own files, or the backbone's configuration, are not here.
+    Raises ZooError if the task's own files or the backbone's configuration are not here.
     """
     if all(plan.sources[key].repository is None for key in plan.unpinned):
         plan = pin_plan(plan)
@@ -172,7 +175,7 @@ def dry_run(
 def _memory_of_an_example(
     plan: Plan, learner: Learner, splits: Splits, device: torch.device, memory: MemoryOptions | None
 ) -> tuple[float, int | None]:
-    """Bytes of activations that an example needs in a step, and the micro-batch that was asked for or fits."""
+    """The bytes of activations that one example needs in a step, and the micro-batch that was requested or fits."""
     memory = memory or MemoryOptions()
     if not plan.learning_rates:
         return 0.0, None
@@ -195,7 +198,7 @@ def _few(split: Split, num: int) -> Subset:
 
 
 def _loading(loader: Loader) -> float:
-    """Seconds of one pass over a loader that has prepared nothing yet."""
+    """The seconds of one pass over a loader that has not prepared anything yet."""
     started = time.perf_counter()
     for _ in loader.epoch():
         pass
@@ -211,7 +214,7 @@ def _step_seconds(
     num_workers: int,
     memory: MemoryOptions | None,
 ) -> float:
-    """Of one step on examples that are prepared; of a fit in closed form, of one batch."""
+    """The seconds of one step on prepared examples. For a fit in closed form, of one batch."""
     loader = training_loader(plan, learner, few, splits.target, device, num_workers)
     if not plan.learning_rates:
         _loading(loader)
@@ -238,7 +241,7 @@ def _step_seconds(
 def _reading_seconds(
     plan: Plan, learner: Learner, splits: Splits, device: torch.device, num_workers: int
 ) -> tuple[float, float]:
-    """For each example, of preparing it, and of predicting it once it is prepared."""
+    """The seconds per example for preparing it, and for predicting it once it is prepared."""
     few = _few(splits.val, 2 * INFERENCE_BATCH)
     loader = plain_loader(plan, learner, few, splits.target, device, num_workers)
     reading = _loading(loader)
@@ -261,7 +264,7 @@ def _kept_bytes(plan: Plan, learner: Learner, splits: Splits, num_measured: int,
 
 
 def _weights_beside(plan: Plan, learner: Learner) -> int:
-    """Copies of weights that a trial holds: where all candidates start, the best of them, and the best epoch."""
+    """The bytes of the copies of weights that a trial holds: the common start, the best candidate, the best epoch."""
     moved = sum(tensor.nbytes for tensor in moving(learner).values())
     start = sum(tensor.nbytes for tensor in learner.delta().values())
     return start + moved * (2 if plan.budget.keep == "best" else 1)

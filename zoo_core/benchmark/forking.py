@@ -1,4 +1,4 @@
-"""Where workers come from: a process that imports once what each of them needs, and how many there may be. No torch."""
+"""The process that workers are forked from, which imports what they need once, and how many there may be. No torch."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def context() -> ForkServerContext:
-    """Where workers are started; a fork of a process that has run torch's threads would hang, and this one has not."""
+    """The context that starts workers, from a process without torch threads; a fork of one with them would hang."""
     found = multiprocessing.get_context("forkserver")
     found.set_forkserver_preload([PRELOADED])
     return found
 
 
 def begin() -> None:
-    """Starts those imports now, while this process goes on with its own. It ends when this process does."""
+    """Starts those imports now, in parallel to this process. The server ends when this process does."""
     context()
     with same_path():
         forkserver.ensure_running()
@@ -36,10 +36,10 @@ def begin() -> None:
 
 @contextmanager
 def without_main() -> Iterator[None]:
-    """Starts processes that do not run the user's script again, so that it needs no `if __name__ == "__main__"`.
+    """Starts processes without running the user's script again, so it needs no `if __name__ == "__main__"`.
 
-    A worker needs nothing of it: what a plan holds comes from plugins, which are imported by name, where this process
-    finds them.
+    Workers need nothing of the script: what a plan holds comes from plugins, which are imported by name from the places
+    where this process finds them.
     """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
@@ -51,7 +51,7 @@ def without_main() -> Iterator[None]:
 
 
 def num_processors() -> int:
-    """Processors that this process may use: those of its affinity, at most its control group's quota."""
+    """The number of processors that this process may use: its affinity, limited by the quota of its control group."""
     allowed = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     try:
         quota, period = QUOTA.read_text(encoding="ascii").split()

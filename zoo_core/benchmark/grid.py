@@ -1,4 +1,4 @@
-"""A suite file, or the same grid by flags -> the plans to run, and the refusals with their reasons. No torch."""
+"""Expands a suite file, or the same grid from flags, into plans to run and refusals with their reasons. No torch."""
 
 from __future__ import annotations
 
@@ -56,9 +56,10 @@ KEYS = ("name", "description", "tasks", "backbones", "adapters", "heads", "seeds
 class Suite:
     """A declared grid: every task with every backbone, chain of adapters, head and seed.
 
-    heads: None stands for the head that the target picks. An element of `adapters` may end in a head of its own; it is
-    then not combined with `heads`. Each element may also be text, a recipe object, or of specs a list of both.
-    stored: the file that it was read from, whose specs are not trusted as those are that a user types, see
+    Each element may be text or a recipe object, and a spec also a list of both.
+    heads: None stands for the head that the target picks. An element of `adapters` may end in its own head, and is then
+    not combined with `heads`.
+    stored: the file that the suite was read from. Specs in a file are trusted less than those that a user types, see
     registry/trust.py.
     """
 
@@ -117,7 +118,7 @@ def load_suite(path: Path) -> Suite:
 
 
 def suite_from(table: Mapping[str, object], *, name: str) -> Suite:
-    """A Suite from a table of plain values, as TOML or flags give them; lists of text, or one text with commas."""
+    """A Suite from a table of plain values, as TOML or flags provide them: lists of text, or one text with commas."""
     for key in table:
         if key not in KEYS:
             raise SuiteError(f"unknown key {key!r}; a suite has {', '.join(KEYS)}{nearest(key, KEYS)}")
@@ -137,9 +138,10 @@ def suite_from(table: Mapping[str, object], *, name: str) -> Suite:
 
 
 def named_by(text: str) -> tuple[str, ...]:
-    """The backbones that a pattern stands for, `timm/vit_tiny*` or `starter/*(weights=random)`; others as they are.
+    """The backbones that a pattern such as `timm/vit_tiny*` or `starter/*(weights=random)` matches. Other names stay.
 
-    Of a name with and without tags of weights those with. Raises NotFoundError where nothing fits.
+    If a name is known with and without tags of weights, those with tags are taken. Raises NotFoundError if nothing
+    matches.
     """
     name = text.partition("(")[0].partition("+")[0].partition("@")[0].strip()
     if not PATTERN & set(name):
@@ -155,9 +157,9 @@ def named_by(text: str) -> tuple[str, ...]:
 
 
 def chains_in(text: str) -> tuple[str, ...]:
-    """The texts between the commas of a flag, of which some may be patterns: no comma inside brackets or quotes.
+    """Splits a flag at its commas, some parts of which may be patterns. Commas inside brackets or quotes do not count.
 
-    A text whose brackets or quotes do not close is one chain, whose mistake the parser tells.
+    If brackets or quotes are not closed, the text is one chain, and the parser reports its mistake.
     """
     if re.fullmatch(f"{_CHAIN}(?:,{_CHAIN})*", text) is None:
         return (text,)
@@ -173,12 +175,13 @@ def expand(
     registry: Registry | None = None,
     catalog: Catalog | None = None,
 ) -> Grid:
-    """Every trial of a suite, resolved; two texts of one trial are one.
+    """Resolves every trial of a suite. Two texts of the same trial give one plan.
 
-    pins: files that a lock pins; local folders are looked at all the same. pin: pins what is left, as
-    zoo_core.files.fetch.pin_plan does; without it, such plans stay without a digest. offline: as for `resolve`. What
-    makes no sense, needs a broken plugin, or cannot be pinned is a refusal. Unknown names and wrong arguments are
-    errors: they are typing mistakes. Raises SuiteError when nothing is left to run.
+    pins: the files that a lock pins. Local folders are checked anyway.
+    pin: pins the remaining files, as zoo_core.files.fetch.pin_plan does. Without it, such plans have no digest.
+    offline: as for `resolve`.
+    A trial that makes no sense, needs a broken plugin, or cannot be pinned becomes a refusal. Unknown names and wrong
+    arguments are errors, because they are typing mistakes. Raises SuiteError if nothing is left to run.
     """
     registry, catalog = registry or default_registry(), catalog or default_catalog()
     given = dict(pins or {})
@@ -226,7 +229,7 @@ def expand(
 
 
 def check_shots(plan: Plan, catalog: Catalog | None = None) -> None:
-    """Raises RefusedError when the catalogue knows that a task has too few examples for its `shots`, or no classes."""
+    """Raises RefusedError if the catalogue knows that a task has no classes, or too few examples for its `shots`."""
     shots = plan.task.common["shots"] if plan.task is not None else None
     if plan.task is None or shots is None:
         return
@@ -243,7 +246,7 @@ def check_shots(plan: Plan, catalog: Catalog | None = None) -> None:
 
 
 def weights_of(plan: Plan) -> str:
-    """What results call a backbone's weights: pretrained, random, or `as built` where nothing says that it has any."""
+    """How results name a backbone's weights: pretrained, random, or `as built` if nothing says that it has any."""
     entry = plan.entry
     told = entry is not None and ("pretrained" in entry.weights or bool(entry.files))
     is_told = plan.weights == "random" or told or part_key(plan.backbone) in plan.sources
@@ -251,7 +254,7 @@ def weights_of(plan: Plan) -> str:
 
 
 def _pinned(plan: Plan, pin: Callable[[Plan], Plan], unreached: dict[tuple[str, ...], str]) -> tuple[Plan | None, str]:
-    """The plan with its files pinned, or why they cannot be; the reason is kept for other plans with these parts."""
+    """The plan with its files pinned, or the reason why not, which is kept for other plans with these parts."""
     if plan.unpinned not in unreached:
         try:
             return pin(plan), ""
@@ -289,7 +292,7 @@ def _string_at(table: Mapping[str, object], key: str, default: str) -> str:
 
 
 def _name(table: Mapping[str, object], name: str) -> str:
-    """What a suite is called, and the folder of its run, which lies where the user's runs do and nowhere else."""
+    """The name of a suite. It is also the folder of its run, which is always inside the folder of the user's runs."""
     found = _string_at(table, "name", name)
     if found in ("", ".", "..") or set(found) & {"/", "\\", "\0"}:
         raise SuiteError(f"name is {found!r:.60}; it names a folder, so it has no slash in it")

@@ -1,6 +1,6 @@
-"""What the process that workers are forked from imports once for all of them; nobody else imports this.
+"""Imports, once for all workers, what each of them needs. Only the process that workers are forked from imports this.
 
-The first step of any optimiser imports torch._dynamo: a second and a half that each worker would pay on its own.
+The first step of any optimiser imports torch._dynamo, which takes a second and a half that each worker would spend.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Grid -> run folder: what is missing is run, each result is written as it comes, and a killed run goes on.
+"""Runs a grid into a run folder: missing trials are run, each result is stored at once, a killed run can continue.
 
-The folder holds results.jsonl and zoo.lock. Only this process writes to it, and only one at a time. Scores do not
-depend on the number of workers: each has the same number of threads, and a trial draws from its own seed alone.
+The folder holds results.jsonl and zoo.lock. Only this process writes to it, and only one process at a time. Scores do
+not depend on the number of workers: each has the same number of threads, and a trial draws only from its own seed.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ __all__ = ["RunEvent", "open_grid", "prepare_folder", "run_grid"]
 
 @dataclass(frozen=True, kw_only=True)
 class RunEvent:
-    """Where a run stands: trials done of all, and what is new: a download, a report of a plan under way, a result.
+    """The progress of a run: how many of all trials are done, and what is new.
 
-    superseded: how many stored results have just been found to be made from what is no longer there.
+    download: the progress of a download. report: the progress of the trial `plan`. result: the result of that trial.
+    superseded: the number of stored results that were just found to be made from files that have changed.
     """
 
     done: int
@@ -50,9 +51,9 @@ class RunEvent:
 
 
 def open_grid(suite: Suite, out: Path, *, lock: Path | None = None, frozen: bool = False) -> Grid:
-    """The trials of a suite, the files of each pinned: by the lock of a run that goes on, by `lock`, or by asking.
+    """The trials of a suite with the files of each pinned: by the lock of a continued run, by `lock`, or by asking.
 
-    frozen: nothing is asked or downloaded; what no lock pins, or is not here, raises NotFoundError.
+    frozen: send no request and download nothing. What no lock pins, or is not here, raises NotFoundError.
     """
     pins = read_pins(lock) | told_apart(pins_of(read_lock(out / LOCK)))[0]  # folders are looked at anew
 
@@ -82,12 +83,12 @@ def run_grid(
     retry: bool = False,
     watch: Callable[[RunEvent], None] = lambda _: None,
 ) -> list[Result]:
-    """Every result of a grid, those that were there and those run now, in the order of the grid.
+    """Runs what is missing of a grid. Returns all results, old and new, in the order of the grid.
 
-    threads: of each worker; another number may change the last bits of a score on a CPU.
-    retry: run again what failed before; otherwise a failure is a result like any other.
+    threads: of each worker. Another number may change the last bits of a score on a CPU.
+    retry: run failed trials again. Otherwise a failure is a result like any other.
     Raises UsageError (the folder holds a fitted model), AccessError (it cannot be written), IntegrityError (damaged
-    results), IncompatibleError (it was made with other versions or weights). Nothing that was there is lost.
+    results), IncompatibleError (it was made with other versions or weights). Stored results are never lost.
     """
     if (out / RUN).exists():
         raise UsageError(f"{out} holds a fitted model ({RUN}), and a bench stores results; give --out another folder")
@@ -142,7 +143,7 @@ def _run(
 
 
 def prepare_folder(out: Path) -> None:
-    """Makes a run's folder; raises UsageError or AccessError when that cannot be."""
+    """Creates the folder of a run. Raises UsageError or AccessError if that is not possible."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -152,9 +153,9 @@ def prepare_folder(out: Path) -> None:
 
 
 def _fetch(plans: Sequence[Plan], report: Callable[[DownloadProgress], None]) -> list[tuple[Plan, str]]:
-    """Gets the files of all plans before any of them runs; those whose files cannot be had, with the reason.
+    """Downloads the files of all plans before any of them runs. Returns plans whose files are missing, with reasons.
 
-    A part that must be looked at before its weights are fetched is left to the worker that builds it.
+    A backbone that must be inspected before its weights are fetched is left to the worker that builds it.
     """
     parts = [(plan, part) for plan, part in _distinct_parts(plans) if not (plan.deferred and part is plan.backbone)]
     if not parts:
@@ -172,7 +173,7 @@ def _fetch(plans: Sequence[Plan], report: Callable[[DownloadProgress], None]) ->
 
 
 def _distinct_parts(plans: Sequence[Plan]) -> list[tuple[Plan, Bound]]:
-    """Each part that has files, with a plan that it is in; one with weights goes before one without."""
+    """Each part that has files, with one of its plans, where plans with pre-trained weights come first."""
     found: dict[str, tuple[Plan, Bound]] = {}
     for plan in sorted(plans, key=lambda plan: plan.weights == "random"):
         for part in plan.parts:
@@ -182,9 +183,9 @@ def _distinct_parts(plans: Sequence[Plan]) -> list[tuple[Plan, Bound]]:
 
 
 def _supersede(grid: Grid, out: Path) -> int:
-    """Writes what the grid is made from into the run's lock, and marks rows of what was there before; how many.
+    """Writes what the grid is made from into the run's lock, and marks outdated rows. Returns the number newly marked.
 
-    The rows come first: a kill in between leaves the lock of before, and the next call does both.
+    The rows are written first: after a kill in between, the old lock is still there, and the next call does both.
     """
     parts = [part for plan in grid.plans for part in plan.parts]
     pins = {key: pin for plan in grid.plans for key, pin in plan.pins.items()}
@@ -222,7 +223,7 @@ def _missing(grid: Grid, known: Mapping[str, Result], *, retry: bool) -> list[Pl
 
 
 def _refused(refusal: Refusal) -> Result:
-    """A refused trial as a result; its digest is its text, since it has no plan."""
+    """A refused trial as a result. It has no plan, so its text serves as its digest."""
     trial, text = refusal.trial, current_text(str(refusal.trial))
     backbone, *rest = trial.spec.parts
     return Result(

@@ -1,6 +1,6 @@
-"""One trial: fit a candidate for each learning rate, choose on validation, score the chosen one on test, once.
+"""Runs one trial: fits a candidate for each learning rate, chooses on validation, and scores the choice on test once.
 
-The choice sees the training and validation splits alone: `choose` is not given the test split.
+The choice uses only the training and validation splits; `choose` does not get the test split.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ PACKAGES = ("zoo-core", "torch", "torchvision", "numpy", "safetensors")
 
 @dataclass(frozen=True, kw_only=True)
 class TrialProgress:
-    """FitProgress of a trial: which candidate of how many, and where its fit stands."""
+    """The progress of a trial: which of the candidates is being fitted, and how far its fit is."""
 
     candidate: int
     num_candidates: int
@@ -73,7 +73,7 @@ class TrialProgress:
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """The learner that validation picked, how it was fitted, and every candidate's validation score."""
+    """The learner that validation picked, how it was fitted, and the validation score of every candidate."""
 
     learner: Learner
     fitted: Fitted
@@ -108,10 +108,10 @@ def run_trial(
     unfinished: UnfinishedFit | None = None,
     memory: MemoryOptions | None = None,
 ) -> tuple[Result, Learner, Splits]:
-    """The result of a trial with its chosen learner, in evaluation mode on the device, and the splits it saw.
+    """Runs a trial. Returns its result, the chosen learner in evaluation mode on the device, and the splits it used.
 
-    unfinished: where its states are kept, from the last of which an interrupted one goes on. memory: how it saves
-    memory; the micro-batch that it chose or was given is in the result's `chosen`.
+    unfinished: the folder for snapshots; an interrupted trial continues from the last one.
+    memory: how to save memory. The micro-batch that was given or found is in the result's `chosen`.
     """
     assert plan.task is not None, "a trial has a task"
     device = torch.device(device)
@@ -161,9 +161,9 @@ def _measured(plan: Plan, chosen: Chosen, splits: Splits, device: torch.device, 
 
 
 def check_still(plan: Plan) -> None:
-    """Raises IntegrityError where a local folder no longer holds what the plan was made from.
+    """Raises IntegrityError if a local folder has changed since the plan was made.
 
-    Some of it is read while a trial runs, so that nobody could say what its result is of.
+    Some of its files are read while a trial runs, so nobody could say what its result was made from.
     """
     for key, source in plan.sources.items():
         pin = plan.pins.get(key)
@@ -185,10 +185,10 @@ def choose(
 ) -> Chosen:
     """Fits one candidate for each learning rate and keeps the best on validation; on a tie the one nearest the middle.
 
-    Every candidate starts from the same state, sees the same examples in the same order, and ends with its last epoch,
-    or with the best on validation, as the budget says; then its "epoch" says which of how many "epochs" that was.
-    One that diverges, in training or in what it predicts, is not chosen; its score is None.
-    unfinished, memory: as for `run_trial`. Raises DivergedError when that is so for all of them.
+    Every candidate starts from the same state and sees the same examples in the same order. It ends with its last epoch
+    or with the best on validation, as the budget says; its "epoch" of so many "epochs" then tells which. A candidate
+    that diverges, in training or in its predictions, has the score None and is not chosen.
+    unfinished, memory: as for `run_trial`. Raises DivergedError if all candidates diverge.
     """
     start = _started(plan, train, val, target, device, num_workers, memory)
     rates: tuple[float | None, ...] = plan.learning_rates or (None,)
@@ -296,7 +296,7 @@ class _Start:
 
 @dataclass(frozen=True, kw_only=True)
 class _Best:
-    """The best candidate so far. worth: its validation score, more is better. weights: what training moved."""
+    """The best candidate so far. worth: its validation score, where higher is better. weights: what training moved."""
 
     worth: float
     index: int
@@ -306,7 +306,7 @@ class _Best:
 
 @dataclass(kw_only=True)
 class _Trying:
-    """The candidates of a trial under way; `state` is what `restore` takes."""
+    """The candidates of a trial in progress. `restore` takes what `state` returns."""
 
     candidates: list[dict[str, Any]]
     num_done: int = 0
@@ -408,7 +408,7 @@ def score_split(
 def training_loader(
     plan: Plan, learner: Learner, split: Split, target: Target, device: torch.device, num_workers: int
 ) -> Loader:
-    """The batches that a trial trains on: drawn and augmented as its plan says, in order for a closed form."""
+    """The batches that a trial trains on, drawn and augmented as its plan says; in order for a closed form."""
     return _loader(plan, learner, target, device, num_workers)(
         split,
         batch_size=plan.budget.batch_size,
@@ -439,19 +439,19 @@ def _loader(plan: Plan, learner: Learner, target: Target, device: torch.device, 
 
 
 def _chosen_row(chosen: Chosen) -> dict[str, Any]:
-    """What validation chose, every candidate, and the micro-batch where one was asked for."""
+    """The choice of validation as a result stores it: every candidate, and the micro-batch if one was given."""
     micro = {} if chosen.fitted.micro_batch is None else {"micro_batch": chosen.fitted.micro_batch}
     return {**chosen.candidates[chosen.best], **micro, "candidates": list(chosen.candidates)}
 
 
 def _coverage(learner: Learner) -> dict[str, int]:
-    """How much of the backbone trains: tensors and all tensors. Added modules count as trained tensors."""
+    """How much of the backbone trains: the number of trained tensors and of all. Added tensors count as trained."""
     parameters = list(learner.backbone.parameters())
     return {"trained": sum(parameter.requires_grad for parameter in parameters), "of": len(parameters)}
 
 
 def provenance(plan: Plan, device: torch.device | str) -> Result:
-    """A result without measurements: what was run, on what, with which versions. Its status is failed."""
+    """A result without measurements: what was run, on which device, with which versions. Its status is failed."""
     device = torch.device(device)
     return Result(
         **UNMEASURED,

@@ -1,6 +1,6 @@
-"""Processes that run trials: each has a pipe of its own, so that one that dies costs one trial and is named.
+"""Processes that run trials. Each has its own pipe, so that a process that dies costs only the trial it worked on.
 
-A worker ends when its parent does, however that ends. Results leave a worker whole; only the parent writes them.
+A worker ends when its parent does, however that ends. A worker sends whole results, and only the parent writes them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ MAX_REASON = 500  # characters; a reason is one line of a table
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """News of one plan, by its position: it began, it goes on, or it ended with a result."""
+    """Something happened to the plan at a position: its trial started, made progress, or ended with a result."""
 
     position: int
     report: TrialProgress | None = None
@@ -49,7 +49,7 @@ class Event:
 
 
 def attempt(plan: Plan, *, device: str, report: Callable[[TrialProgress], None] = lambda _: None) -> Result:
-    """The result of a trial; whatever goes wrong in it is a result too, with its reason."""
+    """The result of a trial. If anything goes wrong in it, that is a result too, with its reason."""
     try:
         return run_trial(plan, device=device, report=report)[0]
     except RefusedError as error:  # a check that needed the data or the built backbone
@@ -61,9 +61,9 @@ def attempt(plan: Plan, *, device: str, report: Callable[[TrialProgress], None] 
 
 
 def run_all(plans: Sequence[Plan], *, num_workers: int, device: str, threads: int) -> Generator[Event]:
-    """Runs every plan once, some at a time, and yields events as they come; results in order of completion.
+    """Runs every plan once, several at a time, and yields events as they happen. Results come in order of completion.
 
-    threads: of each worker. Close the iterator to end the workers before they are done.
+    threads: of each worker. Close the iterator to end the workers early.
     """
     pool = _Pool(plans, num_workers, device, threads)
     try:
@@ -81,7 +81,7 @@ def run_all(plans: Sequence[Plan], *, num_workers: int, device: str, threads: in
 
 @dataclass(kw_only=True)
 class _Worker:
-    """A process, our end of its pipe, and the position of the plan it works on."""
+    """A process, our end of its pipe, and the position of the plan that it works on."""
 
     process: Any
     pipe: Connection
@@ -89,7 +89,7 @@ class _Worker:
 
 
 class _Pool:
-    """Up to num_workers processes, started when there is a plan for them; one that died is replaced."""
+    """Up to num_workers processes, each started when there is a plan for it. One that died is replaced."""
 
     def __init__(self, plans: Sequence[Plan], num_workers: int, device: str, threads: int) -> None:
         self._context: Any = forking.context()
@@ -201,7 +201,7 @@ def _work(
 
 
 def _end_with_parent() -> None:
-    """Ends this process as soon as its parent is gone, killed or not, whatever it is doing."""
+    """Ends this process as soon as its parent is gone, killed or not, whatever this process is doing."""
     parent = multiprocessing.parent_process()
     assert parent is not None, "a worker is started by multiprocessing"
 
@@ -228,7 +228,7 @@ def _signal_name(number: int) -> str:
 
 
 def _explained(error: BaseException) -> str:
-    """Type and message; torch tells of too little memory on a CPU only in the message."""
+    """The type and message of an error. torch reports a lack of CPU memory only in the message."""
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
         return f"out of memory: {text}" if text else "out of memory"

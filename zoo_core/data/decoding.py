@@ -1,4 +1,4 @@
-"""A raw example in its modality's own form: pixels, samples, text."""
+"""Decodes raw examples into the form of their modality: pixels, samples, text."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ __all__ = [
 
 
 def decode(modality: Modality, raw: Raw) -> Any:
-    """A raw example in its modality's own form: an image as uint8 [C, H, W] with C 1 or 3; a table's row as it is.
+    """A raw example in the form of its modality: an image as uint8 [C, H, W] with C 1 or 3, a table's row as it is.
 
-    A text is a str, or a list of its words; a sound is {"array": float32 [N], "sampling_rate": Hz}, one channel, and
-    may come as the path of a file, as `open_sound` reads them.
-    An image may come as the path of a file, a PIL picture, or a uint8 array or tensor [H, W], [H, W, C]; alpha is
-    dropped. The result is a copy: what is done to it leaves the task's own bytes alone.
+    A text is a str or a list of its words. A sound is {"array": float32 [N], "sampling_rate": Hz} with one channel, or
+    the path of a file, which `open_sound` reads. An image may be the path of a file, a PIL picture, or a uint8 array or
+    tensor [H, W] or [H, W, C]; alpha is dropped. The result is a copy, so changes to it do not affect the task's own
+    data.
     """
     if modality == "text":
         return _checked_text(raw)
@@ -75,7 +75,7 @@ def _sound(raw: Raw) -> dict[str, Any]:
 
 
 def _pixels(raw: Raw) -> Any:
-    """Of a path or a PIL picture its pixels, of anything else itself."""
+    """The pixels of a path or a PIL picture. Anything else is returned as it is."""
     if isinstance(raw, np.ndarray):
         return raw
     if isinstance(raw, str | Path):

@@ -1,4 +1,4 @@
-"""A split -> batches: decoded, augmented, prepared, collated, then normalised on the device."""
+"""Makes batches of a split: decoded, augmented, prepared and collated, then normalised on the device."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ KEEP_BYTES = 2**30  # prepared examples kept in memory for each loader; beyond, 
 
 @dataclass
 class _Prepared(Dataset[Batch | ZooError]):
-    """Batches by lists of positions: `prepared[(epoch, positions)]`, on the CPU and before normalisation."""
+    """Batches by epoch and positions: `prepared[(epoch, positions)]`, on the CPU and before normalisation."""
 
     split: Split
     ids: Sequence[str]
@@ -46,7 +46,7 @@ class _Prepared(Dataset[Batch | ZooError]):
     whole: dict[str, Tensor] | None = None
 
     def __getitem__(self, key: tuple[int, Sequence[int]]) -> Batch | ZooError:
-        """A batch, or what is wrong with it: raised in a worker process, its one line would come with a traceback."""
+        """A batch, or the error, returned and not raised: from a worker process it would come with a traceback."""
         epoch, positions = key
         index = torch.as_tensor(positions)
         try:
@@ -66,7 +66,7 @@ class _Prepared(Dataset[Batch | ZooError]):
         return on_tokens(target_BW, inputs["word_ids"])
 
     def _inputs(self, epoch: int, positions: Sequence[int], index: Tensor) -> dict[str, Tensor]:
-        """Prepared once and kept, where nothing is drawn; in one tensor for all as soon as none is missing."""
+        """Prepared once and kept if nothing is drawn; moved into one tensor for all examples when none is missing."""
         if self.augment is not None or self.preparation.random:
             return self.preparation.collate(self._prepare(epoch, positions))
         if self.whole is not None:
@@ -81,7 +81,7 @@ class _Prepared(Dataset[Batch | ZooError]):
         return self.preparation.collate(found)
 
     def _join(self) -> None:
-        """Puts all examples into one tensor for each input, where their shapes agree and none is missing."""
+        """Puts all examples into one tensor for each input, if their shapes agree and none is missing."""
         if len(self.kept) < self.split.num:
             return
         examples = [self.kept[position] for position in range(self.split.num)]
@@ -91,7 +91,7 @@ class _Prepared(Dataset[Batch | ZooError]):
             self.kept.clear()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what is kept: a worker process is sent little, and keeps its own."""
+        """Without what is kept, so that little is sent to a worker process, which keeps its own."""
         return self.__dict__ | {"kept": {}, "kept_bytes": 0, "whole": None}
 
     def _prepare(self, epoch: int, positions: Sequence[int]) -> list[Mapping[str, Tensor]]:
@@ -119,16 +119,15 @@ class _Prepared(Dataset[Batch | ZooError]):
             raise UsageError(f"example {self.ids[position]} has {found} and {num_tags} tags; each word has one")
 
     def _draws(self, purpose: str, epoch: int, position: int) -> AbstractContextManager[None]:
-        """One example's own random numbers, whichever batch, process and thread it is prepared in."""
+        """Random numbers of one example, the same in whichever batch, process and thread it is prepared."""
         return example_rng(purpose, self.seed, epoch, self.ids[position])
 
 
 def _checked_targets(split: Split, target: Target) -> Tensor:
-    """The targets of a split: int64 [num] (classes), or float32 [num, C], 0 or 1 (labels) or finite (values).
+    """The targets of a split: int64 [num] (classes), or float32 [num, C], 0 or 1 (multilabel) or finite (regression).
 
-    Of token classes int64 [num, W], of the words, see `word_targets`.
-
-    Raises UsageError for others: a column [num] would be broadcast to [num, num] by a loss, in silence.
+    For token classes int64 [num, W], one for each word, see `word_targets`.
+    Raises UsageError for others. A loss would silently broadcast a column [num] to [num, num].
     """
     assert target.size is not None, "data that was opened knows its outputs"
     if target.kind == "token_classes":
@@ -197,11 +196,11 @@ class Loader:
 
     @property
     def num_batches(self) -> int:
-        """Batches of one epoch."""
+        """The number of batches in one epoch."""
         return len(self._order(0))
 
     def epoch(self, epoch: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch, counted from 0."""
+        """The batches of an epoch, which is counted from 0."""
         keys = [(epoch, positions) for positions in self._order(epoch)]
         ahead: Iterable[Batch | ZooError] = (self._prepared[key] for key in keys)
         if self._num_workers:
@@ -220,7 +219,7 @@ class Loader:
             yield self.on_device(batch)
 
     def on_device(self, batch: Batch) -> Batch:
-        """A collated batch moved and normalised."""
+        """A collated batch, moved to the device and normalised."""
         inputs = {name: x.to(self.device, non_blocking=True) for name, x in batch.inputs.items()}
         return Batch(
             inputs=self.preparation.normalise(inputs),

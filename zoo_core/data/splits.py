@@ -1,4 +1,4 @@
-"""The splits of a trial: validation carved from train, then shots or a limit drawn."""
+"""The splits of a trial: validation is carved from train, then shots or a limit are drawn."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Subset:
 
 @dataclass(frozen=True)
 class Splits:
-    """What a trial may see: train to fit, val to choose, and test, which is opened once, after the choice."""
+    """What a trial may see: train to fit, val to choose, and test, which is used once, after the choice."""
 
     target: Target
     train: Split
@@ -62,10 +62,11 @@ class Splits:
 
 
 def carve(data: TaskData, *, seed: int, shots: int | None = None, limit: int | None = None) -> Splits:
-    """The splits of a trial: validation carved from train where the task brings none, then shots or limit drawn.
+    """The splits of a trial. Validation is carved from train if the task has none, then shots or a limit are drawn.
 
-    shots: examples for each class that stay in train (classes only). limit: examples that stay in train.
-    Both are drawn anew for each seed; the validation split depends on the task alone. Groups are never divided.
+    shots: the number of examples of each class that stay in train (classes only). limit: the number of examples that
+    stay in train.
+    Both are drawn anew for each seed. The validation split depends on the task alone. Groups are never divided.
     """
     for name in ("train", "test"):
         if name not in data.splits:
@@ -85,7 +86,7 @@ def carve(data: TaskData, *, seed: int, shots: int | None = None, limit: int | N
 
 
 def _held_out(train: Split, target: Target) -> tuple[Any, Any]:
-    """Indices kept and held out: whole groups, each class by its share as nearly as groups allow.
+    """The indices to keep and to hold out: whole groups, with each class as close to its share as groups allow.
 
     A group that holds the last examples of a class stays in train.
     """

@@ -1,7 +1,8 @@
-"""Token classes: tags of words as targets of tokens and back, and the entities that a sentence's tags spell.
+"""Token classes: from the tags of words to targets of tokens and back, and the entities that tags spell.
 
-A preparation that reads lists of words gives `word_ids` int64 [B, T]: the word whose first piece stands at a token, -1
-at every other. Only first pieces are trained on and read; a word that was cut off has none, and counts as missed.
+A preparation that reads lists of words returns `word_ids`, int64 [B, T]: at the first token of each word the index of
+the word, and -1 at every other token. Only first tokens are trained on and read. A word that was cut off has none, and
+counts as missed.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ OUTSIDE = "O"  # the tag of a word that is in no entity
 
 
 def word_targets(rows: Sequence[Any], target: Target, ids: Sequence[str]) -> Tensor:
-    """int64 [N, W], W the most words of an example, padded with IGNORED.
+    """int64 [N, W], with W the largest number of words of an example, padded with IGNORED.
 
-    rows: for each example the class of each word, counted from 0. Raises UsageError for others, naming the example.
+    rows: for each example the class of each word, counted from 0. Raises UsageError for other rows, naming the example.
     """
     assert target.size is not None, "data that was opened knows its outputs"
     found = []
@@ -41,15 +42,15 @@ def word_targets(rows: Sequence[Any], target: Target, ids: Sequence[str]) -> Ten
 
 
 def on_tokens(target_BW: Tensor, word_ids_BT: Tensor) -> Tensor:
-    """The target of each word at its first piece, IGNORED elsewhere: int64 [B, T]."""
+    """The target of each word at its first token and IGNORED elsewhere, int64 [B, T]."""
     return target_BW.gather(1, word_ids_BT.clamp(min=0)).masked_fill(word_ids_BT < 0, IGNORED)
 
 
 def by_word(predictions_BTC: Tensor, word_ids_BT: Tensor, num_words: int, target: Target) -> Tensor:
-    """Predictions of words, float [B, W, C]: those at their first pieces. W: num_words.
+    """The predictions of words, float [B, W, C], taken from their first tokens. W: num_words.
 
-    A word without a place among the tokens is predicted OUTSIDE; where no class has that name, nothing is: all its
-    scores are minus infinity.
+    A word without a token is predicted OUTSIDE. If no class has that name, all its scores are minus infinity, which
+    means no prediction.
     """
     batch, _, size = predictions_BTC.shape
     missed = predictions_BTC.new_full((size,), -torch.inf)
@@ -62,10 +63,10 @@ def by_word(predictions_BTC: Tensor, word_ids_BT: Tensor, num_words: int, target
 
 
 def entities(tags: Iterable[str]) -> set[tuple[str, int, int]]:
-    """(type, first word, last word) of each entity that a sentence's tags spell: O, B-TYPE or I-TYPE.
+    """(type, first word, last word) of each entity that the tags of a sentence spell: O, B-TYPE or I-TYPE.
 
-    An entity begins at every B, and at an I after O or after another type (IOB1's way, read as conlleval reads it); it
-    ends before the next O, the next B or the next other type.
+    An entity begins at every B, and at an I after O or after another type (IOB1, read as conlleval reads it). It ends
+    before the next O, the next B or the next other type.
     Source: Tjong Kim Sang & De Meulder 2003; conlleval, and seqeval in its default mode.
     """
     found: set[tuple[str, int, int]] = set()

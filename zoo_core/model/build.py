@@ -1,4 +1,4 @@
-"""Plan -> Learner: backbone frozen, head and objective made, the chain of adapters folded, the law checked after each.
+"""Builds a learner from a plan: the frozen backbone, the head, the objective, then the adapters in order.
 
 Law: an adapter may only add. After every step, what was trainable must still be trainable, every tensor of the base
 must still be there, and no frozen value may have changed; in the end, a loss must reach every tensor that was added and
@@ -92,9 +92,9 @@ def build(
 
 
 def build_backbone(plan: Plan) -> nn.Module:
-    """The frozen backbone of a pinned plan, its contract checked against what the catalogue promised.
+    """The frozen backbone of a pinned plan, after checking its contract against what the catalogue promised.
 
-    What resolve could not know is checked on the meta device before the weights are fetched.
+    What resolve could not know is checked on the meta device, before the weights are fetched.
     """
     part = plan.backbone
     if plan.unpinned:
@@ -114,9 +114,9 @@ def build_backbone(plan: Plan) -> nn.Module:
 
 
 def check_outline(plan: Plan) -> None:
-    """Makes the checks that resolve deferred, if the weights are still to be fetched: on the meta device, without them.
+    """If the weights are still to be fetched, makes the checks that resolve deferred, on the meta device.
 
-    Raises RefusedError for what does not go together.
+    Raises RefusedError if parts do not fit together.
     """
     if plan.deferred and plan.weights == "pretrained" and part_key(plan.backbone) in plan.sources:
         with torch.device("meta"):
@@ -137,7 +137,7 @@ def _built(plan: Plan, weights: Weights) -> nn.Module:
 
 
 def _files(plan: Plan, part: Bound, weights: Weights = "pretrained") -> Path | None:
-    """The folder with a part's verified files; None for a part that has none of its own."""
+    """The folder with the verified files of a part; None if the part has no files."""
     if part_key(part) not in plan.sources:
         return None
     from zoo_core.files.fetch import files_of  # a quarter of a second, for plans that need it
@@ -235,7 +235,7 @@ def _tensors(learner: Learner) -> Iterator[tuple[str, Tensor]]:
 
 
 def checksum(tensor: Tensor) -> int:
-    """A sum over the bits of a tensor, each weighed by its place, modulo 2**64; equal tensors have equal sums."""
+    """A sum over the bits of a tensor, weighted by position, modulo 2**64. Equal tensors have equal sums."""
     flat = tensor.detach().contiguous().view(-1)
     if not flat.numel() or flat.is_meta:
         return 0

@@ -1,8 +1,8 @@
 """The learner: backbone, head, objective; the rule of what trains, and the delta that a fitted one holds.
 
-Two laws live here. What is frozen does not move: a module is in training mode if and only if all parameters beneath it
-are trainable. The delta is what the base's files do not determine: its names are fixed when `seal` is called at the
-end of building, and every later look checks that they still are what the learner holds.
+Two laws live here. First, frozen values do not move: a module is in training mode if and only if all its parameters are
+trainable. Second, the delta holds what the files of the base do not determine. Its names are fixed when `seal` is
+called at the end of building, and every later use checks that the learner still has exactly these.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Learner(nn.Module):
 
     @property
     def source(self) -> LoadedBackbone:
-        """The backbone under its contract's type."""
+        """The backbone, typed as its contract."""
         return cast("LoadedBackbone", self.backbone)
 
     @property
@@ -97,9 +97,9 @@ class Learner(nn.Module):
     # -- one pass ---------------------------------------------------------------------------------------------------
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Output:
-        """inputs: normalised, by the names of contracts.Batch.
+        """inputs: normalised, by the names in contracts.Batch.
 
-        Raises UsageError for other inputs, and for a closed-form head that nothing has fitted.
+        Raises UsageError for other inputs, and for a closed-form head that has not been fitted.
         """
         if self._unfitted:
             self._check_fitted()
@@ -118,7 +118,7 @@ class Learner(nn.Module):
         return Output(predictions=predictions, features=features, stages=states)
 
     def loss(self, output: Output, batch: Batch) -> Tensor:
-        """The scalar to minimise: the sum of the objective's named terms."""
+        """The scalar to minimise, the sum of the objective's named terms."""
         if self.objective is None:
             raise IncompatibleError("this learner was loaded for use and has no objective; build it for training")
         terms: dict[str, Tensor] = self.objective(output, batch)
@@ -145,7 +145,7 @@ class Learner(nn.Module):
     # -- what trains ------------------------------------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> Learner:
-        """Training mode for what is wholly trainable, evaluation mode for the rest. Law: what is frozen stays put."""
+        """Puts modules that are entirely trainable into training mode and all others into evaluation mode."""
         self.training = mode
         for child in self.children():
             _set_mode(child, mode, mode, _trains(child))
@@ -156,19 +156,19 @@ class Learner(nn.Module):
         return ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
 
     def set_scale(self, parameters: Iterable[nn.Parameter], scale: float) -> None:
-        """The learning rate of these parameters over that of the rest; a later adapter's word replaces an earlier's."""
+        """Sets the learning rate of these parameters relative to the rest. A later adapter overrides an earlier one."""
         for parameter in parameters:
             self._scales[parameter] = scale
 
     def scale_of(self, parameter: nn.Parameter) -> float:
-        """The learning rate of a parameter over that of the rest."""
+        """The learning rate of a parameter relative to the rest."""
         return self._scales.get(parameter, 1.0)
 
     def delay(self, parameters: Iterable[nn.Parameter], start: float) -> None:
-        """These parameters stay as they are until `start`, a share of all steps, 0 to below 1; then they train.
+        """Keeps these parameters unchanged until `start`, a share of all steps from 0 to below 1. Then they train.
 
-        A phase only delays: what trains in the end was fixed before. A later adapter's word replaces an earlier's.
-        `zoo_core.fit` keeps to it; a loop of somebody's own asks `start_of`.
+        A delay only postpones training; what trains in the end is already decided. A later adapter overrides an earlier
+        one. `zoo_core.fit` follows the delays, and a training loop of your own can ask `start_of`.
         """
         if not 0 <= start < 1:
             raise UsageError(f"a phase starts at a share of the steps, 0 to below 1, found {start:g}")
@@ -176,13 +176,14 @@ class Learner(nn.Module):
             self._starts[parameter] = start
 
     def start_of(self, parameter: nn.Parameter) -> float:
-        """The share of all steps at which a parameter begins to train."""
+        """The share of all steps after which a parameter begins to train."""
         return self._starts.get(parameter, 0.0)
 
     def parameter_groups(self, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
-        """Groups for a torch optimiser: a rate for each scale; only the matrices and kernels named `weight` decay.
+        """Groups for a torch optimiser, one for each scale of the learning rate.
 
-        Biases, norms, position embeddings and learned tokens do not.
+        Weight decay applies only to matrices and kernels named `weight`, not to biases, norms, position embeddings and
+        learned tokens.
         """
         groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
         for name, parameter in self.trainable():
@@ -194,9 +195,9 @@ class Learner(nn.Module):
         ]
 
     def fit_scale(self, targets: Tensor) -> None:
-        """Takes mean and standard deviation of the training targets, float [N, C], as the unit of the predictions.
+        """Makes the mean and standard deviation of the training targets, float [N, C], the unit of the predictions.
 
-        A column that does not vary, or by less than float32 can tell, keeps its own unit.
+        A column that does not vary, or varies less than float32 can represent, keeps its own unit.
         """
         head = self.head
         assert isinstance(head, ScaledHead), "only a regression is predicted in units"
@@ -209,9 +210,9 @@ class Learner(nn.Module):
     # -- plain weights ----------------------------------------------------------------------------------------------
 
     def merge(self) -> Learner:
-        """A copy for use whose backbone has plain weights: the base's keys and shapes, and the base's speed.
+        """Returns a copy for use, whose backbone has plain weights with the keys, the shapes and the speed of the base.
 
-        This learner stays as it is. Raises RefusedError where an adapter does not fold into weights.
+        The learner itself stays as it is. Raises RefusedError if an adapter cannot be folded into weights.
         """
         merged = copy.deepcopy(self)
         merged.objective = None
@@ -234,7 +235,7 @@ class Learner(nn.Module):
     # -- the delta --------------------------------------------------------------------------------------------------
 
     def base(self) -> dict[str, nn.Parameter]:
-        """The backbone's own parameters, without those that adapters added, by name."""
+        """The backbone's own parameters by name, without those that adapters added."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter in self._base}
 
     def added(self) -> dict[str, nn.Parameter]:
@@ -242,11 +243,12 @@ class Learner(nn.Module):
         return {name: parameter for name, parameter in self.named_parameters() if name in self._added_names}
 
     def seal(self, base: Iterable[Tensor], determined: bool = True) -> None:
-        """Fixes the names of the delta; called once, when every adapter has been applied.
+        """Fixes the names of the delta. Called once, after all adapters have been applied.
 
-        base: parameters and buffers of the backbone before any adapter. determined: whether its files determine them.
-        If so, none of them is in the delta unless it is open: trainable, or a buffer of a module that is in training
-        mode whenever the learner is. Of a random backbone the delta holds all.
+        base: parameters and buffers of the backbone before any adapter.
+        determined: whether the files of the base determine them. If they do, one of them is in the delta only if it can
+        change: a trainable parameter, or a buffer of a module that is in training mode whenever the learner is. With
+        random weights, all of them are in the delta.
         """
         known = {id(tensor) for tensor in base}
         self._added_names = frozenset(
@@ -266,7 +268,7 @@ class Learner(nn.Module):
             self._unfitted = {name: buffer.clone() for name, buffer in _inner(self.head).named_buffers()}
 
     def frozen(self) -> dict[str, Tensor]:
-        """The backbone's tensors that training must not move, by name. Raises LawError when one has vanished."""
+        """The tensors of the backbone that training must not move, by name. Raises LawError if one has vanished."""
         state = self._held()
         vanished = [name for name in self._frozen_names if name not in state]
         if vanished:
@@ -274,9 +276,9 @@ class Learner(nn.Module):
         return {name: state[name].detach() for name in self._frozen_names}
 
     def delta(self) -> dict[str, Tensor]:
-        """Everything that the base's files do not determine, by name; the tensors are the learner's own, detached.
+        """Everything that the files of the base do not determine, by name. The tensors are the learner's own, detached.
 
-        Raises LawError when the learner holds other names than when it was built.
+        Raises LawError if the learner has other names than when it was built.
         """
         if self._delta_names is None:
             raise LawError("the delta is known once building is over; build the learner with zoo_core.load")
@@ -288,10 +290,10 @@ class Learner(nn.Module):
         return {name: state[name].detach() for name in sorted(self._delta_names)}
 
     def load_delta(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copies a delta in. Nothing is changed unless all of it fits.
+        """Copies a delta into the learner. Nothing is changed unless all of it fits.
 
-        Raises IncompatibleError when names, shapes or kinds of numbers differ. A head's buffer that was empty when it
-        was built, since its length is that of the training split, may have any length.
+        Raises IncompatibleError if names, shapes or dtypes differ. A buffer of the head that was empty when it was
+        built may have any length, because its length is that of the training split.
         """
         own = self.delta()
         if own.keys() != tensors.keys():
@@ -317,7 +319,7 @@ class Learner(nn.Module):
                     tensor.copy_(tensors[name])
 
     def _held(self) -> dict[str, Tensor]:
-        """Parameters and persistent buffers of backbone and heads by name; the objective's stay behind."""
+        """Parameters and persistent buffers of backbone and heads by name. The objective's are not included."""
         held: dict[str, Tensor] = {}
         self.backbone.state_dict(destination=held, prefix="backbone.", keep_vars=True)
         self.heads.state_dict(destination=held, prefix="heads.", keep_vars=True)
@@ -325,17 +327,17 @@ class Learner(nn.Module):
 
 
 def _inner(head: nn.Module) -> nn.Module:
-    """The head itself, without the units of predicted values, which are known before it is fitted."""
+    """The head itself, without the scaling of a regression, which is known before the head is fitted."""
     return head.head if isinstance(head, ScaledHead) else head
 
 
 def _fits(found: torch.Size, built: torch.Size) -> bool:
-    """Whether a shape is the one that was built, where a size of 0 stands for any."""
+    """Whether a shape equals the one that was built, where a built size of 0 matches any size."""
     return len(found) == len(built) and all(size in (0, here) for here, size in zip(found, built, strict=True))
 
 
 def _set_mode(module: nn.Module, mode: bool, parent: bool, trains: Mapping[nn.Module, bool | None]) -> None:
-    """Law: a module is in training mode if all parameters beneath it train; one without any follows its parent."""
+    """Law: a module is in training mode if all its parameters train. One without parameters follows its parent."""
     own = trains[module]
     module.training = parent if own is None else mode and own
     for child in module.children():
@@ -343,7 +345,7 @@ def _set_mode(module: nn.Module, mode: bool, parent: bool, trains: Mapping[nn.Mo
 
 
 def _open_tensors(module: nn.Module, parent: bool, trains: Mapping[nn.Module, bool | None]) -> set[int]:
-    """Identities of trainable parameters, and of the buffers of modules that train whenever the learner does."""
+    """The ids of trainable parameters, and of the buffers of modules that train whenever the learner does."""
     own = parent if trains[module] is None else bool(trains[module])
     found = {id(parameter) for parameter in module.parameters(recurse=False) if parameter.requires_grad}
     if own:
@@ -354,9 +356,9 @@ def _open_tensors(module: nn.Module, parent: bool, trains: Mapping[nn.Module, bo
 
 
 def _trains(module: nn.Module, found: dict[nn.Module, bool | None] | None = None) -> dict[nn.Module, bool | None]:
-    """Of a module and of each beneath it: whether all parameters beneath it train, None where there are none.
+    """For a module and each module inside it: whether all its parameters train, None if it has none.
 
-    found: of those already looked at, so that a large network is walked through once.
+    found: the modules that were already visited, so that a large network is traversed only once.
     """
     found = {} if found is None else found
     if module in found:

@@ -1,6 +1,6 @@
-"""The default loss of each target kind, and the units of predicted values.
+"""The default loss of each kind of target, and the scaling of a regression.
 
-An objective sees outputs and targets, and never calls the model.
+An objective gets outputs and targets, and never calls the model.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ __all__ = ["BinaryCrossEntropy", "CrossEntropy", "ScaledHead", "SquaredError", "
 
 
 class CrossEntropy(nn.Module):
-    """Softmax cross-entropy for classes [B, C] or token classes [B, T, C] (-100 ignored).
+    """Softmax cross-entropy for classes [B, C] or token classes [B, T, C], where -100 is ignored.
 
-    weights: float [C], how much each class counts; the mean is over the weights of the examples. None: all the same.
+    weights: float [C], the weight of each class; the loss is the weighted mean over examples. None: all weights are 1.
     """
 
     stages: tuple[int, ...] = ()
@@ -38,7 +38,10 @@ class CrossEntropy(nn.Module):
 
 
 class BinaryCrossEntropy(nn.Module):
-    """Sigmoid cross-entropy for labels, mean over B and C. weights: float [C], how much each label counts, or None."""
+    """Sigmoid cross-entropy for multilabel targets, averaged over B and C.
+
+    weights: float [C], the weight of each label, or None.
+    """
 
     stages: tuple[int, ...] = ()
     weights: Tensor | None
@@ -84,9 +87,9 @@ class ScaledHead(nn.Module):
 
 
 class SquaredError(nn.Module):
-    """Squared error in the head's units, so that a target in thousands trains like one in thousandths; mean over B, C.
+    """Squared error in the head's units, averaged over B and C. Targets of any magnitude train alike.
 
-    The head is looked at, not owned: it is no submodule of the objective.
+    The objective only refers to the head. The head is not one of its submodules.
     """
 
     stages: tuple[int, ...] = ()
@@ -105,7 +108,7 @@ class SquaredError(nn.Module):
 
 
 def default_objective(target: Target, head: nn.Module, class_weights: Tensor | None = None) -> nn.Module:
-    """The loss that a target kind gets when no adapter says otherwise.
+    """The loss for a kind of target if no adapter sets another one.
 
     class_weights: float [C], for classes and multilabel.
     """

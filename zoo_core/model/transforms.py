@@ -1,8 +1,8 @@
-"""What the core adds to every backbone for a loop of somebody's own: `transform`, `collate` and `feature_dim`.
+"""Adds `transform`, `collate` and `feature_dim` to every backbone, for a training loop of your own.
 
-`transform(train=...)` is a callable for one raw item, as data sets of torchvision take it; `collate` makes a batch of
-what it gave, as a DataLoader takes it. Both are of the backbone's preparation, so no plugin writes them, and both
-pickle into worker processes.
+`transform(train=...)` returns a callable for one raw item, as data sets of torchvision take it. `collate` makes a batch
+of its results, as a DataLoader takes it. Both use the backbone's preparation, so no plugin writes them, and both can be
+pickled into worker processes.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ Module = TypeVar("Module", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Transform:
-    """One raw item -> one prepared example, compact (uint8, int64) and without a batch axis.
+    """Turns one raw item into one prepared example, compact (uint8, int64) and without a batch axis.
 
-    A raw item is what `zoo_core.data.decoding.decode` takes: of pictures a path, a PIL picture, a uint8 array; a text;
-    a row of numbers. augment: draws from torch's global generator, which a DataLoader seeds in each worker.
+    A raw item is what `zoo_core.data.decoding.decode` takes: a picture as a path, PIL picture or uint8 array; a text; a
+    row of numbers. augment: draws from torch's global generator, which a DataLoader seeds in each worker.
     """
 
     modality: Modality
@@ -50,7 +50,7 @@ class Transform:
 
 @dataclass(frozen=True)
 class Transforms:
-    """`backbone.transform`: the transform for training, or for everything else."""
+    """`backbone.transform`: returns the transform for training, or the one for everything else."""
 
     modality: Modality
     preparation: Preparation
@@ -63,10 +63,10 @@ class Transforms:
 
 @dataclass(frozen=True)
 class Collate:
-    """`backbone.collate`: prepared examples as inputs, or (example, target) pairs as a Batch; normalised, on the CPU.
+    """`backbone.collate`: turns prepared examples into inputs, or (example, target) pairs into a Batch, on the CPU.
 
-    A target is a class, a whole number; labels, 0 or 1 for each, or values, a list or an array of them; of a list of
-    words a list of their classes. Raises UsageError for others.
+    The result is normalised. A target is a whole number (classes), a list of 0 or 1 (multilabel), a list or array of
+    numbers (regression), or, for a list of words, the list of their classes. Raises UsageError for any other.
     """
 
     preparation: Preparation
@@ -89,10 +89,10 @@ class Collate:
 
 
 def with_transforms(backbone: Module) -> Module:
-    """The backbone, which has `transform`, `collate` and `feature_dim` from now on.
+    """Adds `transform`, `collate` and `feature_dim` to the backbone, and returns it.
 
-    They hold its preparation and nothing else of it, so a copy of the backbone has its own.
-    Raises PluginError where its class means something else by one of the names.
+    They refer only to its preparation, so that a copy of the backbone has its own. Raises PluginError if the backbone's
+    class uses one of these names for something else.
     """
     taken = [name for name in NAMES if name in dir(type(backbone)) or name in backbone._modules]
     if taken:

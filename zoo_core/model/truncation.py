@@ -1,12 +1,11 @@
-"""The argument `until=k` of any backbone: it ends after stage k, and what would follow is no longer there.
+"""Implements `until=k` for every backbone: the backbone ends after stage k, and the rest is removed.
 
-What leaves stage k are the features, unchanged. Every module that a pass calls later - the other stages, what lies
-between them, the last norm - is replaced by one that hands on what it is given, so that the backbone's own code still
-lays out the features and their mask; that they hold what left the stage is checked on values. Where that code does more
-than call modules, the pass ends at the stage instead, and the state is the features as it is.
-What follows the last stage (group L + 1) goes too, also with k = L: its weights were trained for what leaves the last
-stage, and have its width. So does a pooling with weights of its own; the mean over real tokens or positions takes its
-place.
+The output of stage k becomes the features, unchanged. Every module that a pass calls later (the other stages, modules
+between them, the last norm) is replaced by one that returns its input, so that the backbone's own code still arranges
+the features and their mask. A check on values confirms that the features are the output of the stage. If that code does
+more than call modules, the pass ends at the stage, and the hidden state is the features.
+What follows the last stage (group L + 1) is removed even with k = L, because its weights were trained for the output of
+the last stage and have its width. A pooling with weights is replaced by the mean over real tokens or positions.
 """
 
 from __future__ import annotations
@@ -31,9 +30,9 @@ INSIDE = "whole."  # before the paths of the backbone that was cut
 
 
 def truncated(backbone: nn.Module, until: int) -> Truncated:
-    """The backbone up to stage `until`, counted from 1; it is cut in place. Its features are measured by a pass.
+    """Cuts the backbone after stage `until`, counted from 1, in place. One pass measures its features.
 
-    Raises RefusedError where the pass has to end there, and which tokens are real is known at its end alone.
+    Raises RefusedError if the pass has to end there and only its end knows which tokens are real.
     """
     inputs = _inputs(backbone)
     with _looking(backbone):
@@ -147,7 +146,7 @@ class Truncated(nn.Module):
 
 
 class _End(Exception):  # noqa: N818
-    """Leaves a pass with the state of the last stage."""
+    """Ends a pass with the state of the last stage."""
 
     def __init__(self, state: Tensor) -> None:
         super().__init__()
@@ -231,7 +230,7 @@ def _look(backbone: nn.Module, inputs: Mapping[str, Tensor], until: int) -> _See
 
 
 def _handed_on(found: Truncated, inputs: Mapping[str, Tensor], state: Tensor) -> Features | None:
-    """The features where they are what left the stage, else None."""
+    """The features if they are the output of the stage, else None."""
     try:
         features: Features = found(inputs)
     except Exception as error:  # noqa: BLE001, code between modules may fail on what it is handed; then it is not called
@@ -241,7 +240,7 @@ def _handed_on(found: Truncated, inputs: Mapping[str, Tensor], state: Tensor) ->
 
 
 def _outermost(backbone: nn.Module, names: Set[str]) -> list[str]:
-    """Those of the modules that lie in no other of them."""
+    """The modules that lie inside no other module of the list."""
     found: list[str] = []
     for name, _ in backbone.named_modules():
         if name in names and not name.startswith(tuple(f"{outer}." for outer in found)):
@@ -256,7 +255,7 @@ def _put(backbone: nn.Module, name: str, module: nn.Module) -> None:
 
 @contextmanager
 def _looking(backbone: nn.Module) -> Iterator[None]:
-    """In evaluation mode without gradients; every module's mode is put back."""
+    """Evaluation mode without gradients; restores the mode of every module."""
     modes = [(module, module.training) for module in backbone.modules()]
     backbone.eval()
     try:
@@ -268,7 +267,7 @@ def _looking(backbone: nn.Module) -> Iterator[None]:
 
 
 def _inputs(backbone: nn.Module) -> dict[str, Tensor]:
-    """Dummy inputs on the backbone's device, floats with noise: what a module does to zeros may not be seen."""
+    """Dummy inputs on the backbone's device. Floats get noise, as the effect of a module on zeros may be invisible."""
     generator = torch.Generator().manual_seed(0)
     device = next((parameter.device for parameter in backbone.parameters()), torch.device("cpu"))
     with torch.device("cpu"):  # also where an outline is built on the meta device
@@ -280,7 +279,7 @@ def _inputs(backbone: nn.Module) -> dict[str, Tensor]:
 
 
 def _same_values(x: Tensor, state: Tensor) -> bool:
-    """Whether one holds what the other does, in whatever layout; without values, whether it can."""
+    """Whether both hold the same values in whatever layout. On the meta device, whether they can."""
     if x.is_meta or x.numel() != state.numel():
         return x.numel() == state.numel()
     return torch.equal(x.float().flatten().sort().values, state.float().flatten().sort().values)

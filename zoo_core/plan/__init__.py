@@ -1,1 +1,1 @@
-"""Trial + registry + catalogue -> Plan, or a refusal with its reason. No torch."""
+"""Turns a trial, with registry and catalogue, into a plan, or refuses it with the reason. No torch."""

@@ -1,7 +1,7 @@
 """What is run, as values: a budget, a trial, and the plan of a trial with every part resolved. No torch.
 
-A plan's digests live here: what decides the numbers of a trial, in JSON, hashed. They cover bound values and the sha256
-of files, never text, so a plan has none before its files are pinned.
+Digests are computed here. A digest is a hash of JSON that holds everything that decides the numbers of a trial: bound
+values and the sha256 of files, never text. So a plan has no digest before its files are pinned.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ DIGEST_FORMAT = 1  # raised when the digest of an unchanged trial would change
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How long and how a trial trains; every field is part of the trial's identity.
+    """How a trial trains and for how long. Every field is part of the trial's identity.
 
     epochs: passes over the training split. num_rates: learning rates tried, 1 to 5, the middle ones of the grid.
     warmup: share of all steps with a rising rate. clip: largest gradient norm. patience: epochs without a better
@@ -76,11 +76,11 @@ class Budget:
                 )
 
     def for_fit(self) -> Budget:
-        """What `fit` makes of it: it keeps the best epoch where it is not told what to keep."""
+        """The budget that `fit` uses: it keeps the best epoch if nothing else is said."""
         return replace(self, keep="best") if self.keep is None else self
 
     def identity(self) -> dict[str, object]:
-        """What decides the numbers of a trial: every field; `keep` only where it is best, as None and last are one."""
+        """What decides the numbers of a trial: every field. `keep` only if it is best, because None equals last."""
         return {name: value for name, value in asdict(self).items() if name != "keep" or value == "best"}
 
 
@@ -110,7 +110,7 @@ def _augment_text(given: str | AugmentationRecipe) -> str:
 
 
 def budget_from(values: Mapping[str, Any]) -> Budget:
-    """A Budget from a table of a suite file or a stored plan; raises UsageError on a wrong key or type."""
+    """A Budget from a table of a suite file or a stored plan. Raises UsageError for a wrong key or type."""
     known = [field.name for field in fields(Budget)]
     for name in values:
         if name not in known:
@@ -142,9 +142,9 @@ class Plan:
     inner: the parts that arguments name by specs, such as a teacher. augmentation: of its budget, None for none.
     metric: that the task names; None where there is no task.
     sources: where the files of its parts come from, by the keys of a lock. pins: the files that are known by sha256.
-    locked: what a lock of the user's says of local folders, which are looked at all the same.
-    digest: identity of the trial; None while its files are not pinned. combination: the same without the seed.
-    base_digest: identity of the backbone before any adapter, the same for all trials on it.
+    locked: what the user's lock says of local folders, which are checked anyway.
+    digest: the identity of the trial; None while its files are not pinned. combination: the same without the seed.
+    base_digest: the identity of the backbone before any adapter, the same for all trials on it.
     """
 
     spec: Spec
@@ -189,9 +189,9 @@ class Plan:
 
     @property
     def contents(self) -> dict[str, str]:
-        """Of each part that is made from a local folder a digest of the files that it is made from, by its key.
+        """For each part from a local folder, by its key, a digest of the files that it is made from.
 
-        A backbone with random weights, which reads fewer of them, has a key that says so. Empty while not pinned.
+        A backbone with random weights reads fewer files, so its key says that. Empty while files are not pinned.
         """
         found: dict[str, str] = {}
         for part in self.parts:
@@ -210,7 +210,7 @@ class Plan:
 
     @property
     def until(self) -> int | None:
-        """The stage, counted from 1, after which the backbone ends; None: it is whole."""
+        """The stage, counted from 1, after which the backbone ends; None if it is whole."""
         until: int | None = self.backbone.common["until"]
         return until
 
@@ -247,7 +247,7 @@ def pinned(plan: Plan, pins: Mapping[str, Pinned]) -> Plan:
 
 
 def needed(source: Source | None, weights: Weights, files: Mapping[str, Any]) -> tuple[str, ...]:
-    """Which of the files a build with these weights reads, by name; of a package, which has no source, all or none."""
+    """The names of the files that a build with these weights reads. For a package, which has no source, all or none."""
     if source is None:
         return tuple(sorted(files)) if weights == "pretrained" else ()
     wanted = _fitting(source.patterns, files)
@@ -260,18 +260,18 @@ def needed(source: Source | None, weights: Weights, files: Mapping[str, Any]) ->
 
 
 def fits_weights(name: str, pattern: str) -> bool:
-    """Whether a file is one of the weights that a pattern means; no wildcard crosses folders, nor does in loading."""
+    """Whether a pattern for weights matches a file. As in loading, no wildcard matches a slash."""
     return name.count("/") == pattern.count("/") and fnmatchcase(name, pattern)
 
 
 def literal(pattern: str) -> str | None:
-    """The one name that a pattern of a source fits; None for one with wildcards."""
+    """The one name that a pattern of a source matches; None for a pattern with wildcards."""
     name = re.sub(r"\[([*?[])\]", r"\1", pattern)
     return name if glob.escape(name) == pattern else None
 
 
 def _fitting(patterns: Sequence[str], files: Mapping[str, Any]) -> set[str]:
-    """The names that fit any of the patterns; of 100,000, and as many patterns without wildcards, in a moment."""
+    """The names that match any of the patterns. Fast for 100,000 names and as many patterns without wildcards."""
     names = {literal(pattern) for pattern in patterns}
     globs = [translate(pattern) for pattern in patterns if literal(pattern) is None]
     fits = re.compile("|".join(globs)).match if globs else None
@@ -279,9 +279,9 @@ def _fitting(patterns: Sequence[str], files: Mapping[str, Any]) -> set[str]:
 
 
 def _identity(plan: Plan, part: Bound) -> dict[str, object]:
-    """What decides the part's numbers: its own identity, and the sha256 of each file that it is built from.
+    """What decides the numbers of a part: its own identity, and the sha256 of each file that it is built from.
 
-    Where a local folder lies does not: it may be moved.
+    The location of a local folder is not included, so the folder may be moved.
     """
     key = part_key(part)
     identity, source, pin = part.identity(), plan.sources.get(key), plan.pins.get(key)
@@ -311,7 +311,7 @@ def _as_before(part: Bound) -> bool:
 
 
 def _is_place(value: object, source: Source) -> bool:
-    """Whether an argument may say where a local source lies: its folder, or the one file of its kind that is read."""
+    """Whether an argument may name the location of a local source: its folder, or the only file of its kind."""
     if not isinstance(value, str) or not value or source.folder is None:
         return False
     path, folder = Path(value).expanduser(), Path(source.folder).expanduser()

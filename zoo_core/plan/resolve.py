@@ -1,8 +1,8 @@
-"""Trial + registry + catalog -> Plan, or a refusal with its reason. No torch.
+"""Turns a trial, with registry and catalogue, into a plan, or refuses it with the reason. No torch.
 
 Everything that can be known about a trial before building it is checked here: that each part exists and takes its
-arguments, that their kinds, modalities, targets, seams and roles go together, what is trained at which rates, and
-where the files come from.
+arguments, that kinds, modalities, targets, seams and roles fit together, what trains at which rates, and where the
+files come from.
 """
 
 from __future__ import annotations
@@ -59,17 +59,17 @@ def resolve(
     registry: Registry | None = None,
     catalog: Catalog | None = None,
 ) -> Plan:
-    """The plan of one trial; either a task or a target says what is predicted.
+    """The plan of one trial. Either a task or a target says what is predicted.
 
     spec: text, recipe objects, or a list of both: "starter/vit-nano+lora(r=4)", ["starter/vit-nano", Lora(r=4)].
-    task: or what `bind_task` gave for several trials.
-    pins: files that a lock pins, by part; they go before what a catalogue or a record says.
-    offline: no request is sent, not even for a task of the Hub, whose files tell its target; the lock pins it.
-    afresh: whether local folders are still to be looked at, and the pins only say what must be found there; False for
-    pins that were just made, or whose files are checked when they are used.
-    stored: what spec and task were read from, as a run or a suite file; None where they are the user's of this call.
+    task: a task, or what `bind_task` returned, to share it between trials.
+    pins: the files that a lock pins, by part. They take precedence over a catalogue or a record.
+    offline: send no request, not even for a task of the Hub whose files tell its target; the lock then pins it.
+    afresh: whether local folders still have to be checked, so that the pins only say what must be found there. False if
+    the pins were just made, or if the files are checked when they are used.
+    stored: what spec and task were read from, such as a run or a suite file; None if the user of this call gave them.
     Raises SpecError, NotFoundError, AmbiguousError, UsageError (a wrong argument), PluginError, and RefusedError with
-    the reason where the parts do not go together, or something stored asks for more trust than this call gives it.
+    the reason if the parts do not fit together, or if something stored asks for more trust than this call gives it.
     """
     registry = registry or default_registry()
     catalog = catalog or default_catalog()
@@ -127,9 +127,9 @@ def resolve(
 def check_built(
     plan: Plan, *, modality: Modality, features: FeatureSpec, num_stages: int, roles: Sequence[str]
 ) -> None:
-    """The checks that resolve deferred, with what the built backbone says of itself. Raises RefusedError.
+    """Makes the checks that resolve deferred, with what the built backbone says of itself. Raises RefusedError.
 
-    Seams are not among them: who needs one looks for it when it is applied.
+    Seams are not checked here: an adapter that needs one looks for it when it is applied.
     """
     part = plan.backbone
     known = Entry(
@@ -155,9 +155,9 @@ def bind_task(
     stored: str | None = None,
     registry: Registry,
 ) -> Bound:
-    """A task with its recipe, where its files are known and its declarations checked; for one trial or for many.
+    """A task with its recipe, its files located and its declarations checked, for one trial or for many.
 
-    Nothing of the task runs before it is known that what it asks for is trusted. stored: as for `resolve`.
+    No code of the task runs before its request for trust is granted. stored: as for `resolve`.
     """
     with speaking_for(stored):
         bound = registry.bind(_task(task, registry), "task")
@@ -169,9 +169,9 @@ def bind_task(
 
 
 def located(task: Bound, pins: Mapping[str, Pinned], *, offline: bool = False) -> Bound:
-    """The task at the commit that the pins name, else at the revision in the spec; one of no repository as it is.
+    """The task at the commit that the pins name, or else at the spec's revision. A task without a repository stays.
 
-    Raises NotFoundError where it is to do without requests and is not pinned.
+    Raises NotFoundError if no request may be sent and the task is not pinned.
     """
     if not isinstance(task.recipe, Located):
         return task
@@ -189,7 +189,7 @@ def _task(task: str | Part | TaskRecipe, registry: Registry) -> Part:
 
 
 def check_until(name: str, until: int, num_stages: int | None) -> None:
-    """Raises RefusedError for a stage that a backbone does not have; nothing where their number is not known."""
+    """Raises RefusedError for a stage that the backbone does not have, if the number of stages is known."""
     if num_stages is not None and until > num_stages:
         raise RefusedError(
             f"{name} has {num_stages} stages, so until={until} is none of them; allowed: 1 to {num_stages}"
@@ -197,7 +197,7 @@ def check_until(name: str, until: int, num_stages: int | None) -> None:
 
 
 def _deferred(entry: Entry | None) -> tuple[str, ...]:
-    """What the catalogue does not tell of a backbone, so that it is checked when the backbone has been built."""
+    """The facts about a backbone that the catalogue does not tell. They are checked when it has been built."""
     if entry is None:
         return ("modality", "features", "stages", "seams", "roles")
     told = {"modality": entry.modality, "features": entry.features, "stages": entry.num_stages}
@@ -205,9 +205,9 @@ def _deferred(entry: Entry | None) -> tuple[str, ...]:
 
 
 def _bind_chain(parts: Sequence[Part], registry: Registry) -> tuple[Bound, tuple[Bound, ...], Bound]:
-    """Backbone, adapters and head of a spec; the registry, not the position, decides the kind of each part.
+    """The backbone, adapters and head of a spec. The registry decides the kind of each part, not the position.
 
-    Of a name that a backbone shares with an adapter or a head, as hub/ORG/NAME, only one can stand where it does.
+    Some names, such as hub/ORG/NAME, are both a backbone and an adapter or head. Only one of them fits the position.
     """
     backbone = registry.bind(parts[0], _kind_of(parts[0], ("backbone",), registry))
     if backbone.kind != "backbone":
@@ -239,7 +239,7 @@ def _bind_chain(parts: Sequence[Part], registry: Registry) -> tuple[Bound, tuple
 
 
 def _kind_of(part: Part, fitting: Sequence[PartKind], registry: Registry) -> PartKind | None:
-    """The kind of a name of several, of which one can stand at its place; None where that is left to the registry."""
+    """The kind that fits the position, for a name with several kinds; None if the registry should decide."""
     claimed = registry.kinds(part.name)
     here = [kind for kind in fitting if kind in claimed]
     return here[0] if part.kind is None and len(claimed) > 1 and len(here) == 1 else None
@@ -312,7 +312,7 @@ def _may_become(kind: Kind, wanted: Kind) -> bool:
 def _check_adapters(
     backbone: Bound, entry: Entry | None, adapters: Sequence[Bound], target: Target, num_stages: int | None
 ) -> int | None:
-    """The earliest stage that any adapter changes; None while the number of stages is not known."""
+    """The earliest stage that any adapter changes; None if the number of stages is not known."""
     first = num_stages
     for part in adapters:
         targets = part.fact("targets")
@@ -361,9 +361,9 @@ def _rates(adapters: Sequence[Bound], head: Bound, num_rates: int) -> tuple[floa
 
 
 def inner_parts(part: Bound, registry: Registry) -> tuple[Bound, ...]:
-    """The parts that specs among a part's arguments name, and those that these name.
+    """The parts named by specs among a part's arguments, and the parts that those name in turn.
 
-    Raises what `Registry.bind` raises: RefusedError where one widens what is trusted without a word of the user's.
+    Raises what `Registry.bind` raises, such as RefusedError if one needs a trust that the user has not given.
     """
     found: list[Bound] = []
     for argument, spec in part.specs():
@@ -376,7 +376,7 @@ def inner_parts(part: Bound, registry: Registry) -> tuple[Bound, ...]:
 
 
 def _with_files(plan: Plan, given: Mapping[str, Pinned], catalog: Catalog, afresh: bool) -> Plan:
-    """The plan with the sources of its parts, and those files pinned that a lock, a catalogue or a record pins."""
+    """The plan with the sources of its parts, and with the files that a lock, a catalogue or a record pins."""
     sources: dict[str, Source] = {}
     pins: dict[str, Pinned] = {}
     locked = told_apart(given)[1] if afresh else {}
@@ -405,7 +405,7 @@ def _with_files(plan: Plan, given: Mapping[str, Pinned], catalog: Catalog, afres
 
 
 def _source(part: Bound, entry: Entry | None) -> Source | None:
-    """Where a part's files come from, at the revision that the spec names, else its record, else its plugin."""
+    """Where a part's files come from, at the revision of the spec, or else of its record, or else of its plugin."""
     if part.kind == "head":
         return None
     try:

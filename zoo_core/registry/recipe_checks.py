@@ -117,7 +117,10 @@ def _declared(part: Bound, name: str) -> Any:
 
 @contextmanager
 def plugin_call(part: Bound) -> Iterator[None]:
-    """Calls a plugin's own code: what it raises is told as its mistake, with the line; our errors and memory pass."""
+    """Runs a plugin's own code. What it raises becomes a PluginError that names the line of the plugin.
+
+    Errors of zoo and a lack of memory are passed on as they are.
+    """
     try:
         with speaking_for(f"the code of {part.kind} {part.name}"):
             yield

@@ -1,1 +1,1 @@
-"""Results as rows on disk, ranked and reported; which of them are out of date. No torch."""
+"""Results as rows on disk, their ranking and reports, and which of them are out of date. No torch."""

@@ -1,7 +1,7 @@
-"""Which stored results still stand: each row against the content of the local files that it was made from.
+"""Compares each stored row with the local files that it was made from, to find rows that are out of date. No torch.
 
-A row names that content by a digest for each part, in `sources`. A bench looks at the files anew; rows of other content
-stay in their file, marked superseded, and their trials run again. A report tells what a look finds. No torch.
+A row stores a digest of that content for each part, in `sources`. A bench checks the files again: rows made from other
+content stay in their file, marked as superseded, and their trials run again. A report only tells what the check finds.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ OTHER = "the same trial is made from other parts now"
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """The rows of a folder that are not superseded; of those, digests of the ones whose files have changed since.
+    """The rows of a folder that are not superseded, and the digests of those whose files have changed since.
 
-    remarks: a line for each thing that was found.
+    remarks: one line for each finding.
     """
 
     rows: tuple[Result, ...]
@@ -50,10 +50,10 @@ def marks(
     held: Mapping[str, Any] | None,
     lock: Mapping[str, Any],
 ) -> dict[int, dict[str, Any]]:
-    """What changes in stored rows, by their position, where a grid is about to run: `sources` and `superseded`.
+    """The changes to stored rows, by their position, before a grid runs: new values of `sources` and `superseded`.
 
-    plans: of the grid, which are current. refused: texts of its trials that are refused now. held, lock: the run's lock
-    as it was, and as it is now.
+    plans: the plans of the grid, which are current. refused: the texts of its trials that are refused now. held, lock:
+    the lock of the run as it was, and as it is now.
     """
     current = {plan.digest: plan for plan in plans}
     trials = {str(plan.trial): plan.digest for plan in current.values()} | dict.fromkeys(refused)
@@ -80,7 +80,7 @@ def marks(
 
 
 def standing_of(folder: Path) -> Standing:
-    """The results of a folder, and what a look at the files that they were made from tells of them now.
+    """The results of a folder, and what a check of the files that they were made from finds now.
 
     Raises what `zoo_core.results.store.read` raises.
     """
@@ -137,7 +137,7 @@ def _lock_of(folder: Path) -> Mapping[str, Any] | None:
 
 
 def _content_now(key: str, lock: Mapping[str, Any] | None) -> str | ZooError:
-    """The content of the files behind a key now, or why it cannot be told."""
+    """A digest of the present content of the files behind a key, or the reason why it cannot be computed."""
     kind, _, text = key.partition(":")
     random: Weights = "random" if text.endswith("weights=random)") else "pretrained"
     held = pins_of(lock).get(key)
@@ -160,9 +160,9 @@ def _content_now(key: str, lock: Mapping[str, Any] | None) -> str | ZooError:
 
 
 def _sources(row: Result, lock: Mapping[str, Any] | None) -> Mapping[str, str] | None:
-    """The content that a row was made from; of a row that is older than `sources` what its lock says, which then held.
+    """The content that a row was made from. For a row older than `sources` it comes from the lock, which held then.
 
-    None where nothing tells.
+    None if nothing tells it.
     """
     if row.sources is not None:
         return row.sources
@@ -173,7 +173,7 @@ def _sources(row: Result, lock: Mapping[str, Any] | None) -> Mapping[str, str] |
 
 
 def _keys(row: Result) -> Iterator[str]:
-    """What a row's parts may be called in its lock, now and in earlier versions."""
+    """The keys that a row's parts may have in its lock, now and in earlier versions."""
     try:
         chain = [part for spec in parse_specs(f"{row.backbone}+{row.adapters}") for part in spec.parts]
         parts = [("task", parse_part(row.task)), *((kind, part) for part in chain for kind in ("backbone", "adapter"))]

@@ -1,7 +1,7 @@
-"""Results to ranked rows, with their intervals and their gain over random initialisation.
+"""Turns results into ranked rows, with intervals and the gain over random initialisation.
 
 A row is a combination (task, backbone, adapters, head, weights, budget) over its seeds. Intervals are 95 % t intervals
-over seeds; a gain's is Welch's. Two rows whose intervals overlap are not told apart, and the table says so.
+over seeds, and Welch's for a gain. If the intervals of two rows overlap, the table marks them as not distinguishable.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _T = (
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A mean over `num` values. std: None for one value. half_width: of the 95 % interval, None for one value."""
+    """A mean over `num` values. std and half_width, of the 95 % interval, are None for a single value."""
 
     mean: float
     std: float | None
@@ -44,7 +44,7 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Rate:
-    """Examples per second, median over seeds. unsteady: it varies too much to be compared."""
+    """Examples per second, the median over seeds. unsteady: it varies too much to be compared."""
 
     examples_per_second: float
     unsteady: bool
@@ -52,11 +52,12 @@ class Rate:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One combination that has a score. rank: 1 is the task's best. tied: its interval overlaps the best one's.
+    """One combination that has a score.
 
-    gain: score minus that of random initialisation, positive is better; None where there is no such row to compare.
-    num_failed, num_refused: seeds without a score. num_outdated: seeds that were made from other files than there are
-    now. unpublished: names of plugin files that parts of it come from.
+    rank: 1 is the best of the task. tied: its interval overlaps that of the best.
+    gain: the score minus that of random initialisation, where positive is better; None if there is no such row.
+    num_failed, num_refused: seeds without a score. num_outdated: seeds whose files have changed since. unpublished: the
+    names of plugin files that its parts come from.
     """
 
     rank: int
@@ -87,7 +88,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class FailedTrial:
-    """Trials of one combination that have no score, for one reason."""
+    """Trials of one combination that have no score for the same reason."""
 
     spec: str
     task: str
@@ -98,7 +99,7 @@ class FailedTrial:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What results say: the ranked rows, by task; what failed; remarks on what was left out."""
+    """The ranked rows by task, the failed trials, and remarks on what was left out."""
 
     rows: tuple[Row, ...]
     failures: tuple[FailedTrial, ...]
@@ -107,7 +108,7 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Score of a row minus that of the baseline, paired by seed; positive is better."""
+    """The score of a row minus that of the baseline, paired by seed. Positive is better."""
 
     spec: str
     task: str
@@ -117,10 +118,10 @@ class Difference:
 def report_of(
     results: Iterable[Result], *, outdated: frozenset[str] = frozenset(), remarks: Sequence[str] = ()
 ) -> Report:
-    """The report of results, in whatever order they come; of several results of one trial, the one that stands.
+    """The report of results in any order. Of several results of one trial, the one that stands counts.
 
-    A superseded result is left out. outdated: digests of those whose files have changed since. remarks: lines that go
-    before its own.
+    Superseded results are left out. outdated: digests of results whose files have changed since. remarks: lines to put
+    before the report's own.
     """
     current = (result for result in results if result.superseded is None)
     standing, own = _one_for_each_seed(latest(current).values())
@@ -135,9 +136,9 @@ def report_of(
 
 
 def differences(results: Iterable[Result], baseline: str) -> tuple[Difference, ...]:
-    """Of every combination on the baseline's tasks, by task and spec; only seeds that both have count.
+    """The difference of every combination to the baseline, by task and spec. Only seeds that both have count.
 
-    baseline: a spec as the table writes it, head included. Raises NotFoundError if no row has it.
+    baseline: a spec as the table writes it, including the head. Raises NotFoundError if no row has it.
     """
     standing, _ = _one_for_each_seed(latest(each for each in results if each.superseded is None).values())
     scores: dict[tuple[tuple[str, ...], str], dict[int, float]] = {}
@@ -199,13 +200,13 @@ def _table_of(key: _Key) -> tuple[str, ...]:
 
 
 def _budget(result: Result) -> str:
-    """What the trial's text says between the task and the seed: the budget, where it is not the default."""
+    """The text between the task and the seed in the trial: the budget, if it is not the default."""
     _, _, rest = result.trial.partition(f" task={result.task}")
     return rest.removesuffix(f"seed={result.seed}").strip()
 
 
 def _without_weights(backbone: str) -> str:
-    """The weights are a column of their own, and only their absence makes two backbones one."""
+    """The backbone without its weights, which are a column of their own."""
     try:
         part = parse_part(backbone)
     except SpecError:
@@ -214,7 +215,7 @@ def _without_weights(backbone: str) -> str:
 
 
 def _spec(key: _Key) -> str:
-    """The trial's own canonical text, which can be typed again; the empty chain is left out of it."""
+    """The canonical text of the trial, which can be typed again, without an empty chain."""
     backbone = key.backbone
     if key.weights == "random":
         try:
@@ -227,7 +228,7 @@ def _spec(key: _Key) -> str:
 
 
 def _one_for_each_seed(results: Iterable[Result]) -> tuple[list[Result], list[str]]:
-    """One result for each combination and seed, the newest; a remark tells what was left out."""
+    """The newest result for each combination and seed. A remark tells what was left out."""
     found: dict[tuple[_Key, int], Result] = {}
     remarks: list[str] = []
     for result in sorted(results, key=lambda result: (result.created_at, result.digest)):
@@ -288,14 +289,14 @@ def _ranked(rows: Sequence[Row]) -> list[Row]:
 
 
 def _overlap(one: Estimate, other: Estimate) -> bool:
-    """Whether two intervals overlap; one value has no interval, so nothing tells it apart."""
+    """Whether two intervals overlap. A single value has no interval and counts as overlapping."""
     if one.half_width is None or other.half_width is None:
         return True
     return abs(one.mean - other.mean) <= one.half_width + other.half_width
 
 
 def _gain(key: _Key, groups: Mapping[_Key, Sequence[Result]]) -> Estimate | None:
-    """Difference of means to the row that differs in nothing but random weights, with Welch's interval."""
+    """The difference of means to the row that differs only in its random weights, with Welch's interval."""
     if key.weights == "random":
         return None
     base = groups.get(replace(key, weights="random"))
@@ -326,7 +327,7 @@ def _failures(results: Iterable[Result]) -> list[FailedTrial]:
 
 
 def t_quantile(degrees: float) -> float:
-    """The 97.5 % point of Student's t, interpolated in 1 / degrees, which errs to the wide side."""
+    """The 97.5 % point of Student's t, interpolated in 1 / degrees, which errs on the wide side."""
     inverse = 1 / max(degrees, 1.0)
     for (low, wide), (high, narrow) in pairwise(_T):
         if degrees <= high:
@@ -362,7 +363,7 @@ def _median_int(values: Iterable[int | None]) -> int | None:
 
 
 def _rate(measured: Sequence[Mapping[str, Any] | None]) -> Rate | None:
-    """Unsteady if any seed's windows spread too wide, or the seeds do among each other."""
+    """The rate, unsteady if the windows of any seed vary too much, or the seeds among each other."""
     known = [rate for rate in measured if rate is not None and rate.get("examples_per_second") is not None]
     if not known:
         return None

@@ -1,4 +1,4 @@
-"""Ranked rows as a table for a terminal, plain text, Markdown, CSV or JSON. Reads nothing but results."""
+"""Writes ranked rows as a table for a terminal, plain text, Markdown, CSV or JSON. It needs only the results."""
 
 from __future__ import annotations
 
@@ -48,9 +48,8 @@ def render(
 ) -> str:
     """The report as text. form: table, text, md, csv (raw numbers in full precision, no remarks) or json.
 
-    outdated, remarks: as for `report_of`.
-    A table has colours and borders on a terminal and is plain text elsewhere. width: of the terminal, None: its own.
-    Raises UsageError for another form.
+    outdated, remarks: as for `report_of`. width: of the terminal; None means its own.
+    A table has colours and borders on a terminal and is plain text elsewhere. Raises UsageError for another form.
     """
     if form not in FORMATS:
         raise UsageError(f"unknown format {form!r}; there are {', '.join(FORMATS)}{nearest(form, FORMATS)}")
@@ -67,7 +66,7 @@ def render(
 
 
 def _tables(report: Report) -> Iterator[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
-    """Title, header and cells of each task's table; a column that nobody fills is left out."""
+    """The title, header and cells of each task's table. Empty columns are left out."""
     for (task, metric, split, budget), rows in groupby(
         report.rows, key=lambda row: (row.task, row.metric, row.split, row.budget)
     ):
@@ -130,7 +129,7 @@ def _missing(row: Row) -> str:
 
 
 def _notes(report: Report) -> list[str]:
-    """Failures with their reasons, remarks, and what the marks in the tables mean."""
+    """Failures with their reasons, remarks, and an explanation of the marks in the tables."""
     lines = [f"{failure.status}: {_failure_line(failure)}" for failure in report.failures]
     lines += [f"note: {remark}" for remark in report.remarks]
     shown = "".join(cell for *_, rows in _tables(report) for cells in rows for cell in (cells[0], *cells[2:]))

@@ -1,4 +1,4 @@
-"""Results on disk: one JSON object a line, appended whole and synced, so that a kill at any instant loses no result."""
+"""Stores results as one JSON object per line. Each is appended and synced, so a kill at any time loses no result."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What was measured of one trial. None: was not measured, for the reason that `reason` gives.
+    """What was measured of one trial. None means that it was not measured, for the reason in `reason`.
 
     trial: canonical text of spec, task, budget and seed. digest: identity of the trial. record: name of the record or
     catalogue entry of the weights. chosen: what validation picked, with every candidate's validation score.
@@ -98,10 +98,10 @@ UNMEASURED: Mapping[str, Any] = MappingProxyType(  # of a trial that did not com
 
 
 def append(path: Path, result: Result) -> None:
-    """Adds one line and waits until it is on disk. A torn line of a killed process is moved aside first.
+    """Appends one line and waits until it is on disk. A torn line of a killed process is moved aside first.
 
-    Numbers inside nested values that are not finite become null, which JSON can hold; a score must be finite.
-    Raises AccessError or ZooError (a full disk) when it cannot be written; nothing that was there is lost.
+    Nested numbers that are not finite become null, which JSON can hold. The score must be finite.
+    Raises AccessError or ZooError (a full disk) if it cannot be written. Nothing that was there is lost.
     """
     assert result.score is None or math.isfinite(result.score), (
         "a score that is not finite is a failure with its reason"
@@ -123,10 +123,10 @@ def append(path: Path, result: Result) -> None:
 
 
 def read(path: Path) -> list[Result]:
-    """Every result, in the order of writing. A torn last line is left out with a warning, and left where it is.
+    """Every result, in the order of writing. A torn last line is skipped with a warning and left where it is.
 
-    It may be a line that another process is writing: only the owner of the run, `append` and `RunLock`, repairs it.
-    Raises NotFoundError, AccessError, and IntegrityError naming the line that is damaged.
+    It may be a line that another process is writing. Only the owner of the run repairs it, by `append` and `RunLock`.
+    Raises NotFoundError, AccessError, and IntegrityError that names the damaged line.
     """
     try:
         content = path.read_bytes()
@@ -143,7 +143,7 @@ def read(path: Path) -> list[Result]:
 
 
 def repair(path: Path) -> None:
-    """Moves a torn last line to `NAME.torn` beside the file, so that the next line starts a line of its own.
+    """Moves a torn last line to `NAME.torn` beside the file, so that the next line is a line of its own.
 
     Only for the process that owns the run. Raises OSError, and IntegrityError for a file that zoo did not write.
     """
@@ -169,7 +169,7 @@ def repair(path: Path) -> None:
 
 
 def amend(path: Path, changes: Mapping[int, Json]) -> None:
-    """Sets keys of some rows, by their position in what `read` gives, in one step; all else stays as it was written.
+    """Sets keys of some rows in one step, by their position in what `read` returns. Everything else stays as written.
 
     Only for the process that owns the run. Raises AccessError or ZooError as `append` does.
     """
@@ -185,14 +185,14 @@ def amend(path: Path, changes: Mapping[int, Json]) -> None:
 
 
 def find(results: Iterable[Result], digest: str) -> Result | None:
-    """The result that stands for a trial: the last one that is ok, else the last one."""
+    """The result that counts for a trial: the last one that is ok, or else the last one."""
     return latest(result for result in results if result.digest == digest).get(digest)
 
 
 def latest(results: Iterable[Result]) -> dict[str, Result]:
-    """By digest, the result that stands for each trial: the last one that is ok, else the last one.
+    """For each digest, the result that counts: the last one that is ok, or else the last one.
 
-    A failure may be followed by a success when a trial is run again, and not the other way round.
+    A success may follow a failure when a trial is run again. A failure never replaces a success.
     """
     standing: dict[str, Result] = {}
     for result in results:
@@ -203,9 +203,9 @@ def latest(results: Iterable[Result]) -> dict[str, Result]:
 
 
 class RunLock:
-    """Held while a process writes to a run's folder, so that two of them never mix; a kill releases it.
+    """Held while a process writes to the folder of a run, so that two of them never mix. A kill releases it.
 
-    Entering repairs what a killed process left. Raises AccessError, which names the process, if another one holds it.
+    Entering repairs what a killed process left. Raises AccessError that names the process if another one holds it.
     The lock belongs to the process (fcntl), so worker processes do not keep it when their parent is killed.
     """
 
@@ -266,7 +266,7 @@ class RunLock:
 
 
 def _parsed(line: bytes, place: str) -> Result:
-    """Keys of a later version are left out; a missing one is damage."""
+    """The result in a line. Keys of a later version are ignored, and a missing key is damage."""
     mend = "restore the file, or move the line out of it; its trial then runs again"
     try:
         row = json.loads(line)

@@ -1,4 +1,4 @@
-"""The backbones `run(path="DIR")` and `hub/ORG/NAME`: a fitted model as the start of another one. Imports no torch."""
+"""The backbones `run(path="DIR")` and `hub/ORG/NAME`: a fitted model as the start of another one. No torch."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ PATTERNS = (RUN, LOCK)
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """The backbone of a stored run, with the delta of its adapters applied; its head is dropped.
+    """The backbone of a stored run, with the delta of its adapters applied and without its head.
 
-    path: the folder that `zoo fit` or `zoo_core.save` wrote. What is fitted on top of it holds only what differs from
-    it, and names the digests of it and of all that it was fitted on. With weights=random it is the same network, never
-    trained.
+    path: the folder that `zoo fit` or `zoo_core.save` wrote.
+    A model that is fitted on it stores only what differs from it, and names its digest and those of all runs below it.
+    With weights=random it is the same network, never trained.
     """
 
     path: str
@@ -42,10 +42,10 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """The backbone of a model that `zoo push` published, `hub/ORG/NAME`; its delta is applied, its head is dropped.
+    """The backbone of a model that `zoo push` published, `hub/ORG/NAME`, with its delta applied and without its head.
 
-    It is fetched, pinned and checked like any weights, and so is what it was fitted on, as its own lock says. What is
-    fitted on top of it holds only what differs from it. After a `+`, `hub/ORG/NAME` is an adapter of zoo-peft.
+    It is fetched, pinned and checked like any weights, and so are the models that it was fitted on, as its lock says. A
+    model that is fitted on it stores only what differs from it. After a `+`, `hub/ORG/NAME` is an adapter of zoo-peft.
     """
 
     name: str = ""
@@ -64,9 +64,9 @@ class Published:
 
 
 def base_plan(plan: Plan, *, offline: bool = False) -> Plan | None:
-    """The plan of the stored run that a plan's backbone is, without its task; None where it is none.
+    """The plan of the stored run that a plan's backbone is, without its task; None if the backbone is no stored run.
 
-    Its run.json is fetched if it is not here. offline: no request is sent.
+    Its run.json is fetched if it is not here. offline: send no request.
     """
     if not isinstance(plan.backbone.recipe, Run | Published):
         return None

@@ -1,4 +1,4 @@
-"""A stored run on the Hub: its model card, and the upload in one commit; `files.fetch.fetch_run` is the way back."""
+"""Publishes a stored run on the Hub: its model card, and the upload in one commit. `fetch_run` is the reverse."""
 
 from __future__ import annotations
 
@@ -44,11 +44,12 @@ LICENCES = frozenset(
 
 
 def push_run(path: Path, repository: str, *, private: bool = False) -> str:
-    """Uploads a stored run with a model card, in one commit, and gives the commit's address.
+    """Uploads a stored run with a model card in one commit. Returns the address of the commit.
 
-    repository: `ORG/NAME`, made if it is not there. private: whether a new one is; an old one stays as it is.
-    Raises NotFoundError for a folder without a fitted model, UsageError where nobody else could load it,
-    IntegrityError if it is damaged, AccessError where the Hub refuses.
+    repository: `ORG/NAME`, created if it does not exist. private: whether a new one is private; an existing one stays
+    as it is.
+    Raises NotFoundError for a folder without a fitted model, UsageError if nobody else could load it, IntegrityError if
+    it is damaged, AccessError if the Hub refuses.
     """
     _refuse_unpublished(path)
     run = read_run(path)
@@ -79,9 +80,9 @@ def push_run(path: Path, repository: str, *, private: bool = False) -> str:
 def card_of(
     run: StoredRun, results: Sequence[Result], *, repository: str, base: str | None, licence: str | None
 ) -> str:
-    """The text of a model card: the Hub's metadata, what the model is, how to load it, its results.
+    """The text of a model card: metadata for the Hub, what the model is, how to load it, its results.
 
-    base: the repository of the backbone, None where it comes from a package. licence: of the base, None if unknown.
+    base: the repository of the backbone, None if it comes from a package. licence: of the base, None if unknown.
     """
     plan = run.plan
     known = (licence or "").lower() in LICENCES
@@ -157,7 +158,7 @@ def _table(results: Sequence[Result]) -> str:
 
 
 def _refuse_unpublished(path: Path) -> None:
-    """Raises UsageError for a run of parts that only a file on this machine provides."""
+    """Raises UsageError for a run with parts that only a file on this machine provides."""
     for key, row in unpublished_in(read_lock(path / LOCK)).items():
         raise UsageError(
             f"{path} was fitted with {key} of the file {row['distribution']}, which nobody else has; publish it as a "
@@ -189,7 +190,7 @@ def _base(plan: Plan) -> str | None:
 
 
 def _licence(plan: Plan, base: str | None) -> str | None:
-    """The licence of the base: what a record or catalogue says, else the base's own card on the Hub."""
+    """The licence of the base, from a record or catalogue, or else from the base's own card on the Hub."""
     entry = plan.entry or catalog().find(plan.backbone.name, "backbone")
     if entry is not None and entry.licence is not None:
         return entry.licence

@@ -1,4 +1,4 @@
-"""A fitted learner as a plain checkpoint: a folder that the backbone's own library loads, with no zoo."""
+"""Writes a fitted learner as a plain checkpoint, a folder that the backbone's own library loads without zoo."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ __all__ = ["exporter", "write_plain"]
 
 
 def write_plain(learner: Learner, folder: Path) -> str:
-    """Writes the merged learner into a new folder; one line of what loads it, and of what became of the head.
+    """Writes the merged learner into a new folder. Returns a line on what loads it and what happened to the head.
 
-    Raises UsageError for a folder that is there already, RefusedError where the backbone is of no library with such a
-    format or an adapter does not fold into plain weights, AccessError where nothing can be written. Then no folder is
-    left.
+    Raises UsageError for a folder that exists, RefusedError if no library with such a format has the backbone or an
+    adapter cannot be folded into plain weights, AccessError if nothing can be written. No folder is left then.
     """
     if folder.exists() or folder.is_symlink():
         raise UsageError(f"{folder} is there already; name a new folder")
@@ -54,9 +53,10 @@ def write_plain(learner: Learner, folder: Path) -> str:
 
 
 def exporter(form: str) -> Callable[[Learner, Path], str]:
-    """What writes a learner's adapters in another library's format: the `export` of the adapters of that name.
+    """The function that writes a learner's adapters in another library's format.
 
-    Raises NotFoundError where no adapter has the name, and UsageError where it has no format of its own.
+    It is the `export` of the adapters whose name begins with the library's. Raises NotFoundError if there are none, and
+    UsageError if they have no such format.
     """
     known = registry()
     recipe: object = known.recipe(known.find(form, "adapter"))

@@ -1,4 +1,4 @@
-"""A fitted model on disk: its delta as safetensors, what it was built from as JSON, and the way back.
+"""Stores a fitted model on disk, its delta as safetensors and what it was built from as JSON, and loads it again.
 
 run.json holds the spec, task, target with its ordered names, budget, seed, the digests of trial and base, the identity
 of each adapter and of the head, and the digests of all runs that it was fitted on. Loading resolves the same spec with
@@ -47,8 +47,8 @@ FORMAT = 1
 class StoredRun:
     """What run.json says, resolved again: the plan, the target with its names, and the hash of the delta.
 
-    num_columns: of the rows of a table that it was fitted on, None for other modalities. encoding: how those rows were
-    made of the cells of its files, None where they are the cells.
+    num_columns: the columns of the table that it was fitted on, None for other modalities. encoding: how its inputs
+    were made from the cells of files, None if the cells are the inputs.
     """
 
     path: Path
@@ -61,7 +61,7 @@ class StoredRun:
 
 
 def save_run(learner: Learner, plan: Plan, path: Path) -> None:
-    """Writes the delta and run.json into an existing folder; run.json comes last, so a torn save is not a run."""
+    """Writes the delta and run.json into an existing folder. run.json is written last, so a torn save is not a run."""
     delta = path / DELTA
     tensors = learner.delta()  # copied, since tied ones share memory, which the format does not express
     with replacing(delta) as fresh:
@@ -90,10 +90,10 @@ def save_run(learner: Learner, plan: Plan, path: Path) -> None:
 def read_run(path: Path, *, needs_task: bool = True) -> StoredRun:
     """Reads and resolves run.json.
 
-    needs_task: False to use the model, which needs neither the task's plugin nor its data; the plan is without a task
-    where they are not there.
-    Raises NotFoundError (no run there, or a plugin it needs is not installed), AccessError, IntegrityError (damaged),
-    IncompatibleError (a base with other weights, or a recipe of another version, than the run was fitted on).
+    needs_task: False to only use the model, which needs neither the task's plugin nor its data. The plan has no task if
+    they are missing.
+    Raises NotFoundError (no run there, or a plugin that it needs is not installed), AccessError, IntegrityError
+    (damaged), IncompatibleError (the run was fitted on a base with other weights, or with another version of a recipe).
     """
     file = path / RUN
     table = _table(file)
@@ -154,7 +154,7 @@ def _resolved_again(path: Path, spec: Spec, task: Part | None, trial: Mapping[st
 def load_stored(run: StoredRun, *, backbone: nn.Module | None = None) -> Learner:
     """The fitted learner of a stored run, in evaluation mode on the CPU, without an objective.
 
-    backbone: of the run's base, which may share memory with others; what the delta holds is not written there.
+    backbone: a built backbone of the run's base, which may share memory with others. The delta is not written into it.
     """
     file = run.path / DELTA
     if not file.is_file():
@@ -169,10 +169,10 @@ def load_stored(run: StoredRun, *, backbone: nn.Module | None = None) -> Learner
 
 
 def load_together(runs: Mapping[str, StoredRun]) -> dict[str, Learner]:
-    """The fitted learners of runs on one base, by name, as `load_stored` gives each; they share its frozen tensors.
+    """The fitted learners of runs with one base, by name, as `load_stored` returns them. They share its frozen tensors.
 
-    Each has a memory of its own for what its delta holds: what it added, and what it opened. Of a backbone with random
-    weights that is all of it. Raises IncompatibleError for runs on different bases.
+    Each has its own memory for what is in its delta: what it added and what it trained. With random weights that is all
+    of it. Raises IncompatibleError for runs with different bases.
     """
     if not runs:
         return {}
@@ -188,7 +188,7 @@ def load_together(runs: Mapping[str, StoredRun]) -> dict[str, Learner]:
 
 
 def _sharing(backbone: nn.Module) -> nn.Module:
-    """A copy whose tensors are others with the same memory, so that each copy decides by itself what trains."""
+    """A copy whose tensors are new objects with the same memory, so that each copy decides by itself what trains."""
     memo: dict[int, Any] = {id(x): nn.Parameter(x.detach(), requires_grad=False) for x in backbone.parameters()}
     memo |= {id(buffer): buffer.detach() for buffer in backbone.buffers()}
     return copy.deepcopy(backbone, memo)
@@ -247,7 +247,7 @@ def _identities(plan: Plan) -> list[dict[str, object]]:
 
 
 def _check_parts(path: Path, plan: Plan, stored: list[Any]) -> None:
-    """Raises IncompatibleError when a recipe is not the one that the delta was made with."""
+    """Raises IncompatibleError if a recipe is not the one that the delta was made with."""
     found = json.loads(json.dumps(_identities(plan)))
     parts = (*plan.adapters, plan.head)
     for position, part in enumerate(parts):
@@ -261,7 +261,7 @@ def _check_parts(path: Path, plan: Plan, stored: list[Any]) -> None:
 
 
 def _lacks_data(spec: Spec, task: Part, trial: Mapping[str, Any]) -> bool:
-    """Whether every part of a run is installed, so that what is not found are files of its task."""
+    """Whether every part of a run is installed, so that only the files of its task are missing."""
     try:
         resolve(spec, **trial)
         with speaking_for(trial["stored"]):
@@ -272,7 +272,7 @@ def _lacks_data(spec: Spec, task: Part, trial: Mapping[str, Any]) -> bool:
 
 
 def _tell_of_files(path: Path) -> None:
-    """Raises NotFoundError where a plugin file provided a part, and nothing does now."""
+    """Raises NotFoundError if a plugin file provided a part, and nothing provides it now."""
     for key, row in lacking(unpublished_in(_lock_of(path))).items():
         name = row["distribution"]
         raise NotFoundError(
@@ -282,7 +282,7 @@ def _tell_of_files(path: Path) -> None:
 
 
 def _check_files(path: Path, plan: Plan) -> None:
-    """Raises IncompatibleError where a part comes from another file, or another state of it, than it did."""
+    """Raises IncompatibleError if a part comes from another plugin file than before, or the file has changed."""
     rows = (_lock_of(path) or {"parts": {}})["parts"]
     for part in (plan.backbone, *plan.adapters, plan.head):
         row = rows.get(part_key(part))
@@ -302,7 +302,7 @@ def _lock_of(path: Path) -> dict[str, Any] | None:
 
 
 def _fitted_with(path: Path) -> str:
-    """The distributions that the run's lock names, where it can be read."""
+    """The distributions that the run's lock names, if it can be read."""
     lock = _lock_of(path)
     rows = lock["parts"].values() if lock else ()
     named = sorted({f"{row['distribution']} {row['version']}" for row in rows})

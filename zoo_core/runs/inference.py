@@ -1,7 +1,7 @@
-"""Any number of items through a model, in their order and in little memory: predictions, or pooled features.
+"""Passes any number of items through a model, in their order and with little memory: predictions or features.
 
-Items are read and prepared a batch at a time, in worker processes if asked for, while the model works on the batch
-before. One that cannot be used comes back as a SkippedItem at its place, and the others are done.
+Items are read and prepared a batch at a time, in worker processes if requested, while the model works on the batch
+before. An item that cannot be used is returned as a SkippedItem in its place, and the others are processed.
 """
 
 from __future__ import annotations
@@ -78,10 +78,12 @@ class SkippedItem:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """One item's prediction: of classes the likeliest, of labels those above one half, of values all their names.
+    """The prediction for one item.
 
-    scores: one for each output, in the order of the target. Of token classes labels, scores and words have one entry
-    for each word: its likeliest class, that one's probability, and where it stands.
+    labels: the likeliest class (classes), those with a score above one half (multilabel), or all names (regression).
+    scores: one for each output, in the order of the target.
+    For token classes, labels, scores and words have one entry for each word: its likeliest class, the probability of
+    that class, and its place in the text.
     """
 
     item: str
@@ -106,9 +108,9 @@ def predicted(
     batch_size: int = INFERENCE_BATCH,
     num_workers: int = 0,
 ) -> Generator[Prediction | SkippedItem, None, None]:
-    """One prediction for each item, or its failure, in the order given; failures among the items are handed on.
+    """One prediction for each item, or its failure, in the order given. Failures among the items are passed through.
 
-    items: taken as they are needed, a few batches ahead where there are worker processes.
+    items: consumed as needed, a few batches ahead if there are worker processes.
     """
     target = learner.target
     names = target.names or tuple(str(index) for index in range(target.size or 0))
@@ -131,9 +133,10 @@ def embedded(
 ) -> Generator[Embedding | SkippedItem, None, None]:
     """The features of each item, or its failure, in the order given.
 
-    model: a learner, whose backbone is as its adapters made it, or a backbone alone. pool: the backbone's own way, or
-    the mean over real tokens or positions. stage: of the state that leaves this stage, counted from 1, its mean.
-    Raises UsageError for a stage that is none.
+    model: a learner, whose backbone is used as its adapters changed it, or a backbone alone. pool: `own` for the
+    backbone's pooling, or the mean over real tokens or positions. stage: the mean of the output of this stage, counted
+    from 1.
+    Raises UsageError for a stage that does not exist.
     """
     backbone = model.backbone if isinstance(model, Learner) else model
     source = as_backbone(backbone)

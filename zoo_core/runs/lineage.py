@@ -1,4 +1,4 @@
-"""Runs that were fitted on runs: the digests of the whole chain, and where the folders of its links lie now."""
+"""Runs that were fitted on runs: the digests of the whole lineage, and where the folders of its runs are now."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ __all__ = ["check_links", "links_of", "moved", "places_of"]
 
 
 def links_of(plan: Plan) -> list[dict[str, Any]]:
-    """The stored runs that a plan's backbone is made of, nearest first: of each its name, its digest, the digest of its
-    base, and the sha256 of its delta. None for any other backbone.
+    """The stored runs that a plan's backbone is made of, nearest first; none for any other backbone.
 
-    The nearest is read, its file verified; it names those below it.
-    Raises what `zoo_core.files.fetch.folder` raises, which names the file that is gone or changed.
+    Each has its name, its digest, the digest of its base, and the sha256 of its delta. The nearest is read and its file
+    verified; it names those below it.
+    Raises what `zoo_core.files.fetch.folder` raises, which names the file that is missing or changed.
     """
     pin = plan.pins.get(part_key(plan.backbone))
     if pin is None or RUN not in pin.files:
@@ -41,7 +41,7 @@ def links_of(plan: Plan) -> list[dict[str, Any]]:
 
 
 def check_links(path: Path, then: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> None:
-    """Raises IncompatibleError that names the first link which is not what the run was fitted on."""
+    """Raises IncompatibleError that names the first run of the lineage that is not what the run was fitted on."""
     nothing: Mapping[str, Any] = {}
     for number, (before, link) in enumerate(zip_longest(then, now, fillvalue=nothing), 1):
         changed = [key for key in ("digest", "base_digest", "delta") if before.get(key) != link.get(key)]
@@ -55,7 +55,7 @@ def check_links(path: Path, then: Sequence[Mapping[str, Any]], now: Sequence[Map
 
 
 def places_of(plan: Plan, path: Path) -> dict[str, str]:
-    """Where the local folders that a run is built from lie, seen from its own: by each as it was written."""
+    """Where the local folders that a run is built from are, relative to its own folder, by each as it was written."""
     written = [pin.folder for part in (plan.backbone, *plan.adapters) if (pin := plan.pins.get(part_key(part)))]
     return {
         folder: os.path.relpath(Path(folder).expanduser().resolve(), path.resolve()) for folder in written if folder
@@ -65,10 +65,10 @@ def places_of(plan: Plan, path: Path) -> dict[str, str]:
 def moved(
     path: Path, spec: Spec, pins: Mapping[str, Pinned], places: Mapping[str, str]
 ) -> tuple[Spec, dict[str, Pinned]]:
-    """A run's spec and pins with its local folders where they are now: seen from the run as they were, or as written.
+    """A run's spec and pins with the present places of its local folders: relative to the run, or else as written.
 
-    So a tree of runs may be moved or copied as a whole, and loaded from any folder. What lies there is checked by
-    hashes later. Raises NotFoundError where a folder is at neither place.
+    So a tree of runs may be moved or copied as a whole, and loaded from any folder. Hashes check the content later.
+    Raises NotFoundError if a folder is at neither place.
     """
     now: dict[str, str] = {}
     for folder, place in places.items():

@@ -1,7 +1,7 @@
-"""Stages that keep only what enters them: their inner values are computed again for the backward pass.
+"""Stages that keep only their inputs. Their activations are computed again for the backward pass.
 
-The calls of the stage modules are intercepted, hooks of adapters included, so no backbone is rewritten. Gradients are
-the same: random draws are repeated, and what a second pass does to statistics is undone.
+The calls of the stage modules are intercepted, including the hooks of adapters, so no backbone has to be rewritten. The
+gradients are the same: random draws are repeated, and the effect of the second pass on statistics is undone.
 Source: Chen et al. 2016, "Training deep nets with sublinear memory cost".
 """
 
@@ -23,7 +23,7 @@ __all__ = ["recomputed", "still"]
 
 @contextmanager
 def recomputed(backbone: nn.Module) -> Iterator[None]:
-    """While open, a pass with gradients keeps of each stage only its inputs; the backward pass may come afterwards."""
+    """While open, a pass with gradients keeps only the inputs of each stage. The backward pass may come afterwards."""
     modules = stage_modules(backbone)
     before = [module.__dict__.get("_compiled_call_impl") for module in modules]
     for module, call in zip(modules, before, strict=True):
@@ -46,13 +46,13 @@ def _call(module: nn.Module, call: Callable[..., Any], *args: Any, **kwargs: Any
 
 
 def _contexts(module: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """What is open during the first pass through a stage, and during the second."""
+    """The contexts for the first and for the second pass through a stage."""
     return nullcontext(), still(module)
 
 
 @contextmanager
 def still(module: nn.Module) -> Iterator[None]:
-    """Buffers, as the statistics of batch norms, are afterwards what they were before."""
+    """Restores all buffers afterwards, such as the statistics of batch norms."""
     buffers = [buffer for each in module.modules() if each.training for buffer in each.buffers(recurse=False)]
     values = [buffer.clone() for buffer in buffers]
     try:

@@ -1,6 +1,6 @@
-"""Fits a learner: by gradient, or by one pass and a head's closed form; what is frozen is checked to have stayed.
+"""Fits a learner, by gradient or in closed form, and checks that nothing frozen has moved.
 
-On a CPU two runs with one seed give the same bits.
+On a CPU, two fits with the same seed give the same bits.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ __all__ = ["FitProgress", "Fitted", "calibrate", "fit"]
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
-    """What a fit did. losses: one for each epoch, mean over its steps. seconds: wall time, loading included.
+    """What a fit did. losses: for each epoch the mean over its steps. seconds: wall time, loading included.
 
-    epoch: whose weights were kept, counted from 1; None in closed form. score: their validation score, None where
-    nobody asked for it or a finisher has changed them since. micro_batch: examples of a pass, where that was asked for.
+    epoch: the one whose weights were kept, counted from 1; None in closed form.
+    score: the validation score of these weights; None if it was not computed, or if a finisher has changed them since.
+    micro_batch: the number of examples in a pass, if that was requested.
     """
 
     losses: tuple[float, ...]
@@ -60,15 +61,16 @@ def fit(
 ) -> Fitted:
     """Trains a learner in place on the loader's device, and leaves it in evaluation mode.
 
-    learning_rate: None for a head that is fitted in closed form. validate: a validation score, more is better, asked
-    for after each epoch when the budget has a patience or keeps the best, once the last phase has begun. The weights of
-    the best epoch stay, or those of the last, as the budget says, and what the learner's finishers make of them.
-    save_snapshot: called after each epoch but the last, with a function that makes the snapshot. state: the snapshot of
-    an interrupted fit of
-    this plan; on a CPU the fit that goes on from it ends with the bits of one that nothing interrupted.
-    memory: how it saves memory, None: not at all; a fit in closed form has nothing to save.
-    Raises DivergedError when the loss or a weight is no longer finite, LawError when something frozen has moved or
-    state has appeared that the delta does not know.
+    learning_rate: None for a head that is fitted in closed form.
+    validate: returns a validation score, where higher is better. It is called after each epoch if the budget has a
+    patience or keeps the best epoch, once the last phase has begun. The weights of the best or of the last epoch are
+    kept, as the budget says, and the learner's finishers are then applied to them.
+    save_snapshot: called after each epoch but the last, with a function that makes the snapshot.
+    state: the snapshot of an interrupted fit of this plan. On a CPU, the continued fit ends with the same bits as an
+    uninterrupted one.
+    memory: how to save memory; None means not at all. A fit in closed form ignores it.
+    Raises DivergedError if the loss or a weight is no longer finite, LawError if something frozen has moved or there is
+    state that the delta does not know.
     """
     learner.to(loader.device)
     frozen = {name: checksum(tensor) for name, tensor in learner.frozen().items()}
@@ -112,7 +114,7 @@ def _finished(trainer: GradientTrainer, learner: Learner, learning_rate: float) 
 
 @contextmanager
 def _delayed_for_now(learner: Learner) -> Iterator[None]:
-    """However a fit ends, what was trainable before it is trainable after it."""
+    """Restores what was trainable before, however the fit ends."""
     parameters = [parameter for _, parameter in learner.trainable()]
     try:
         yield
@@ -122,7 +124,7 @@ def _delayed_for_now(learner: Learner) -> Iterator[None]:
 
 
 def _fit_closed_form(learner: Learner, loader: Loader) -> None:
-    """One pass over the training split in evaluation mode, then the head's own `fit` on all features."""
+    """Computes all features in evaluation mode, then calls the head's own `fit`."""
     learner.eval()
     head = learner.head
     assert isinstance(head, ClosedForm), "build has checked it"
@@ -136,10 +138,10 @@ def _fit_closed_form(learner: Learner, loader: Loader) -> None:
 
 
 def calibrate(learner: Learner, loader: Loader) -> None:
-    """Statistics of frozen batch norms over one pass of the training split, for a backbone that was never trained.
+    """Computes the statistics of frozen batch norms over the training split, for a backbone that was never trained.
 
-    A random backbone's statistics are placeholders, so a probe on them would measure the placeholders. Weights do
-    not change. Batch norms that train take their own statistics.
+    The statistics of a random backbone are placeholders, and a probe would measure those. Weights do not change. Batch
+    norms that train compute their own statistics.
     """
     learner.to(loader.device)
     learner.train()

@@ -1,7 +1,7 @@
-"""A fit by gradient: AdamW, warm-up and cosine, clipping, phases that join, the best epoch on validation.
+"""Fits by gradient: AdamW, warm-up and cosine, clipping, delayed phases, and the best epoch on validation.
 
-Each step is one forward pass, or several on parts of the batch to save memory. `GradientTrainer` holds all that an
-epoch changes.
+Each step is one forward pass, or several on parts of the batch to save memory. `GradientTrainer` holds everything that
+an epoch changes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ __all__ = ["FitProgress", "GradientTrainer", "MemoryOptions", "moving", "project
 
 @dataclass(frozen=True, kw_only=True)
 class FitProgress:
-    """Where a fit stands after a step: steps done of all, the last loss, and examples per second in this epoch."""
+    """The progress of a fit after a step.
+
+    step: of num_steps in all. loss: of this step. examples_per_second: in this epoch.
+    """
 
     step: int
     num_steps: int
@@ -45,10 +48,12 @@ class FitProgress:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryOptions:
-    """How a fit saves memory; none of it is part of a trial's identity, as the gradients are the same.
+    """How a fit saves memory. The gradients stay the same, so this is not part of a trial's identity.
 
-    micro_batch: examples of a pass, whose gradients are added up to that of a batch; auto: as many as fit into memory.
-    None: the batch as a whole. checkpoint_activations: whether stages compute their inner values twice, and keep none.
+    micro_batch: the number of examples in one pass; the gradients of the passes add up to that of the batch. `auto`
+    takes as many as fit into memory, and None the whole batch.
+    checkpoint_activations: whether stages keep only their inputs and compute their activations again for the backward
+    pass.
     """
 
     micro_batch: int | str | None = None
@@ -60,11 +65,11 @@ class MemoryOptions:
 
 
 class GradientTrainer:
-    """A fit by gradient under way: `run` trains the learner in place, epoch by epoch.
+    """A fit by gradient. `run` trains the learner in place, epoch by epoch.
 
-    losses: of the epochs done. step: steps done. kept_epoch: whose weights the learner holds when `run` is over,
-    counted from 1. kept_score: their validation score, None where nobody asked for it. micro_batch: the examples of a
-    pass, where that was asked for.
+    losses: of the epochs done. step: the number of steps done.
+    kept_epoch: the epoch, counted from 1, whose weights the learner has when `run` returns. kept_score: their
+    validation score, None if it was not computed. micro_batch: the number of examples in a pass, if that was requested.
     """
 
     def __init__(
@@ -114,7 +119,7 @@ class GradientTrainer:
         progress: Callable[[FitProgress], None],
         save_snapshot: SaveSnapshot = lambda _: None,
     ) -> None:
-        """Trains for the budget's epochs, or until its patience is over, and puts the weights that are kept in place.
+        """Trains for the epochs of the budget or until its patience runs out; the kept weights are then in place.
 
         validate: a validation score, more is better, asked for after each epoch that ends in the last phase, if the
         budget has a patience or keeps the best. save_snapshot: called after each
@@ -136,7 +141,7 @@ class GradientTrainer:
             self._put_best_back()
 
     def state(self) -> Snapshot:
-        """All that an epoch changes, between two of them; `restore` on a fresh trainer goes on from it, bit for bit."""
+        """A snapshot of everything that an epoch changes. `restore` on a new trainer continues from it, bit for bit."""
         learner, optimiser = self._learner, self._optimiser.state_dict()["state"]
         parts: dict[str, Mapping[str, Tensor]] = {
             "weights": moving(learner),
@@ -157,7 +162,7 @@ class GradientTrainer:
         return Snapshot(values=values, parts={name: part for name, part in parts.items() if part})
 
     def restore(self, state: Snapshot) -> None:
-        """Puts a state in place, the random draws too."""
+        """Continues from a snapshot, including the state of the random generators."""
         values, parts, learner = state.values, state.parts, self._learner
         put(moving(learner), parts["weights"])
         put(self._objective(), parts.get("objective", {}))
@@ -188,12 +193,12 @@ class GradientTrainer:
 
     @property
     def seconds(self) -> float:
-        """Wall time so far, loading included, and what passed before an interruption."""
+        """Wall time so far, with loading, and with the time before an interruption."""
         return time.perf_counter() - self._started
 
     @property
     def rate(self) -> dict[str, Any] | None:
-        """The rate of training as a result stores it; after an interruption, of the steps since."""
+        """The training rate as a result stores it. After an interruption, it covers the steps since."""
         return self._watch.rate(batch_size=self._loader.batch_size, precision=self._precision)
 
     def _objective(self) -> dict[str, Tensor]:
@@ -231,7 +236,7 @@ class GradientTrainer:
             )
 
     def _update(self, batch: Batch) -> Tensor:
-        """One forward pass, one backward pass, one update; or several passes on pieces. Returns the loss, detached."""
+        """Makes one update from one pass, or from several passes on parts of the batch. Returns the loss, detached."""
         with recomputed(self._learner.backbone) if self._memory.checkpoint_activations else nullcontext():
             if self._memory.micro_batch is None:
                 loss = self._gradient(batch, batch)
@@ -242,7 +247,7 @@ class GradientTrainer:
         return loss
 
     def _gradient(self, batch: Batch, *parts: Batch) -> Tensor:
-        """Leaves the gradient of a batch, the sum of those of its parts, in the parameters; the loss, detached."""
+        """Leaves the gradient of a batch, summed over its parts, in the parameters. Returns the loss, detached."""
         self._optimiser.zero_grad(set_to_none=True)
         if len(parts) == 1:
             loss = self._loss(batch)
@@ -262,9 +267,10 @@ class GradientTrainer:
             return self._learner.loss(self._learner(batch.inputs), batch)
 
     def _gradient_that_fits(self, batch: Batch) -> Tensor:
-        """In pieces of the micro-batch; if that is to be found, half of it where memory is too small.
+        """Computes the gradient in micro-batches. With `auto`, the micro-batch is halved while memory is too small.
 
-        The draws of a pass that did not fit are made again. Raises RefusedError where the batch cannot be divided.
+        A pass that did not fit is repeated with the same random draws. Raises RefusedError if the batch cannot be
+        divided.
         """
         seeks = self._memory.micro_batch == "auto"
         if self.micro_batch is None:
@@ -286,7 +292,10 @@ class GradientTrainer:
             _draw_from(drawn, self._loader.device)
 
     def _first_guess(self, batch: Batch) -> int:
-        """On a GPU the whole batch, which fails early; elsewhere what should fit, as too much may end the process."""
+        """The first micro-batch to try: on a GPU the whole batch, which fails early.
+
+        On a CPU it is the size that should fit, because too much may kill the process.
+        """
         device, size = self._loader.device, self._budget.batch_size
         if device.type == "cuda":
             return size
@@ -297,9 +306,9 @@ class GradientTrainer:
         return fitting_batch(size, free=free, for_each=needed.bytes(recomputes=self._memory.checkpoint_activations))
 
     def _join(self) -> None:
-        """Lets the parameters train whose first step has come, and no others; the modes follow.
+        """Makes exactly those parameters trainable whose first step has come, and sets the modes to match.
 
-        One that has not joined has no gradient, so the optimiser passes over it.
+        A parameter that has not joined has no gradient, so the optimiser skips it.
         """
         for parameter, first in self._firsts.items():
             parameter.requires_grad_(first <= self.step)
@@ -307,7 +316,7 @@ class GradientTrainer:
         self._checked = 0
 
     def _weigh(self, found: float) -> None:
-        """Takes an epoch's validation score into account; of equal ones the earlier epoch is the better."""
+        """Takes the validation score of an epoch into account. Of equal scores, the earlier epoch is better."""
         self.kept_score = found
         if not found > self._best:
             self._waited += 1
@@ -323,16 +332,19 @@ class GradientTrainer:
 
 
 def moving(learner: Learner) -> dict[str, Tensor]:
-    """What training moves of backbone and heads, by name: the delta without what is frozen; the learner's own tensors.
+    """The tensors of backbone and heads that training changes, by name: the delta without what is frozen.
 
-    What trains in an objective is not among it.
+    They are the learner's own tensors. What trains in an objective is not included.
     """
     still = learner.frozen().keys()
     return {name: tensor for name, tensor in learner.delta().items() if name not in still}
 
 
 def projectors(learner: Learner) -> dict[str, Tensor]:
-    """What trains in the objective, which is not in the delta, and its buffers; a frozen teacher's weights are not."""
+    """The trainable tensors and the buffers of the objective, which are not in the delta.
+
+    The weights of a frozen teacher are not included.
+    """
     if learner.objective is None:
         return {}
     frozen = {name for name, parameter in learner.objective.named_parameters() if not parameter.requires_grad}
@@ -342,21 +354,21 @@ def projectors(learner: Learner) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def put(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    """Copies values into the tensors of the same names, which are all of them."""
+    """Copies values into the tensors of the same names. The names must be equal."""
     assert tensors.keys() == values.keys(), "a state is of the learner that the same plan builds"
     for name, tensor in tensors.items():
         tensor.copy_(values[name])
 
 
 def _first_step(start: float, num_steps: int) -> int:
-    """The step before which a phase begins; with fewer steps than phases some begin together, at the last one."""
+    """The step before which a phase begins. With fewer steps than phases, some begin together at the last step."""
     return min(round(start * num_steps), num_steps - 1)
 
 
 def _rate_at(num_steps: int, warmup: float, first: int) -> Callable[[int], float]:
-    """Share of the learning rate at each step: linear up, then half a cosine down to 0.
+    """The share of the learning rate at each step: a linear rise, then half a cosine down to 0.
 
-    What joins later, at step `first`, has the same warm-up then, below the same cosine.
+    Parameters that join at step `first` have the same warm-up from then on, below the same cosine.
     Source: Loshchilov & Hutter 2017, equation 5, one period.
     """
     rising = max(1, round(num_steps * warmup))
@@ -371,7 +383,7 @@ def _rate_at(num_steps: int, warmup: float, first: int) -> Callable[[int], float
 
 
 def _draws(device: torch.device) -> dict[str, Tensor]:
-    """The state of torch's generators that training draws from, of a GPU too."""
+    """The states of the torch generators that training draws from, including a GPU's."""
     found = {"cpu": torch.get_rng_state()}
     return found | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else found
 

@@ -1,6 +1,6 @@
-"""What a step will need, from a pass over a few examples: memory of activations, and of what training keeps beside.
+"""Predicts the memory of a step from a pass over a few examples: activations, and what training keeps beside them.
 
-Nothing here needs a GPU, nor a pass of the size that is asked about.
+This needs no GPU and no pass of the size in question.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ USED = ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_
 
 @dataclass(frozen=True, kw_only=True)
 class Activations:
-    """Bytes that a pass keeps for its backward pass, for each example.
+    """Bytes per example that a pass keeps for its backward pass.
 
-    all: of every module. inside: of the stages. largest_stage: of the one that keeps most. between: of what enters
-    them.
+    all: of all modules. inside: of the stages. largest_stage: of the stage that keeps most. between: of the inputs of
+    the stages.
     """
 
     all: float
@@ -39,12 +39,12 @@ class Activations:
     between: float
 
     def bytes(self, *, recomputes: bool) -> float:
-        """For each example of a step; recomputes: whether stages keep only what enters them."""
+        """Bytes per example of a step. recomputes: whether stages keep only their inputs."""
         return self.all - self.inside + self.between + self.largest_stage if recomputes else self.all
 
 
 def activations(learner: Learner, step: Callable[[], Tensor], num: int) -> Activations:
-    """Counts what the pass of `step`, on so many examples, keeps for its backward pass; parameters are not counted."""
+    """Measures what the pass of `step`, on this many examples, keeps for its backward pass, without parameters."""
     own = {tensor.untyped_storage().data_ptr() for tensor in (*learner.parameters(), *learner.buffers())}
     seen: dict[int, int] = {}
 
@@ -82,12 +82,12 @@ def activations(learner: Learner, step: Callable[[], Tensor], num: int) -> Activ
 
 
 def state_bytes(learner: Learner) -> int:
-    """What a step keeps beside weights and activations: gradients, and two moments of the optimiser."""
+    """What a step keeps beside weights and activations: the gradients, and two moments of the optimiser."""
     return 3 * sum(parameter.nbytes for _, parameter in learner.trainable())
 
 
 def available_bytes(device: torch.device) -> int:
-    """Memory that is free: of the GPU, or of this machine or container."""
+    """The free memory of the GPU, or of this machine or container."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
@@ -102,7 +102,7 @@ def available_bytes(device: torch.device) -> int:
 
 
 def fitting_batch(batch_size: int, *, free: float, for_each: float) -> int:
-    """The largest micro-batch, a halving of the batch, whose activations fit into so many free bytes; at least 1."""
+    """The batch size, halved until the activations fit into this many free bytes; at least 1."""
     size = batch_size
     while size > 1 and size * for_each > ROOM * free:
         size = (size + 1) // 2

@@ -1,4 +1,4 @@
-"""What predictions are worth: scores by name, the confusion matrix, a row for each class."""
+"""Scores predictions: metrics by name, the confusion matrix, and one row for each class."""
 
 from __future__ import annotations
 
@@ -60,20 +60,23 @@ def _top5_accuracy(x_NC: Tensor, y_N: Tensor) -> Tensor:
 
 
 def _f1(chosen_NC: Tensor, true_NC: Tensor) -> tuple[Tensor, Tensor]:
-    """F1 of each output, 0 where it is never chosen and never true, and how often it is either; from booleans."""
+    """F1 of each output, from booleans, and how often the output is chosen or true.
+
+    F1 is 0 for an output that is never either.
+    """
     hits, either = (chosen_NC & true_NC).sum(0), chosen_NC.sum(0) + true_NC.sum(0)
     return 2 * hits.double() / either.clamp(min=1), either
 
 
 def _macro_f1_classes(x_NC: Tensor, y_N: Tensor) -> Tensor:
-    """Mean over the classes that are chosen or true at all."""
+    """The mean over the classes that are chosen or true at all."""
     size = x_NC.shape[1]
     f1, either = _f1(_one_hot(x_NC.argmax(1), size), _one_hot(y_N, size))
     return f1[either > 0].mean()
 
 
 def _average_precision(x_NC: Tensor, true_NC: Tensor) -> Tensor:
-    """Mean over the outputs that are true at all of the sum of precision times the gain in recall; ties count once."""
+    """The sum of precision times the gain in recall, averaged over the outputs that are ever true. Ties count once."""
     found = []
     for scores, true in zip(x_NC.T, true_NC.T, strict=True):
         if true.any():
@@ -87,7 +90,7 @@ def _average_precision(x_NC: Tensor, true_NC: Tensor) -> Tensor:
 
 
 def _r2(x_NC: Tensor, y_NC: Tensor) -> Tensor:
-    """Mean over outputs of the share of variance explained; of a target that does not vary, 1 if exact, else 0."""
+    """The share of variance explained, averaged over outputs. A target that does not vary counts 1 if exact, else 0."""
     if len(y_NC) < 2:
         return torch.tensor(math.nan)
     left = (y_NC - x_NC).square().sum(0)
@@ -98,8 +101,8 @@ def _r2(x_NC: Tensor, y_NC: Tensor) -> Tensor:
 def entity_f1(predictions: Tensor, truth: Tensor, target: Target) -> float:
     """F1 over all entities of all sentences: one is right if its type and both its ends are; not defined without any.
 
-    What an entity is, see `zoo_core.data.token_labels.entities`. Raises UsageError where the classes are not named O,
-    B-X and I-X.
+    Not defined without any entity. `zoo_core.data.token_labels.entities` says what one is. Raises UsageError if the
+    classes are not named O, B-X and I-X.
     """
     names = target.names
     strange = [name for name in names if name != OUTSIDE and name.partition("-")[0] not in ("B", "I")]
@@ -115,7 +118,7 @@ def entity_f1(predictions: Tensor, truth: Tensor, target: Target) -> float:
 
 
 def _word_accuracy(x_NWC: Tensor, y_NW: Tensor) -> Tensor:
-    """Share of words whose class is right; one that is predicted nothing is not."""
+    """The share of words whose class is right. A word without a prediction is wrong."""
     best, chosen = x_NWC.max(-1)
     right = (chosen == y_NW) & (best > -math.inf)
     return right[y_NW != IGNORED].double().mean()
@@ -185,9 +188,9 @@ def per_class(predictions: Tensor, target: Tensor, names: tuple[str, ...]) -> li
 
 
 def predict(learner: nn.Module, loader: Loader, *, precision: str = "float32") -> tuple[Tensor, tuple[str, ...]]:
-    """Predictions of a whole split in the loader's order, float32 [N, ...] on the CPU, and the ids of its rows.
+    """Predicts a whole split in the loader's order: float32 [N, ...] on the CPU, and the ids of its rows.
 
-    Of token classes [N, W, C]: of words, W the most that an example of the split has.
+    For token classes it is [N, W, C], one row for each word, with W the largest number of words of an example.
     """
     learner.eval()
     predictions: list[Tensor] = []

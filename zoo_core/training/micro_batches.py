@@ -18,13 +18,13 @@ __all__ = ["check_divides", "num_items", "piece", "pieces"]
 
 
 def pieces(batch: Batch, size: int) -> Iterator[Batch]:
-    """The batch in order, in pieces of so many examples, the last one smaller; inputs stay padded as they are."""
+    """The batch in order, in parts of this many examples; the last may be smaller. Inputs keep their padding."""
     for start in range(0, len(batch), size):
         yield piece(batch, start, start + size)
 
 
 def piece(batch: Batch, start: int, stop: int) -> Batch:
-    """The examples from start to before stop, without copies."""
+    """The examples from start up to but not including stop, without copies."""
     return Batch(
         inputs={name: x[start:stop] for name, x in batch.inputs.items()},
         target=batch.target[start:stop],
@@ -41,7 +41,7 @@ def num_items(learner: Learner, batch: Batch) -> Tensor:
 
 
 def check_divides(learner: Learner, batch: Batch, size: int) -> None:
-    """Raises RefusedError where pieces of so many examples would not give the gradient of the whole batch.
+    """Raises RefusedError if micro-batches of this size would not give the gradient of the whole batch.
 
     The learner is left in training mode.
     """

@@ -1,8 +1,9 @@
-"""The states of a fit under way, on disk, from which an interrupted one goes on: safetensors and JSON, no pickle.
+"""Snapshots of a fit on disk, from which an interrupted fit continues: safetensors and JSON, no pickle.
 
-A state is one JSON file, NUMBER.json, written last and moved into place: what it stands for, its numbers, and the file,
-size and sha256 of each part, a group of tensors. A part that has not changed since the state before is not written
-again. The last two states stay, so a kill at any instant, or a damaged file, costs one of them at most.
+A snapshot is one JSON file, NUMBER.json, which is written last and moved into place. It names the fit, holds its
+numbers, and lists the file, size and sha256 of each part, a group of tensors. A part that has not changed since the
+last snapshot is not written again. The last two snapshots are kept, so a kill at any time, or a damaged file, costs at
+most one.
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """Where something under way stands: numbers that JSON can hold, and tensors in named parts.
+    """The state of something unfinished: numbers that JSON can hold, and tensors in named parts.
 
-    A part that is the same mapping as in the state before is taken to be unchanged.
+    A part that is the same mapping object as in the last snapshot is taken to be unchanged.
     """
 
     values: Mapping[str, Any]
@@ -56,9 +57,9 @@ SaveSnapshot = Callable[
 
 
 class UnfinishedFit:
-    """The folder that holds the states of one fit; it is there while the fit is not finished.
+    """The folder that holds the snapshots of one fit. It exists while the fit is not finished.
 
-    identity: what the fit is, as JSON; a state of another is refused. state: what `begin` found to go on from.
+    identity: what the fit is, as JSON; a snapshot of another fit is refused. state: the snapshot that `begin` found.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
@@ -70,10 +71,10 @@ class UnfinishedFit:
         self._free_at = time.monotonic() + SAVE_SECONDS
 
     def begin(self) -> None:
-        """Makes the folder, or reads the last whole state of one that is there.
+        """Creates the folder, or reads the last intact snapshot in it.
 
-        A state that is damaged is passed over, with a warning, for the one before it. Raises UsageError for a state of
-        another fit and for a folder that is a link, IntegrityError where there are states and none is whole.
+        A damaged snapshot is skipped, with a warning, in favour of the one before it. Raises UsageError for a snapshot
+        of another fit and for a folder that is a link, IntegrityError if there are snapshots and none is intact.
         """
         if self.folder.is_symlink():
             raise UsageError(
@@ -103,11 +104,11 @@ class UnfinishedFit:
             raise IntegrityError(f"{problems[0]}; remove {self.folder} to start anew")
 
     def holds_states(self) -> bool:
-        """Whether there is a state, whole or not and of whatever fit."""
+        """Whether there is any snapshot, intact or not and of whatever fit."""
         return bool(_states(self.folder))
 
     def save_if_due(self, make: Callable[[], Snapshot]) -> None:
-        """Stores the state that `make` gives, if it is time for one."""
+        """Saves the snapshot that `make` returns, if it is time for one."""
         if time.monotonic() >= self._free_at:
             started = time.monotonic()
             self._save(make())
@@ -115,9 +116,9 @@ class UnfinishedFit:
             self._free_at = time.monotonic() + max(SAVE_SECONDS, SHARE * took)
 
     def finish(self) -> None:
-        """Removes the states, the last one first: what they are for is stored. The folder goes if that was all in it.
+        """Removes the snapshots, the last one first, because the result is stored, and the folder if it is then empty.
 
-        A kill in between leaves a fit that goes on from an earlier state, or one that is finished.
+        After a kill in between, the fit continues from an earlier snapshot, or is finished.
         """
         try:
             self._remove(_written_in(self.folder))
@@ -125,7 +126,7 @@ class UnfinishedFit:
             raise _explained(error, self.folder) from error
 
     def leave(self) -> None:
-        """Removes what was written if there is nothing to go on from, and the folder if nothing else is in it."""
+        """Removes what was written if there is nothing to continue from, and the folder if nothing else is in it."""
         if not self.folder.is_symlink() and not self.holds_states():
             with suppress(OSError):
                 self._remove(_written_in(self.folder))
@@ -159,7 +160,7 @@ class UnfinishedFit:
         return {"file": file.name, "sha256": sha256_of(file), "size": file.stat().st_size}
 
     def _clear(self) -> None:
-        """Removes what was written, but for the last states and what they name."""
+        """Removes what was written, except for the last snapshots and the files that they name."""
         states = _states(self.folder)
         wanted = {file.name for file in states[:KEPT]}
         for file in states[:KEPT]:
@@ -172,7 +173,7 @@ class UnfinishedFit:
                 file.unlink(missing_ok=True)
 
     def _table(self, file: Path) -> dict[str, Any]:
-        """A state's JSON. Raises IntegrityError for a damaged one, UsageError for one of another fit."""
+        """The JSON of a snapshot. Raises IntegrityError if it is damaged, UsageError if it is of another fit."""
         try:
             table: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
             found = table["format"]
@@ -209,17 +210,17 @@ class UnfinishedFit:
 
 
 def laid_out_like(own: Tensor, value: Tensor) -> Tensor:
-    """The value in a memory of its own, on the device of a tensor of its shape and in the order that one lies in there.
+    """The value in memory of its own, on the device and in the memory order of a tensor with the same shape.
 
-    A file holds tensors in the order of their axes. Equal values in another order are not the same to what walks
-    through memory: it may pair, or add up, other elements.
+    A file holds tensors in the order of their axes. Code that walks through memory may pair or add up other elements if
+    equal values lie in another order.
     """
     with torch.no_grad():
         return torch.empty_like(own, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 def standing(folder: Path) -> str | None:
-    """Where the fit of a folder of states stands, in words for people; None where there is no state."""
+    """The progress of an unfinished fit, in words; None if there is no snapshot."""
     for file in _states(folder):
         try:
             values = json.loads(file.read_text(encoding="utf-8"))["values"]
@@ -234,19 +235,19 @@ def standing(folder: Path) -> str | None:
 
 
 def _states(folder: Path) -> list[Path]:
-    """The states in a folder, the last one first."""
+    """The snapshots in a folder, the last one first."""
     files = [file for file in folder.glob("*.json") if STATE.fullmatch(file.name)]
     return sorted(files, key=lambda file: int(file.stem), reverse=True)
 
 
 def _written_in(folder: Path) -> list[Path]:
-    """The states in a folder, the last one first, and then every other file with a name that is given here."""
+    """The snapshots in a folder, the last one first, and then every other file with a name that this module gives."""
     states = _states(folder)
     return states + [file for file in folder.iterdir() if WRITTEN.fullmatch(file.name) and file not in states]
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors on the CPU; of those that share memory, which the format does not express, a copy each."""
+    """The tensors on the CPU. Those that share memory, which the format cannot express, are copied."""
     found: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
@@ -258,7 +259,7 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What a person changed, in words; the digest where it is nothing that has a name."""
+    """What differs between two identities, in words; the digest if it is nothing that has a name."""
     changed = [
         f"{name} {then.get(name)} there, {now.get(name)} here"
         for name in sorted({*then, *now} - {"digest"})

@@ -1,4 +1,4 @@
-"""What a learner costs: rates with their spread, peak memory, parameter counts."""
+"""Measures what a learner costs: rates with their spread, peak memory, parameter counts."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ INFERENCE_SECONDS = 0.5
 
 
 def precision_of(wanted: str, device: torch.device) -> str:
-    """The precision that `auto` means on a device: bfloat16 on a GPU, float32 elsewhere."""
+    """The precision that `auto` stands for on a device: bfloat16 on a GPU, float32 elsewhere."""
     return wanted if wanted != "auto" else "bfloat16" if device.type == "cuda" else "float32"
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Mixed precision while open, or nothing for float32."""
+    """Mixed precision while open; nothing for float32."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
 class Stopwatch:
-    """Rates of repeated steps over windows of at least 100 ms; warm-up steps and what lies between steps are not timed.
+    """Rates of repeated steps, in windows of at least 100 ms. Warm-up steps and the time between steps are not counted.
 
-    On a GPU events of the device mark the steps, so nothing waits but the end of a window.
-    `spread` is the interquartile range of the windows' rates over their median.
+    On a GPU, events of the device mark the steps, so only the end of a window waits. `spread` is the interquartile
+    range of the windows' rates divided by their median.
     """
 
     def __init__(self, device: torch.device, *, warmup: int = 2) -> None:
@@ -59,7 +59,7 @@ class Stopwatch:
         self._started = 0.0
 
     def start(self) -> None:
-        """Just before a step."""
+        """Call this just before a step."""
         if self._events is None:
             self._started = time.perf_counter()
             return
@@ -67,7 +67,7 @@ class Stopwatch:
         self._events[-1][0].record()
 
     def stop(self, examples: int) -> None:
-        """Just after a step on so many examples."""
+        """Call this just after a step on this many examples."""
         seconds = time.perf_counter() - self._started
         if self._events is not None:
             self._events[-1][1].record()
@@ -93,7 +93,7 @@ class Stopwatch:
         return len(self._rates)
 
     def rate(self, *, batch_size: int, precision: str) -> dict[str, Any] | None:
-        """The measured rate as a result stores it; None when the steps were too few for one window."""
+        """The measured rate as a result stores it; None if there were too few steps for one window."""
         if not self._rates:
             return None
         median = statistics.median(self._rates)
@@ -111,9 +111,9 @@ class Stopwatch:
 
 
 def inference_rate(learner: Learner, loader: Loader, *, precision: str = "float32") -> dict[str, Any] | None:
-    """Rate of forward passes on one batch that is already on the device; loading is not in it.
+    """The rate of forward passes on one batch that is already on the device, so without loading.
 
-    After a split was scored with the same loader, which has warmed up all that a pass needs.
+    Call it after a split was scored with the same loader, which has warmed up everything that a pass needs.
     """
     batch: Batch = next(iter(loader.epoch()))
     learner.eval()
@@ -128,9 +128,9 @@ def inference_rate(learner: Learner, loader: Loader, *, precision: str = "float3
 
 
 def count_parameters(learner: Learner) -> tuple[int, int]:
-    """Trainable parameters, and all of backbone and heads; the objective's (a teacher) are not counted.
+    """The numbers of trainable parameters and of all parameters of backbone and heads, without the objective's.
 
-    The state of a head fitted in closed form counts as trainable: it is what the data decided.
+    The state of a head that is fitted in closed form counts as trainable, because the data decide it.
     """
     held = [*learner.backbone.parameters(), *learner.head.parameters()]
     closed = sum(x.numel() for x in learner.head.buffers()) if not any(True for _ in learner.trainable()) else 0
@@ -139,7 +139,7 @@ def count_parameters(learner: Learner) -> tuple[int, int]:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Starts a new peak. On a CPU under Linux the kernel's own high-water mark of this process is cleared."""
+    """Starts a new peak. On a CPU under Linux this clears the kernel's high-water mark of this process."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -152,7 +152,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Peak since the last reset: allocated memory on a GPU, resident memory of the process on a CPU."""
+    """The peak since the last reset: allocated memory on a GPU, resident memory of the process on a CPU."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     status = Path("/proc/self/status")
