@@ -1,4 +1,4 @@
-"""zoo.lock: what something was made with. JSON, sorted: of each part its distribution and version, and its files.
+"""zoo.lock: what something was made with, as sorted JSON. For each part its distribution, version and files.
 
 Files are pinned by sha256 and size: those of a Hub repository at a commit of 40 hex digits, those of a local folder, or
 those inside the part's own package.
@@ -43,8 +43,8 @@ FORMAT = 1
 class Pinned:
     """The files of one part by name, each with its hash.
 
-    repository, revision: the Hub repository and the commit they are of. folder: the local one they lie in, where others
-    may lie now. Neither: they are inside the part's package.
+    repository, revision: the Hub repository and the commit. folder: the local folder, whose content may have changed
+    since. If all are None, the files are inside the part's package.
     """
 
     files: Mapping[str, FileHash]
@@ -59,9 +59,10 @@ class Pinned:
 
 
 def part_key(part: Bound) -> str:
-    """What a part is called in a lock: `backbone:timm/resnet18`, with `@revision` if one was written.
+    """The key of a part in a lock: `backbone:timm/resnet18`, with `@revision` if one was written.
 
-    One that reads files stands with its arguments, `task:csv(path="a.csv")`, since those decide which files it reads.
+    A part that reads files has its arguments in the key, `task:csv(path="a.csv")`, because they decide which files it
+    reads.
     """
     if part.reads:
         written = part.canonical()
@@ -72,14 +73,14 @@ def part_key(part: Bound) -> str:
 
 
 def content_key(key: str, weights: str) -> str:
-    """What a result calls the content of a part: its key in a lock, and the weights where they are random."""
+    """The key of a part's content in a result: its key in a lock, and the weights if they are random."""
     if weights != "random":
         return key
     return f"{key[:-1]},weights=random)" if key.endswith(")") else f"{key}(weights=random)"
 
 
 def pin_of(pins: Mapping[str, Pinned], part: Bound) -> Pinned | None:
-    """What pins hold of a part that reads files, also under the key that locks had for it before December 2026."""
+    """The pin of a part that reads files, also under the key that locks used for it before December 2026."""
     found = pins.get(part_key(part))
     if found is not None or part.source is None:
         return found
@@ -93,7 +94,7 @@ def _named(part: Bound) -> str:
 
 
 def told_apart(pins: Mapping[str, Pinned]) -> tuple[dict[str, Pinned], dict[str, Pinned]]:
-    """The pins of commits and packages, which never change, and those of local folders, which are looked at again."""
+    """The pins of commits and packages, which never change, and those of local folders, which are checked again."""
     fixed = {key: pin for key, pin in pins.items() if pin.folder is None}
     return fixed, {key: pin for key, pin in pins.items() if pin.folder is not None}
 
@@ -151,7 +152,7 @@ def read_lock(path: Path) -> dict[str, Any] | None:
 
 
 def read_pins(path: Path | None) -> dict[str, Pinned]:
-    """What the lock in a file pins, by key; nothing of no file. Raises NotFoundError when the file is not there."""
+    """What the lock in a file pins, by key. Without a file it is empty. Raises NotFoundError if the file is missing."""
     if path is None:
         return {}
     lock = read_lock(path)
@@ -161,15 +162,15 @@ def read_pins(path: Path | None) -> dict[str, Pinned]:
 
 
 def write_lock(path: Path, lock: Mapping[str, Any]) -> None:
-    """Writes a lock whole: a reader sees the old file or the new one."""
+    """Writes a lock in one step: a reader sees either the old file or the new one."""
     write_whole(path, json.dumps(lock, indent=2, sort_keys=True) + "\n")
 
 
 def check_lock(path: Path, held: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Both locks together: what a local folder or a plugin file holds is as it is now.
+    """Merges two locks. For local folders and plugin files, the present content counts.
 
-    Rows that were made from what they held before are superseded, see results/outdated.py. Raises IncompatibleError
-    when a part is of another distribution, version or commit than the run began with.
+    Rows that were made from their earlier content are superseded, see results/outdated.py. Raises IncompatibleError if
+    a part is of another distribution, version or commit than the run began with.
     """
     for name, row in wanted["parts"].items():
         before = held["parts"].get(name)

@@ -173,7 +173,7 @@ class MicroBatchable(Protocol):
 
 
 class Learner(Protocol):
-    """A model in training or in use, as adapters and loops of somebody's own may rely on it. Also an nn.Module.
+    """A model in training or in use, as adapters and your own training loops may rely on it. Also an nn.Module.
 
     Other attributes of what `zoo_core.load` gives may change in any version.
     head: makes predictions of features; an adapter may wrap it, `learner.head = Wrapped(learner.head)`.
@@ -188,38 +188,38 @@ class Learner(Protocol):
 
     @property
     def source(self) -> Backbone:
-        """The backbone under its contract's type."""
+        """The backbone, typed as its contract."""
         ...
 
     @property
     def weights_source(self) -> Source | None:
         """The repository at its pinned commit, or the folder, whose files determine the frozen weights.
 
-        None for weights that are random, or inside a package. Known once the learner is built; an adapter that is being
-        applied finds the place in its Context.
+        None for weights that are random or inside a package. Known once the learner is built; while an adapter is
+        applied, its Context has the place.
         """
         ...
 
     @property
     def finishers(self) -> list[Callable[[Learner], None]]:
-        """What is called with the learner when training is over, in this order; an adapter may append to it."""
+        """The functions that are called with the learner after training, in this order. An adapter may append one."""
         ...
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Output: ...
     def loss(self, output: Output, batch: Batch) -> Tensor:
-        """The scalar to minimise: the sum of the objective's terms."""
+        """The scalar to minimise, the sum of the objective's terms."""
         ...
 
     def train(self, mode: bool = True) -> Learner:
-        """Training mode for modules whose parameters all train; the others stay in evaluation mode."""
+        """Puts modules whose parameters all train into training mode, and all others into evaluation mode."""
         ...
 
     def merge(self) -> Learner:
-        """A copy for use whose backbone has plain weights. Raises RefusedError where an adapter does not fold."""
+        """A copy for use whose backbone has plain weights. Raises RefusedError if an adapter cannot be folded."""
         ...
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Name and parameter of everything that trains, the objective's included."""
+        """The name and parameter of everything that trains, including the objective's."""
         ...
 
     def base(self) -> dict[str, nn.Parameter]:
@@ -227,29 +227,29 @@ class Learner(Protocol):
         ...
 
     def added(self) -> dict[str, nn.Parameter]:
-        """The parameters that adapters added to the backbone, by name; known once every adapter has been applied."""
+        """The parameters that adapters added to the backbone, by name. Known once all adapters have been applied."""
         ...
 
     def delta(self) -> dict[str, Tensor]:
-        """All that the base's files do not determine, by name; known once every adapter has been applied."""
+        """Everything that the base's files do not determine, by name. Known once all adapters have been applied."""
         ...
 
     def set_scale(self, parameters: Iterable[nn.Parameter], scale: float) -> None:
-        """The learning rate of these parameters over that of the rest; a later adapter's word replaces an earlier's."""
+        """Sets the learning rate of these parameters relative to the rest. Later calls override earlier ones."""
         ...
 
     def scale_of(self, parameter: nn.Parameter) -> float:
-        """The learning rate of a parameter over that of the rest."""
+        """The learning rate of a parameter relative to the rest."""
         ...
 
     def delay(self, parameters: Iterable[nn.Parameter], start: float) -> None:
-        """These parameters begin to train at `start`, a share of all steps, 0 to below 1; the last word counts."""
+        """Makes these parameters train from `start` on, a share of all steps, 0 to below 1. The last call counts."""
         ...
 
     def start_of(self, parameter: nn.Parameter) -> float:
-        """The share of all steps at which a parameter begins to train."""
+        """The share of all steps after which a parameter begins to train."""
         ...
 
     def parameter_groups(self, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
-        """Groups for a torch optimiser, with the scales, the delays and the decay that adapters and the core chose."""
+        """Groups for a torch optimiser, with the scales, delays and weight decay that adapters and core chose."""
         ...

@@ -1,4 +1,4 @@
-"""What a plugin publishes: the protocols of recipes, and what an adapter may know while it is applied."""
+"""Protocols of the recipes that a plugin publishes, and what an adapter may know while it is applied."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Context:
 
 
 class BackboneRecipe(Protocol):
-    """Owns a namespace if it has a field `name`: the rest of the name. `version` is raised when its numbers change.
+    """A recipe of pre-trained networks. With a field `name` it owns a namespace, and `name` is the rest of the name.
 
     A field of any recipe whose value widens what is trusted says so in its metadata, `field(default=False,
     metadata={"trust": "pickle"})`, with one of TRUSTS: any other value than its default is then taken from the user
@@ -78,12 +78,12 @@ class BackboneRecipe(Protocol):
         ...
 
     def build(self, files: Path | None, weights: Weights) -> nn.Module:
-        """A Backbone with the weights asked for; a random one draws by torch alone, in this thread, as torch does by
-        itself: from a seed of its own.
+        """Builds a Backbone with pre-trained or random weights.
 
-        files: the folder that holds the files of `source`, verified; of a random one perhaps without its weights.
-        Where neither catalogue nor record describes the name, a random one is first built on the meta device and
-        looked at, so that what does not fit is refused before the weights are fetched.
+        Random weights are drawn with torch alone, in this thread, as torch does by default. The core seeds these draws.
+        files: the folder with the files of `source`, verified. For random weights, the weights may be missing.
+        If neither catalogue nor record describes the name, it is first built with random weights on the meta device and
+        inspected, so that what does not fit is refused before the weights are fetched.
         """
         ...
 
@@ -232,22 +232,25 @@ class Namespace(Protocol):
 
 @runtime_checkable
 class Located(Protocol):
-    """A task recipe that knows its target only from files of a repository; its source names one commit of it."""
+    """A task recipe that knows its target only from files of a repository. Its source names one commit of it."""
 
     def at(self, revision: str | None, *, offline: bool) -> TaskRecipe:
-        """Itself at a revision, None: the default branch. offline: no request is sent, and what is not here is told."""
+        """The same recipe at a revision; None means the default branch.
+
+        offline: send no request. Raises NotFoundError for what is not here.
+        """
         ...
 
 
 @runtime_checkable
 class Surveyed(Protocol):
-    """A task recipe that reads a user's files, and tells what it makes of them."""
+    """A task recipe that reads a user's files and tells what it infers from them."""
 
     def source(self) -> Source | None: ...
     def inferred(self) -> tuple[str, ...]:
-        """A line for each thing that it inferred, and the argument that says otherwise; imports nothing heavy."""
+        """One line for each fact that it inferred, with the argument that changes it. Imports nothing heavy."""
         ...
 
     def survey(self, files: Path) -> Survey:
-        """All that can be said of its files; raises only where there is no task in them."""
+        """Everything that can be said of its files. Raises only if they hold no task."""
         ...

@@ -201,14 +201,17 @@ class TaskData(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """What a recipe found in its files, as `zoo data` shows it.
+    """What a task recipe found in its files, as `zoo data` shows it.
 
-    inferred: a line for each thing that was inferred, with the argument that says otherwise. sizes: of the items, in
-    words. classes: examples of each class, in the target's order; empty for other targets. splits: examples of each.
-    given: whether the files say which example is in which split. split_digest: of that division; the file of it lies
-    at split_file. copies: groups of items with the same content; conflicting: those of them with several targets;
-    leaking: those in several splits. left_out: items that no split holds, with the reason. problems: what would stop a
-    fit. unreadable: items with what is wrong with each. ignored: files that nothing reads.
+    inferred: one line for each inferred fact, with the argument that changes it. sizes: of the items, in words.
+    classes: the number of examples of each class, in the target's order; empty for other targets. splits: the number of
+    examples of each split.
+    given: whether the files say which example is in which split. split_digest: of that division, whose file is at
+    split_file.
+    copies: groups of items with the same content. conflicting: those groups with several targets. leaking: those groups
+    in several splits.
+    left_out: items that are in no split, with the reason. problems: what would stop a fit. unreadable: items that
+    cannot be read, with the reason. ignored: files that nothing reads.
     """
 
     modality: Modality

@@ -59,12 +59,12 @@ ROLES: tuple[str, ...] = (
     *("mlp.in", "mlp.gate", "mlp.out"),
     *("norm", "conv", "embed"),
 )
-"""What a weight may be to its network, whatever its module is called; see Site."""
+"""The roles of weights in their networks, independent of module names; see Site."""
 SUFFIXES: Mapping[str, tuple[str, ...]] = {
     "image": (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
     "audio": (".aif", ".aiff", ".flac", ".mp3", ".ogg", ".opus", ".wav"),
 }
-"""Of files that hold one example each, in lower case, by modality."""
+"""The suffixes of files that hold one example each, in lower case, by modality."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
-"""Files that a plan names -> files on this machine, each of the size and sha256 that its pin says.
+"""Brings the files that a plan names onto this machine, each with the size and sha256 that its pin states.
 
-Everything after the pin is decided by hashes; who delivers the bytes does not matter. What is here is used without a
-request, and what is damaged is set aside and downloaded once more; what is as the Hub tells stays, whatever is pinned.
+After pinning, hashes decide everything, whoever delivers the bytes. Files that are here are used without a request. A
+damaged file is set aside and downloaded once more. A file that is as the Hub describes it stays, whatever is pinned.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class DownloadProgress:
-    """Where a download stands: the file under way, and the bytes of all files that are downloaded with it."""
+    """The progress of a download: the current file, and the bytes of all files that are downloaded together."""
 
     repository: str
     file: str
@@ -52,14 +52,17 @@ class DownloadProgress:
 
 
 def pin_plan(plan: Plan, *, frozen: bool = False) -> Plan:
-    """The plan with every file pinned. frozen: nothing is asked, and what is not pinned yet raises NotFoundError."""
+    """The plan with every file pinned.
+
+    frozen: send no request, and raise NotFoundError for what is not pinned yet.
+    """
     return pin_plans([plan], frozen=frozen)[0]
 
 
 def pin_plans(plans: Sequence[Plan], *, frozen: bool = False) -> list[Plan]:
-    """The plans with every file pinned; what several of them name is looked up once, and so is of one commit.
+    """The plans with every file pinned. What several plans name is looked up once, and so comes from one commit.
 
-    Local folders are looked at in any case. Raises IntegrityError for one that holds something else than the lock says.
+    Local folders are always checked. Raises IntegrityError for a folder with other content than the lock states.
     """
     open_keys = {key for plan in plans for key in plan.unpinned if plan.sources[key].folder is None}
     if frozen:
@@ -92,9 +95,9 @@ def files_of(
     offline: bool = False,
     progress: Callable[[DownloadProgress], None] | None = None,
 ) -> Path | None:
-    """The folder with the files that a part of a pinned plan is built from, verified; None where it needs none.
+    """The verified folder with the files that a part of a pinned plan is built from; None if it needs none.
 
-    weights: random leaves out what only pre-trained weights need; None for what the plan says.
+    weights: random leaves out what only pre-trained weights need; None means what the plan says.
     Raises what `folder` raises.
     """
     key = part_key(part)
@@ -116,12 +119,12 @@ def folder(
     offline: bool = False,
     progress: Callable[[DownloadProgress], None] | None = None,
 ) -> Path:
-    """The folder that holds these files of a pin, each with its size and sha256 checked; names as in a repository.
+    """The folder with these files of a pin, each checked for size and sha256. Names are as in a repository.
 
-    What is not in the Hugging Face cache is downloaded at the pin's commit; what is damaged there is set aside, with a
-    warning, and downloaded once more. progress: is told of each piece that arrives.
-    Raises NotFoundError (not here, and offline; or a local file is gone), AccessError, IntegrityError (wrong content
-    even so, or of a local folder, or behind a linked one; or a pin that the Hub contradicts), ZooError (no room).
+    Files that are not in the Hugging Face cache are downloaded at the pin's commit. Damaged ones are set aside, with a
+    warning, and downloaded once more. progress: called for each piece that arrives.
+    Raises NotFoundError (not here and offline, or a local file is gone), AccessError, IntegrityError (wrong content
+    after all, in a local folder or behind a linked one, or a pin that the Hub contradicts), ZooError (no space).
     """
     assert names, "a folder for no files"
     if pin.repository is not None and not hub.is_commit(pin.revision):
@@ -154,9 +157,9 @@ def folder(
 
 
 def verify(pin: Pinned) -> dict[str, ZooError]:
-    """What is wrong with the files of a pin on this machine, each hashed again; nothing is downloaded or removed.
+    """Hashes the files of a pin on this machine again and returns what is wrong. Nothing is downloaded or removed.
 
-    By name, an IntegrityError for other content and a NotFoundError for a file that is not here.
+    By name: an IntegrityError for other content, and a NotFoundError for a file that is not here.
     """
     return _wrong(pin, list(pin.files), again=True)
 
@@ -164,7 +167,7 @@ def verify(pin: Pinned) -> dict[str, ZooError]:
 def fetch_run(name: str, revision: str | None = None) -> Path:
     """The folder with a fitted model that `zoo push` published, downloaded and verified. name: `ORG/NAME`.
 
-    Raises what `pin` and `folder` raise, and NotFoundError where the repository holds no such model.
+    Raises what `pin` and `folder` raise, and NotFoundError if the repository holds no such model.
     """
     found = pin(Source(repository=name, revision=revision, patterns=RUN_FILES))
     lacking = [file for file in MODEL_FILES if file not in found.files]

@@ -1,7 +1,7 @@
-"""A local folder as a source: the files in it that a part reads, each with its hash, looked at anew each time.
+"""A local folder as a source: the files in it that a part reads, each with its hash, checked each time.
 
-A lock says what a folder held; what it holds now is told here. Where nothing has changed since the last look, that
-costs a stat of each file. No torch, no network.
+A lock says what a folder held; this module tells what it holds now. If nothing has changed since the last check, that
+costs one stat for each file. No torch, no network.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ __all__ = ["called", "check_locked", "check_weights", "is_locked", "look"]
 
 
 def look(source: Source, weights: Weights = "pretrained") -> Pinned:
-    """The files of a local source as they are now. weights: a random build can do with a source that has none.
+    """The files of a local source as they are now. weights: a build with random weights needs none in the folder.
 
-    A stored run is looked at together with the folders that it was fitted on, as its own lock names them.
-    Raises NotFoundError (no such folder, no weights in it), AccessError, IncompatibleError (what a run was fitted on is
-    not what it was).
+    A stored run is checked together with the folders that it was fitted on, as its own lock names them.
+    Raises NotFoundError (no such folder, no weights in it), AccessError, IncompatibleError (what a run was fitted on
+    has changed).
     """
     assert source.folder is not None, "a repository is pinned by its commit"
     root = Path(source.folder).expanduser()

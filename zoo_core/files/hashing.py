@@ -1,8 +1,8 @@
-"""Files whose content is known: hashed and looked at once, and remembered for as long as the file is the same one.
+"""Hashes files, and remembers the result for as long as the file is the same one.
 
-A file is the same while its device, inode, size and both times are (a write changes the time of change, which no
-program can set back). The memory lies in the cache folder, one small file for each, or for a folder; where that cannot
-be written, nothing is remembered and everything works.
+A file is the same while its device, inode, size and both times are. A write changes the time of change, which no
+program can set back. Results are kept in the cache folder, one small file for each file or folder. If that cannot be
+written, nothing is remembered and everything else works.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ def note(paths: Iterable[Path], fact: str) -> None:
 
 
 def is_settled(stat: os.stat_result) -> bool:
-    """Whether a file changed so long ago that any later change would show in its times; only then are they a memory."""
+    """Whether a file changed so long ago that any later change would show in its times. Only then is it remembered."""
     return time.time_ns() - stat.st_ctime_ns > RACY_NS
 
 

@@ -1,7 +1,7 @@
-"""A source -> its pin: the files that a build may read, each with its hash, those of a repository at one commit.
+"""Turns a source into its pin: the files that a build may read, each with its hash, at one commit of a repository.
 
-The revision becomes a commit once. A file's sha256 is what the Hub tells (LFS), or that of the content whose git sha1
-the Hub tells. Pins are remembered, for when the Hub cannot be asked.
+The revision is turned into a commit once. The sha256 of a file is what the Hub states (LFS), or that of content with
+the git sha1 that the Hub states. Pins are remembered for when the Hub cannot be asked.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ logger = logging.getLogger(__name__)
 
 
 def pin(source: Source, *, offline: bool = False, weights: Weights = "pretrained") -> Pinned:
-    """The files of a source that a build may read, each with its hash, those of a repository at one commit.
+    """The files of a source that a build may read, each with its hash; those of a repository at one commit.
 
-    offline: send no request and take the pin that was made before; HF_HUB_OFFLINE=1 says so too, and a Hub that cannot
-    be reached does with a warning. weights: a random build can do with a source that has none; the pin holds them all
-    the same where there are some.
+    offline: send no request, and use the pin that was made before. HF_HUB_OFFLINE=1 has the same effect, and so has a
+    Hub that cannot be reached, with a warning.
+    weights: a build with random weights does not need any in the source. If there are some, the pin holds them all the
+    same.
     Raises NotFoundError (no such repository, revision or folder, no weights in it, or no pin and no way to make one),
-    AccessError (gated, refused, not reached), IntegrityError (content that is not what the Hub tells of it).
+    AccessError (gated, refused, not reached), IntegrityError (content that differs from what the Hub states).
     """
     if source.repository is None:
         return look(source, weights)

@@ -1,4 +1,4 @@
-"""Values of a spec into the declared fields of a recipe: coerced by type, or refused with what is allowed."""
+"""Binds the values of a spec to the declared fields of a recipe, or refuses them and says what is allowed."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ __all__ = ["COMMON", "Argument", "Bound", "arguments_of", "bind_recipe", "coerce
 
 @dataclass(frozen=True, kw_only=True)
 class Argument:
-    """What may be written as `name=value`. default: MISSING if it must be given. common: the core's, not a field.
+    """Something that may be written as `name=value`.
 
-    attribute: the field that holds the value; another one than `name` where a recipe's field says in its metadata
-    `{"argument": name}`, because its class means something else by that name.
-    silent: at its default it is left out of identities, which are older than it.
-    trust: what any other value than the default widens, one of TRUSTS; see zoo_core.registry.trust.
+    default: MISSING if it must be given. common: whether the core handles it, so that it is no field of the recipe.
+    attribute: the field that holds the value. It has another name if the recipe's field says `{"argument": name}` in
+    its metadata, because its class uses that name for something else.
+    silent: whether it is left out of identities at its default, because they are older than it.
+    trust: what any value but the default widens, one of TRUSTS; see zoo_core.registry.trust.
     """
 
     name: str
@@ -61,13 +62,12 @@ _FIRST_MODULE: Mapping[str, str] = {"zoo_core.runs.backbones": "zoo_core.stored"
 
 @dataclass(frozen=True, kw_only=True)
 class Bound:
-    """A part with its recipe, every argument in its declared type.
+    """A part with its recipe, and every argument in its declared type.
 
     name: the name of the entry point or `namespace/rest`; for a record's name, the part that it stands for.
     recipe: an instance of the plugin's own class. common: the arguments that the core itself handles, by name.
     written: the part as the user wrote it. implied: the arguments that its record gives.
-    qualified: whether another kind that may stand at its place claims the name too, so that the canonical text needs
-    `head:`.
+    qualified: whether another kind that fits the position has the same name, so that the canonical text needs `head:`.
     """
 
     kind: PartKind
@@ -96,11 +96,11 @@ class Bound:
         return isinstance(self.recipe, Located) or self.source is not None
 
     def specs(self) -> tuple[tuple[str, Spec], ...]:
-        """The specs that its arguments hold, alone or in lists, each with the name of its argument."""
+        """The specs among its arguments, alone or in lists, each with the name of its argument."""
         return tuple((name, spec) for name, value in self._values().items() for spec in _specs_in(value))
 
     def canonical(self) -> Part:
-        """The part for people: by the name that was written, defaults left out, arguments sorted."""
+        """The part for people, by the name that was written, with arguments sorted and defaults left out."""
         usual: dict[str, Any] = {
             argument.name: argument.default for argument in arguments_of(self.provider, type(self.recipe))
         }
@@ -114,11 +114,11 @@ class Bound:
         )
 
     def identity(self) -> dict[str, object]:
-        """What decides the numbers this part produces, as JSON; the distribution's version is not part of it.
+        """What decides the numbers of this part, as JSON. It has the hash of a plugin file, but no version.
 
-        Of a plugin file, its hash is.
-        A field that is a spec itself stands as its canonical text: whoever needs the identity of what it names
-        resolves it.
+        The version of the distribution is not part of it. A field that is a spec is in it as canonical text; who needs
+        the identity of what it names resolves it. Target kinds keep the words of the first results, see
+        contracts/old_words.py.
         """
         recipe, module = type(self.recipe), type(self.recipe).__module__
         name = {"name": self.recipe.name} if _owns_namespace(recipe) else {}
@@ -144,9 +144,9 @@ class Bound:
 
 
 def arguments_of(provider: Provider, recipe: type) -> tuple[Argument, ...]:
-    """What may be written for this recipe: its fields in their order, then what its kind takes.
+    """What may be written for this recipe: its fields in their order, then the arguments of its kind.
 
-    Raises PluginError if the types of its fields cannot be read, or a field has a name that the core handles.
+    Raises PluginError if the types of its fields cannot be read, or if a field has a name that the core handles.
     """
     return _arguments(provider, recipe)
 
@@ -183,9 +183,10 @@ def bind_recipe(
 ) -> tuple[Any, dict[str, Any]]:
     """An instance of the recipe with the part's arguments, and the common arguments.
 
-    rest: what follows the namespace in the name, or nothing. label: the part as errors name it. implied: arguments that
-    its record adds. Nothing of the plugin runs before it is known that what an argument widens is trusted.
-    Raises UsageError for what the user may mend, PluginError for what the plugin's author may, and RefusedError.
+    rest: the name after the namespace, or nothing. label: the part as errors name it. implied: arguments that its
+    record adds.
+    No code of the plugin runs before its request for trust is granted.
+    Raises UsageError for what the user can correct, PluginError for what the plugin's author can, and RefusedError.
     """
     allowed = {argument.name: argument for argument in arguments_of(provider, recipe)}
     given: dict[str, Any] = {}
@@ -220,9 +221,9 @@ def bind_recipe(
 
 
 def coerce(value: Value, hint: Any, label: str, provider: Provider | None = None) -> Any:
-    """The value in the declared type. An int is a float where one is wanted; a bool is never a number.
+    """The value in the declared type. An int becomes a float if one is wanted, and a bool is never a number.
 
-    Raises UsageError naming what was found and what is allowed, PluginError for a type that no argument can have.
+    Raises UsageError that says what was found and what is allowed, PluginError for a type that no argument can have.
     """
     found = _coerced(value, hint)
     if found is _UNSUPPORTED:

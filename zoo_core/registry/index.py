@@ -1,8 +1,8 @@
-"""Everything that can be named in this environment, with its owner and its state; nothing is imported for it.
+"""Lists everything that can be named in this environment, with its owner and state, without importing any of it.
 
-The metadata of scan.py, kept between processes in one file of the cache folder, put together under three laws: one
-name has one owner within each kind; a distribution made for another zoo-core is not imported; nor is one that the
-allow-list leaves out. A cache that is missing, damaged or may not be written costs time and nothing else.
+The metadata that scan.py reads are kept between processes in one file of the cache folder. Three laws apply: one name
+has one owner within each kind, a distribution made for another zoo-core is not imported, and neither is one that the
+allow-list leaves out. If the cache is missing, damaged or not writable, that only costs time.
 """
 
 from __future__ import annotations
@@ -62,10 +62,11 @@ HEX = frozenset("0123456789abcdef")
 class Provider(NamedTuple):
     """A name and who provides it.
 
-    value: `module:object` of an entry point, `path:object` of a plugin file, else the file that tells of the name.
-    distribution: of a plugin file its own name. requires: the distribution's range of zoo-core, None if it states none.
+    value: `module:object` of an entry point, `path:object` of a plugin file, else the file that describes the name.
+    distribution: for a plugin file its own name. requires: the distribution's range of zoo-core, None if it states
+    none.
     problem: why the state is not ok, in one line. describes: the part that a record's name stands for, else the name
-    itself. sha256: of the plugin file that no distribution publishes, else nothing.
+    itself. sha256: of a plugin file that no distribution publishes, else empty.
     """
 
     name: str
@@ -92,7 +93,7 @@ class Provider(NamedTuple):
 
 
 class LoadFailure(NamedTuple):
-    """Why an entry point could not be loaded; forgotten when its distribution, its file or the environment changes."""
+    """Why an entry point could not be loaded. Forgotten when its distribution, its file or the environment changes."""
 
     version: str
     problem: str
@@ -103,9 +104,9 @@ class LoadFailure(NamedTuple):
 class Index:
     """What was found in folders, in the order of sys.path; the providers by kind, then by name.
 
-    providers: every name that may be written. facts: records that tell of a name which another part owns.
-    distributions: those with zoo entry points; `shadowed` holds the metadata of copies behind them on sys.path.
-    core_version: None when zoo-core runs from a plain folder, and then nothing can be incompatible.
+    providers: every name that may be written. facts: records about a name that another part owns.
+    distributions: those with zoo entry points. `shadowed` holds the metadata of copies further back on sys.path.
+    core_version: None if zoo-core runs from a plain folder; then nothing can be incompatible.
     cache: the folder that remembers failures; None remembers none.
     """
 
@@ -238,9 +239,9 @@ def load_index() -> Index:
 def list_names(
     kind: PartKind | None = None, pattern: str | None = None, *, index: Index | None = None
 ) -> list[dict[str, str]]:
-    """What can be named: a row of name, kind, distribution, version, state and summary for each, by kind and name.
+    """Everything that can be named, as rows of name, kind, distribution, version, state and summary, by kind and name.
 
-    pattern: with `*` and `?`, as `timm/*`; a plain word finds the names that hold it. Imports no plugin.
+    pattern: with `*` and `?`, such as `timm/*`. A plain word finds all names that contain it. Imports no plugin.
     """
     if pattern is not None and not any(symbol in pattern for symbol in "*?["):
         pattern = f"*{pattern}*"
@@ -259,9 +260,9 @@ def list_names(
 
 
 def read_folders(paths: Sequence[str], *, cache: str | None = None, locate: Locate | None = None) -> dict[str, Folder]:
-    """What lies in the folders, from the cache where nothing has changed since.
+    """What is in the folders, from the cache if nothing has changed since.
 
-    locate: the last resort for a package that lies in none of the folders.
+    locate: the last resort for a package that is in none of the folders.
     """
     file = os.path.join(cache, f"index-{_crc(repr([sys.version, *paths]))}.json") if cache is not None else None
     known = _read_index(file)

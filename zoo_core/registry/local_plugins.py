@@ -1,7 +1,7 @@
-"""Recipes that no package publishes: those of a plugin file, and objects that Python gives where a spec is taken.
+"""Recipes that no package publishes: those in a plugin file, and objects that Python code passes as specs. No torch.
 
-A file is read once: the bytes whose sha256 stands in digests are those that run. Since the digest covers that one file,
-its folder is not put on sys.path: what it imports besides installed packages is not found. No torch.
+A file is read once, so that the bytes whose sha256 is in digests are those that run. The digest covers only that file,
+so its folder is not put on sys.path, and it can import only installed packages.
 """
 
 from __future__ import annotations
@@ -73,12 +73,12 @@ VERBS: tuple[tuple[PartKind, set[str]], ...] = (
 
 
 def add_plugin(path: str | Path, *, registry: Registry | None = None) -> tuple[str, ...]:
-    """Makes the recipes of a Python file usable by name in this process, as `--plugin FILE` does; their names.
+    """Makes the recipes of a Python file usable by name in this process, as `--plugin FILE` does. Returns their names.
 
-    A recipe is a public frozen keyword-only dataclass of the file, as zoo_core.contracts tells; its name is its
-    `name: ClassVar[str]`, else that of its class: GatedLora is gated-lora. A file that has changed is read again, and
-    what it gave before is forgotten.
-    Raises NotFoundError, AccessError, UsageError for a file that is broken, AmbiguousError where a name has an owner.
+    A recipe is a public frozen keyword-only dataclass of the file, as zoo_core.contracts describes. Its name is `name:
+    ClassVar[str]`, or else that of its class: GatedLora is gated-lora. A file that has changed is read again, and what
+    it gave before is forgotten.
+    Raises NotFoundError, AccessError, UsageError for a broken file, AmbiguousError if a name has an owner.
     """
     file = Path(path).expanduser().resolve()
     try:
@@ -97,7 +97,7 @@ def load_again(files: Mapping[str, bytes]) -> None:
 
 
 def spec_of(spec: SpecLike, registry: Registry) -> Spec:
-    """The spec that was meant by text, by recipe objects, or by a sequence of both.
+    """The spec that text, recipe objects, or a sequence of both stand for.
 
     Raises SpecError, and what `part_of` raises.
     """
@@ -110,9 +110,9 @@ def spec_of(spec: SpecLike, registry: Registry) -> Spec:
 
 
 def part_of(recipe: Recipe, registry: Registry) -> Part:
-    """The part that says in a spec what a recipe object is; one that no package publishes is added under its name.
+    """The part that stands for a recipe object in a spec. An object that no package publishes is added under its name.
 
-    Raises UsageError for what is no recipe, or has a value that no spec can hold.
+    Raises UsageError for an object that is no recipe, or that has a value that no spec can hold.
     """
     kind = _kind(type(recipe))
     if kind is None:
@@ -135,9 +135,9 @@ def part_of(recipe: Recipe, registry: Registry) -> Part:
 
 
 def plugin_hashes(parts: Iterable[Bound]) -> dict[str, str]:
-    """The sha256 of each file that parts come from without being published, by the file's name.
+    """The sha256 of each unpublished file that parts come from, by the file's name.
 
-    A stored run that is a backbone has those of what it was fitted with, as its own lock says.
+    For a stored run as a backbone, these include the files that it was fitted with, as its own lock says.
     """
     found: dict[str, str] = {}
     for part in parts:
@@ -156,15 +156,15 @@ def plugin_hashes(parts: Iterable[Bound]) -> dict[str, str]:
 
 
 def lacking(rows: Mapping[str, Any]) -> dict[str, Any]:
-    """The rows of a lock, by key, whose parts no plugin file of this process gives as they were."""
+    """The rows of a lock, by key, whose parts no plugin file of this process provides unchanged."""
     known = {(f"{found.kind}:{found.name}", found.sha256) for found in default_registry().providers()}
     return {key: row for key, row in rows.items() if (re.split("[/@(]", key)[0], row["sha256"]) not in known}
 
 
 def check_files(parts: Iterable[Bound], *, elsewhere: bool = False) -> None:
-    """Raises UsageError for a part whose recipe no other process could find: typed into an interpreter.
+    """Raises UsageError for a part whose recipe no other process could find, such as one typed into an interpreter.
 
-    elsewhere: also for one of the script that runs, which worker processes do not run again.
+    elsewhere: also for a recipe of the script that runs, because worker processes do not run it again.
     """
     for part in parts:
         name = type(part.recipe).__qualname__

@@ -1,9 +1,9 @@
-"""What installed distributions say they provide, read from their metadata without importing any of them.
+"""Reads what installed distributions provide from their metadata, without importing any of them.
 
-importlib.metadata is not used: it costs more than the whole of `zoo list`, has no cache, and one malformed file in any
-installed package breaks it for everybody. Here a mistake stays with the distribution that made it. All results are
-plain JSON values, because the index of index.py keeps them between processes. Paths are text: pathlib alone would cost
-a tenth of the time that `zoo list` may take.
+importlib.metadata is not used: it takes longer than all of `zoo list`, has no cache, and one malformed file in any
+installed package breaks it for everybody. Here a mistake affects only the distribution that made it. All results are
+plain JSON values, because index.py keeps them between processes. Paths are text, because pathlib alone would take a
+tenth of the time that `zoo list` may take.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What the user of this call trusts, where a spec that is not the user's asks for more than is trusted by itself.
+"""What the user of this call trusts, if a spec that is not the user's asks for more than is trusted by default.
 
-A spec that a user types may read a pickle, since its user says so. One that was stored (a run, a published model, a
-suite file, a record), or that a plugin's own code makes up, is somebody else's word, or an old one: what it asks for is
-refused unless this call allows it.
+A spec that a user types may read a pickle, because its user says so. A spec that was stored (in a run, a published
+model, a suite file, a record), or that a plugin's own code makes, comes from somebody else or from the past. What it
+asks for is refused unless this call allows it.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _speaker: ContextVar[str | None] = ContextVar("speaker", default=None)  # None: 
 
 @contextmanager
 def trusting(*words: str) -> Iterator[None]:
-    """Calls in the block take stored specs that ask for these: `pickle` reads pickled files, `code` runs foreign code.
+    """Inside the block, stored specs may ask for these: `pickle` reads pickled files, `code` runs foreign code.
 
-    Example: `with zoo_core.trusting("pickle"): learner = zoo_core.load_run("hub/ORG/NAME")`. It holds for this thread;
-    one that is started inside says it itself. Raises UsageError for another word.
+    Example: `with zoo_core.trusting("pickle"): learner = zoo_core.load_run("hub/ORG/NAME")`. It applies to this thread
+    only; a thread that is started inside needs its own. Raises UsageError for another word.
     """
     for word in words:
         if word not in TRUSTS:
@@ -38,15 +38,15 @@ def trusting(*words: str) -> Iterator[None]:
 
 
 def trusted() -> frozenset[str]:
-    """The words that hold here, for processes that go on with this call."""
+    """The words that are trusted here, to pass on to processes that continue this call."""
     return _trusted.get()
 
 
 @contextmanager
 def speaking_for(origin: str | None) -> Iterator[None]:
-    """Specs that are bound in the block are this one's word: of a run, a suite file, a record, or a plugin's own code.
+    """Marks specs that are bound in the block as coming from a run, a suite file, a record, or a plugin's own code.
 
-    None: of whoever speaks already, at first the user.
+    None keeps the present origin, which is the user at first.
     """
     before = _speaker.set(origin or _speaker.get())
     try:
@@ -56,9 +56,9 @@ def speaking_for(origin: str | None) -> Iterator[None]:
 
 
 def check_trust(name: str, argument: str, word: str, value: str, *, record: str | None) -> None:
-    """Raises RefusedError where an argument widens what is trusted, and neither its user nor this call has said so.
+    """Raises RefusedError if an argument widens what is trusted, and neither its user nor this call allows it.
 
-    name: of the part. value: as a spec writes it. record: whose record adds the argument; None where somebody wrote it.
+    name: of the part. value: as a spec writes it. record: the record that adds the argument; None if somebody wrote it.
     """
     origin = _speaker.get() or (f"the record {record}" if record else None)
     if origin is not None and word not in _trusted.get():

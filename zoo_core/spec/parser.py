@@ -1,11 +1,11 @@
-"""Text that names a composition, `backbone+adapter+head`, to a value and back; nothing is looked up or run.
+"""Turns text that names a composition, `backbone+adapter+head`, into a value and back. Nothing is looked up or run.
 
     spec  = part *( "+" part )
     part  = name [ "@" revision ] [ "(" [ arg *( "," arg ) ] ")" ]
     name  = [ kind ":" ] segment *( "/" segment )     segment = [A-Za-z0-9._-]+, not "." or ".."
     arg   = key "=" value     value = number | true | false | none | word | "text" | [ value, ... ]
 
-`parse(str(spec)) == spec` for every spec that can be made; a part that could not be read back cannot be made either.
+`parse(str(spec)) == spec` for every spec. A part that could not be read back cannot be made either.
 """
 
 from __future__ import annotations
