@@ -420,6 +420,7 @@ def test_an_unknown_command_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_spec_error_shows_its_caret(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with_metrics(site)
     code, _, err = run(capsys, "plan", "space/nano+mend(rank=", "--task", "chore")
     assert (code, err.rstrip().endswith("^"), err.startswith("zoo: ")) == (2, True, True)
 
