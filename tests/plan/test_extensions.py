@@ -12,12 +12,15 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
+from tests.tiny import tiny  # noqa: F401 -- a fixture
 from zoo_core.benchmark.trial import run_trial
 from zoo_core.contracts import Target, TargetKind
 from zoo_core.data.augmentation import Augment, Flip, Light, WordDropout
 from zoo_core.errors import AmbiguousError, NotFoundError, PluginError, RefusedError, UsageError, ZooError
+from zoo_core.files.fetch import pin_plan
 from zoo_core.plan.extensions import augmentation_of, metric_of
 from zoo_core.plan.plan import Budget, Plan
+from zoo_core.plan.resolve import resolve
 from zoo_core.registry.index import Index, read_folders
 from zoo_core.registry.registry import Registry, registry
 from zoo_core.spec.parser import Part, parse_part
@@ -244,7 +247,6 @@ def plan(nasty: Any) -> Callable[..., Plan]:
 
 
 def test_digests_of_zoo_cores_own_metrics_and_augmentations_are_as_before_there_were_others() -> None:
-    from zoo_core import resolve
 
     found = [
         resolve("starter/vit-nano+full", task="digits", budget=Budget(augment=name)).digest
@@ -271,7 +273,6 @@ def test_an_argument_of_an_augmentation_changes_the_digest_and_its_spelling_does
 def test_the_version_of_a_plugins_recipe_is_in_the_digest_and_its_distributions_is_not(
     what: str, acme: Callable[[], Registry], tmp_path: Path, nasty: Any
 ) -> None:
-    from zoo_core.plan.resolve import resolve
 
     def planned() -> Plan:
         known = acme()
@@ -307,3 +308,22 @@ def test_a_fit_is_augmented_and_scored_by_a_plugins(acme: Callable[[], Registry]
     shifted = replace(base, augmentation=known.bind(Part("shift"), "augmentation"))
     losses = [run_trial(each)[0].chosen for each in (base, shifted, shifted)]
     assert losses[1] == losses[2] != losses[0]
+
+
+def test_words_of_a_text_task_are_dropped_in_training_as_the_seed_says(
+    acme: Callable[[], Registry],
+    tiny: Callable[[str], str],  # noqa: F811 -- the fixture
+    tmp_path: Path,
+) -> None:
+    rows = [f"{label} film number {i % 7} that was {label},{label}" for i in range(40) for label in ("good", "bad")]
+    file = tmp_path / "films.csv"
+    file.write_text("\n".join(["text,label", *rows]))
+    known = acme()
+    chosen = []
+    for augment in ("none", "word-dropout(p=0.5)", "word-dropout(p=0.50)"):
+        budget = Budget(epochs=1, num_rates=1, augment=augment)
+        plan = pin_plan(resolve(f"{tiny('bert')}+full", task=f'csv(path="{file}")', budget=budget))
+        result = run_trial(replace(plan, metric=known.bind(parse_part("within(far=0)"), "metric")))[0]
+        assert (result.metric, result.higher_is_better) == ("within(far=0.0)", True)
+        chosen.append((plan.digest, result.chosen, result.score))
+    assert chosen[1] == chosen[2] != chosen[0]
