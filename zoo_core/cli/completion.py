@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "complete_adapters",
+    "complete_augmentations",
     "complete_backbones",
     "complete_heads",
     "complete_listed",
@@ -90,6 +91,11 @@ def complete_adapters(context: click.Context, parameter: click.Parameter, incomp
 def complete_heads(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Heads with commas between."""
     return _chain(incomplete, ("head",))
+
+
+def complete_augmentations(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """An augmentation, or none."""
+    return _items(["none", *_names(("augmentation",), incomplete)], incomplete)
 
 
 def _chain(incomplete: str, kinds: tuple[PartKind, ...]) -> list[CompletionItem]:

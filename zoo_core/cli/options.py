@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from zoo_core.errors import UsageError, ZooError
+from zoo_core.cli.completion import complete_augmentations
+from zoo_core.errors import UsageError
 from zoo_core.plan.plan import Budget
 from zoo_core.run_files import LOCK
 
@@ -49,16 +50,7 @@ class Augmentation(click.types.StringParamType):
     name = "augmentation"
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        from click.shell_completion import CompletionItem  # imported at a TAB alone
-
-        from zoo_core.registry.index import load_index
-
-        try:
-            providers = load_index().providers
-        except ZooError:  # settings that cannot be used: the command itself tells of them
-            return []
-        names = ("none", *(each.name for each in providers if each.kind == "augmentation" and each.state == "ok"))
-        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+        return complete_augmentations(ctx, param, incomplete)
 
 
 BUDGET_FLAGS: tuple[tuple[str, Any, str], ...] = (
