@@ -18,7 +18,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from typing import Any, Literal
 import torch
 
 import zoo_core
+from zoo_core.contracts import fact
 from zoo_core.errors import ZooError
 
 DOCS = Path(__file__).parent
@@ -86,7 +87,7 @@ def methods_index(names: Mapping[Method, list[str]]) -> str:
         for name in found:
             shown, number = zoo_core.show(name_of(kind, name)), trained(kind, name)
             count = f"{number:,}" if isinstance(number, int) else ""
-            rows.append((f"[`{name}`]({name}.md)", plain(shown["summary"]), count, fact(kind, shown["recipe"])))
+            rows.append((f"[`{name}`]({name}.md)", plain(shown["summary"]), count, fourth_of(kind, shown["recipe"])))
         fourth = "folds into plain weights" if kind == "adapter" else "is fitted"
         text += f"\n## {kind.capitalize()}s\n\n{table(('name', 'what it does', 'trains', fourth), rows)}"
     return text + (
@@ -95,14 +96,14 @@ def methods_index(names: Mapping[Method, list[str]]) -> str:
     )
 
 
-def fact(kind: Method, recipe: str) -> str:
+def fourth_of(kind: Method, recipe: str) -> str:
     """Of an adapter whether it folds into plain weights, of a head how it is fitted; nothing where that depends."""
     made = recipe_of(recipe)
     if made is None:
         return ""
     if kind == "head":
-        return "by gradient" if made.fit == "gradient" else "in closed form"
-    return "yes" if made.mergeable else "no"
+        return "by gradient" if fact(kind, made, "fit") == "gradient" else "in closed form"
+    return "yes" if fact(kind, made, "mergeable") else "no"
 
 
 def name_of(kind: Method, name: str) -> str:
@@ -241,16 +242,18 @@ def declared(kind: Method, recipe: str) -> str:
     made = recipe_of(recipe)
     if made is None:
         return "That depends on its arguments: `zoo plan` says it.\n"
-    rates = ", ".join(f"{rate:g}" for rate in made.learning_rates)
+    says = partial(fact, kind, made)
+    rates = ", ".join(f"{rate:g}" for rate in says("learning_rates"))
     said = [f"Learning rates to choose from: {rates}; the middle one is the default."] if rates else []
+    targets = f"Targets: {', '.join(sorted(says('predicts' if kind == 'head' else 'targets')))}."
     if kind == "head":
-        said.insert(0, f"Features: {made.consumes}, or what becomes them. Targets: {', '.join(sorted(made.predicts))}.")
-        said.append(f"It is fitted {fact(kind, recipe)}.")
+        said.insert(0, f"Features: {says('consumes')}, or what becomes them. {targets}")
+        said.append(f"It is fitted {fourth_of(kind, recipe)}.")
     else:
-        roles = " or else ".join(", ".join(sorted(alternative)) for alternative in made.needs)
-        said.insert(0, f"Features of the backbone: {', '.join(sorted(made.accepts))}.")
-        said.insert(1, f"Roles: {roles or 'none'}. Seams: {', '.join(sorted(made.seams)) or 'none'}.")
-        said.append("It folds into plain weights." if made.mergeable else "It does not fold into plain weights.")
+        roles = " or else ".join(", ".join(sorted(alternative)) for alternative in says("needs"))
+        said.insert(0, f"Features of the backbone: {', '.join(sorted(says('accepts')))}. {targets}")
+        said.insert(1, f"Roles: {roles or 'none'}. Seams: {', '.join(sorted(says('seams'))) or 'none'}.")
+        said.append("It folds into plain weights." if says("mergeable") else "It does not fold into plain weights.")
     return "".join(f"- {line}\n" for line in said)
 
 
