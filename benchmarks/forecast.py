@@ -93,7 +93,7 @@ def measure(what: str, row: int, threads: int) -> None:
     from zoo_core.files.fetch import pin_plan
     from zoo_core.plan.plan import Budget
     from zoo_core.plan.resolve import resolve
-    from zoo_core.training.gradient import MemoryOptions
+    from zoo_core.training.gradient_trainer import MemoryOptions
 
     torch.set_num_threads(threads)
     _, spec, task, budget, recomputes = CASES[row]

@@ -30,7 +30,7 @@ LAYERS = (
     "_process",
     "contracts",
     "spec",
-    "run_files",
+    "run_layout",
     "lock",
     "registry",
     "plan",
@@ -49,7 +49,7 @@ LAYERS = (
 LEVELS = {name: level for level, name in enumerate(LAYERS)}
 FACADES = {CORE, f"{CORE}.__main__"}  # they name what lies below them, wherever it lies
 # What loads without torch: whole rooms, and of the other rooms these modules. Commands import the rest when they run.
-LIGHT_ROOMS = ("errors", "_process", "contracts", "spec", "run_files", "lock", "registry", "plan", "results")
+LIGHT_ROOMS = ("errors", "_process", "contracts", "spec", "run_layout", "lock", "registry", "plan", "results")
 LIGHT_MODULES = ("files.folders", "files.hashing", "toolkit.files", "toolkit.locks", "toolkit.table_encoding")
 LIGHT_COMMANDS = ("cli", "cli.completion", "cli.config", "cli.data", "cli.names", "cli.plan")
 LIGHT_LIBRARIES = frozenset({"click", "rich"})

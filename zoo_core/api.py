@@ -31,14 +31,14 @@ from zoo_core.plan.plan import Budget, Plan
 from zoo_core.plan.resolve import resolve
 from zoo_core.registry.local_plugins import SpecLike, check_files
 from zoo_core.results.store import Result, RunLock, append
-from zoo_core.run_files import DELTA, LOCK, RESULTS, RUN_FILES, UNFINISHED
+from zoo_core.run_layout import DELTA, LOCK, RESULTS, RUN_FILES, UNFINISHED
 from zoo_core.runs.backbones import base_plan
 from zoo_core.runs.export import exporter, write_plain
-from zoo_core.runs.folder import StoredRun, load_stored, load_together, read_run, save_run
 from zoo_core.runs.inference import Item, Pool, Prediction, SkippedItem, embedded, predicted
+from zoo_core.runs.stored_run import StoredRun, load_stored, load_together, read_run, save_run
 from zoo_core.spec.parser import Spec, parse_part
 from zoo_core.toolkit.table_encoding import Encoding, encoding_of
-from zoo_core.training.gradient import MemoryOptions
+from zoo_core.training.gradient_trainer import MemoryOptions
 from zoo_core.training.metrics import confusion, per_class
 from zoo_core.training.snapshots import UnfinishedFit
 from zoo_core.training.timing import precision_of

@@ -15,7 +15,7 @@ from zoo_core.model.build import build
 from zoo_core.plan.plan import Budget
 from zoo_core.plan.resolve import resolve
 from zoo_core.testing.recipes import ToyBackbones, ToyMemory, ToyOpen, ToyTasks, toy_plan
-from zoo_core.training.gradient import MemoryOptions
+from zoo_core.training.gradient_trainer import MemoryOptions
 from zoo_core.training.memory import activations, available_bytes, fitting_batch, state_bytes
 from zoo_core.training.timing import count_parameters
 

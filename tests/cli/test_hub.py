@@ -16,7 +16,7 @@ import pytest
 from tests.far.fixture import BASE, FAR, Far
 from tests.hub_server import Drop, Flip, Slow
 from zoo_core.lock import read_lock
-from zoo_core.runs.folder import read_run
+from zoo_core.runs.stored_run import read_run
 
 SPEC = f"far/{BASE}+full"
 KEY = f"backbone:far/{BASE}"

@@ -19,7 +19,7 @@ from zoo_core.registry.registry import registry
 from zoo_core.results.outdated import standing_of
 from zoo_core.results.report import render
 from zoo_core.results.store import read
-from zoo_core.runs.folder import read_run
+from zoo_core.runs.stored_run import read_run
 
 STORED = Path(__file__).parents[1] / "stored" / "bc431e9"  # what zoo-core of that commit stored, but for a delta
 MLP = "starter/mlp-nano(weights=random)"

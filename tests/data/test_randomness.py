@@ -30,7 +30,7 @@ from zoo_core.registry.registry import registry
 from zoo_core.spec.parser import Part
 from zoo_core.testing.recipes import ToyOpen, toy_plan
 from zoo_core.training import fit as train
-from zoo_core.training import gradient
+from zoo_core.training import gradient_trainer
 from zoo_core.training.fit import fit
 
 THREADS = 4
@@ -438,7 +438,7 @@ def test_fits_in_threads_end_with_the_bits_of_each_alone() -> None:
 @pytest.mark.usefixtures("eager")
 def test_fits_that_disturb_each_other_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "forked_rng", unguarded)
-    monkeypatch.setattr(gradient, "forked_rng", unguarded)
+    monkeypatch.setattr(gradient_trainer, "forked_rng", unguarded)
     assert fits_that_differ() > 0
 
 

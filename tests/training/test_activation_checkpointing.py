@@ -17,7 +17,7 @@ from zoo_core.testing.recipes import ToyBackbones, ToyHint, ToyOpen, toy_plan
 from zoo_core.toolkit.stages import stage_modules
 from zoo_core.training.activation_checkpointing import recomputed
 from zoo_core.training.fit import fit
-from zoo_core.training.gradient import MemoryOptions
+from zoo_core.training.gradient_trainer import MemoryOptions
 from zoo_core.training.memory import activations
 
 MAP = ToyBackbones(kind="map")

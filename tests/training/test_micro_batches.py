@@ -21,7 +21,7 @@ from zoo_core.model.objective import CrossEntropy, default_objective
 from zoo_core.plan.plan import Budget, Plan
 from zoo_core.testing.recipes import ToyAdapter, ToyBackbones, ToyHint, ToyOpen, ToyTasks, toy_plan
 from zoo_core.training.fit import Fitted, fit
-from zoo_core.training.gradient import MemoryOptions
+from zoo_core.training.gradient_trainer import MemoryOptions
 from zoo_core.training.micro_batches import pieces
 
 MAP = ToyBackbones(kind="map")
@@ -192,7 +192,7 @@ class Narrow(ToyAdapter):
 
 
 def plenty(monkeypatch: pytest.MonkeyPatch, free: float = math.inf) -> None:
-    monkeypatch.setattr("zoo_core.training.gradient.available_bytes", lambda device: free)
+    monkeypatch.setattr("zoo_core.training.gradient_trainer.available_bytes", lambda device: free)
 
 
 @pytest.mark.parametrize(("most", "found"), [(2, 2), (3, 2), (4, 4), (15, 8), (16, 16)])

@@ -26,7 +26,7 @@ from zoo_core.errors import AccessError, DivergedError, IntegrityError, UsageErr
 from zoo_core.model.build import build
 from zoo_core.model.learner import Learner
 from zoo_core.plan.plan import Budget, Plan
-from zoo_core.run_files import UNFINISHED
+from zoo_core.run_layout import UNFINISHED
 from zoo_core.runs.export import write_plain
 from zoo_core.testing.recipes import ToyAdapter, ToyBackbones, ToyHint, ToyOpen, ToyTasks, toy_plan
 from zoo_core.testing.toys import ToyBackbone

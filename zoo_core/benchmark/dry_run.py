@@ -29,7 +29,7 @@ from zoo_core.model.build import build
 from zoo_core.model.learner import Learner
 from zoo_core.plan.plan import Plan, needed
 from zoo_core.training.fit import fit
-from zoo_core.training.gradient import MemoryOptions, moving
+from zoo_core.training.gradient_trainer import MemoryOptions, moving
 from zoo_core.training.memory import activations, available_bytes, fitting_batch, state_bytes
 from zoo_core.training.metrics import predict
 from zoo_core.training.timing import (

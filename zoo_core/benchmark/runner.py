@@ -23,7 +23,7 @@ from zoo_core.plan.plan import Plan
 from zoo_core.registry.local_plugins import check_files
 from zoo_core.results.outdated import marks
 from zoo_core.results.store import UNMEASURED, Result, RunLock, amend, append, latest, read
-from zoo_core.run_files import LOCK, RESULTS, RUN
+from zoo_core.run_layout import LOCK, RESULTS, RUN
 
 if TYPE_CHECKING:
     from zoo_core.benchmark.trial import TrialProgress

@@ -35,7 +35,7 @@ from zoo_core.registry.registry import Bound
 from zoo_core.results.store import UNMEASURED, Result
 from zoo_core.spec.parser import Part
 from zoo_core.training.fit import FitProgress, Fitted, calibrate, fit
-from zoo_core.training.gradient import MemoryOptions, moving, projectors, put
+from zoo_core.training.gradient_trainer import MemoryOptions, moving, projectors, put
 from zoo_core.training.metrics import predict, score
 from zoo_core.training.snapshots import SaveSnapshot, Snapshot, UnfinishedFit
 from zoo_core.training.timing import (

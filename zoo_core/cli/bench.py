@@ -26,7 +26,7 @@ from zoo_core.cli.options import (
 from zoo_core.errors import NotFoundError, UsageError
 from zoo_core.registry.readers import is_path
 from zoo_core.results.report import render
-from zoo_core.run_files import RESULTS
+from zoo_core.run_layout import RESULTS
 
 if TYPE_CHECKING:
     from zoo_core.benchmark.grid import Suite

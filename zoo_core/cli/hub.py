@@ -31,7 +31,7 @@ from zoo_core.lock import Pinned, lock_of, part_key, pin_of, pins_of, read_lock,
 from zoo_core.plan.plan import Plan, needed
 from zoo_core.plan.resolve import resolve
 from zoo_core.registry.local_plugins import lacking as not_given
-from zoo_core.run_files import LOCK
+from zoo_core.run_layout import LOCK
 from zoo_core.runs.backbones import base_plan
 
 __all__ = ["fetch", "lock", "push", "verify"]
@@ -211,7 +211,7 @@ def _plans(what: Sequence[str], task: str | None, pins: Mapping[str, Pinned], *,
             plans += expand(load_suite(Path(text)), pins=pins, offline=offline).plans
         elif text.startswith(PUBLISHED) and not {*"+("} & {*text}:
             from zoo_core.files.fetch import fetch_run
-            from zoo_core.runs.folder import read_run
+            from zoo_core.runs.stored_run import read_run
 
             plans.append(read_run(fetch_run(text.removeprefix(PUBLISHED)), needs_task=False).plan)
         else:

@@ -31,13 +31,13 @@ from zoo_core.errors import ZooError
 from zoo_core.lock import part_key, read_pins
 from zoo_core.plan.plan import budget_from
 from zoo_core.plan.resolve import resolve
-from zoo_core.run_files import UNFINISHED
+from zoo_core.run_layout import UNFINISHED
 
 if TYPE_CHECKING:
     from zoo_core.api import Evaluation
     from zoo_core.plan.plan import Plan
     from zoo_core.results.store import Result
-    from zoo_core.training.gradient import MemoryOptions
+    from zoo_core.training.gradient_trainer import MemoryOptions
 
 __all__ = ["evaluate", "fit"]
 
@@ -84,7 +84,7 @@ def fit(
         from zoo_core.api import fetch
         from zoo_core.api import fit as run
         from zoo_core.files.fetch import pin_plan
-        from zoo_core.training.gradient import MemoryOptions
+        from zoo_core.training.gradient_trainer import MemoryOptions
         from zoo_core.training.snapshots import standing
 
     micro_batch = taken_micro_batch(budget, micro_batch)

@@ -14,7 +14,7 @@ import click
 from zoo_core.cli.completion import complete_augmentations
 from zoo_core.errors import UsageError
 from zoo_core.plan.plan import Budget
-from zoo_core.run_files import LOCK
+from zoo_core.run_layout import LOCK
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem

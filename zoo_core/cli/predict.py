@@ -25,15 +25,15 @@ from zoo_core.cli.options import (
     threads_option,
 )
 from zoo_core.errors import IntegrityError, NotFoundError, SpecError, UsageError
-from zoo_core.run_files import RUN
+from zoo_core.run_layout import RUN
 from zoo_core.spec.parser import parse, parse_part
 
 if TYPE_CHECKING:
     from torch import nn
 
     from zoo_core.contracts import Modality, Target
-    from zoo_core.runs.folder import StoredRun
     from zoo_core.runs.inference import Pool
+    from zoo_core.runs.stored_run import StoredRun
 
 __all__ = ["embed", "predict"]
 
@@ -112,8 +112,8 @@ def predict(
     _check_counts(batch_size, num_workers)
     with held_back():
         from zoo_core.cli.inputs import Inputs, check_given
-        from zoo_core.runs.folder import load_stored
         from zoo_core.runs.inference import SkippedItem, predicted
+        from zoo_core.runs.stored_run import load_stored
 
     device = check_device(device)
     prepare_process(threads)
@@ -233,7 +233,7 @@ def embed(
 
 def _stored(run: str) -> StoredRun:
     """A stored run by its folder, or by its name on the Hub."""
-    from zoo_core.runs.folder import read_run
+    from zoo_core.runs.stored_run import read_run
 
     if run.startswith(PUBLISHED):
         from zoo_core.files.fetch import fetch_run
@@ -247,7 +247,7 @@ def _network(model: str, lock: Path | None, frozen: bool) -> tuple[nn.Module, Mo
     """A fitted model with its run, or a backbone by name; and what it reads."""
     from zoo_core.api import load_backbone
     from zoo_core.contracts import as_backbone
-    from zoo_core.runs.folder import load_stored
+    from zoo_core.runs.stored_run import load_stored
 
     if model.startswith(PUBLISHED) or (Path(model) / RUN).is_file():
         stored = _stored(model)

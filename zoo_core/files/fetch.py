@@ -24,7 +24,7 @@ from zoo_core.files.pins import pin
 from zoo_core.lock import Pinned, part_key
 from zoo_core.plan.plan import Plan, needed, pinned
 from zoo_core.registry.bind import Bound
-from zoo_core.run_files import MODEL_FILES, RUN_FILES
+from zoo_core.run_layout import MODEL_FILES, RUN_FILES
 
 __all__ = [
     "DownloadProgress",

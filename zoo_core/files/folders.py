@@ -18,7 +18,7 @@ from zoo_core.errors import IncompatibleError, IntegrityError, NotFoundError, Sp
 from zoo_core.files.hashing import hashes_of, some
 from zoo_core.lock import Pinned, pins_of, read_lock
 from zoo_core.plan.plan import fits_weights, literal, needed
-from zoo_core.run_files import LOCK, RUN
+from zoo_core.run_layout import LOCK, RUN
 from zoo_core.spec.parser import parse
 
 __all__ = ["called", "check_locked", "check_weights", "is_locked", "look"]

@@ -28,10 +28,10 @@ from zoo_core.contracts import (
 from zoo_core.data.randomness import seeded
 from zoo_core.errors import LawError, PluginError, RefusedError
 from zoo_core.lock import part_key
-from zoo_core.model.contract import check_backbone, check_head_module
+from zoo_core.model.backbone_checks import check_backbone, check_head_module
 from zoo_core.model.learner import MAIN, Learner
 from zoo_core.model.objective import ScaledHead, default_objective
-from zoo_core.model.reach import unreached
+from zoo_core.model.reachability import unreached
 from zoo_core.model.transforms import with_transforms
 from zoo_core.model.truncation import truncated
 from zoo_core.plan.plan import Plan

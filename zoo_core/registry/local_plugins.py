@@ -37,7 +37,7 @@ from zoo_core.registry.bind import COMMON, Bound
 from zoo_core.registry.index import Provider
 from zoo_core.registry.registry import Registry
 from zoo_core.registry.registry import registry as default_registry
-from zoo_core.run_files import LOCK
+from zoo_core.run_layout import LOCK
 from zoo_core.spec.parser import Part, Spec, parse
 
 __all__ = [

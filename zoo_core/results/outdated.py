@@ -22,7 +22,7 @@ from zoo_core.registry.bind import COMMON
 from zoo_core.registry.registry import registry
 from zoo_core.registry.trust import speaking_for
 from zoo_core.results.store import Result, read
-from zoo_core.run_files import LOCK, RESULTS
+from zoo_core.run_layout import LOCK, RESULTS
 from zoo_core.spec.parser import parse_part, parse_specs
 
 __all__ = ["Standing", "marks", "standing_of"]

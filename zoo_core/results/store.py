@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from zoo_core._process.atomic_files import sync, write_whole
 from zoo_core.contracts.old_words import current_text
 from zoo_core.errors import AccessError, IntegrityError, NotFoundError, UsageError, ZooError
-from zoo_core.run_files import RESULTS
+from zoo_core.run_layout import RESULTS
 
 __all__ = ["UNMEASURED", "Result", "RunLock", "Status", "amend", "append", "find", "latest", "read", "repair"]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from zoo_core.contracts import Source, Weights
 from zoo_core.errors import UsageError
-from zoo_core.run_files import DELTA, LOCK, RUN
+from zoo_core.run_layout import DELTA, LOCK, RUN
 
 if TYPE_CHECKING:
     from torch import nn
@@ -73,7 +73,7 @@ def base_plan(plan: Plan, *, offline: bool = False) -> Plan | None:
     from dataclasses import replace
 
     from zoo_core.files.fetch import files_of
-    from zoo_core.runs.folder import read_run
+    from zoo_core.runs.stored_run import read_run
 
     files = files_of(plan, plan.backbone, weights="random", offline=offline)
     assert files is not None, "a stored run has files"
@@ -84,7 +84,7 @@ def _built(files: Path | None, weights: Weights) -> nn.Module:
     from dataclasses import replace
 
     from zoo_core.model.build import build
-    from zoo_core.runs.folder import load_stored, read_run
+    from zoo_core.runs.stored_run import load_stored, read_run
 
     assert files is not None, "a stored run has files"
     run = read_run(files, needs_task=False)

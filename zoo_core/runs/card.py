@@ -15,8 +15,8 @@ from zoo_core.lock import part_key, pins_of, read_lock, unpublished_in
 from zoo_core.plan.plan import Plan
 from zoo_core.registry.catalog import catalog
 from zoo_core.results.store import Result, read
-from zoo_core.run_files import DELTA, LOCK, RESULTS, RUN_FILES
-from zoo_core.runs.folder import StoredRun, read_run
+from zoo_core.run_layout import DELTA, LOCK, RESULTS, RUN_FILES
+from zoo_core.runs.stored_run import StoredRun, read_run
 
 __all__ = ["card_of", "push_run"]
 

@@ -14,7 +14,7 @@ from zoo_core.errors import IncompatibleError, IntegrityError, NotFoundError
 from zoo_core.files.fetch import files_of
 from zoo_core.lock import Pinned, part_key
 from zoo_core.plan.plan import Plan
-from zoo_core.run_files import RUN
+from zoo_core.run_layout import RUN
 from zoo_core.spec.parser import Part, Spec, Value, parse_part
 
 __all__ = ["check_links", "links_of", "moved", "places_of"]

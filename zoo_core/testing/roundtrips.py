@@ -33,8 +33,8 @@ from zoo_core.contracts import as_backbone
 from zoo_core.lock import lock_of, write_lock
 from zoo_core.model.build import build
 from zoo_core.model.learner import Learner
-from zoo_core.run_files import LOCK, RUN
-from zoo_core.runs.folder import read_run, save_run
+from zoo_core.run_layout import LOCK, RUN
+from zoo_core.runs.stored_run import read_run, save_run
 from zoo_core.testing.comparing import (
     ConformanceError,
     changed,

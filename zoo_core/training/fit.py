@@ -22,7 +22,7 @@ from zoo_core.model.build import checksum
 from zoo_core.model.learner import Learner
 from zoo_core.plan.plan import Budget
 from zoo_core.toolkit.features import convert, joined
-from zoo_core.training.gradient import FitProgress, GradientTrainer, MemoryOptions
+from zoo_core.training.gradient_trainer import FitProgress, GradientTrainer, MemoryOptions
 from zoo_core.training.snapshots import SaveSnapshot, Snapshot
 
 __all__ = ["FitProgress", "Fitted", "calibrate", "fit"]

@@ -25,7 +25,7 @@ from zoo_core.data.loader import Loader
 from zoo_core.errors import RefusedError, UsageError
 from zoo_core.model.learner import Learner
 from zoo_core.plan.plan import Budget, Plan
-from zoo_core.runs.folder import save_run
+from zoo_core.runs.stored_run import save_run
 from zoo_core.training.fit import fit
 
 Build = Callable[..., Learner]
@@ -382,7 +382,7 @@ import json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
-from zoo_core.runs.folder import load_stored, read_run
+from zoo_core.runs.stored_run import load_stored, read_run
 inputs = {"numeric": torch.linspace(-2, 2, 50).reshape(10, 5)}
 with torch.inference_mode():
     for path in sys.argv[2:]:

@@ -19,8 +19,8 @@ from zoo_core.cli import main
 from zoo_core.cli.inputs import Inputs
 from zoo_core.errors import IntegrityError, UsageError
 from zoo_core.plan.plan import Budget
-from zoo_core.runs.folder import read_run
 from zoo_core.runs.inference import Item
+from zoo_core.runs.stored_run import read_run
 from zoo_core.toolkit.table_encoding import Category, Encoding, Number, encoding_from
 from zoo_tasks.arrays import Npz
 from zoo_tasks.tables import Csv, Jsonl, Tsv

@@ -23,7 +23,7 @@ from zoo_core.model.build import build
 from zoo_core.model.learner import Learner
 from zoo_core.plan.plan import Budget, Plan
 from zoo_core.plan.resolve import resolve
-from zoo_core.runs.folder import load_stored, read_run, save_run
+from zoo_core.runs.stored_run import load_stored, read_run, save_run
 from zoo_core.testing.recipes import ToyAdapter, ToyBackbones, ToyHint, ToyOpen, toy_plan
 from zoo_core.training.fit import fit
 

@@ -32,7 +32,7 @@ from zoo_core.plan.resolve import resolve
 from zoo_core.registry.local_plugins import lacking
 from zoo_core.registry.registry import registry
 from zoo_core.registry.trust import speaking_for
-from zoo_core.run_files import DELTA, LOCK, RESULTS, RUN
+from zoo_core.run_layout import DELTA, LOCK, RESULTS, RUN
 from zoo_core.runs.lineage import check_links, links_of, moved, places_of
 from zoo_core.spec.parser import Part, Spec, parse, parse_part
 from zoo_core.toolkit.table_encoding import Encoding, encoding_from

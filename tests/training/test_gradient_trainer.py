@@ -23,11 +23,11 @@ from zoo_core.model.build import build
 from zoo_core.model.learner import Learner
 from zoo_core.plan.plan import Budget, Plan, pinned
 from zoo_core.plan.resolve import resolve
-from zoo_core.run_files import UNFINISHED
+from zoo_core.run_layout import UNFINISHED
 from zoo_core.testing.recipes import ToyAdapter, ToyBackbones, ToyHint, ToyMemory, ToyOpen, ToyTasks, toy_plan
 from zoo_core.testing.subject import THREE, examples_of
 from zoo_core.testing.toys import ToySplit
-from zoo_core.training import gradient
+from zoo_core.training import gradient_trainer
 from zoo_core.training.fit import Fitted, fit
 from zoo_core.training.snapshots import Snapshot, UnfinishedFit, laid_out_like
 
@@ -396,7 +396,7 @@ def test_the_best_of_convolutions_is_put_back_bit_for_bit(more: Any, tmp_path: P
 
 @pytest.mark.usefixtures("one_thread")
 def test_moments_in_another_order_in_memory_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gradient, "laid_out_like", lambda _, value: value)
+    monkeypatch.setattr(gradient_trainer, "laid_out_like", lambda _, value: value)
     differ = tensors_that_differ(f"{OPENED[1]}+full", tmp_path / UNFINISHED)
     assert any(name.startswith("backbone.network.") for name in differ)
 
