@@ -377,7 +377,7 @@ def figures(results: list[Json]) -> tuple[str, str, str, str]:
 
 
 def catalogue() -> str:
-    """The page of all that can be named: backbones by namespace, records in full, heads, adapters and tasks."""
+    """The page of all that can be named: backbones by namespace, records in full, then every other kind of part."""
     rows = zoo_core.list_names()
     counts = Counter(row["kind"] for row in rows)
     text = "# Catalogue\n\nWhat an installation with every first-party plugin can name: "
@@ -388,7 +388,7 @@ def catalogue() -> str:
     text += f"\n## Backbones by namespace\n\n{backbones(rows)}"
     text += f"\n## Recorded backbones\n\n{recorded(rows, 'backbone')}"
     text += f"\n## Recorded data sets\n\n{recorded(rows, 'task')}"
-    for kind in ("adapter", "head", "task"):
+    for kind in ("adapter", "head", "task", "metric", "augmentation", "reader"):
         named = [row for row in rows if row["kind"] == kind and row["distribution"] != "zoo-registry"]
         text += f"\n## {kind.capitalize()}s\n\n"
         text += table(

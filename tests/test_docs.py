@@ -296,8 +296,14 @@ packed = zoo_packed:Packed
 cosine = zoo_cosine:Cosine
 [zoo.tasks]
 stripes = zoo_stripes:Stripes
+[zoo.metrics]
+within = zoo_small:Within
+[zoo.augmentations]
+shift-right = zoo_small:Shift
+[zoo.readers]
+toy-files = zoo_small:ToyFiles
 """
-RECIPES = re.findall(r"^(\w+) = (\w+):", ENTRY_POINTS, flags=re.MULTILINE)
+RECIPES = re.findall(r"^([\w-]+) = (\w+):", ENTRY_POINTS, flags=re.MULTILINE)
 
 
 @pytest.fixture(scope="module")

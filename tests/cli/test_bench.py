@@ -127,7 +127,18 @@ def test_the_schema_of_results_is_stable(zoo: Zoo, mixed: Any) -> None:
         *("trial", "digest", "record", "status", "reason", "metric", "score", "split", "num_examples", "chosen"),
         *("num_trainable", "num_parameters", "train_seconds", "training", "inference", "peak_memory_bytes"),
         *("coverage", "versions", "device", "threads", "created_at"),
-        *("backbone", "adapters", "head", "task", "seed", "weights", "unpublished", "sources", "superseded"),
+        *(
+            "backbone",
+            "adapters",
+            "head",
+            "task",
+            "seed",
+            "weights",
+            "unpublished",
+            "sources",
+            "superseded",
+            "higher_is_better",
+        ),
     ]
     assert {row["status"] for row in rows} == {"ok", "failed", "refused"}
     assert all(list(row) == columns for row in rows)

@@ -230,17 +230,17 @@ configs:
     files = {f"text/{name}.csv": rows(30, start) for start, name in enumerate(("en-a", "en-b", "en.held", "fr1"))}
     add(far, files | {"README.md": card})
     assert "has configurations en, fr; config= says which" in said(f"hub-data/{SET}")
-    assert recipe(f"hub-data/{SET}(config=en)").chosen.splits == ("train", "train", "test")
-    assert recipe(f"hub-data/{SET}(config=fr)").chosen.names == ("text/fr1.csv",)
+    assert recipe(f"hub-data/{SET}(config=en)").repository_files.splits == ("train", "train", "test")
+    assert recipe(f"hub-data/{SET}(config=fr)").repository_files.names == ("text/fr1.csv",)
     assert "has no configuration 'frr'; there are en, fr; did you mean fr" in said(f"hub-data/{SET}(config=frr)")
     add(far, {"de/train.csv": rows(30), "it/train.csv": rows(30)}, "org/folders")
-    assert recipe("hub-data/org/folders(config=it)").chosen.names == ("it/train.csv",)
+    assert recipe("hub-data/org/folders(config=it)").repository_files.names == ("it/train.csv",)
 
 
 def test_a_pattern_chooses_files_and_tells_their_splits(far: Far) -> None:
     add(far, {f"x/{name}": rows(30, n) for n, name in enumerate(("a.trn.csv", "a.train.csv", "a.test.csv", "b.csv"))})
-    assert recipe(f'hub-data/{SET}(pattern="x/a.{{split}}.csv")').chosen.splits == ("train", "test")
-    assert recipe(f'hub-data/{SET}(pattern="x/b*")').chosen.names == ("x/b.csv",)
+    assert recipe(f'hub-data/{SET}(pattern="x/a.{{split}}.csv")').repository_files.splits == ("train", "test")
+    assert recipe(f'hub-data/{SET}(pattern="x/b*")').repository_files.names == ("x/b.csv",)
     assert 'no file fits pattern="y/*"; it holds x/a.test.csv' in said(f'hub-data/{SET}(pattern="y/*")')
     assert "nothing says which split x/a.trn.csv, x/b.csv belongs to" in said(f"hub-data/{SET}")
 

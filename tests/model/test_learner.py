@@ -703,14 +703,24 @@ def test_a_start_that_is_no_share_is_refused(start: float) -> None:
 # -- what is the base's and what was added --------------------------------------------------------------------------
 
 
+class Shifted(Wrapped):
+    """What a stage gives, and a learned shift of its channels."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__(inner)
+        self.shift = nn.Parameter(torch.zeros(12))
+
+    def forward(self, x: Any) -> Any:
+        return self.inner(x) + self.shift[:, None, None]
+
+
 class AddShift(ToyAdapter):
-    """Adds a parameter, which takes no part, and wraps a stage, which renames its parameters."""
+    """Adds a parameter, and wraps a stage, which renames its parameters."""
 
     def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
         blocks = learner.backbone.get_submodule("blocks")
         assert isinstance(blocks, nn.Sequential)
-        blocks[1] = Wrapped(blocks[1])
-        blocks[1].register_parameter("shift", nn.Parameter(torch.zeros(12)))
+        blocks[1] = Shifted(blocks[1])
         return learner
 
 

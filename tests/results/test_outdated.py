@@ -72,6 +72,9 @@ PLUGIN = '''
         guide: str = "unused"
         teacher: Spec
 
+        def source(self):
+            return None
+
 '''
 
 

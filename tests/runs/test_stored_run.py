@@ -162,6 +162,7 @@ def test_tied_weights_are_stored_and_loaded(tmp_path: Path) -> None:
             other.weight = one.weight
             learner.backbone.add_module("one", one)
             learner.backbone.add_module("other", other)
+            learner.head.register_forward_hook(lambda head, args, x: x + other(one(x.new_ones(2))).sum())
             return learner
 
     plan = toy_plan(Ties(), backbone=ToyBackbones(kind="map"))

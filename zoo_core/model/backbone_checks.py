@@ -64,7 +64,9 @@ def _problem(backbone: nn.Module, role: str, site: Site) -> str:
         owner = backbone.get_submodule(site.path)
     except AttributeError:
         return f"and it has no module there{nearest(site.path, [name for name, _ in backbone.named_modules()])}"
-    weight = getattr(owner, site.parameter, None)  # not by its own parameters: an adapter may have wrapped the owner
+    weight = getattr(owner, site.parameter, "")  # not by its own parameters: an adapter may have wrapped the owner
+    if weight is None:
+        return ""  # a norm that has nothing to train, say; who wants to change it is told so
     if not isinstance(weight, Tensor):
         return f"and {type(owner).__name__} has no such tensor{nearest(site.parameter, owner._parameters)}"
     if site.out_axis not in (0, 1) or site.out_axis >= weight.ndim:
