@@ -65,8 +65,8 @@ def _problem(backbone: nn.Module, role: str, site: Site) -> str:
     except AttributeError:
         return f"and it has no module there{nearest(site.path, [name for name, _ in backbone.named_modules()])}"
     weight = getattr(owner, site.parameter, "")  # not by its own parameters: an adapter may have wrapped the owner
-    if weight is None:
-        return ""  # a norm that has nothing to train, say; who wants to change it is told so
+    if weight is None and site.kind == "norm":
+        return ""  # one without scale and shift, which the adapters of norms refuse by themselves
     if not isinstance(weight, Tensor):
         return f"and {type(owner).__name__} has no such tensor{nearest(site.parameter, owner._parameters)}"
     if site.out_axis not in (0, 1) or site.out_axis >= weight.ndim:
