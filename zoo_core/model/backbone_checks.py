@@ -32,7 +32,8 @@ def check_backbone(part: Bound, backbone: nn.Module) -> None:
     except LawError as error:
         raise LawError(f"backbone {part.name}, which {_where(part, backbone)}: {error}") from error
     for role, site in sites:
-        problem = _problem(backbone, role, site)
+        with plugin_call(part):
+            problem = _problem(backbone, role, site)
         if problem:
             raise _broken(part, backbone, f"sites({role!r}) names {_told(site)}, {problem}")
 

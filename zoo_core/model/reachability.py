@@ -1,4 +1,4 @@
-"""Which trainable tensors a loss can reach: one pass of dummy inputs, and a walk over the graph that it leaves.
+"""Which trainable tensors a loss can reach: passes of dummy inputs in training, and a walk over the graph they leave.
 
 The graph tells, not values: a factor of a product whose other factor is zero at the start has a gradient of zero, and
 is reached; so is what joins in a later phase.
@@ -7,6 +7,7 @@ is reached; so is what joins in a later phase.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -19,23 +20,31 @@ from zoo_core.toolkit.stages import dummy_inputs
 
 __all__ = ["unreached"]
 
+FEW, MORE = 2, 8  # examples of the first pass, and of each later one
+PASSES = 32  # a module that half of the passes skip, or one of eight experts, is met in some of them
+
 
 def unreached(learner: Learner, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    """Those that neither the predictions nor a term of the objective depends on, in their order.
+    """Those that neither the predictions nor a term of the objective depends on in training, in their order.
 
-    The learner is in evaluation mode, and is left as it was. What its predictions do not reach there is looked for in
-    training mode and in the objective: in a copy, since statistics move, that shares all parameters.
+    The learner is left as it was: a copy that shares all parameters makes the passes, since statistics and counters
+    move in training. What the first pass does not reach may be skipped or routed around at random, so more passes with
+    other inputs are made before anything is called unreached.
     """
     left = list(parameters)
     with torch.enable_grad(), seeded(0, "reach"):
-        left = _without(left, [learner(dummy_inputs(learner.backbone, 1)).predictions])
-        if left:
-            copied = copy.deepcopy(learner, {id(parameter): parameter for parameter in learner.parameters()}).train()
-            inputs = dummy_inputs(copied.backbone, 2)
+        copied = copy.deepcopy(learner, {id(parameter): parameter for parameter in learner.parameters()}).train()
+        for number in range(PASSES):
+            inputs = dummy_inputs(copied.backbone, MORE if number else FEW)
+            if number:
+                inputs = {name: x + torch.randn_like(x) if x.is_floating_point() else x for name, x in inputs.items()}
             output = copied(inputs)
-            batch = Batch(inputs=inputs, target=_target(copied.target, output.predictions), ids=("0", "1"))
+            target = _target(copied.target, output.predictions)
+            batch = Batch(inputs=inputs, target=target, ids=tuple(map(str, range(len(target)))))
             terms = {} if copied.objective is None else copied.objective(output, batch)
             left = _without(left, [output.predictions, *terms.values()])
+            if not left:
+                break
     return left
 
 
@@ -45,10 +54,12 @@ def _without(parameters: Iterable[nn.Parameter], roots: Iterable[Tensor]) -> lis
 
 
 def _target(target: Target, predictions: Tensor) -> Tensor:
-    """A target that predictions of this shape are compared with."""
+    """A target that predictions of this shape are compared with: each class or label in turn."""
+    *shape, size = predictions.shape
+    classes = torch.arange(math.prod(shape), device=predictions.device).view(shape) % size
     if target.kind in ("classes", "token_classes"):
-        return torch.zeros(predictions.shape[:-1], dtype=torch.int64, device=predictions.device)
-    return torch.zeros_like(predictions, dtype=torch.float32)
+        return classes
+    return torch.nn.functional.one_hot(classes, size).float()
 
 
 def _leaves(roots: Sequence[Tensor]) -> set[int]:

@@ -342,12 +342,15 @@ def _check_adapters(
 
 def _first_stage(adapter: Bound, backbone: Bound, num_stages: int) -> int:
     try:
-        return int(adapter.fact("first_stage")(num_stages))
+        found = adapter.fact("first_stage")(num_stages)
     except ZooError as error:
         raise RefusedError(f"adapter {adapter.name} on {backbone.name}: {error}") from error
     except Exception as error:  # a plugin's own code ran; whatever it raises is told as its fault
         reason = f"first_stage({num_stages}) raised {type(error).__name__}: {error}"
         raise broken(adapter, reason) from error
+    if type(found) is not int or not 0 <= found <= num_stages:
+        raise broken(adapter, f"first_stage({num_stages}) gave {found!r:.60}; allowed: 0 to {num_stages}")
+    return found
 
 
 def _rates(adapters: Sequence[Bound], head: Bound, num_rates: int) -> tuple[float, ...]:

@@ -165,12 +165,12 @@ class Index:
 
     def failure(self, provider: Provider) -> LoadFailure | None:
         """Why an earlier process could not load this entry point, if that may still hold."""
-        failure = self.failures.get(_failure_key(provider.distribution, provider.value))
+        failure = self.failures.get(_failure_key(provider))
         return failure if failure is not None and failure.version == provider.version else None
 
     def remember(self, provider: Provider, failure: LoadFailure | None) -> None:
         """Keeps why an entry point could not be loaded for later processes, or forgets it (None)."""
-        key = _failure_key(provider.distribution, provider.value)
+        key = _failure_key(provider)
         if self.failures.get(key) == failure:
             return
         if failure is None:
@@ -382,8 +382,8 @@ def _read_index(file: str | None) -> dict[str, Folder]:
     return content if isinstance(content, dict) else {}
 
 
-def _failure_key(distribution: str, value: str) -> str:
-    return f"{normalise(distribution)} {value}"
+def _failure_key(provider: Provider) -> str:
+    return f"{normalise(provider.distribution)} {provider.kind}:{provider.name} {provider.value}"
 
 
 def _read_failures(cache: str | None, stamp: int) -> dict[str, LoadFailure]:

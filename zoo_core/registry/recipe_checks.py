@@ -7,12 +7,25 @@ kind: see contracts/recipes.py.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
+from dataclasses import fields
+from difflib import get_close_matches
+from inspect import getattr_static
 from typing import Any, get_args
 
 from zoo_core._process.interrupts import raise_interrupt
-from zoo_core.contracts import FEATURE_KINDS, MODALITIES, ROLES, TARGET_KINDS, Change, Seam, Target
+from zoo_core.contracts import (
+    FEATURE_KINDS,
+    MODALITIES,
+    ROLES,
+    TARGET_KINDS,
+    AdapterFacts,
+    Change,
+    HeadFacts,
+    Seam,
+    Target,
+)
 from zoo_core.errors import PluginError, ZooError, nearest
 from zoo_core.registry.bind import Bound
 from zoo_core.registry.trust import speaking_for
@@ -36,20 +49,27 @@ TRAINING: frozenset[Change] = frozenset({"base", "added"})  # what needs a gradi
 
 def check_head(head: Bound) -> None:
     """Raises PluginError for a fact of a head that is not allowed: what it consumes and predicts, how it is fitted."""
-    _check_words(head, "consumes", FEATURE_KINDS, [_declared(head, "consumes")])
-    _check_words(head, "predicts", TARGET_KINDS, _declared(head, "predicts"))
-    _check_words(head, "fit", ("gradient", "closed_form"), [_declared(head, "fit")])
+    _check_spelling(head, HeadFacts)
+    _check_word(head, "consumes", FEATURE_KINDS)
+    _check_set(head, "predicts", TARGET_KINDS)
+    _check_word(head, "fit", ("gradient", "closed_form"))
     if head.fact("fit") == "gradient":
         _check_rates(head)
 
 
 def check_adapter(adapter: Bound) -> None:
     """Raises PluginError for a fact of an adapter that is not allowed, or where it does not say what it changes."""
-    _check_words(adapter, "accepts", FEATURE_KINDS, _declared(adapter, "accepts"))
-    _check_words(adapter, "targets", TARGET_KINDS, _declared(adapter, "targets"))
-    _check_words(adapter, "seams", get_args(Seam), _declared(adapter, "seams"))
-    _check_words(adapter, "needs", ROLES, (role for roles in _declared(adapter, "needs") for role in roles))
-    _check_words(adapter, "changes", get_args(Change), _declared(adapter, "changes"))
+    _check_spelling(adapter, AdapterFacts)
+    _check_set(adapter, "accepts", FEATURE_KINDS)
+    _check_set(adapter, "targets", TARGET_KINDS)
+    _check_set(adapter, "seams", get_args(Seam))
+    _check_set(adapter, "changes", get_args(Change))
+    needs = _declared(adapter, "needs")
+    if not isinstance(needs, tuple) or not all(isinstance(roles, Set) for roles in needs):
+        raise broken(adapter, f"needs is {needs!r:.60}; allowed: a tuple of alternatives, each a frozenset of roles")
+    _check_words(adapter, "needs", ROLES, (role for roles in needs for role in roles))
+    _check_bool(adapter, "mergeable")
+    _check_bool(adapter, "exact_at_start")
     if adapter.fact("changes") & TRAINING:
         _check_rates(adapter)
 
@@ -63,22 +83,20 @@ def check_task(task: Bound) -> None:
     if not isinstance(target, Target):
         raise broken(task, f"target is {target!r:.60}; it should be a zoo_core.contracts.Target")
     _check_words(task, "target.kind", TARGET_KINDS, [target.kind])
-    _check_words(task, "modality", MODALITIES, [_declared(task, "modality")])
+    _check_word(task, "modality", MODALITIES)
     _declared(task, "metric")
 
 
 def check_metric(metric: Bound) -> None:
     """Raises PluginError when a metric does not say which targets it is for, and which of two scores is better."""
-    _check_words(metric, "targets", TARGET_KINDS, _declared(metric, "targets"))
-    better = _declared(metric, "higher_is_better")
-    if not isinstance(better, bool):
-        raise broken(metric, f"higher_is_better is {better!r}; allowed: True, False")
+    _check_set(metric, "targets", TARGET_KINDS)
+    _check_bool(metric, "higher_is_better")
 
 
 def check_augmentation(augmentation: Bound) -> None:
     """Raises PluginError when an augmentation does not say which examples and which targets it is for."""
-    _check_words(augmentation, "modalities", MODALITIES, _declared(augmentation, "modalities"))
-    _check_words(augmentation, "targets", TARGET_KINDS, _declared(augmentation, "targets"))
+    _check_set(augmentation, "modalities", MODALITIES)
+    _check_set(augmentation, "targets", TARGET_KINDS)
 
 
 def check_reader(reader: Bound) -> None:
@@ -96,23 +114,61 @@ def check_reader(reader: Bound) -> None:
 
 def _check_rates(part: Bound) -> None:
     rates = _declared(part, "learning_rates")
-    ascending = list(rates) == sorted(set(rates)) and all(0 < rate < 1e3 for rate in rates)
-    if len(rates) != MAX_RATES or not ascending:
+    numbers = isinstance(rates, Sequence) and all(type(rate) in (int, float) and 0 < rate < 1e3 for rate in rates)
+    if not numbers or len(rates) != MAX_RATES or list(rates) != sorted(set(rates)):
         raise broken(part, f"learning_rates should be {MAX_RATES} ascending positive numbers, found {rates!r}")
 
 
+def _check_spelling(part: Bound, facts: type) -> None:
+    """Refuses `target` for `targets`: the default would hold in silence, and not what its author says."""
+    recipe = type(part.recipe)
+    known = {name for name in vars(facts) if not name.startswith("_")} | {"changes"}
+    said = {name for base in recipe.__mro__[:-1] for name, value in vars(base).items() if not callable(value)}
+    for name in sorted(said - known - {field.name for field in fields(recipe)}):
+        meant = get_close_matches(name, known - said, n=1, cutoff=0.85)
+        if meant and not name.startswith("_"):
+            raise broken(part, f"it says {name}, which nothing reads; {meant[0]} is what a recipe says")
+
+
+def _check_set(part: Bound, name: str, allowed: Sequence[str]) -> None:
+    found = _declared(part, name)
+    if not isinstance(found, Set):
+        raise broken(part, f"{name} is {found!r:.60}; allowed: a frozenset of {', '.join(allowed)}")
+    _check_words(part, name, allowed, found)
+
+
+def _check_word(part: Bound, name: str, allowed: Sequence[str]) -> None:
+    found = _declared(part, name)
+    if not isinstance(found, str):
+        raise broken(part, f"{name} is {found!r:.60}; allowed: one of {', '.join(allowed)}")
+    _check_words(part, name, allowed, [found])
+
+
+def _check_bool(part: Bound, name: str) -> None:
+    found = _declared(part, name)
+    if not isinstance(found, bool):
+        raise broken(part, f"{name} is {found!r:.60}; allowed: True, False")
+
+
 def _check_words(part: Bound, name: str, allowed: Sequence[str], found: Iterable[str]) -> None:
-    wrong = sorted(set(found) - set(allowed))
+    wrong = sorted(set(found) - set(allowed), key=str)
     if wrong:
-        raise broken(part, f"{name} is {wrong[0]!r}; allowed: {', '.join(allowed)}{nearest(wrong[0], allowed)}")
+        near = nearest(str(wrong[0]), allowed)
+        raise broken(part, f"{name} is {wrong[0]!r}; allowed: {', '.join(allowed)}{near}")
 
 
 def _declared(part: Bound, name: str) -> Any:
     """What a recipe says of itself, or the default; the contract is checked here, before anybody builds on it."""
     try:
-        return part.fact(name)
-    except AttributeError as error:
+        with plugin_call(part):
+            return part.fact(name)
+    except PluginError as error:
+        if getattr_static(part.recipe, name, _SILENT) is not _SILENT:
+            raise  # a property that raises
         raise broken(part, f"it does not say {name}") from error
+
+
+_SILENT = object()
 
 
 @contextmanager
