@@ -22,7 +22,10 @@ INTERRUPTED = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and gives its exit code. arguments: without the program's name, None: the process's own."""
+    """Runs one command and returns its exit code.
+
+    arguments: the words after the program's name; None means those that this process was started with.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     if debug:
@@ -31,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _run(words)
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # whoever read our output has gone, as in `zoo list | head`
+    except BrokenPipeError:  # the reader of our output has closed, as in `zoo list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
@@ -39,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ZooError as error:
         _trace(debug)
         return _fail(str(error), error.exit_code)
-    except Exception as error:  # noqa: BLE001 - the last resort: a line and an exit code, or a traceback if asked for
+    except Exception as error:  # noqa: BLE001 - the last resort: a line and an exit code, and a traceback with --debug
         if _trace(debug):
             return _fail("that was a mistake of zoo's own; report what is printed above", 1)
         text = " ".join(f"{type(error).__name__}: {error}".split())
@@ -47,23 +50,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(words: Sequence[str]) -> int:
-    for stream in (sys.stdout, sys.stderr):  # a summary or a path may hold what the terminal cannot show
+    for stream in (sys.stdout, sys.stderr):  # the terminal may not be able to show every character
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     wanted = listing.plain_arguments(words)
     if wanted is not None:
         listing.run(wanted.words, as_json=wanted.as_json)
         return 0
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # what the client warns of before it tries again is no news
-    from zoo_core.cli.group import run  # click, and then the command's own imports
+    # The Hub client prints a warning before each retry, which users need not see.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    from zoo_core.cli.group import run  # imports click, and later what the command itself needs
 
     return run(words)
 
 
 def _trace(wanted: bool) -> bool:
-    """Prints the error's traceback if that is wanted; the line and the exit code stay the same."""
+    """Prints the traceback of the current error if it is wanted, and returns whether it is."""
     if wanted:
-        import traceback  # an error alone pays for it
+        import traceback  # imported here, so that only a failing command pays for it
 
         traceback.print_exc()
     return wanted

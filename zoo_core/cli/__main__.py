@@ -1,4 +1,8 @@
-"""`python -m zoo_core.cli` is `zoo`, but for what Python imports from the working directory before we are asked."""
+"""`python -m zoo_core.cli` does what `zoo` does.
+
+Python puts the working directory on sys.path. It is removed here before zoo imports anything, unless zoo_core itself
+lies there. What Python imports from that directory before this module runs cannot be prevented.
+"""
 
 from __future__ import annotations
 

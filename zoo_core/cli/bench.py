@@ -96,7 +96,8 @@ def bench(
     """  # noqa: D301 - click reads the character \b as: keep these lines
     from zoo_core.benchmark.runner import open_grid, run_grid
 
-    if suite is not None or not (tasks or backbones or adapters or heads):  # what is set does not change a suite's
+    # Defaults from settings do not change a suite; only flags typed on the command line do.
+    if suite is not None or not (tasks or backbones or adapters or heads):
         seeds, budget = typed("seeds", seeds), {name: typed(name, value) for name, value in budget.items()}
     grid = {"backbones": backbones, "adapters": adapters, "heads": heads}
     chosen = _suite(suite, tasks, grid, seeds, {name: value for name, value in budget.items() if value is not None})
@@ -138,7 +139,7 @@ def report(folders: tuple[Path, ...], form: str) -> None:
     outdated = frozenset(digest for each in found for digest in each.outdated)
     remarks = [remark for each in found for remark in each.remarks]
     click.echo(render(rows, form=form, outdated=outdated, remarks=remarks))
-    for remark in remarks if form == "csv" else ():  # which has no place for them
+    for remark in remarks if form == "csv" else ():  # a CSV table has no place for remarks
         click.echo(f"note: {remark}", err=True)
 
 
@@ -149,7 +150,11 @@ def _suite(
     seeds: int | None,
     budget: Mapping[str, object],
 ) -> Suite:
-    """The suite of a file or of the flags; --seeds and the budget's flags also change a file's."""
+    """The suite of a file, or the one that the flags describe.
+
+    --seeds and the flags of the budget replace what a file says. Without a file and flags it is the starter suite.
+    Raises UsageError if both a file and flags give the grid, or if --task or --backbones is missing.
+    """
     from zoo_core.benchmark.grid import PATTERN, chains_in, load_suite, starter_suite, suite_from
     from zoo_core.spec.parser import parse_parts, parse_specs
 
@@ -176,7 +181,7 @@ def _suite(
 
 
 def _shared(workers: int | None, threads: int | None, device: str) -> tuple[int, int]:
-    """Processes, and threads of each."""
+    """The number of worker processes, and the number of threads of each. Raises UsageError for a bad count."""
     from zoo_core.benchmark.forking import num_processors
 
     for name, wanted in (("workers", workers), ("threads", threads)):
@@ -188,7 +193,7 @@ def _shared(workers: int | None, threads: int | None, device: str) -> tuple[int,
 
 @contextmanager
 def _watching(name: str, folder: Path) -> Iterator[Callable[[RunEvent], None]]:
-    """A live bar on a terminal; elsewhere a line for each result."""
+    """Shows a progress bar on a terminal, and prints a line for each result elsewhere. Yields the `watch` of a run."""
     if not sys.stderr.isatty():
         yield _line
         return

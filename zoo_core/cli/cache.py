@@ -1,4 +1,4 @@
-"""`zoo cache ls`, `rm` and `prune`: what lies in the caches, and what of it goes."""
+"""`zoo cache ls`, `rm` and `prune`: list what is in the caches, and remove some of it."""
 
 from __future__ import annotations
 
@@ -88,7 +88,10 @@ def prune(older_than: str | None, dry_run: bool, yes: bool) -> None:
 
 
 def _remove(entries: Sequence[Entry], dry_run: bool, yes: bool) -> None:
-    """Shows what goes, asks, and removes it."""
+    """Shows the entries, asks for confirmation, and removes them.
+
+    Raises UsageError if it would have to ask and standard input is not a terminal.
+    """
     from zoo_core.files.cache import removed
 
     if not entries:

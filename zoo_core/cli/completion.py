@@ -1,6 +1,6 @@
-"""Completion of names from the static index, and `zoo completion SHELL`, the script that a shell reads. No torch.
+"""Completes names from the static index, and prints the shell's script (`zoo completion SHELL`). No torch is imported.
 
-What stands before the last `+` or comma of a word is kept, so specs and lists of them are completed part by part.
+The text before the last `+` or comma of a word is kept, so specs and lists of specs are completed part by part.
 """
 
 from __future__ import annotations
@@ -55,51 +55,58 @@ def completion(shell: str) -> None:
 
 
 def complete_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Any name."""
+    """Completes a name of any kind."""
     from zoo_core.registry.index import PART_KINDS
 
     return _items(_names(PART_KINDS, incomplete), incomplete)
 
 
 def complete_listed(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """What `zoo list` takes: a kind, or a name."""
+    """Completes an argument of `zoo list`: a kind, or a name."""
     from zoo_core.registry.index import PART_KINDS
 
     return _items([*PART_KINDS, *_names(PART_KINDS, incomplete)], incomplete)
 
 
 def complete_spec(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """A backbone, then adapters and heads; a file or a folder where no name begins like it."""
+    """Completes a spec: first a backbone, then adapters and heads.
+
+    If no backbone begins with the text, it is completed as the path of a file or folder.
+    """
     return _chain(incomplete, ("adapter", "head") if "+" in incomplete else ("backbone",))
 
 
 def complete_tasks(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """A task, or the path of files."""
+    """Completes the name of a task, or the path of a file or folder."""
     return _chain(incomplete, ("task",))
 
 
 def complete_backbones(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Backbones with commas between."""
+    """Completes a list of backbones, separated by commas."""
     return _chain(incomplete, ("backbone",))
 
 
 def complete_adapters(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Adapters, chains of them, and the head that a chain may end in."""
+    """Completes a list of adapters; an entry may be a chain joined by `+`, which may end in a head."""
     return _chain(incomplete, ("adapter", "head") if "+" in incomplete.rpartition(",")[2] else ("adapter",))
 
 
 def complete_heads(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Heads with commas between."""
+    """Completes a list of heads, separated by commas."""
     return _chain(incomplete, ("head",))
 
 
 def complete_augmentations(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """An augmentation, or none."""
+    """Completes the name of an augmentation, or the word none."""
     return _items(["none", *_names(("augmentation",), incomplete)], incomplete)
 
 
 def _chain(incomplete: str, kinds: tuple[PartKind, ...]) -> list[CompletionItem]:
-    """The last part of a word, unless it is among the arguments of one; a path where no name fits a whole word."""
+    """Completes the last part of a word, which begins after the last `+` or comma.
+
+    Nothing is offered inside the parentheses of a part's arguments. If the word is a single part and no name begins
+    with it, the shell completes it as a path.
+    """
     from click.shell_completion import CompletionItem
 
     match = _LAST.match(incomplete)
@@ -112,13 +119,16 @@ def _chain(incomplete: str, kinds: tuple[PartKind, ...]) -> list[CompletionItem]
 
 
 def _names(kinds: Iterable[PartKind], begun: str) -> list[str]:
-    """The usable names of some kinds; before anything is typed, a namespace with many of them is its first segment."""
+    """The usable names of some kinds.
+
+    begun: the text typed so far. If it is empty, a namespace with more than MANY names is given as its first segment.
+    """
     from zoo_core.cli.listing import MANY
     from zoo_core.registry.index import load_index
 
     try:
         providers = load_index().providers
-    except ZooError:  # settings that cannot be used: the command itself tells of them
+    except ZooError:  # the settings are faulty, which the command itself will report
         return []
     wanted = frozenset(kinds)
     names = [each.name for each in providers if each.kind in wanted and each.state == "ok"]

@@ -1,9 +1,10 @@
-"""`zoo config`, and the defaults of options: a flag goes before ZOO_*, zoo.toml, the user's file, and the built-in one.
+"""`zoo config`, and where the defaults of options come from.
 
-zoo.toml of the working directory is read by the command line alone, and holds options and [budget] alone: which plugins
-may run, who owns a name and where files are kept is the user's to say, never a folder's. Only click's default map is
-used: the variables that click itself reads have the command in their names, and its errors name neither file nor
-variable. No torch.
+A flag overrides a ZOO_* variable, which overrides zoo.toml, then the user's file, then the built-in default. Only the
+command line reads zoo.toml, from the working directory. It may hold options and [budget] and nothing else: which
+plugins may run, who owns a name and where files are kept is for the user to decide, never for a folder. Of click's own
+means only the default map is used, because the variables that click reads have the command in their names, and its
+errors name neither the file nor the variable. No torch is imported.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from zoo_core.registry.settings import OPTIONS, cache_folder, read_settings, rea
 __all__ = ["PROJECT", "READS", "Setting", "config", "defaults", "effective"]
 
 PROJECT = "zoo.toml"
-USERS_OWN = ("cache", "plugins", "names")  # tables and keys of the user's file alone
+USERS_OWN = ("cache", "plugins", "names")  # tables and keys that only the user's file may hold
 BUDGET = tuple(flag.removeprefix("--").replace("-", "_") for flag, _, _ in BUDGET_FLAGS)
-# Key -> its type, and what holds where nothing is set; None: as `zoo COMMAND --help` says.
+# Key -> its type, and its value if nothing sets it; for None, `zoo COMMAND --help` says what happens.
 SETTINGS: Mapping[str, tuple[click.ParamType[Any], Any]] = {
     "device": (click.STRING, "auto"),
     "lock": (click.STRING, None),
@@ -40,7 +41,7 @@ SETTINGS: Mapping[str, tuple[click.ParamType[Any], Any]] = {
         for name, (_, kind, _) in zip(BUDGET, BUDGET_FLAGS, strict=True)
     },
 }
-# Command -> the keys that its parameters of the same names take their defaults from.
+# Command -> its parameters whose defaults come from settings. The key has the same name, or the one that KEYS gives.
 READS: Mapping[str, tuple[str, ...]] = {
     "bench": ("device", "lock", "seeds", "threads", "workers", *BUDGET),
     "fit": ("device", "lock", "num_workers", "threads", *BUDGET),
@@ -52,7 +53,7 @@ READS: Mapping[str, tuple[str, ...]] = {
     "lock": ("file",),
     "verify": ("file",),
 }
-KEYS: Mapping[str, str] = {"file": "lock"} | {name: f"budget.{name}" for name in BUDGET}  # of other names
+KEYS: Mapping[str, str] = {"file": "lock"} | {name: f"budget.{name}" for name in BUDGET}  # where it differs
 
 
 class Setting(NamedTuple):
@@ -63,7 +64,10 @@ class Setting(NamedTuple):
 
 
 def defaults(command: str) -> dict[str, Any]:
-    """What the parameters of a command default to because somebody set it. Raises UsageError as `effective` does."""
+    """The defaults of a command's parameters that a file or a variable sets; built-in defaults are left out.
+
+    Raises UsageError as `effective` does.
+    """
     if command not in READS:
         return {}
     found = effective()
@@ -72,7 +76,10 @@ def defaults(command: str) -> dict[str, Any]:
 
 
 def effective() -> dict[str, Setting]:
-    """Every key with the value that holds where no flag is given. Raises UsageError naming the file or variable."""
+    """Every key with the value that it has if no flag is given.
+
+    Raises UsageError for a bad key or value; the message names the file or the variable.
+    """
     found = {key: Setting(usual, "default") for key, (_, usual) in SETTINGS.items()}
     for path in (settings_file(), PROJECT):
         found |= _of_file(path)
@@ -84,7 +91,7 @@ def effective() -> dict[str, Setting]:
 
 
 def _of_file(path: str) -> dict[str, Setting]:
-    """The options and the budget of a settings file."""
+    """The options and the budget that a settings file sets. Raises UsageError for a key or value that is not valid."""
     content = dict(read_toml(path))
     is_project = path == PROJECT
     for key in USERS_OWN if is_project else ():
@@ -109,7 +116,10 @@ def _of_file(path: str) -> dict[str, Setting]:
 
 
 def _converted(key: str, value: Any, origin: str) -> Any:
-    """The value in the type of its key. Raises UsageError."""
+    """The value, converted to the type of its key.
+
+    origin: the file or variable that the value comes from, for messages. Raises UsageError if the value does not fit.
+    """
     kind, _ = SETTINGS[key]
     try:
         if isinstance(value, bool | list | dict) or (isinstance(value, float) and "integer" in kind.name):
@@ -124,7 +134,7 @@ def _converted(key: str, value: Any, origin: str) -> Any:
         raise UsageError(f"{origin}: {key}: {said}") from None
     except UsageError as error:
         raise UsageError(f"{origin}: {error}") from None
-    return os.path.expanduser(found) if key in ("lock", "runs") else found  # noqa: PTH111 - text goes on as text
+    return os.path.expanduser(found) if key in ("lock", "runs") else found  # noqa: PTH111 - the value stays a text
 
 
 def _range(kind: click.IntRange) -> str:
@@ -162,7 +172,7 @@ def config(show_origin: bool, as_json: bool) -> None:
 
 
 def _users_own() -> Iterator[tuple[str, Setting]]:
-    """The cache folder, the allowed plugins, and who owns a name."""
+    """The keys of the user's own file: the cache folder, the allowed plugins, and the owners of names."""
     path, settings = settings_file(), read_settings()
     own = read_toml(path)
     of_file = f"file:{path}"
@@ -179,7 +189,7 @@ def _users_own() -> Iterator[tuple[str, Setting]]:
 
 
 def _unread(found: Mapping[str, Setting]) -> Iterator[tuple[str, str]]:
-    """Variables that begin like ours and are none, each with the nearest that is."""
+    """Environment variables that begin with ZOO_ but are not read, each with a hint at the nearest known one."""
     known = {*map(_variable, SETTINGS), "ZOO_CACHE", "ZOO_CONFIG", "ZOO_PLUGINS"}
     for variable in sorted(os.environ):
         if variable.startswith("ZOO_") and variable not in known:

@@ -1,4 +1,4 @@
-"""`zoo data`: what a folder or a table is, as a task."""
+"""`zoo data` shows how a folder or a table is read as a task."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["data", "told"]
 
-SHOWN = 5  # items or groups of a kind that people are shown; JSON has them all
-MANY = 30  # classes
+SHOWN = 5  # rows of a block, and items of a group, that people are shown; JSON has them all
+MANY = 30  # classes that people are shown; JSON has them all
 
 
 @click.command()
@@ -43,7 +43,7 @@ def data(path: str, as_json: bool) -> int:
     """  # noqa: D301 - click reads the character \b as: keep these lines
     part = _part(path)
     bound = registry().bind(part, "task")
-    inner_parts(bound, registry())  # before any of its code runs
+    inner_parts(bound, registry())  # checked before any code of the recipe runs
     found_at = located(bound, {})
     recipe = found_at.recipe
     if not isinstance(recipe, Surveyed):
@@ -55,9 +55,9 @@ def data(path: str, as_json: bool) -> int:
 
 
 def told(task: str, *, lock: Path | None = None, frozen: bool = False) -> Bound:
-    """The task that was given on a command line, as `resolve` takes it, so that it is looked at once.
+    """The task given on a command line, bound as `resolve` takes it, so that its files are looked at only once.
 
-    Of a path and of a data set of the Hub, what was inferred is told on standard error.
+    For a path or a data set of the Hub, prints on standard error what was inferred.
     """
     given = is_path(task)
     part = task_part(task)
@@ -82,7 +82,7 @@ def told(task: str, *, lock: Path | None = None, frozen: bool = False) -> Bound:
 
 
 def _part(text: str) -> Part:
-    """The task of a path, also of a bare name of a file or folder that is no task's."""
+    """The part that names the task of a path. A bare name counts as a path if such a file or folder exists."""
     if is_path(text) or not Path(text).exists():
         return task_part(text)
     return task_part(f"./{text}")
@@ -122,7 +122,10 @@ def _survey_text(part: Part, found: Survey) -> str:
 
 
 def _block(title: str, rows: Any, shown: Any = True) -> list[str]:
-    """A title, and below it the first rows."""
+    """A title, and below it the first SHOWN rows, or all rows of what was inferred.
+
+    shown: if it is false or empty, there is no block at all.
+    """
     if not shown:
         return []
     rows = list(rows)

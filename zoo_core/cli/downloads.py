@@ -1,4 +1,4 @@
-"""How downloads and files are shown: a progress bar on a terminal, a line now and then elsewhere."""
+"""How downloads and files are shown: a progress bar on a terminal, a line every LINE_SECONDS elsewhere."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ LINE_SECONDS = 10.0
 
 
 def size_text(sizes: Iterable[int]) -> str:
-    """Bytes for people, all of them together."""
+    """The sum of some sizes in bytes, as a text in kB or MB."""
     total = sum(sizes)
     return f"{total / 1e6:,.1f} MB" if total >= 1e5 else f"{total / 1e3:,.1f} kB"
 
 
 def count_text(count: int, noun: str) -> str:
-    """`1 file`, `2 files`."""
+    """A count with its noun in singular or plural, such as `1 file` or `2 files`."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 @contextmanager
 def downloading() -> Iterator[Callable[[DownloadProgress], None]]:
-    """A progress bar of downloads where standard error is a terminal, a line every few seconds elsewhere.
+    """Shows downloads as a progress bar if standard error is a terminal, and as a line every LINE_SECONDS elsewhere.
 
     Yields the function to give as `progress` to zoo_core.files.fetch.
     """

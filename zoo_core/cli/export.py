@@ -1,4 +1,4 @@
-"""`zoo export`: a fitted model as a plain checkpoint of its backbone's own library."""
+"""`zoo export` writes a fitted model as a plain checkpoint, which its backbone's own library loads."""
 
 from __future__ import annotations
 

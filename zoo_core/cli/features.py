@@ -1,7 +1,7 @@
-"""Files of features, written as they come: a matrix for numpy with its ids beside it, or a Parquet table with both.
+"""Writes files of features row by row: a matrix for numpy with a file of ids beside it, or a Parquet table with both.
 
-Each is written under another name and renamed at its end, so that a file that is there is whole. Memory does not grow
-with the number of rows.
+A file is written under a temporary name and renamed at the end, so a file with the final name is always complete.
+Memory does not grow with the number of rows.
 """
 
 from __future__ import annotations
@@ -22,25 +22,28 @@ if TYPE_CHECKING:
 
 __all__ = ["FeatureFile", "check_out", "open_features"]
 
-GROUP_BYTES = 2**24  # of features in one row group of a Parquet file
+GROUP_BYTES = 2**24  # size of the features in one row group of a Parquet file
 FORMATS = (".npy", ".parquet")
-IDS = ".ids.txt"  # beside FILE.npy
+IDS = ".ids.txt"  # suffix of the file of ids, which lies beside FILE.npy
 
 
 class FeatureFile(Protocol):
-    """A file that takes one row after the other. Without a single row nothing is written."""
+    """A file of features that takes one row after the other. If no row is added, no file is written."""
 
     def __enter__(self) -> FeatureFile: ...
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
     def add(self, item: str, features_D: Tensor) -> None:
-        """features_D: float32 on the CPU, of one width for all rows."""
+        """Adds the row of an item. features_D: float32 [D] on the CPU, with the same D for all rows."""
         ...
 
 
 def check_out(out: Path) -> None:
-    """Raises UsageError and AccessError for a file that cannot be written, before anything is computed."""
+    """Checks that a file of features can be written, before anything is computed, and makes its folder.
+
+    Raises UsageError for a bad name, AccessError if the folder cannot be made, and ZooError if pyarrow is missing.
+    """
     if out.suffix not in FORMATS:
         raise UsageError(f"--out {out}: a file of features ends in {' or '.join(FORMATS)}")
     if out.is_dir():
@@ -56,7 +59,7 @@ def check_out(out: Path) -> None:
 
 
 def _is_pair(out: Path, ids: Path) -> bool:
-    """Whether two files are what an earlier call wrote: a matrix, and an id for each of its rows."""
+    """Whether two files look like the result of an earlier call: a matrix, and one line of ids for each of its rows."""
     try:
         with ids.open("rb") as lines:
             return len(np.load(out, mmap_mode="r")) == sum(1 for _ in lines)
@@ -65,15 +68,15 @@ def _is_pair(out: Path, ids: Path) -> bool:
 
 
 def open_features(out: Path) -> FeatureFile:
-    """The writer for a file that `check_out` has passed."""
+    """The writer for a file that `check_out` has accepted."""
     return _Parquet(out) if out.suffix == ".parquet" else _Npy(out)
 
 
 class _Npy:
-    """A matrix float32 [N, D] in FILE.npy, and FILE.ids.txt with the id of each row on a line of its own.
+    """Writes a float32 matrix [N, D] to FILE.npy, and the id of each row on its own line to FILE.ids.txt.
 
-    numpy leaves room in its header for any number of rows (numpy/lib/_format_impl.py, GROWTH_AXIS_MAX_DIGITS), so the
-    number is put there at the end.
+    numpy's header has room for any number of rows (numpy/lib/_format_impl.py, GROWTH_AXIS_MAX_DIGITS), so the header
+    is written again with the final number at the end.
     """
 
     def __init__(self, out: Path) -> None:
@@ -110,7 +113,7 @@ class _Npy:
 
 
 class _Parquet:
-    """Columns `item`, text, and `features`, a list of D float32."""
+    """Writes a Parquet table with a text column `item` and a column `features` of lists of D float32."""
 
     def __init__(self, out: Path) -> None:
         self.out, self._fresh = out, Path(fresh_name(out))
@@ -150,7 +153,7 @@ class _Parquet:
 
 
 def _settle(fresh: Path, path: Path, *, whole: bool) -> None:
-    """Puts what was written in its place, or away."""
+    """Renames a temporary file to its final path if it is whole, and removes it otherwise."""
     if whole:
         move_into_place(fresh, path)
     else:

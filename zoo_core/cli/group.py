@@ -1,4 +1,4 @@
-"""The group of commands; each one's module is imported when it is called, and none for `zoo --help`."""
+"""The group of commands. The module of a command is imported when it is called; `zoo --help` imports none."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMANDS", "TAKE_PLUGINS", "TAKE_STORED", "run"]
 
-# Name of the command -> where it lies, and its line in `zoo --help`; in the order in which they are shown.
+# Name of a command -> its module and function, and its line in `zoo --help`, in the order shown there.
 COMMANDS: dict[str, tuple[str, str]] = {
     "list": ("zoo_core.cli.names:list_", "What can be named: backbones, adapters, heads, tasks and more."),
     "show": ("zoo_core.cli.names:show", "One name in full: arguments, facts, who provides it."),
@@ -42,7 +42,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("zoo_core.cli.names:doctor", "The health of every plugin."),
 }
 
-# Commands that look names up or build from them.
+# Commands that look up names or build from them; they take --plugin.
 TAKE_PLUGINS = frozenset(
     {
         "list",
@@ -62,17 +62,17 @@ TAKE_PLUGINS = frozenset(
     }
 )
 
-# Commands that resolve specs which may be stored, in runs, suite files or records.
+# Commands that may resolve specs stored in runs, suite files or records; they take --trust.
 TAKE_STORED = (TAKE_PLUGINS | {"push"}) - {"list", "show"}
 
 
 def plugin_option() -> click.Option:
-    """`--plugin FILE`: its recipes are usable by name in what follows, and nothing is found without being named."""
+    """The option `--plugin FILE`, which makes the recipes of a file usable by name. No file is searched for."""
     return click.Option(
         ["--plugin"],
         multiple=True,
         expose_value=False,
-        is_eager=True,  # before names in other options are looked up
+        is_eager=True,  # handled before names in other options are looked up
         type=click.Path(),
         metavar="FILE",
         callback=lambda ctx, option, files: _add_plugins(ctx, files),
@@ -81,7 +81,7 @@ def plugin_option() -> click.Option:
 
 
 def trust_option() -> click.Option:
-    """`--trust WORD`: what a stored spec may ask for in this call."""
+    """The option `--trust WORD`, which says what stored specs may ask for in this call."""
     return click.Option(
         ["--trust"],
         multiple=True,
@@ -94,7 +94,7 @@ def trust_option() -> click.Option:
 
 
 class LazyGroup(click.Group):
-    """Commands by the table above."""
+    """A group whose commands are those of COMMANDS, each imported when it is needed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -117,14 +117,14 @@ class LazyGroup(click.Group):
         if args and args[0] not in COMMANDS and not ctx.resilient_parsing:
             ctx.fail(f"no command {args[0]!r}; there are {', '.join(COMMANDS)}{nearest(args[0], COMMANDS)}")
         if args and not ctx.resilient_parsing and not {"-h", "--help"} & set(args) and _has_settings():
-            from zoo_core.cli.config import defaults  # only those who have settings pay for it
+            from zoo_core.cli.config import defaults  # imported only if there are settings
 
             ctx.default_map = {args[0]: defaults(args[0])}
         return super().resolve_command(ctx, args)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Commands by the table above, so that none is imported; options as click finds them."""
-        from click.shell_completion import CompletionItem  # imported at a TAB alone
+        """Completes commands from COMMANDS, so that none is imported, and options as click does."""
+        from click.shell_completion import CompletionItem  # needed only when a shell asks for completion
 
         found = [CompletionItem(name, help=text) for name, (_, text) in COMMANDS.items() if name.startswith(incomplete)]
         return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
@@ -160,7 +160,10 @@ def zoo() -> None:
 
 
 def run(words: Sequence[str]) -> int:
-    """Runs one command; gives its exit code. Raises what the command raises, and KeyboardInterrupt."""
+    """Runs one command and returns its exit code.
+
+    Prints the usage errors that click finds. Raises what the command raises, and KeyboardInterrupt if it was aborted.
+    """
     try:
         code = zoo.main(list(words), prog_name="zoo", standalone_mode=False)
     except click.Abort:
@@ -177,8 +180,8 @@ def _path(error: click.UsageError) -> str:
 
 
 def _add_plugins(ctx: click.Context, files: Sequence[str]) -> None:
-    if files and not ctx.resilient_parsing:  # a TAB runs nobody's code
-        from zoo_core.registry.local_plugins import add_plugin  # only those who have a file pay for it
+    if files and not ctx.resilient_parsing:  # completion in a shell never runs the code of a plugin file
+        from zoo_core.registry.local_plugins import add_plugin  # imported only if a file is given
 
         for file in files:
             add_plugin(file)
@@ -186,13 +189,13 @@ def _add_plugins(ctx: click.Context, files: Sequence[str]) -> None:
 
 def _trust(ctx: click.Context, words: Sequence[str]) -> None:
     if words and not ctx.resilient_parsing:
-        from zoo_core.registry.trust import trusting  # only those who trust pay for it
+        from zoo_core.registry.trust import trusting  # imported only if --trust is given
 
         ctx.with_resource(trusting(*words))
 
 
 def _has_settings() -> bool:
-    """Whether anything may set a default: a variable, a file of this folder, or the user's own."""
+    """Whether anything may set a default: a ZOO_* variable, zoo.toml in this folder, or the user's own file."""
     files = ("zoo.toml", settings_file())
     return any(name.startswith("ZOO_") for name in os.environ) or any(Path(file).exists() for file in files)
 

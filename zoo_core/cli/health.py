@@ -1,4 +1,4 @@
-"""What `zoo doctor` finds: every distribution with its state, loaded to see whether it works, and stray metadata."""
+"""What `zoo doctor` finds: the state of every distribution, each loaded to see if it works, and faulty metadata."""
 
 from __future__ import annotations
 
@@ -43,7 +43,11 @@ CHECKS: Mapping[PartKind, Callable[[Bound], None]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class DistributionHealth:
-    """One distribution. names: `kind:name` of each. import_seconds: of all its recipes; None if none was loaded."""
+    """The health of one distribution.
+
+    names: each name that it provides, as `kind:name`. import_seconds: time to load and check all of its recipes; None
+    if none was loaded.
+    """
 
     name: str
     version: str
@@ -57,10 +61,11 @@ class DistributionHealth:
 
 @dataclass(frozen=True, kw_only=True)
 class Health:
-    """Everything that was found. groups: entry points below groups that zoo does not read, such as `zoo.adapter`.
-    suffixes: of files that several readers read.
+    """Everything that `zoo doctor` found.
 
-    foreign: unreadable metadata of packages that have nothing to do with zoo.
+    groups: a line for each entry-point group that looks like zoo's but is not read, such as `zoo.adapter`.
+    suffixes: a line for each file suffix that several readers read.
+    foreign: faulty metadata of packages that have nothing to do with zoo, and folders that cannot be read.
     """
 
     core_version: str | None
@@ -76,7 +81,7 @@ class Health:
 
     @property
     def num_problems(self) -> int:
-        """How many things a user should mend; a plugin that is not allowed is no problem."""
+        """The number of problems that a user should fix. Those of a plugin that is not allowed do not count."""
         allowed = [found for found in self.distributions if found.state != "disallowed"]
         return sum(len(found.problems) for found in allowed) + len(self.records) + len(self.groups) + len(self.suffixes)
 
@@ -143,7 +148,10 @@ def _distribution(found: Distribution, index: Index, registry: Registry) -> Dist
 
 
 def _check_declarations(registry: Registry, provider: Provider) -> None:
-    """Raises PluginError when a recipe breaks its contract; one that needs arguments is checked when it has them."""
+    """Raises PluginError when a recipe breaks its contract.
+
+    A recipe that needs arguments is not checked here, but when it is used with arguments.
+    """
     check = CHECKS.get(provider.kind)
     if check is None:
         return
@@ -158,7 +166,7 @@ def _check_declarations(registry: Registry, provider: Provider) -> None:
 
 
 def _unknown_groups(index: Index) -> Iterator[str]:
-    """Groups that look like zoo's and are not, so that nothing below them is found."""
+    """A line for each entry-point group that begins with `zoo.` but that zoo does not read, such as a misspelt one."""
     known = (*GROUPS, RECORDS_GROUP)
     for _, file, points, _ in _entry_points(index):
         for group in dict.fromkeys(group for group, _, _ in points):
@@ -167,7 +175,10 @@ def _unknown_groups(index: Index) -> Iterator[str]:
 
 
 def _foreign(index: Index) -> Iterator[str]:
-    """Entry points that break importlib.metadata.entry_points() for everybody, and folders that cannot be read."""
+    """A line for each problem of other packages: folders that cannot be read, and malformed entry points.
+
+    Such entry points break importlib.metadata.entry_points() for every program.
+    """
     for scanned in index.folders.values():
         yield from scanned["problems"]
     ours = {found["path"] for found in index.distributions}
@@ -177,7 +188,10 @@ def _foreign(index: Index) -> Iterator[str]:
 
 
 def _entry_points(index: Index) -> Iterator[tuple[Path, Path, list[tuple[str, str, str]], list[str]]]:
-    """Of each distribution that has any: its folder, the file, what stands there, and what is malformed."""
+    """For each distribution with entry points: its metadata folder, the file, the entry points, and what is malformed.
+
+    An entry point is (group, name, value).
+    """
     for folder in index.folders:
         for path in _paths(folder):
             if path.suffix not in (".dist-info", ".egg-info") or path.name.startswith("~"):

@@ -1,4 +1,4 @@
-"""`zoo fetch`, `zoo lock`, `zoo verify`, `zoo push`: weights in, pinned and checked; a trained delta out."""
+"""`zoo fetch`, `zoo lock`, `zoo verify`, `zoo push`: download pinned weights and check them, upload a fitted model."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ from zoo_core.runs.backbones import base_plan
 
 __all__ = ["fetch", "lock", "push", "verify"]
 
-SHOWN = 5  # differences in a message
-PUBLISHED = "hub/"  # a model on the Hub that `zoo push` put there
+SHOWN = 5  # differences, or errors, that one message names
+PUBLISHED = "hub/"  # prefix of a model that `zoo push` put on the Hub
 
 what_arguments = click.argument("what", nargs=-1, metavar="[SPEC | SUITE.toml]...", shell_complete=complete_spec)
 task_option = click.option(
@@ -66,7 +66,7 @@ def fetch(what: tuple[str, ...], task: str | None, file: Path | None, as_json: b
     if what:
         plans = pin_plans(_plans(what, task, pins))
         if any(plan.deferred for plan in plans):
-            from zoo_core.model.build import check_outline  # torch, to look at what no catalogue describes
+            from zoo_core.model.build import check_outline  # imports torch, for checks that need a built backbone
 
             for plan in plans:
                 check_outline(plan)
@@ -79,7 +79,7 @@ def fetch(what: tuple[str, ...], task: str | None, file: Path | None, as_json: b
     with downloading() as progress:
         for key, (pin, names) in wanted.items():
             if not names or (pin.repository is None and pin.folder is None):
-                continue  # nothing to read, or part of a package
+                continue  # the part reads no file, or its files are inside an installed package
             place = folder(pin, names, progress=progress)
             rows.append(_row(key, pin, names) | {"path": str(place)})
             if not as_json:
@@ -117,7 +117,7 @@ def lock(what: tuple[str, ...], task: str | None, file: Path, check: bool) -> No
         [part for plan in plans for part in plan.parts], {k: p for plan in plans for k, p in plan.pins.items()}
     )
     try:
-        with alone_in(file.parent):  # another `zoo lock` may be adding to it
+        with alone_in(file.parent):  # another `zoo lock` may be adding to the same file
             parts = (read_lock(file) or lock_of([], {}))["parts"] | fresh["parts"]
             write_lock(file, fresh | {"parts": dict(sorted(parts.items()))})
     except OSError as error:
@@ -162,7 +162,7 @@ def verify(what: tuple[str, ...], task: str | None, file: Path | None, as_json: 
     wrong: list[ZooError] = []
     for key, pin in wanted.items():
         if pin.repository is None and pin.folder is None:
-            continue  # part of a package; its plugin checks it at each build
+            continue  # its files are inside an installed package; the plugin checks them at each build
         found = check(pin)
         wrong += found.values()
         rows.append(_row(key, pin, tuple(pin.files)) | {"wrong": {name: str(error) for name, error in found.items()}})
@@ -200,11 +200,11 @@ def push(folder: Path, repository: str, private: bool) -> None:
     click.echo(f'zoo_core.load_run("{PUBLISHED}{repository}") loads it', err=True)
 
 
-# --- plans and what they read ----------------------------------------------------------------------------------------
+# --- plans and the files they read ------------------------------------------------------------------------------------
 
 
 def _plans(what: Sequence[str], task: str | None, pins: Mapping[str, Pinned], *, offline: bool = False) -> list[Plan]:
-    """The plans of specs, suite files and published models; what no lock, catalogue or record pins is left open."""
+    """The plans of specs, suite files and published models. What no lock, catalogue or record pins stays unpinned."""
     plans: list[Plan] = []
     for text in what:
         if text.endswith(".toml"):
@@ -220,7 +220,7 @@ def _plans(what: Sequence[str], task: str | None, pins: Mapping[str, Pinned], *,
 
 
 def _with_chains(plans: Iterable[Plan]) -> Iterator[Plan]:
-    """The plans, and those of the stored runs that their backbones are made of."""
+    """Each plan, followed by the plans of the stored runs that its backbone was made from, if any."""
     for plan in plans:
         below: Plan | None = plan
         while below is not None:
@@ -229,7 +229,10 @@ def _with_chains(plans: Iterable[Plan]) -> Iterator[Plan]:
 
 
 def _plan(text: str, task: str | None, pins: Mapping[str, Pinned], offline: bool) -> Plan:
-    """The plan of a spec; without a task, for the first kind of target that its head predicts."""
+    """The plan of a spec for a task, or, without a task, for the first kind of target that its head can predict.
+
+    Raises RefusedError if there is no such kind.
+    """
     if task is not None:
         return resolve(text, task=task, pins=pins, offline=offline)
     refusals = []
@@ -242,7 +245,7 @@ def _plan(text: str, task: str | None, pins: Mapping[str, Pinned], offline: bool
 
 
 def _needed(plans: Iterable[Plan]) -> dict[str, tuple[Pinned, tuple[str, ...]]]:
-    """By the key of each part, its pin and the files that some plan reads of it."""
+    """For the key of each pinned part: its pin, and the sorted names of its files that at least one plan reads."""
     wanted: dict[str, tuple[Pinned, tuple[str, ...]]] = {}
     for plan in plans:
         for part in plan.parts:
@@ -255,7 +258,10 @@ def _needed(plans: Iterable[Plan]) -> dict[str, tuple[Pinned, tuple[str, ...]]]:
 
 
 def _checked(what: Sequence[str], task: str | None, file: Path) -> str:
-    """What to say of a lock that fits. Raises IncompatibleError with all that differs."""
+    """The line to print if the lock describes what is installed and what the specs need.
+
+    Raises NotFoundError if there is no lock, and IncompatibleError with the first SHOWN differences.
+    """
     held = read_lock(file)
     if held is None:
         raise NotFoundError(f"there is no lock {file}; zoo lock SPEC --lock {file} writes one")
@@ -291,7 +297,7 @@ def _checked(what: Sequence[str], task: str | None, file: Path) -> str:
 
 
 def _changed(plan: Plan) -> Iterator[str]:
-    """What local folders hold now in place of what a lock says."""
+    """A message for each local folder of the plan whose content is no longer what the lock says."""
     for key, source in plan.sources.items():
         try:
             if source.folder is not None:
@@ -301,7 +307,7 @@ def _changed(plan: Plan) -> Iterator[str]:
 
 
 def _lacking(row: Mapping[str, Any]) -> str:
-    """What a row of a lock needs and has not; empty if nothing."""
+    """What makes a row of a lock incomplete, such as `a repository and no commit`; empty if it is complete."""
     pin = pins_of({"parts": {"": row}}).get("")
     if pin is None:
         return "a source and no files" if "repository" in row or "folder" in row else ""
@@ -315,7 +321,7 @@ def _is_hex(text: str, length: int) -> bool:
     return len(text) == length and not text.strip("0123456789abcdef")
 
 
-# --- how it is shown -------------------------------------------------------------------------------------------------
+# --- text for people -------------------------------------------------------------------------------------------------
 
 
 def _row(key: str, pin: Pinned, names: Sequence[str]) -> dict[str, Any]:

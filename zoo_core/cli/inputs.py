@@ -1,7 +1,8 @@
-"""What `zoo predict` and `zoo embed` are given, as items one after the other: files, folders, standard input.
+"""The inputs of `zoo predict` and `zoo embed` (files, folders, standard input) as items, one after the other.
 
-Nothing is read ahead: a picture is a path until it is prepared, a text or a row is read when its turn comes. What
-cannot be used is a SkippedItem at its place. An item is named by its path, or by file and line.
+Nothing is read ahead: a picture or a sound stays a path until it is prepared, and a text or a row is read when its turn
+comes. An input that cannot be used becomes a SkippedItem at the same place in the order. The name of an item is its
+path, or its file and line.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from zoo_core.toolkit.table_encoding import Encoding
 
 __all__ = ["STDIN", "Inputs", "check_given"]
 
-CELL = 2**30  # characters; csv refuses more than 128 thousand unless told
+CELL = 2**30  # characters in a cell; the limit of the csv module is otherwise 131,072
 STDIN = "-"
-SUFFIXES: dict[Modality, tuple[str, ...]] = {  # of the files that a folder is searched for
+SUFFIXES: dict[Modality, tuple[str, ...]] = {  # suffixes of the files that are taken from a folder
     "image": (
         *(".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm"),
         *(".tif", ".tiff", ".webp"),
@@ -39,7 +40,10 @@ NOUNS: dict[Modality, str] = {"image": "pictures", "text": "texts", "audio": "so
 
 
 def check_given(given: Sequence[str]) -> None:
-    """Raises NotFoundError and UsageError for what is no input at all, before anything is read or built."""
+    """Checks the inputs before anything is read or built.
+
+    Raises NotFoundError for a file that does not exist, and UsageError if standard input is given twice.
+    """
     for name in given:
         if name != STDIN and not os.path.lexists(name):
             hint = "; nothing fits that pattern" if any(letter in name for letter in "*?[") else ""
@@ -52,10 +56,11 @@ def check_given(given: Sequence[str]) -> None:
 class Inputs:
     """Files, folders and `-` in the order given, for a model that reads this modality.
 
-    num_columns: of the rows that a table's model was fitted on; None: unknown. encoding: how those rows were made of
-    cells, None where they are the cells. needs_words: whether texts are parted into words. column: of the CSV files
-    that texts or paths are read from. num_passed: files of folders that were passed over because of their names;
-    passed: the first of them.
+    num_columns: number of columns of the rows that a model of tables was fitted on; None if unknown.
+    encoding: how cells became the rows that the model was fitted on; None if the rows are the cells themselves.
+    needs_words: whether texts are split into words.
+    column: name of the column of CSV files that texts or paths are read from; None means that of the encoding.
+    num_passed: how many files of folders were passed over because of their suffix; passed: the first three of them.
     """
 
     given: Sequence[str]
@@ -69,7 +74,7 @@ class Inputs:
 
     @property
     def num(self) -> int | None:
-        """How many items there are, where that is known beforehand."""
+        """The number of items, or None if it is not known before they are read."""
         if self.modality in ("text", "table"):
             return None
         if any(name == STDIN or _is_table(name) or Path(name).is_dir() for name in self.given):
@@ -77,7 +82,7 @@ class Inputs:
         return len(self.given)
 
     def items(self) -> Iterator[Item | SkippedItem]:
-        """The items, each read when it is asked for."""
+        """The items in order; each is read only when it is asked for."""
         for name in self.given:
             if name != STDIN and Path(name).is_dir():
                 yield from self._folder(Path(name))
@@ -85,7 +90,7 @@ class Inputs:
                 yield from self._file(name)
 
     def told(self) -> str | None:
-        """A line about the files that were passed over; None where there were none."""
+        """A line about the files that were passed over, or None if there were none."""
         if not self.num_passed:
             return None
         files = f"{self.num_passed} file{'' if self.num_passed == 1 else 's'}"
@@ -108,12 +113,15 @@ class Inputs:
 
     @property
     def suffixes(self) -> tuple[str, ...]:
-        """Of the files that a folder is searched for; tables are among them where a column of theirs is named."""
+        """The suffixes of the files that are taken from a folder, with those of tables if a column is named."""
         own = SUFFIXES[self.modality]
         return own if self.column is None or self.modality == "table" else (*own, *SUFFIXES["table"])
 
     def _walk(self, folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path | SkippedItem]:
-        """The files below a folder, sorted; hidden ones are left out. above: device and inode of those around it."""
+        """The files below a folder, sorted by name, without hidden ones.
+
+        above: device and inode of the folders that contain it, so that a link back to one of them is not followed.
+        """
         try:
             status = folder.stat()
             paths = sorted(folder.iterdir(), key=lambda path: path.name)
@@ -147,7 +155,7 @@ class Inputs:
         return self._paths() if name == STDIN else iter([Item(name=name, raw=name)])
 
     def _paths(self) -> Iterator[Item | SkippedItem]:
-        """Standard input, a path a line; a path's bytes need not be UTF-8."""
+        """One item for each path on standard input, which holds a path on each line. Paths need not be valid UTF-8."""
         with _opened(STDIN) as stream:
             for line in stream:
                 path = line.removesuffix("\n")
@@ -155,7 +163,10 @@ class Inputs:
                     yield Item(name=path, raw=path)
 
     def _texts(self, name: str) -> Iterator[Item | SkippedItem]:
-        """Every line that is not empty. A file with a zero byte is no text, and the rest of it is left out."""
+        """One item for each line that is not empty.
+
+        A line with a zero byte means that the file is not a text: a SkippedItem says so, and the rest is not read.
+        """
         found = False
         try:
             with _opened(name) as stream:
@@ -182,7 +193,7 @@ class Inputs:
         return Item(name=name, raw=[word.text for word in words], words=words)
 
     def _cells(self, name: str) -> Iterator[Item | SkippedItem]:
-        """One column of a table with a header: texts, or paths of files below the table's own folder."""
+        """The cells of one column of a table with a header: texts, or paths of files relative to the table's folder."""
         header: list[str] = []
         column = self.column or (self.encoding.column if self.encoding else None)
         for row in self._lines(name):
@@ -205,7 +216,7 @@ class Inputs:
                 yield Item(name=row.name, raw=str(Path(name).parent / cell.strip()))
 
     def _rows(self, name: str) -> Iterator[Item | SkippedItem]:
-        """The rows of a table that are not empty; a first one without any number is its header."""
+        """The rows of a table as items. The first row is the header, and no item, if no cell is empty or a number."""
         if self.encoding is not None:
             yield from self._encoded(name, self.encoding)
             return
@@ -227,7 +238,10 @@ class Inputs:
             found = True
 
     def _encoded(self, name: str, encoding: Encoding) -> Iterator[Item | SkippedItem]:
-        """The rows of a table like those that the model was fitted on, with a header or without, as numbers."""
+        """The rows of a table, encoded as the model's training rows were.
+
+        The table has the columns that the model was fitted on, with a header or without.
+        """
         header: list[str] | None = None
         is_first = True
         for row in self._lines(name):
@@ -238,7 +252,7 @@ class Inputs:
                 if is_first and encoding.is_header(row.cells):
                     header, is_first = [cell.strip() for cell in row.cells], False
                     continue
-            except UsageError as error:  # what stands below it might be taken for something else
+            except UsageError as error:  # without a valid header the cells could be taken for other columns
                 yield _failure(name, UsageError(f"{row.place}: {error}"))
                 return
             is_first = False
@@ -248,7 +262,7 @@ class Inputs:
                 yield _failure(row.name, UsageError(f"{row.place}: {error}"))
 
     def _lines(self, name: str) -> Iterator[_Row | SkippedItem]:
-        """The rows of a table that are not empty; what ends the reading early comes last."""
+        """The rows of a table that are not empty. An error that ends the reading early comes last, as a SkippedItem."""
         number, found = 0, False
         told = self.encoding.separator if self.encoding else ","
         separator = "\t" if Path(name).suffix.lower() in (".tab", ".tsv") else "," if told.isspace() else told
@@ -272,7 +286,7 @@ class Inputs:
 
 
 def _column_problem(header: Sequence[str], column: str | None, noun: str) -> str:
-    """What is said of a header without the column that is wanted; empty if it is there once."""
+    """The message about a header that does not name the wanted column exactly once; empty if it does."""
     there = f"there are {', '.join(header)}"
     if column is None:
         return f"which column holds the {noun}? {there}; --column NAME says it"
@@ -283,7 +297,7 @@ def _column_problem(header: Sequence[str], column: str | None, noun: str) -> str
 
 @dataclass(frozen=True)
 class _Row:
-    """The cells of a row of a file, and which it is, counted from 1."""
+    """The cells of one row of a file, and the number of the row, counted from 1."""
 
     file: str
     number: int
@@ -291,12 +305,12 @@ class _Row:
 
     @property
     def name(self) -> str:
-        """What its item is called."""
+        """The name of the row's item."""
         return f"{self.file}:{self.number}"
 
     @property
     def place(self) -> str:
-        """As a message calls it."""
+        """The file and line, as a message names them."""
         return f"{self.file}, line {self.number}"
 
     @property
@@ -304,7 +318,7 @@ class _Row:
         return not any(_is_number(cell) or not cell.strip() for cell in self.cells)
 
     def check_width(self, num_columns: int | None) -> None:
-        """Raises UsageError for a row of another width than the model was fitted on."""
+        """Raises UsageError if the row has another number of columns than the model was fitted on."""
         if len(self.cells) != (num_columns or len(self.cells)):
             raise UsageError(
                 f"{self.place} has {len(self.cells)} columns; the model was fitted on {num_columns}, "
@@ -338,20 +352,23 @@ def _is_number(cell: str) -> bool:
 
 @contextmanager
 def _opened(name: str, *, errors: str = "surrogateescape", newline: str | None = None) -> Iterator[TextIO]:
-    """A file or standard input as UTF-8; bytes that are not become surrogates, which no text has."""
+    """A file or standard input, opened as UTF-8; a byte order mark is dropped.
+
+    errors: by default, bytes that are not UTF-8 become surrogates, which no valid text holds.
+    """
     if name == STDIN:
         stream = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", errors=errors, newline=newline)
         try:
             yield stream
         finally:
-            stream.detach()  # else standard input is closed with it
+            stream.detach()  # otherwise standard input would be closed with the wrapper
         return
     with Path(name).open(encoding="utf-8-sig", errors=errors, newline=newline) as stream:
         yield stream
 
 
 def _failure(name: str | Path, error: Exception) -> SkippedItem:
-    """An item's failure; what the system or a codec raised becomes a line about the file."""
+    """The SkippedItem for an error. An error of the system or of a codec becomes a ZooError that names the file."""
     if isinstance(error, FileNotFoundError):
         error = NotFoundError(f"no file {name}")
     elif isinstance(error, PermissionError):

@@ -1,7 +1,8 @@
-"""Predictions as lines of a table, CSV or JSON, each written and flushed as it comes.
+"""Writes predictions as lines of a table, CSV or JSON; each line is flushed as soon as it is known.
 
-For classes item, label and score; for labels and values a score for each output; for token classes a line for each
-word, with the characters from where to where it stands. JSON always has a line for each item: item, labels, scores.
+For classes a line holds item, label and score. For multilabel and regression it holds a score for each output. For
+token classes there is a line for each word, with the positions of its first character and after its last one. JSON has
+one line for each item in every case: item, labels, scores.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ WORD_COLUMNS = ("item", "word", "start", "end", "label", "score")
 class Lines:
     """Writes predictions of one target in one form on standard output.
 
-    form: table, csv or jsonl. top_k: that many outputs with their scores, best first. all_scores: those of all.
+    form: table, csv or jsonl. top_k: how many outputs to show with their scores, best first; None means the usual line.
+    all_scores: whether to show the score of every output.
     """
 
     def __init__(self, form: str, target: Target, *, top_k: int | None = None, all_scores: bool = False) -> None:
@@ -40,7 +42,7 @@ class Lines:
             self._csv.writerow(self.header)
 
     def add(self, one: Prediction) -> None:
-        """Writes the line of a prediction; of token classes those of its words, or none for an item without words."""
+        """Writes the line of a prediction; for token classes, a line for each word, except in JSON."""
         if self.form == "jsonl":
             click.echo(json.dumps(self._json(one)))
         elif self._csv is not None:
@@ -51,8 +53,8 @@ class Lines:
                 click.echo(line)
 
     def fail(self, item: str, reason: str) -> None:
-        """Writes the line of an item that could not be used; what is wrong is in it, in CSV on standard error."""
-        reason = " ".join(reason.split())  # one line
+        """Writes the line of an item that could not be used, with the reason; CSV has the reason on standard error."""
+        reason = " ".join(reason.split())  # the reason has to fit on one line
         if self.form == "jsonl":
             click.echo(json.dumps({"item": item, "error": reason}))
         elif self._csv is not None:
@@ -77,7 +79,7 @@ class Lines:
         return sorted(pairs, key=lambda pair: -pair[1])[: self.top_k]
 
     def _rows(self, one: Prediction) -> Iterator[Sequence[str | int]]:
-        """Cells under the header."""
+        """The cells of a prediction's lines, in the order of the header."""
         if self.kind == "token_classes":
             for word, label, score in zip(one.words, one.labels, one.scores, strict=True):
                 yield one.item, word.text, word.start, word.end, label, _shown(score)
@@ -113,7 +115,7 @@ class Lines:
 
 
 def tell(item: str, reason: str) -> None:
-    """What is wrong with an item, on standard error; most reasons name it."""
+    """Prints on standard error why an item could not be used, with its name unless the reason holds it."""
     click.echo(f"zoo: {reason}" if item in reason else f"zoo: {item}: {reason}", err=True)
 
 

@@ -1,4 +1,4 @@
-"""What `zoo list` prints. Without click, which costs more than everything else that a listing does."""
+"""What `zoo list` prints. Click is not imported, because that takes longer than all the rest of a listing."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 __all__ = ["Wanted", "plain_arguments", "run"]
 
 COLUMNS = ("name", "kind", "distribution", "version", "state", "summary")
-MANY = 30  # names of one namespace; beyond, a list of everything shows the namespace alone
+MANY = 30  # names of a namespace; if it has more, a list without a pattern shows one line for all of them
 
 
 class Wanted(NamedTuple):
-    """The words after `list`, and whether they ask for JSON."""
+    """The words after `zoo list` without --json, and whether JSON was asked for."""
 
     words: tuple[str, ...]
     as_json: bool
 
 
 def plain_arguments(words: Sequence[str]) -> Wanted | None:
-    """What is wanted if the words are `list [KIND] [PATTERN] [--json]`; None for anything that click must see."""
+    """What is wanted if the words are `list [KIND] [PATTERN] [--json]`, or None if click has to read them."""
     if not words or words[0] != "list":
         return None
     rest = [word for word in words[1:] if word != "--json"]
@@ -41,24 +41,25 @@ def plain_arguments(words: Sequence[str]) -> Wanted | None:
 
 
 def run(words: Sequence[str], *, as_json: bool, index: Index | None = None) -> None:
-    """Prints what can be named. words: a kind, a pattern, or a kind and a pattern. index: None: that of this process.
+    """Prints what can be named.
 
-    Without a pattern, people are shown one line for a namespace with many names; JSON has them all.
-    JSON is an array, empty if nothing fits; otherwise a pattern that fits nothing raises NotFoundError.
+    words: nothing, a kind, a pattern, or a kind and a pattern. index: None means that of this process.
+    Without a pattern, the table has one line for a namespace with more than MANY names; JSON has every name.
+    If nothing fits, JSON is an empty array, and the table raises NotFoundError. Raises UsageError for an unknown kind.
     """
     kind, pattern = _kind_and_pattern(words)
     collects = gc.isenabled()
-    gc.disable()  # nothing here is garbage before the end, and looking for it takes a fifth of the time
+    gc.disable()  # nothing becomes garbage here, and collecting would take a fifth of the time
     try:
         index = index or load_index()
         rows = list_names(kind, pattern, index=index)
     finally:
         if collects:
-            if "torch" not in sys.modules:  # what triton's bindings hold would be reported as leaked
-                gc.freeze()  # or the interpreter looks for garbage once more on its way out
+            if "torch" not in sys.modules:  # frozen objects of triton's bindings would be reported as leaked
+                gc.freeze()  # otherwise the interpreter would collect once more at its exit
             gc.enable()
     if as_json:
-        # Line ends by separators: indent=2 leaves the C encoder and would take as long as all the rest.
+        # The separators make the line ends: indent=2 would not use the C encoder, and take as long as all the rest.
         sys.stdout.write(json.dumps(rows, separators=(",\n", ": ")) + "\n")
     elif rows:
         sys.stdout.write(_table(rows if pattern else _folded(rows)))
@@ -67,7 +68,11 @@ def run(words: Sequence[str], *, as_json: bool, index: Index | None = None) -> N
 
 
 def _kind_and_pattern(words: Sequence[str]) -> tuple[PartKind | None, str | None]:
-    """One word is a kind if it is the name of one, in singular or plural, else a pattern."""
+    """The kind and the pattern that the words after `zoo list` ask for.
+
+    A single word is a kind if it names one, in singular or plural, and a pattern otherwise.
+    Raises UsageError if the first of two words is not a kind.
+    """
     named = {name: kind for kind in PART_KINDS for name in (kind, f"{kind}s")}
     if not words:
         return None, None
@@ -89,7 +94,7 @@ def _nothing(index: Index, kind: str | None, pattern: str | None) -> str:
 
 
 def _folded(rows: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
-    """The rows, those of a namespace with many names as one that says how to see them."""
+    """The rows, with one row in place of each namespace that has more than MANY names; it says how to list them."""
     spaces = [(row["kind"], row["name"].partition("/")[0]) if "/" in row["name"] else None for row in rows]
     counts = Counter(spaces)
     many = {space for space, count in counts.items() if space is not None and count > MANY}
@@ -97,7 +102,7 @@ def _folded(rows: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
     shown: set[tuple[str, str]] = set()
     for row, space in zip(rows, spaces, strict=True):
         if space is None and (row["kind"], row["name"]) in many:
-            continue  # the line of its names tells of it
+            continue  # a name equal to the namespace; the row of the namespace stands for it
         if space is None or space not in many:
             folded.append(row)
         elif space not in shown:
@@ -108,7 +113,7 @@ def _folded(rows: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
 
 
 def _table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Columns under each other, clipped to the terminal's width if there is one."""
+    """The rows as aligned columns, cut to the width of the terminal if standard output is one."""
     lines = aligned([COLUMNS, *([row[column] for column in COLUMNS] for row in rows)])
     if sys.stdout.isatty():
         width = os.get_terminal_size().columns

@@ -1,4 +1,4 @@
-"""`zoo fit`, `zoo evaluate`: one model, trained and scored."""
+"""`zoo fit` trains, scores and stores one model; `zoo evaluate` scores a stored one."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def fit(
 
 
 def _result_lines(result: Result, batch_size: int) -> Iterator[str]:
-    """The score on test, what validation found of each candidate, and the size of a pass where one was asked for."""
+    """Lines with the test score, the validation score of each candidate, and the micro-batch if one was asked for."""
     assert result.chosen is not None, "a fit that came back chose something"
     yield f"{result.metric} {result.score:.4f} on {result.num_examples} test examples"
     for candidate in result.chosen["candidates"]:
@@ -142,7 +142,10 @@ def _result_lines(result: Result, batch_size: int) -> Iterator[str]:
 
 
 def _dry_run(plan: Plan, device: str, num_workers: int, memory: MemoryOptions) -> None:
-    """Shows what a fit would build, fetch and need; what cannot be known without a download, with the reason."""
+    """Prints what a fit would build and download, and its memory and time.
+
+    What cannot be known without a download is printed as not known, with the reason.
+    """
     from zoo_core.benchmark.dry_run import downloads, forecast, shown
 
     check_shots(plan)

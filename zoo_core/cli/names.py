@@ -1,4 +1,4 @@
-"""`zoo list`, `zoo show`, `zoo doctor`: what can be named, one name in full, how the plugins are. No torch."""
+"""`zoo list` (all names), `zoo show` (one name in full), `zoo doctor` (the health of plugins). No torch is imported."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def show(name: str, as_json: bool) -> None:
 
 def _page(shown: Mapping[str, Any]) -> str:
     lines = [f"{shown['name']}  {shown['kind']} of {shown['distribution']} {shown['version']}"]
-    is_said = shown["documentation"].startswith(shown["summary"])  # an adapter's summary is its first line
+    is_said = shown["documentation"].startswith(shown["summary"])  # as an adapter's documentation does
     lines += [text for text in ("" if is_said else shown["summary"], shown["documentation"]) if text]
     rows = [(row["name"], "required" if row["required"] else row["default"], row["type"]) for row in shown["arguments"]]
     if rows:
@@ -97,7 +97,7 @@ def doctor(as_json: bool) -> None:
 
 
 def _findings(health: Health) -> str:
-    """One line for each distribution, its problems below it, then what else was found."""
+    """A line for each distribution with its problems below it, followed by everything else that was found."""
     rows = [
         (
             found.name,

@@ -39,13 +39,13 @@ __all__ = [
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-MAX_PROCESSES = 1024  # or threads; beyond, it is a slip of the finger
+MAX_PROCESSES = 1024  # of processes or threads; a larger number is taken for a typing mistake
 LINE_SECONDS = 10.0
-GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # CUDA, ROCm, WSL; without them torch need not be asked
+GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # CUDA, ROCm, WSL; without them torch is not asked
 
 
 class Augmentation(click.types.StringParamType):
-    """The text of an augmentation; names are completed, and looked up when a plan is made."""
+    """The text of an augmentation. A shell completes the names; they are looked up only when a plan is made."""
 
     name = "augmentation"
 
@@ -65,11 +65,11 @@ BUDGET_FLAGS: tuple[tuple[str, Any, str], ...] = (
     ("--precision", click.Choice(["auto", "float32", "bfloat16"]), "auto: bfloat16 on a GPU, float32 elsewhere."),
     ("--keep", click.Choice(["best", "last"]), "Weights of the epoch that is best on validation, or of the last."),
 )
-WITHOUT = {"patience": "never", "keep": "best in fit, last in bench"}  # what a field that is None stands for
+WITHOUT = {"patience": "never", "keep": "best in fit, last in bench"}  # what a default of None means
 
 
 def budget_options(command: Command, flags: tuple[tuple[str, Any, str], ...] = BUDGET_FLAGS) -> Command:
-    """One flag for each field of Budget, whose default its help shows; those not given are None."""
+    """Adds a flag for each field of Budget; its help shows the default. A flag that is not given has the value None."""
     defaults = Budget()
     for flag, kind, text in reversed(flags):
         name = flag.removeprefix("--").replace("-", "_")
@@ -96,7 +96,7 @@ class CountOrAuto(click.ParamType):  # type: ignore[type-arg]  # generic from cl
 
 
 def memory_options(command: Command) -> Command:
-    """The budget's flags, of which --batch-size takes auto too, and those by which a fit saves memory."""
+    """Adds the flags of the budget, with --batch-size also taking auto, and the flags by which a fit saves memory."""
     micro = "Examples in a pass; the gradients of a step's passes add up. auto: as many as fit into memory."
     recompute = "Keep only what enters each stage, and compute the rest again: less memory, more time, the same bits."
     command = click.option("--checkpoint-activations", is_flag=True, help=recompute)(command)
@@ -111,9 +111,10 @@ def memory_options(command: Command) -> Command:
 
 
 def taken_micro_batch(budget: dict[str, Any], micro_batch: int | str | None) -> int | str | None:
-    """The micro-batch that `memory_options` were given; auto is taken out of the budget, where it means the default.
+    """The micro-batch that the flags of `memory_options` ask for: a number of examples, auto, or None.
 
-    Raises UsageError for a micro-batch that cannot be.
+    A batch size of auto means a micro-batch of auto unless one is given; in `budget` it is replaced by None, which
+    stands for the default batch size. Raises UsageError for a micro-batch below 1.
     """
     if isinstance(micro_batch, int) and micro_batch < 1:
         raise UsageError(f"--micro-batch {micro_batch}: allowed: 1 or more, or auto")
@@ -124,21 +125,21 @@ def taken_micro_batch(budget: dict[str, Any], micro_batch: int | str | None) -> 
 
 
 def typed(name: str, value: Any) -> Any:
-    """The value of an option if it was typed on the command line, None if settings gave it."""
+    """The value of an option, or None if the value comes from a settings file or a variable."""
     source = click.get_current_context().get_parameter_source(name)
     return None if source is click.core.ParameterSource.DEFAULT_MAP else value
 
 
 def threads_option(command: Command) -> Command:
-    """`--threads` of a command that works in this process; its value goes to `prepare_process`."""
+    """Adds `--threads` to a command that computes in this process; its value goes to `prepare_process`."""
     text = "Threads on a CPU, which may change the last bits of a score; without it torch takes all processors."
     return click.option("--threads", type=int, help=text)(command)
 
 
 def prepare_process(threads: int | None) -> None:
-    """Sets how many threads torch takes, None leaves it as it is, and has freed memory kept.
+    """Sets the number of threads of torch, and makes this process keep freed memory for later use.
 
-    Raises UsageError for a count that is none.
+    threads: None leaves the number as it is. Raises UsageError for a number below 1 or above MAX_PROCESSES.
     """
     from zoo_core._process.malloc import keep_freed
 
@@ -151,36 +152,36 @@ def prepare_process(threads: int | None) -> None:
 
 
 def check_count(name: str, found: int | None) -> None:
-    """Raises UsageError for a number of processes or threads that cannot be."""
+    """Raises UsageError for a number of processes or threads below 1 or above MAX_PROCESSES; None passes."""
     if found is not None and not 1 <= found <= MAX_PROCESSES:
         raise UsageError(f"--{name} {found}: allowed: 1 to {MAX_PROCESSES}")
 
 
 def lock_option(command: Command) -> Command:
-    """`--lock` of a command that reads one; its value goes through `lock_file`."""
+    """Adds `--lock` to a command that reads a lock; its value goes through `lock_file`."""
     text = f"The lock that pins commits and hashes; without it {LOCK} of this folder, if there is one."
     return click.option("--lock", type=click.Path(path_type=Path), help=text)(command)
 
 
 def lock_options(command: Command) -> Command:
-    """`--lock` and `--frozen` of a command that builds from a lock."""
+    """Adds `--lock` and `--frozen` to a command that builds from a lock."""
     frozen = click.option("--frozen", is_flag=True, help="No network, and nothing that the lock does not pin.")
     return lock_option(frozen(command))
 
 
 def lock_file(given: Path | None) -> Path | None:
-    """The lock to read: the one that was given, else the one of this folder, if there is one."""
+    """The lock to read: the given one, or the one in this folder, or None if there is neither."""
     usual = Path(LOCK)
     return given or (usual if usual.is_file() else None)
 
 
 def device_option(command: Command) -> Command:
-    """`--device`, auto being a GPU where there is one."""
+    """Adds `--device`, whose default auto means a GPU if there is one."""
     return click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N or auto.")(command)
 
 
 def check_device(name: str) -> str:
-    """A device that exists; raises UsageError otherwise."""
+    """The name of a device that exists, with auto replaced by cuda or cpu. Raises UsageError for any other."""
     kind, _, index = name.partition(":")
     if kind not in ("auto", "cpu", "cuda") or (index and not (index.isdecimal() and kind == "cuda")):
         raise UsageError(f"--device {name}: not a device; allowed: auto, cpu, cuda, cuda:N")
@@ -197,7 +198,7 @@ def check_device(name: str) -> str:
 
 @contextmanager
 def fitting(title: str) -> Iterator[Callable[[TrialProgress], None]]:
-    """A progress bar for one trial where standard error is a terminal, a line every few seconds elsewhere.
+    """Shows one trial as a progress bar if standard error is a terminal, and as lines elsewhere.
 
     Yields the function to give as `report`.
     """
@@ -231,7 +232,7 @@ def fitting(title: str) -> Iterator[Callable[[TrialProgress], None]]:
 
 
 def _lines() -> Callable[[TrialProgress], None]:
-    """Tells of each candidate's end, and between ends every LINE_SECONDS."""
+    """Prints a line at the end of each candidate, and otherwise every LINE_SECONDS."""
     last = time.monotonic()
 
     def report(trial: TrialProgress) -> None:

@@ -1,4 +1,4 @@
-"""`zoo plan`: what would be built and trained, for one spec or a whole suite, without building it."""
+"""`zoo plan` shows what one spec or a whole suite would build and train, without building anything."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def plan(what: str, task: str | None, seed: int | None, lock: Path | None, as_js
 
 
 def lines_of(found: Plan) -> list[str]:
-    """A plan as `zoo plan` shows it."""
+    """The lines by which `zoo plan` shows a plan."""
     return _lines(_row(found))
 
 
@@ -105,7 +105,11 @@ def _row(found: Plan) -> dict[str, Any]:
 
 
 def _stages(first: int | None, num: int | None) -> str:
-    """Which stages a trial changes, as a phrase. first: counted from 0. None: nothing is known before it is built."""
+    """A phrase that says which stages of the backbone a trial changes.
+
+    first: the first changed stage, counted from 0; equal to num if only the head changes. num: the number of stages.
+    Either is None if it is not known before the model is built.
+    """
     if first is None or num is None:
         return "stages not known before it is built"
     if first == num:
@@ -114,7 +118,7 @@ def _stages(first: int | None, num: int | None) -> str:
 
 
 def _files(key: str, source: Source, pin: Pinned | None) -> dict[str, Any]:
-    """Where a part's files come from, and how large they are once they are pinned."""
+    """Where the files of a part come from, and their total size in bytes, which is None until they are pinned."""
     return {
         "part": key,
         "from": source.repository or source.folder,

@@ -1,4 +1,4 @@
-"""`zoo predict` and `zoo embed`: a model over files, folders or standard input, each result written as it comes."""
+"""`zoo predict` and `zoo embed` run a model over files, folders or standard input, and write results as they come."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ __all__ = ["embed", "predict"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-PUBLISHED = "hub/"  # before the names of fitted models on the Hub
+PUBLISHED = "hub/"  # prefix of the names of fitted models on the Hub
 BATCH_SIZE = 64
 LINE_SECONDS = 10.0
 
 
 def _input_options(command: Command) -> Command:
-    """The inputs, and how they are prepared."""
+    """Adds the argument for inputs, and the options that say how they are read, prepared and computed."""
     for option in (
         device_option,
         threads_option,
@@ -232,7 +232,7 @@ def embed(
 
 
 def _stored(run: str) -> StoredRun:
-    """A stored run by its folder, or by its name on the Hub."""
+    """The stored run in a folder, or under a name on the Hub that begins with `hub/`."""
     from zoo_core.runs.stored_run import read_run
 
     if run.startswith(PUBLISHED):
@@ -244,7 +244,10 @@ def _stored(run: str) -> StoredRun:
 
 
 def _network(model: str, lock: Path | None, frozen: bool) -> tuple[nn.Module, Modality, StoredRun | None]:
-    """A fitted model with its run, or a backbone by name; and what it reads."""
+    """A model, the modality that it reads, and its run.
+
+    model: a fitted model's folder or name on the Hub, or the name of a backbone, for which the run is None.
+    """
     from zoo_core.api import load_backbone
     from zoo_core.contracts import as_backbone
     from zoo_core.runs.stored_run import load_stored
@@ -259,7 +262,7 @@ def _network(model: str, lock: Path | None, frozen: bool) -> tuple[nn.Module, Mo
         backbone = load_backbone(model, lock=lock, frozen=frozen)
     except (NotFoundError, SpecError):
         if Path(model).exists() or model.startswith(("/", "./", "../")):
-            _stored(model)  # which says what is wrong with that folder
+            _stored(model)  # raises the error that says what is wrong with that folder
         raise
     return backbone, as_backbone(backbone).modality, None
 
@@ -274,7 +277,7 @@ def _check_counts(batch_size: int, num_workers: int) -> None:
 
 
 def _check_scores(target: Target, top_k: int | None, all_scores: bool) -> None:
-    """Raises UsageError for scores that this target does not have."""
+    """Raises UsageError if --top-k or --all-scores does not fit the target, or if both are given."""
     if top_k is None and not all_scores:
         return
     flag = "--all-scores" if top_k is None else "--top-k"
@@ -287,8 +290,9 @@ def _check_scores(target: Target, top_k: int | None, all_scores: bool) -> None:
 
 
 def _finish(passed: str | None, num: int, num_failed: int) -> None:
-    """Tells what was passed over. Raises IntegrityError where items failed: bytes that are not what they should be,
-    where a mistake of usage would mean that nothing was done.
+    """Prints the line about files that were passed over, and raises IntegrityError if any item failed.
+
+    It is not a UsageError, which would mean that nothing was done, while here the bytes of some items are at fault.
     """
     if passed is not None:
         click.echo(passed, err=True)
@@ -298,8 +302,10 @@ def _finish(passed: str | None, num: int, num_failed: int) -> None:
 
 @contextmanager
 def _counting(title: str, total: int | None, *, shown: bool) -> Iterator[Callable[[int], None]]:
-    """A progress bar where standard error is a terminal, a line every few seconds elsewhere. Yields what is told how
-    many items are done. shown: False where the results themselves go to the terminal.
+    """Shows a progress bar if standard error is a terminal, and prints a line every LINE_SECONDS elsewhere.
+
+    Yields the function to call with the number of items done so far.
+    shown: False shows nothing, for results that go to the terminal themselves. total: None if it is not known.
     """
     if not shown:
         yield lambda num: None

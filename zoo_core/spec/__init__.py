@@ -1,1 +1,1 @@
-"""Text that names a composition, and what a path means where a name is expected. No torch."""
+"""Parses the text that names a composition, such as `backbone+adapter+head`. No torch is imported."""

@@ -1,11 +1,11 @@
-"""Turns text that names a composition, `backbone+adapter+head`, into a value and back. Nothing is looked up or run.
+"""Parses the text of a composition, `backbone+adapter+head`, and writes it back. Nothing is looked up or run.
 
     spec  = part *( "+" part )
     part  = name [ "@" revision ] [ "(" [ arg *( "," arg ) ] ")" ]
     name  = [ kind ":" ] segment *( "/" segment )     segment = [A-Za-z0-9._-]+, not "." or ".."
     arg   = key "=" value     value = number | true | false | none | word | "text" | [ value, ... ]
 
-`parse(str(spec)) == spec` for every spec. A part that could not be read back cannot be made either.
+`parse(str(spec)) == spec` holds for every spec, because a Part whose text could not be read back cannot be created.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ __all__ = ["MAX_LENGTH", "Part", "Spec", "Value", "parse", "parse_part", "parse_
 
 Value: TypeAlias = int | float | bool | str | tuple["Value", ...] | None
 
-MAX_LENGTH = 4096  # characters, as written and as printed; more is a mistake, such as a file given for a spec
-MAX_DEPTH = 8  # of lists in lists
-MAX_NUMBER = 30  # characters; more costs time in int() and means nothing
+MAX_LENGTH = 4096  # characters, as typed and as printed; a longer text is a mistake, such as a file given as a spec
+MAX_DEPTH = 8  # levels of nested lists
+MAX_NUMBER = 30  # characters of a number; longer ones only cost time in int()
 
 _WORD = re.compile(r"[A-Za-z0-9._-]+")
 _PATH = re.compile(r"(?!\.{1,2}(?:/|$))[A-Za-z0-9._-]+(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._-]+)*")
@@ -38,10 +38,10 @@ _CONSTANTS: dict[str, bool | None] = {"true": True, "false": False, "none": None
 
 @dataclass(frozen=True)
 class Part:
-    """One name with its revision and arguments, which are kept sorted by key. str() is the canonical text.
+    """One name with its revision and its arguments, sorted by key. str() gives the canonical text.
 
-    kind: only what the text said (`head:linear`); None means that the registry decides.
-    Raises SpecError for what no text can say: a bad name, a number that is not finite, a control character.
+    kind: the kind that the text names, as in `head:linear`; None means that the registry finds it.
+    Raises SpecError for what no text can express: a bad name, a number that is not finite, a control character.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Spec:
-    """Parts in the order written: a backbone, then adapters in order of wrapping, then at most one head."""
+    """The parts in the order written: a backbone, then adapters in order of wrapping, then at most one head."""
 
     parts: tuple[Part, ...]
 
@@ -75,7 +75,7 @@ class Spec:
 
 
 def parse(text: str) -> Spec:
-    """The spec that the text names. Raises SpecError, and nothing else, at the column of the first mistake."""
+    """The spec that a text names. Raises SpecError, and no other error, with the column of the first mistake."""
     reader = _Reader(text)
     spec = reader.spec()
     reader.end("'+' or the end")
@@ -83,12 +83,15 @@ def parse(text: str) -> Spec:
 
 
 def parse_part(text: str) -> Part:
-    """One part, without `+`. Raises SpecError."""
+    """The single part that a text names. Raises SpecError, also for a text with `+`."""
     return parse_parts(text, separator="")[0]
 
 
 def parse_parts(text: str, *, separator: str = ",") -> tuple[Part, ...]:
-    """Parts separated by commas, as a flag holds them: `linear,mlp(width=64)`. Raises SpecError."""
+    """The parts in a list separated by commas, as flags take it: `linear,mlp(width=64)`. Raises SpecError.
+
+    separator: if it is empty, the text is a single part.
+    """
     reader = _Reader(text)
     parts = [reader.part()]
     while separator and reader.take(separator):
@@ -98,7 +101,7 @@ def parse_parts(text: str, *, separator: str = ",") -> tuple[Part, ...]:
 
 
 def parse_specs(text: str) -> tuple[Spec, ...]:
-    """Chains separated by commas, as a flag holds them: `probe,full,partial(n=2)+norm`. Raises SpecError."""
+    """The chains in a list separated by commas, as flags take it: `probe,full,partial(n=2)+norm`. Raises SpecError."""
     reader = _Reader(text)
     specs = [reader.spec()]
     while reader.take(","):
@@ -108,7 +111,10 @@ def parse_specs(text: str) -> tuple[Spec, ...]:
 
 
 class _Reader:
-    """A place in a text and a method for each rule of the grammar; each leaves the place after trailing space."""
+    """A position in a text, with a method for each rule of the grammar.
+
+    A method moves the position behind what it has read. All but `kind` and `path` also skip the spaces that follow.
+    """
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -121,7 +127,7 @@ class _Reader:
         return SpecError(reason, self.text, self.at if column is None else column)
 
     def here(self) -> str:
-        """What stands at the place, as an error shows it."""
+        """The word or character at the position, quoted for an error message."""
         if self.at >= len(self.text):
             return "the end"
         word = _WORD.match(self.text, self.at)
@@ -149,7 +155,7 @@ class _Reader:
         while self.take("+"):
             parts.append(self.part())
         spec = Spec(tuple(parts))
-        # The canonical text must itself be a spec, and 1e15 prints as 1000000000000000.0.
+        # The canonical text must itself be short enough for a spec, and it can be longer: 1e15 is 1000000000000000.0.
         if len(self.text) > MAX_LENGTH // 8 and len(str(spec)) > MAX_LENGTH:
             raise self.fail(f"its canonical text has {len(str(spec))} characters, allowed are {MAX_LENGTH}", start)
         return spec
@@ -178,7 +184,7 @@ class _Reader:
         return cast(PartKind, word.group())
 
     def path(self, expected: str) -> str:
-        """Segments joined by '/': a name or a revision."""
+        """Reads segments joined by '/', which are a name or a revision. expected: what an error calls it."""
         start = self.at
         while True:
             segment = _WORD.match(self.text, self.at)
@@ -262,7 +268,7 @@ class _Reader:
         return _ESCAPED.sub(r"\1", match.group(1))
 
     def unquotable(self) -> SpecError:
-        """Why the text at the place has no end: an escape that does not exist, or no closing quote."""
+        """The error for text in quotes that cannot be read: an escape that does not exist, or no closing quote."""
         at = self.at + 1
         while at < len(self.text) - 1:
             if self.text[at] == "\\":
@@ -288,7 +294,7 @@ def _write(value: Value) -> str:
 
 
 def _check_part(part: Part) -> None:
-    """Refuses what the parser could never give, so that every part's text reads back."""
+    """Raises SpecError for a part that the parser could never return, so that every part's text can be parsed again."""
     for label, path in (("name", part.name), ("revision", part.revision)):
         if path is not None and _PATH.fullmatch(path) is None:
             raise SpecError(f"expected a {label} of letters, digits and . _ - /, found {path!r}", path, 0)
