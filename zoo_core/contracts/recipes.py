@@ -48,10 +48,12 @@ __all__ = [
 class Context:
     """What an adapter may know while it is applied.
 
-    generator: its own source of random draws, derived from (seed, part); without one, torch draws from another with the
-    same seed, whatever other threads draw meanwhile.
-    files: the folder that holds the files of the adapter's own `source`, verified. base: the repository or folder that
-    the backbone's files come from, None for one that has none.
+    target: what the learner predicts.
+    purpose: "train" if the learner will be trained, "use" if it is only loaded to be used.
+    generator: the adapter's own source of random numbers, seeded from (seed, part). Draws of torch without a generator
+    come from a second one with the same seed, which other threads do not affect.
+    files: the folder with the files of the adapter's own `source`, verified; None if it has none.
+    base: the repository or folder that the backbone's files come from; None if it has none.
     """
 
     target: Target
@@ -135,10 +137,11 @@ class TaskRecipe(Protocol):
 
 
 class HeadFacts:
-    """consumes: the poorest kind of features it needs. predicts: the target kinds that it is for.
+    """The facts that a head may declare, with their defaults.
 
-    fit: by gradient, or in closed form from training features. learning_rates: five ascending rates; the middle one is
-    the default. One in closed form has none.
+    consumes: the poorest kind of features that the head can work with. predicts: the target kinds that it is for.
+    fit: whether it is fitted by gradient, or in closed form from the features of the training split.
+    learning_rates: five ascending rates, of which the middle one is the default. Not used in closed form.
     """
 
     consumes: ClassVar[Kind] = "pooled"
@@ -148,15 +151,16 @@ class HeadFacts:
 
 
 class AdapterFacts:
-    """accepts: kinds of backbone features it works on. targets: the target kinds that it is for, all unless it says so.
+    """The facts that an adapter may declare, with their defaults. A fact that depends on an argument may be a property.
 
-    seams: what it needs of the backbone.
-    needs: alternatives, best first, each a set of roles; it works on the first of which the backbone has all. Empty:
-    it needs none.
-    mergeable: whether it folds into plain weights; one that changes more than sites also is a MergesItself.
-    exact_at_start: whether the outputs are those of the base before the first step.
-    learning_rates: five ascending rates, the middle one is the default, of an adapter that trains anything.
-    Each may be a property, where it depends on an argument.
+    accepts: the kinds of backbone features that it works on. targets: the target kinds that it is for.
+    seams: the extension points that the backbone must offer to it.
+    needs: alternative sets of roles, the preferred one first. The adapter works on the first set of which the backbone
+    has all roles, and is refused if there is no such set. Empty if it needs no roles.
+    mergeable: whether it can be folded into the weights of the backbone. An adapter that changes more than sites must
+    then implement MergesItself too.
+    exact_at_start: whether the outputs before the first training step equal those of the base.
+    learning_rates: five ascending rates, of which the middle one is the default. Not used if nothing is trained.
     """
 
     accepts: ClassVar[frozenset[Kind]] = frozenset(FEATURE_KINDS)
@@ -168,7 +172,10 @@ class AdapterFacts:
     learning_rates: ClassVar[tuple[float, ...]] = (2e-4, 1e-3, 5e-3, 2.5e-2, 1.25e-1)
 
     def first_stage(self, num_stages: int) -> int:
-        """Earliest stage it changes, counted from 0; num_stages: none but the head. Raises UsageError if impossible."""
+        """The earliest stage that it changes, counted from 0, or num_stages if it changes none of them.
+
+        Raises UsageError if its arguments do not fit this number of stages.
+        """
         return 0
 
     def source(self) -> Source | None:

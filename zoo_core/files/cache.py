@@ -1,9 +1,9 @@
-"""What lies in the caches: zoo's own rooms below ZOO_CACHE, and of the Hugging Face cache what zoo downloaded.
+"""Lists and removes zoo's folders (rooms) below ZOO_CACHE, and what zoo downloaded into the Hugging Face cache.
 
-Which repositories are zoo's is told by the downloads that it notes. Nothing else of the Hugging Face cache is shown or
-removed, whatever zoo has read of it, and removal is left to its own strategy, which keeps files that other commits
-share. Nothing is removed through a link: of one in a room the link goes at most, and what lies behind a linked folder
-stays.
+zoo keeps a note of each file that it downloads. Nothing in the Hugging Face cache without such a note is shown or
+removed, even if zoo has read it. Commits are removed by the Hub client's own strategy, which keeps files that other
+commits share. Nothing is removed through a link: a link in a room may be removed, but never the file that it leads to,
+and nothing behind a linked folder is removed.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from zoo_core.registry.settings import cache_folder
 
 __all__ = ["OWN", "Entry", "chosen", "cover", "removed", "stale"]
 
-OWN = "zoo:"  # before the name of a room of ours
-KNOWS = f"{OWN}{DOWNLOADS}"  # the room that tells what else is zoo's
+OWN = "zoo:"  # before the name of a room of zoo
+KNOWS = f"{OWN}{DOWNLOADS}"  # the room with the notes of what zoo downloaded
 UNUSED = "not used for so long"
-BUSY_SECONDS = 600.0  # what changed so shortly ago may be under way
-TEMPORARY = re.compile(r".+\.[0-9a-f]{8}|index-[0-9a-f]+\.json\.\d+")  # of a write that is moved into place when whole
-BLOB = re.compile(r"([0-9a-f]{64}|[0-9a-f]{40})(\.|$)")  # as the client calls contents, and those under way
+BUSY_SECONDS = 600.0  # a file that changed less long ago may still be in use by a writer
+TEMPORARY = re.compile(r".+\.[0-9a-f]{8}|index-[0-9a-f]+\.json\.\d+")  # files that are still being written
+BLOB = re.compile(r"([0-9a-f]{64}|[0-9a-f]{40})(\.|$)")  # how the Hub client names contents and unfinished downloads
 HASH = "[0-9a-f]{32}"
-Noted: TypeAlias = Mapping[str, Mapping[str, set[str]]]  # of each repository and commit the files that zoo downloaded
-# Of each room what zoo writes there, by the path in it, and what that is; whatever else lies there is somebody else's.
+Noted: TypeAlias = Mapping[str, Mapping[str, set[str]]]  # the files that zoo downloaded, by repository and commit
+# For each room, the pattern of the paths that zoo writes in it, and what they are. Any other file there is not zoo's.
 ROOMS: Mapping[str, tuple[str, str]] = {
     "datasets": (rf"{HASH}\.arrow", "your files as Arrow tables, made again when a task needs them"),
     DOWNLOADS: (rf"{HASH}\.json", "which repositories zoo downloaded, so that it may remove them"),
@@ -67,11 +67,11 @@ ROOMS: Mapping[str, tuple[str, str]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """Something that can be removed by itself. used_at: seconds since 1970, when it was last read or written.
+    """Something in a cache that can be removed by itself. used_at: when it was last read or written, in s since 1970.
 
-    name: `ORG/NAME` of a repository, `datasets/ORG/NAME`, or `zoo:ROOM`. revision: the commit, of a repository.
-    paths: its files; of a commit, the folder of the repository. link: the linked folder that it lies behind, and then
-    nothing of it is removed; None for most.
+    name: `ORG/NAME` or `datasets/ORG/NAME` of a repository, or `zoo:ROOM`. revision: the commit; None if it is not one.
+    paths: its files; for a commit, the folder of its repository instead. link: the linked folder that it lies behind,
+    in which case it cannot be removed; None if there is no such link.
     """
 
     name: str
@@ -86,7 +86,7 @@ class Entry:
 
 
 def cover() -> list[Entry]:
-    """Everything that lies in the caches and is zoo's, the largest first."""
+    """Everything in the caches that belongs to zoo, the largest first."""
     info, noted = _hub(), _downloaded()
     own_kinds = [each for each in (info.repos if info is not None else ()) if each.repo_type in ("model", "dataset")]
     repositories = {_called(each): each for each in own_kinds}
@@ -95,9 +95,10 @@ def cover() -> list[Entry]:
 
 
 def chosen(entries: Iterable[Entry], name: str) -> list[Entry]:
-    """Those of a name: `ORG/NAME`, `ORG/NAME@COMMIT` (its first letters will do), `zoo:ROOM`, or `zoo` for all rooms.
+    """The entries that a name selects: `ORG/NAME`, `ORG/NAME@COMMIT`, `zoo:ROOM`, or `zoo`.
 
-    Raises NotFoundError with the nearest names.
+    The first letters of COMMIT are enough. `zoo` means all rooms but the notes of what zoo downloaded.
+    Raises NotFoundError with the nearest names if there is nothing.
     """
     entries = list(entries)
     wanted, _, revision = name.removeprefix("hub/").partition("@")
@@ -116,9 +117,9 @@ def chosen(entries: Iterable[Entry], name: str) -> list[Entry]:
 
 
 def stale(entries: Iterable[Entry], *, older_than: float | None = None) -> list[Entry]:
-    """What is of no use any more: partial and unlinked files, and commits whose repository has a newer one here.
+    """The entries that can go: partial and unlinked files, and commits if another of the repository was used later.
 
-    older_than: seconds; also whatever was not used for so long. What lies behind a linked folder is left out.
+    older_than: also entries that were not used for this many seconds. Entries behind a linked folder are left out.
     """
     entries, now = [entry for entry in entries if entry.link is None], time.time()
     newest: dict[str, Entry] = {}
@@ -128,7 +129,7 @@ def stale(entries: Iterable[Entry], *, older_than: float | None = None) -> list[
         newest.setdefault(entry.name, entry)
     found: list[Entry] = []
     for entry in entries:
-        if older_than is not None and entry.kind == "room" and entry.name != KNOWS:  # it tells what is zoo's
+        if older_than is not None and entry.kind == "room" and entry.name != KNOWS:  # those notes are still needed
             old = [path for path in entry.paths if now - _used_at(path) > older_than]
             found += [_entry(entry.name, "room", old, UNUSED)] if old else []
         elif older_than is not None and entry.kind == "commit" and now - entry.used_at > older_than:
@@ -141,9 +142,10 @@ def stale(entries: Iterable[Entry], *, older_than: float | None = None) -> list[
 
 
 def removed(entries: Iterable[Entry]) -> int:
-    """Removes entries; how many bytes that freed.
+    """Removes entries and returns how many bytes that freed.
 
-    Raises AccessError for what cannot be removed, and before anything is for what lies behind a linked folder.
+    Raises AccessError if a file cannot be removed. If any entry lies behind a linked folder, it raises AccessError
+    before it removes anything.
     """
     entries = list(entries)
     for entry in entries:
@@ -173,13 +175,13 @@ def removed(entries: Iterable[Entry]) -> int:
         return freed
     for repository in info.repos:
         if repository.repo_path in commits:
-            alone = replace(info, repos=frozenset({repository}))  # else a fork's equal commit might go in its place
+            alone = replace(info, repos=frozenset({repository}))  # else a fork's equal commit might be removed instead
             freed += _removed_commits(alone, repository.repo_path, commits[repository.repo_path])
     return freed
 
 
 def _removed_commits(info: HFCacheInfo, folder: Path, commits: list[str]) -> int:
-    """Removes commits of one repository, and of what their files lead to that alone which lies in its folder."""
+    """Removes commits of one repository. Of the contents that their files link to, only those in its folder go."""
     plan = info.delete_revisions(*commits)
     own = frozenset(path for path in plan.blobs if path.parent.resolve().is_relative_to(folder.resolve()))
     before = _held(folder)
@@ -188,7 +190,7 @@ def _removed_commits(info: HFCacheInfo, folder: Path, commits: list[str]) -> int
 
 
 def _held(folder: Path) -> int:
-    """The bytes of the files below a folder, without what links lead to."""
+    """The size in bytes of all files below a folder. Links count nothing."""
     return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
 
 
@@ -196,7 +198,7 @@ def _held(folder: Path) -> int:
 
 
 def _rooms() -> Iterator[Entry]:
-    """A room for each folder that zoo makes below the cache folder, and one for the files of the index."""
+    """The entries of each folder that zoo makes below the cache folder, and of the index files in the cache folder."""
     root = Path(cache_folder())
     for name, (written, remark) in ROOMS.items():
         place = root if name == "index" else root / name
@@ -211,7 +213,7 @@ def _rooms() -> Iterator[Entry]:
 
 
 def _files_of(room: str, place: Path, written: re.Pattern[str]) -> Iterator[Path]:
-    """The files of a room, and links in it as such; nothing that zoo does not write there."""
+    """The files and links in a room that zoo writes there. Links are not followed, and other files are left out."""
     if not place.is_dir():
         return
     for path in place.iterdir() if room == "index" else place.rglob("*"):
@@ -242,7 +244,7 @@ def _link_remark(link: Path | None) -> str:
 
 
 def _used_at(path: Path) -> float:
-    """When a file was last read or written, of a link the link; one that has just gone is as new as can be."""
+    """When a file, or a link itself, was last read or written, in s since 1970. Now, if it has just been removed."""
     try:
         stat = path.lstat()
     except FileNotFoundError:
@@ -251,7 +253,7 @@ def _used_at(path: Path) -> float:
 
 
 def _is_quiet(path: Path) -> bool:
-    """Whether nobody can be writing a file any more."""
+    """Whether a file has not changed for BUSY_SECONDS, so that no process is likely to be writing it."""
     try:
         return time.time() - path.stat().st_mtime > BUSY_SECONDS
     except FileNotFoundError:
@@ -280,7 +282,7 @@ def _commits(repositories: Mapping[str, CachedRepoInfo], noted: Noted) -> Iterat
 
 
 def _leftovers(repositories: Mapping[str, CachedRepoInfo], noted: Noted) -> Iterator[Entry]:
-    """Interrupted downloads of repositories that zoo downloaded, and files that no commit of them has any more."""
+    """Interrupted downloads in repositories that zoo downloaded from, and contents there that no commit uses."""
     for name, commits in sorted(noted.items()):
         folder, repository = repository_folder(name), repositories.get(name)
         link = _linked(folder)
@@ -290,10 +292,10 @@ def _leftovers(repositories: Mapping[str, CachedRepoInfo], noted: Noted) -> Iter
         if partial:
             yield _entry(name, "partial", partial, "a download that was interrupted", link)
         if repository is None or not all(_is_own(revision, commits) for revision in repository.revisions):
-            continue  # others have downloaded of it
+            continue  # another program has downloaded from it too
         links = [path for path in (folder / "snapshots").rglob("*") if path.is_symlink()]
         if any(path.is_dir() for path in links):
-            continue  # more links may lie there, which are not looked for
+            continue  # it may hold more links, which rglob does not find
         used = {path.resolve() for path in links}
         unlinked = [path for path in blobs if path not in partial and path.resolve() not in used]
         if unlinked:
@@ -301,7 +303,7 @@ def _leftovers(repositories: Mapping[str, CachedRepoInfo], noted: Noted) -> Iter
 
 
 def _linked(folder: Path, commit: str = "") -> Path | None:
-    """The first link among a repository's folder and the folders in it that hold its files; None for none."""
+    """The first link among the folder of a repository and the folders in it that hold its files, or None."""
     folders = (folder, folder / "blobs", folder / "refs", folder / "snapshots", folder / "snapshots" / commit)
     return next((path for path in folders if path.is_symlink()), None)
 
@@ -309,7 +311,7 @@ def _linked(folder: Path, commit: str = "") -> Path | None:
 def _hub() -> HFCacheInfo | None:
     try:
         return scan_cache_dir(constants.HF_HUB_CACHE)
-    except (CacheNotFound, ValueError):  # there is none, or it is a file
+    except (CacheNotFound, ValueError):  # the cache does not exist, or is a file
         return None
 
 
@@ -318,7 +320,7 @@ def _called(repository: CachedRepoInfo) -> str:
 
 
 def _downloaded() -> Noted:
-    """What zoo downloaded into this cache, as it has noted."""
+    """The files that zoo downloaded into the current Hugging Face cache, according to its notes."""
     found: dict[str, dict[str, set[str]]] = {}
     for path in Path(cache_folder(), DOWNLOADS).glob("*.json"):
         try:
@@ -332,6 +334,6 @@ def _downloaded() -> Noted:
 
 
 def _is_own(revision: CachedRevisionInfo, noted: Mapping[str, set[str]]) -> bool:
-    """Whether zoo downloaded every file of a commit that is here."""
+    """Whether zoo downloaded every file of a commit that is in the cache."""
     there = {file.file_path.relative_to(revision.snapshot_path).as_posix() for file in revision.files}
     return there <= noted.get(revision.commit_hash, set())

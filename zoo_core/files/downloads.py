@@ -1,9 +1,9 @@
-"""One file of a commit, with the right content: found in the Hugging Face cache, or downloaded; a wrong one goes aside.
+"""Finds one file of a commit in the Hugging Face cache or downloads it, checks it, and sets a damaged file aside.
 
-A file's own record is the name of its blob: the sha256 of its content, or git's sha1. What agrees with it, or with what
-the Hub tells, stays where it is whatever a pin says. Anything else is moved to zoo's own cache; nothing is deleted, and
-nothing is moved through a link. Any number of processes may ask for a file at once; the client's lock lets one of them
-download it.
+The cache itself records the hash of a file as the name of its blob: the sha256 of the content, or git's sha1. Content
+that agrees with this record, or with the Hub, stays where it is, even if a pin expects something else. Any other wrong
+file is moved to zoo's own cache. Nothing is deleted, and nothing is moved through a link. Any number of processes may
+ask for a file at once, because the lock of the Hub client lets only one of them download it.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from zoo_core.registry.settings import cache_folder
 
 __all__ = ["DOWNLOADS", "ROOM", "is_as_recorded", "right_file"]
 
-ROOM = "set-aside"  # below the cache folder
-DOWNLOADS = "downloads"  # likewise: which commits zoo has downloaded files of
-HASH = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")  # of a content: sha256, or git's sha1
+ROOM = "set-aside"  # the folder of set-aside files, below the cache folder
+DOWNLOADS = "downloads"  # the folder of the notes of what zoo downloaded, below the cache folder
+HASH = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")  # the hash of a content: its sha256, or git's sha1
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class _Aside:
-    """What was set aside, in words, and where it lies now."""
+    """What was set aside, as text for a message, and its new place."""
 
     what: str
     place: Path
@@ -52,16 +52,16 @@ def right_file(
     check: Callable[[Path], object],
     report: Callable[[int], None] | None = None,
 ) -> Path:
-    """The path of a file that is right. check: raises IntegrityError for one that is not.
+    """The path of a file whose content passes `check`, which raises IntegrityError for wrong content.
 
-    A wrong one, whether it lay there or has just come, is set aside and downloaded once more; if that is wrong too,
-    IntegrityError. It is one at once, and nothing is touched, where the file is what the Hub or its own record tells
-    and so `check` expects something else, and where it lies behind a linked folder.
-    report: is told how many bytes have come.
+    A wrong file, whether found in the cache or just downloaded, is set aside and downloaded once more. If that one is
+    wrong too, raises IntegrityError. Raises it at once, and moves nothing, in two cases: the Hub confirms the content
+    (or the cache does, if the Hub states no hash), so that `check` must be wrong; or it lies behind a linked folder.
+    report: called with the number of bytes that have arrived.
     """
     wrong = IntegrityError(f"{name} was taken away again and again")
     aside, num_wrong, force = None, 0, False
-    for _ in range(3):  # a wrong link, a wrong file behind the right one, and a download
+    for _ in range(3):  # at most: a wrong link, then a wrong content behind the right link, then a download
         path = hub.cached(repository, commit, name)
         is_new = path is None
         try:
@@ -76,13 +76,13 @@ def right_file(
         except IntegrityError as error:
             if path is not None:
                 raise
-            wrong, is_damaged = error, True  # fewer bytes came than were promised
+            wrong, is_damaged = error, True  # the download ended early
         except (FileNotFoundError, NotFoundError):
             if path is None or path.exists():
                 raise
             continue  # another process has just set it aside
         else:
-            force = is_new or (is_damaged and chosen.is_symlink())  # else the client may take the same content again
+            force = is_new or (is_damaged and chosen.is_symlink())  # else the client may link to the same content again
             aside = _set_aside(chosen, _place(repository, commit, name), path, before) or aside
         num_wrong += is_new or is_damaged
         if num_wrong == 2:
@@ -95,7 +95,7 @@ def right_file(
 
 
 def _note_download(repository: str, commit: str, name: str) -> None:
-    """Notes that a file of a commit came by zoo into this cache; cache.py removes what came so, and nothing else."""
+    """Notes that zoo downloaded a file of a commit into this cache. cache.py removes only files with such a note."""
     note = {"repository": repository, "revision": commit, "file": name, "cache": str(constants.HF_HUB_CACHE)}
     called = hashlib.sha256("\0".join(note.values()).encode()).hexdigest()[:32]
     write_memory(note, DOWNLOADS, f"{called}.json")
@@ -110,22 +110,23 @@ def _flaw(path: Path, check: Callable[[Path], object]) -> IntegrityError | None:
 
 
 def is_as_recorded(path: Path) -> bool | None:
-    """Whether the content of a file of the Hugging Face cache is what its own record tells; None where it has none."""
+    """Whether a file in the Hugging Face cache has the hash that names its blob. None if the name is no hash."""
     blob = path.readlink() if path.is_symlink() else path
     return _is(path, blob.name if blob.parent.name == "blobs" else "")
 
 
 def _is(path: Path, told: str) -> bool | None:
-    """Whether the content has this sha256, or git's sha1; None for a text that is neither."""
+    """Whether the content of a file has this sha256 or git sha1. None if the text is neither."""
     if not HASH.fullmatch(told):
         return None
     return (hash_of(path).sha256 if len(told) == 64 else git_sha1(path.read_bytes())) == told
 
 
 def _wrong_part(path: Path, repository: str, commit: str, name: str, wrong: IntegrityError) -> tuple[Path, bool]:
-    """What of a file is to be set aside: the link or file in the snapshot, or the content, which is damaged then.
+    """What to set aside: the link or file in the snapshot, or the content itself. Also whether the content is damaged.
 
-    Raises IntegrityError where nothing is: what expects another content than this one is wrong.
+    Raises IntegrityError if the Hub confirms the content, or the cache does and the Hub states no hash: then the pin is
+    wrong, and not the file.
     """
     recorded = is_as_recorded(path)
     if recorded is False:
@@ -142,9 +143,9 @@ def _wrong_part(path: Path, repository: str, commit: str, name: str, wrong: Inte
 
 
 def _own(path: Path, repository: str, wrong: IntegrityError) -> list[Path]:
-    """Of the path and the links that it leads over to its content, those in the repository's folder of the cache.
+    """The path and each link on the way to its content, in that order, as far as they lie in the repository's folder.
 
-    Raises IntegrityError where one lies behind a linked folder, and so in a place that is not the cache's.
+    Raises IntegrityError if one lies behind a linked folder, because that place does not belong to the cache.
     """
     given = Path(os.path.normpath(hub.repository_folder(repository)))
     folder = given.parent.resolve() / given.name
@@ -168,33 +169,34 @@ def _own(path: Path, repository: str, wrong: IntegrityError) -> list[Path]:
 
 
 def _links_below(path: Path, *caches: Path) -> bool:
-    """Whether a path is a link in the cache, rather than one that leads to it."""
+    """Whether a path is a link inside a cache, as opposed to a link on the way to the cache."""
     return path.is_symlink() and any(cache in path.parents for cache in caches)
 
 
 def _place(repository: str, commit: str, name: str) -> Path:
-    """A place that nothing lies at yet."""
+    """A new path for a file that is set aside."""
     folder = hub.repository_folder(repository).name
     return Path(cache_folder(), ROOM, folder, commit, os.urandom(4).hex(), name)
 
 
 def _set_aside(chosen: Path, place: Path, path: Path, before: os.stat_result) -> _Aside | None:
-    """Moves what is wrong, a link as a link, to a place of its own.
+    """Moves a wrong file to `place`. A link is moved as a link.
 
-    None where another process has put something else at `path` since `before`, which stays. Raises AccessError.
+    Returns None, and moves nothing, if another process has replaced or removed the file at `path` since `before`.
+    Raises AccessError if the file cannot be moved.
     """
     what = f"the link {chosen} to {chosen.readlink()}" if chosen.is_symlink() else str(chosen)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         if not os.path.samestat(before, path.stat()):
             return None
-        shutil.move(chosen, place)  # to another disk too
+        shutil.move(chosen, place)  # also works if the place is on another disk
     except FileNotFoundError:
         return None
     except OSError as error:
         if os.path.lexists(chosen):
             with suppress(OSError):
-                place.unlink(missing_ok=True)  # half a copy
+                place.unlink(missing_ok=True)  # an incomplete copy
         raise AccessError(
             f"{chosen} is wrong and cannot be set aside in {place} ({error.strerror or error}); mend its rights, or "
             f"set ZOO_CACHE to another folder"

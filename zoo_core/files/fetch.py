@@ -1,7 +1,8 @@
 """Brings the files that a plan names onto this machine, each with the size and sha256 that its pin states.
 
-After pinning, hashes decide everything, whoever delivers the bytes. Files that are here are used without a request. A
-damaged file is set aside and downloaded once more. A file that is as the Hub describes it stays, whatever is pinned.
+Once a file is pinned, only its hash counts, whoever delivers the bytes. Files on this machine are used without a
+request. A damaged file is set aside and downloaded once more. A file that is as the Hub describes it is never moved,
+even if a pin expects another.
 """
 
 from __future__ import annotations
@@ -60,9 +61,9 @@ def pin_plan(plan: Plan, *, frozen: bool = False) -> Plan:
 
 
 def pin_plans(plans: Sequence[Plan], *, frozen: bool = False) -> list[Plan]:
-    """The plans with every file pinned. What several plans name is looked up once, and so comes from one commit.
+    """The plans with every file pinned. A source of several plans is looked up once, so they all use one commit.
 
-    Local folders are always checked. Raises IntegrityError for a folder with other content than the lock states.
+    Local folders are always checked. Raises IntegrityError if a folder holds other content than the lock states.
     """
     open_keys = {key for plan in plans for key in plan.unpinned if plan.sources[key].folder is None}
     if frozen:
@@ -97,7 +98,7 @@ def files_of(
 ) -> Path | None:
     """The verified folder with the files that a part of a pinned plan is built from; None if it needs none.
 
-    weights: random leaves out what only pre-trained weights need; None means what the plan says.
+    weights: "random" leaves out the files that only pre-trained weights need; None means the weights of the plan.
     Raises what `folder` raises.
     """
     key = part_key(part)
@@ -123,8 +124,9 @@ def folder(
 
     Files that are not in the Hugging Face cache are downloaded at the pin's commit. Damaged ones are set aside, with a
     warning, and downloaded once more. progress: called for each piece that arrives.
-    Raises NotFoundError (not here and offline, or a local file is gone), AccessError, IntegrityError (wrong content
-    after all, in a local folder or behind a linked one, or a pin that the Hub contradicts), ZooError (no space).
+    Raises NotFoundError (a file is missing and requests are forbidden, or a local file is gone), AccessError,
+    IntegrityError (content that is still wrong after a second download, or that is wrong in a local folder or behind a
+    linked folder, or a pin that the Hub contradicts), ZooError (not enough disk space).
     """
     assert names, "a folder for no files"
     if pin.repository is not None and not hub.is_commit(pin.revision):
@@ -134,7 +136,7 @@ def folder(
     for name in names:
         if name not in pin.files:
             raise NotFoundError(f"{pin.repository or pin.folder} has no {name} among its pinned files; pin it again")
-        if pin.folder is None:  # the files of a local one are the user's own, and may lie beside it
+        if pin.folder is None:  # a local folder's files are the user's own, and may lie outside of it
             safe_name(name, "the lock")
     wrong = _wrong(pin, names)
     if pin.repository is None or pin.revision is None:
@@ -143,7 +145,7 @@ def folder(
         return _folder_of(pin)
     if wrong:
         _may_download(pin, wrong, offline=offline)
-    for _ in range(2):  # files of one wrong ETag lie in one place, where the last one wins
+    for _ in range(2):  # if a proxy gives two files the same ETag, the later one overwrites the earlier
         if not wrong:
             break
         _download(pin, list(wrong), progress)
@@ -179,7 +181,7 @@ def fetch_run(name: str, revision: str | None = None) -> Path:
 
 
 def _wrong(pin: Pinned, names: Sequence[str], *, again: bool = False) -> dict[str, ZooError]:
-    """What is not right on this machine: not there (NotFoundError), or other content (IntegrityError)."""
+    """The files that are wrong on this machine, by name: NotFoundError if missing, IntegrityError for other content."""
     if pin.repository is None or pin.revision is None:
         return wrong_in(_folder_of(pin), {name: pin.files[name] for name in names}, again=again)
     wrong: dict[str, ZooError] = {}
@@ -200,7 +202,7 @@ def _folder_of(pin: Pinned) -> Path:
 
 
 def _may_download(pin: Pinned, wrong: Mapping[str, ZooError], *, offline: bool) -> None:
-    """Raises what keeps the files from being downloaded, before anything of them is."""
+    """Raises the reason why the files cannot be downloaded, if there is one, before any download starts."""
     assert pin.repository is not None
     assert pin.revision is not None
     where = f"{pin.repository} at {pin.revision[:12]}"

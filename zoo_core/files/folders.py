@@ -1,7 +1,7 @@
-"""A local folder as a source: the files in it that a part reads, each with its hash, checked each time.
+"""A local folder as a source: the files in it that a part reads, each with its hash, checked on every use.
 
-A lock says what a folder held; this module tells what it holds now. If nothing has changed since the last check, that
-costs one stat for each file. No torch, no network.
+A lock states what a folder held when it was written; this module finds what it holds now. If nothing has changed since
+the last check, that costs one stat call for each file. No torch, no network.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ __all__ = ["called", "check_locked", "check_weights", "is_locked", "look"]
 
 
 def look(source: Source, weights: Weights = "pretrained") -> Pinned:
-    """The files of a local source as they are now. weights: a build with random weights needs none in the folder.
+    """The files of a local source as they are now. weights: "random" means that the folder need not contain weights.
 
-    A stored run is checked together with the folders that it was fitted on, as its own lock names them.
+    If the folder is a stored run, the folders that it was fitted on, which its own lock names, are checked as well.
     Raises NotFoundError (no such folder, no weights in it), AccessError, IncompatibleError (what a run was fitted on
     has changed).
     """
@@ -38,7 +38,7 @@ def look(source: Source, weights: Weights = "pretrained") -> Pinned:
     wanted = (*source.patterns, *source.weights)
     named = [name for pattern in wanted if (name := literal(pattern)) is not None]
     names = {name for name in named if (root / name).is_file()}
-    if len(named) < len(wanted) or len(names) < len(set(named)):  # a table names its file; no others are walked then
+    if len(named) < len(wanted) or len(names) < len(set(named)):  # no walk if all names are known
         names |= set(_walk(str(root), "", frozenset()))
     check_weights(source, names, weights)
     found = Pinned(folder=source.folder, files=hashes_of(root, needed(source, "pretrained", dict.fromkeys(names))))
@@ -50,10 +50,10 @@ def look(source: Source, weights: Weights = "pretrained") -> Pinned:
 
 
 def check_locked(key: str, locked: Mapping[str, Pinned], found: Pinned) -> None:
-    """Raises IntegrityError where a folder holds something else than a lock of the user's says of it.
+    """Raises IntegrityError if a folder holds other content than the user's lock states.
 
-    locked: what the lock says of folders, by key. Under the same key all must be the same, new files too; of the same
-    folder, however it was written, the files that both name.
+    locked: what the lock states about folders, by key. Under the same key, the files must be exactly the same, so a new
+    file is a difference too. Under any other key of the same folder, only the files that both name must be the same.
     """
     differ: set[str] = set()
     for other, held in locked.items():
@@ -69,7 +69,7 @@ def check_locked(key: str, locked: Mapping[str, Pinned], found: Pinned) -> None:
 
 
 def is_locked(key: str, locked: Mapping[str, Pinned], found: Pinned) -> bool:
-    """Whether a lock names every file that was found, under this key or of the same folder."""
+    """Whether the lock names every file that was found, either under this key or under another key of the folder."""
     named = {name for other, held in locked.items() if other == key or _is_same(held, found) for name in held.files}
     return found.files.keys() <= named
 
@@ -79,13 +79,13 @@ def _equal(held: Pinned, found: Pinned) -> set[str]:
 
 
 def _is_same(held: Pinned, found: Pinned) -> bool:
-    """Whether two pins are of one folder, however it was written."""
+    """Whether two pins are of the same folder, even if its path is written differently."""
     places = [Path(pin.folder).expanduser().resolve() for pin in (held, found) if pin.folder is not None]
     return len(places) == 2 and places[0] == places[1]
 
 
 def check_weights(source: Source, names: Iterable[str], weights: Weights) -> None:
-    """Raises NotFoundError if pre-trained weights are wanted and none of the names is theirs."""
+    """Raises NotFoundError if pre-trained weights are wanted, and none of the names is that of a file of weights."""
     names = sorted(names)
     is_there = any(fits_weights(name, pattern) for pattern in source.weights for name in names)
     if weights == "pretrained" and source.weights and not is_there:
@@ -95,7 +95,7 @@ def check_weights(source: Source, names: Iterable[str], weights: Weights) -> Non
 
 
 def called(source: Source) -> str:
-    """What errors call a source."""
+    """The name of a source in error messages."""
     if source.repository is None:
         return str(source.folder)
     return source.repository + (f" at {source.revision}" if source.revision else "")
@@ -107,9 +107,9 @@ def _pickles(names: Iterable[str]) -> str:
 
 
 def _walk(root: str, below: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
-    """The files below a folder, with `/` between names; links to folders are followed, as who reads them does.
+    """The paths of the files below a folder, with `/` between names. Links to folders are followed, as readers do.
 
-    above: device and inode of the folders that this one lies in; a link that leads back to one is passed over.
+    above: device and inode of each folder that contains this one. A link back to one of them is skipped.
     """
     here = os.path.join(root, below)  # noqa: PTH118 - there may be 100,000
     stat = os.stat(here)  # noqa: PTH116 - as above
@@ -133,9 +133,10 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _check_below(run: Path, seen: set[Path]) -> None:
-    """Raises IncompatibleError where the folder of a stored run's base has changed, NotFoundError if it is gone.
+    """Raises IncompatibleError if the folder of a stored run's base has changed, and NotFoundError if files are gone.
 
-    A fitted model does without its data and its teachers, and of a random base it holds all itself.
+    The folders of its data and its teachers are not checked, because a fitted model does not need them. Neither is a
+    base with random weights, because the run itself holds all of those.
     """
     wanted, places = _base_in_run(run)
     held = {key: pin for key, pin in pins_of(read_lock(run / LOCK)).items() if key in wanted}
@@ -159,9 +160,9 @@ def _check_below(run: Path, seen: set[Path]) -> None:
 
 
 def _base_in_run(run: Path) -> tuple[set[str], Mapping[str, Any]]:
-    """What a run's base may be called in its lock, and where its folders lie, seen from its own.
+    """The keys that a run's base may have in its lock, and the places of its folders relative to the run's own folder.
 
-    Nothing of one that is damaged, which loading tells, and of one with random weights.
+    Both are empty for a damaged run, which is reported when it is loaded, and for a base with random weights.
     """
     try:
         table = json.loads((run / RUN).read_text(encoding="utf-8"))
@@ -173,5 +174,5 @@ def _base_in_run(run: Path) -> tuple[set[str], Mapping[str, Any]]:
         return set(), {}
     own = tuple((name, value) for name, value in base.arguments if name not in ("weights", "until"))
     named = {f"backbone:{replace(base, kind=None, arguments=own)}"}
-    named |= {f"backbone:{base.name}({value})" for value in arguments.values()}  # before December 2026
+    named |= {f"backbone:{base.name}({value})" for value in arguments.values()}  # the key before December 2026
     return named, {folder: place for folder, place in places.items() if isinstance(place, str)}

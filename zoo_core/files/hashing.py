@@ -1,8 +1,8 @@
-"""Hashes files, and remembers the result for as long as the file is the same one.
+"""Hashes files, and remembers each result until the file changes.
 
-A file is the same while its device, inode, size and both times are. A write changes the time of change, which no
-program can set back. Results are kept in the cache folder, one small file for each file or folder. If that cannot be
-written, nothing is remembered and everything else works.
+A file counts as unchanged while its device, inode, size, modification time and change time (ctime) are the same. Every
+write updates the change time, which no program can set back. Results are kept in the cache folder, one small file for
+each file or folder. If that folder cannot be written, nothing is remembered and everything else works.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ __all__ = [
     "wrong_in",
 ]
 
-# A file that changed so shortly ago may change again within one tick of the clock that stamps it, unseen.
+# A file that changed less long ago may change again within one tick of its clock, so that its times stay the same.
 RACY_NS = 20_000_000
-SHOWN = 3  # names in a message
+SHOWN = 3  # the number of names in a message
 THREADS = 4
-PIECE = 64  # files that a thread takes at once
+PIECE = 64  # the number of files that a thread hashes at a time
 
 
 def sha256_of(path: Path) -> str:
@@ -53,7 +53,7 @@ def sha256_of(path: Path) -> str:
 
 
 def verify(path: Path, expected: FileHash) -> None:
-    """Raises IntegrityError unless the file has the size and the sha256 expected, NotFoundError if it is missing."""
+    """Raises NotFoundError for a missing file, and IntegrityError for one with another size or sha256 than expected."""
     if not path.is_file():
         raise NotFoundError(f"{path} is missing; install its package again")
     size = path.stat().st_size
@@ -65,15 +65,15 @@ def verify(path: Path, expected: FileHash) -> None:
 
 
 def check(path: Path, expected: FileHash, *, again: bool = False) -> None:
-    """Raises IntegrityError unless a file has the size and the sha256 expected, NotFoundError if it is missing.
+    """Raises NotFoundError if the file is missing, and IntegrityError if it has another size or sha256 than expected.
 
-    again: hash it even if it is known to be right. The file is left where it is.
+    again: hash the file even if its hash is remembered. A wrong file is left where it is.
     """
     _compare(path, hash_of(path, again=again, expected_size=expected.size), expected)
 
 
 def wrong_in(root: Path, expected: Mapping[str, FileHash], *, again: bool = False) -> dict[str, ZooError]:
-    """What is not right in a folder, by name: an IntegrityError for another content, a NotFoundError for no file.
+    """The wrong files of a folder, by name: a NotFoundError if one is missing, an IntegrityError for other content.
 
     again: as for `check`.
     """
@@ -97,9 +97,9 @@ def _compare(path: Path, found: FileHash, expected: FileHash) -> None:
 
 
 def hash_of(path: Path, *, again: bool = False, expected_size: int | None = None) -> FileHash:
-    """The sha256 and size of a file; from memory where the file has not changed, unless `again`.
+    """The sha256 and size of a file. The remembered sha256 is used if the file has not changed, unless `again`.
 
-    expected_size: a file of another size is not read, and its sha256 is empty.
+    expected_size: a file of another size is not read, and its sha256 is returned empty.
     Raises NotFoundError if it is missing, AccessError if it cannot be read.
     """
     try:
@@ -121,9 +121,9 @@ def hash_of(path: Path, *, again: bool = False, expected_size: int | None = None
 
 
 def hashes_of(root: Path, names: Sequence[str], *, again: bool = False) -> dict[str, FileHash]:
-    """The sha256 and size of files in a folder, by name; each from memory where it has not changed, unless `again`.
+    """The sha256 and size of files in a folder, by name. For unchanged files they are remembered, unless `again`.
 
-    The memory of a folder is one file, so that 100,000 of its files cost a stat each.
+    The results of a folder are remembered in one file, so 100,000 unchanged files cost only one stat call each.
     Raises NotFoundError and AccessError as `hash_of` does.
     """
     place = "verified", f"folder-{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:32]}.json"
@@ -135,7 +135,7 @@ def hashes_of(root: Path, names: Sequence[str], *, again: bool = False) -> dict[
         try:
             stat = os.stat(start + name if name[0] != "/" else name)  # noqa: PTH116 - a third of the time of pathlib
         except OSError:
-            unknown.append(name)  # what is wrong is told below
+            unknown.append(name)  # hashing it below raises the reason
             continue
         if isinstance(row, list) and row[5:] and row[:5] == [stat.st_dev, stat.st_ino, *_stamp(stat)]:
             found[name] = FileHash(sha256=row[5], size=stat.st_size)
@@ -143,7 +143,7 @@ def hashes_of(root: Path, names: Sequence[str], *, again: bool = False) -> dict[
             unknown.append(name)
     if unknown:
         pieces = [unknown[start : start + PIECE] for start in range(0, len(unknown), PIECE)]
-        with ThreadPoolExecutor(THREADS) as threads:  # hashing lets others run
+        with ThreadPoolExecutor(THREADS) as threads:  # hashing releases the interpreter lock
             hashed = [one for piece in threads.map(partial(_hashed, root), pieces) for one in piece]
         found |= {name: file for name, (file, _) in zip(unknown, hashed, strict=True)}
         rows = {name: row for name, (_, row) in zip(unknown, hashed, strict=True) if row is not None}
@@ -153,7 +153,7 @@ def hashes_of(root: Path, names: Sequence[str], *, again: bool = False) -> dict[
 
 
 def _hashed(root: Path, names: Sequence[str]) -> list[tuple[FileHash, list[Any] | None]]:
-    """The hash of each file, and what to remember of it: nothing if it changed a moment ago, and may again unseen."""
+    """The hash of each file, and what to remember of it. None if it changed too recently: see `is_settled`."""
     found: list[tuple[FileHash, list[Any] | None]] = []
     for name in names:
         path = root / name
@@ -173,12 +173,12 @@ def _hashed(root: Path, names: Sequence[str]) -> list[tuple[FileHash, list[Any] 
 
 
 def git_sha1(content: bytes) -> str:
-    """The name that git gives a content: what the Hub tells of files that are not in LFS."""
+    """The sha1 by which git names a content. The Hub states it for files that are not in LFS."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def safe_name(name: str, where: str) -> str:
-    """The name of a file inside a folder, as it is. Raises IntegrityError if it would lead out of the folder."""
+    """Returns the name of a file in a folder unchanged. Raises IntegrityError if it could lead out of the folder."""
     parts = name.split("/")
     if any(part in ("", ".", "..") for part in parts) or set(name) & {"\\", "\0", ":"}:
         raise IntegrityError(f"{where} names a file {name!r:.80}, which is no path inside a folder; it is not used")
@@ -187,18 +187,18 @@ def safe_name(name: str, where: str) -> str:
 
 
 def some(names: Sequence[str]) -> str:
-    """The first few of some names of files, for a message."""
+    """The first few of the names of files, and how many more there are, for a message."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
 
 
 def is_noted(paths: Iterable[Path], fact: str) -> bool:
-    """Whether this was noted of every file, and none has changed since."""
+    """Whether this fact was noted for every file, and none of them has changed since."""
     return all(_recall_facts(_stat(path)).get(fact) is True for path in paths)
 
 
 def note(paths: Iterable[Path], fact: str) -> None:
-    """Notes what was found out of the content of files, so that it need not be found out again."""
+    """Notes a fact about the content of files, so that `is_noted` can tell it as long as they do not change."""
     for path in paths:
         stat = _stat(path)
         if stat is not None and is_settled(stat):
@@ -210,12 +210,12 @@ def note(paths: Iterable[Path], fact: str) -> None:
 
 
 def is_settled(stat: os.stat_result) -> bool:
-    """Whether a file changed so long ago that any later change would show in its times. Only then is it remembered."""
+    """Whether a file changed so long ago that a later change would show in its times. Only then is it remembered."""
     return time.time_ns() - stat.st_ctime_ns > RACY_NS
 
 
 def read_memory(*place: str) -> Any:
-    """The value that write_memory has written at a place, or None where there is nothing or it is damaged."""
+    """The value that write_memory wrote at a place. None if there is nothing, or if it is damaged."""
     try:
         return json.loads(Path(cache_folder(), *place).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -223,9 +223,9 @@ def read_memory(*place: str) -> Any:
 
 
 def write_memory(value: object, *place: str) -> None:
-    """Writes a value in JSON below the cache folder, whole or not at all; a folder that cannot be written is fine.
+    """Writes a value as JSON below the cache folder, in one step. Does nothing if the folder cannot be written.
 
-    place: folders and a name, as `"looks", "1f.json"`.
+    place: the folders and the name of the file, such as `"looks", "1f.json"`.
     """
     path = Path(cache_folder(), *place)
     try:

@@ -1,8 +1,8 @@
-"""The Hub, asked through huggingface_hub: where it is, whether it may be asked, and what goes wrong, in our errors.
+"""Asks the Hub through huggingface_hub, and turns everything that goes wrong into an error of zoo.
 
-A repository is `ORG/NAME`, or as in its address `datasets/ORG/NAME` for one of data.
-The client tries HEAD and API requests again, but not a dropped connection or a 5xx at a download; that is done here.
-Its logs stay its own; nothing here prints.
+A repository is named `ORG/NAME`, or `datasets/ORG/NAME` if it holds data, as in its address.
+The client repeats HEAD and API requests that fail, but not a download that ends in a dropped connection or a status of
+5xx. This module repeats those. The client's logs are left as they are, and nothing here prints.
 """
 
 from __future__ import annotations
@@ -54,24 +54,27 @@ __all__ = [
 ]
 
 RETRY_SECONDS: Sequence[float] = (0.5, 1.0, 2.0)  # before the second, third and fourth attempt
-MAX_WAIT_SECONDS = 60.0  # a server that asks for more is one that cannot be reached
-DATASETS = "datasets/"  # before the name of a repository of data, as in its address
+MAX_WAIT_SECONDS = 60.0  # a server that asks for a longer wait counts as unreachable
+DATASETS = "datasets/"  # before the name of a repository that holds data, as in its address
 COMMIT = re.compile(r"[0-9a-f]{40}")
-HTTPError: Any = HfHubHTTPError.__mro__[1]  # of whichever httpx this version of the client uses
+HTTPError: Any = HfHubHTTPError.__mro__[1]  # the base error of the HTTP library that this version of the client uses
 Answer = TypeVar("Answer")
 
 
 class MissingError(NotFoundError):
-    """There is no such repository, or none that may be seen; who knows other ones can say what may have been meant."""
+    """There is no such repository, or the user may not see it. A caller that knows others can add the nearest names."""
 
 
 class UnreachableError(AccessError):
-    """The Hub gave no answer of its own: no connection, a server in trouble, or something else in its place."""
+    """The Hub did not answer: there is no connection, its server fails, or something else, such as a proxy, answers."""
 
 
 @dataclass(frozen=True)
 class Listed:
-    """What the Hub says of a file: its size, and its sha256 if it is in LFS, else the sha1 that git gives it."""
+    """What the Hub states about a file. size: in bytes. sha256: None unless the file is in LFS.
+
+    git_sha1: the sha1 that git gives to the content, if the file is not in LFS.
+    """
 
     size: int
     sha256: str | None
@@ -79,12 +82,12 @@ class Listed:
 
 
 def endpoint() -> str:
-    """The Hub's address: HF_ENDPOINT as it is now, else the client's own."""
+    """The address of the Hub: the current value of HF_ENDPOINT, or else the default of the client."""
     return (os.environ.get("HF_ENDPOINT") or str(constants.ENDPOINT)).rstrip("/")
 
 
 def offline_by() -> str | None:
-    """What forbids requests at this moment, as `HF_HUB_OFFLINE=1`; None if nothing does."""
+    """The setting that forbids requests at this moment, such as `HF_HUB_OFFLINE=1`. None if they are allowed."""
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         text = os.environ.get(name, "")
         if text.upper() in constants.ENV_VARS_TRUE_VALUES:
@@ -98,7 +101,7 @@ def is_commit(revision: str | None) -> bool:
 
 
 def resolve(repository: str, revision: str | None) -> str:
-    """The commit that a branch or tag stands for now, 40 hex digits; one that is such needs no request.
+    """The commit, 40 hex digits, that a branch or tag stands for now. If the revision is a commit, sends no request.
 
     revision: None for the repository's default branch.
     """
@@ -115,8 +118,8 @@ def resolve(repository: str, revision: str | None) -> str:
 
 
 def listing(repository: str, commit: str) -> dict[str, Listed]:
-    """What the Hub says of every file of a commit, by name."""
-    # the client itself tries this request again, for 23 seconds
+    """What the Hub states about every file of a commit, by name."""
+    # no waits of ours: the client itself repeats this request, for 23 seconds
     try:
         found = _ask(
             lambda: list(_api().list_repo_tree(**_named(repository), recursive=True, revision=commit)),
@@ -134,10 +137,10 @@ def listing(repository: str, commit: str) -> dict[str, Listed]:
 
 
 def reach(repository: str, commit: str, name: str) -> str:
-    """The ETag that the Hub tells of a file: of one in LFS its sha256, else git's sha1; a proxy may tell another text.
+    """The ETag that the Hub states for a file: its sha256 if it is in LFS, else git's sha1. A proxy may change it.
 
-    Asking for it tells soon and precisely what `download` tells late or wrongly: the client's download waits half a
-    minute for a Hub that is down, and says of a disabled repository to check the connection.
+    This request fails quickly and with the right reason, unlike `download`: there the client waits half a minute for a
+    Hub that is down, and blames the connection if a repository has been disabled.
     """
     address = hf_hub_url(**_named(repository), filename=name, revision=commit, endpoint=endpoint())
     found = _ask(lambda: get_hf_file_metadata(address, endpoint=endpoint()), repository, commit)
@@ -155,7 +158,7 @@ def repository_folder(repository: str) -> Path:
 
 
 def cached(repository: str, commit: str, name: str) -> Path | None:
-    """The path of a file of a commit in the Hugging Face cache, None if it is not there; it is not verified."""
+    """The path of a file of a commit in the Hugging Face cache, unverified. None if it is not there."""
     path = try_to_load_from_cache(**_named(repository), filename=name, revision=commit)
     return Path(path) if isinstance(path, str) else None
 
@@ -163,10 +166,10 @@ def cached(repository: str, commit: str, name: str) -> Path | None:
 def download(
     repository: str, commit: str, name: str, report: Callable[[int], None] | None = None, *, force: bool = False
 ) -> Path:
-    """The path of a file of a commit in the Hugging Face cache, downloaded unless it is there; it is not verified.
+    """The path of a file of a commit in the Hugging Face cache, unverified. It is downloaded if it is not there.
 
-    report: is told how many bytes of the file there are, as they come. force: download it even so.
-    Raises IntegrityError if fewer bytes came than were promised.
+    report: called during the download with the number of bytes that have arrived. force: download the file even if it
+    is there. Raises IntegrityError if fewer bytes arrived than the Hub announced.
     """
     bar = type("Bar", (_Bar,), {"report": staticmethod(report or (lambda _: None))})
     path = _ask(
@@ -185,7 +188,7 @@ def download(
 
 
 def told(error: BaseException, repository: str, revision: str | None = None) -> ZooError:
-    """One of our errors for one of the client's, which hides some behind others."""
+    """The error of zoo for an error of the client, which wraps the real cause in some of its errors."""
     if isinstance(error, LocalEntryNotFoundError | ValueError) and error.__cause__ is not None:
         return told(error.__cause__, repository, revision)
     if isinstance(error, HfHubHTTPError):
@@ -204,7 +207,7 @@ def told(error: BaseException, repository: str, revision: str | None = None) -> 
 
 
 def _refused(error: HfHubHTTPError, repository: str, revision: str | None) -> ZooError:
-    """What the Hub said no with. A gated repository is one that is not found, to the client; so it comes first."""
+    """The error for a refusal by the Hub. GatedRepoError comes before its base class RepositoryNotFoundError."""
     status = error.response.status_code
     has_token = "authorization" in error.response.request.headers
     log_in = "log in: hf auth login (or set HF_TOKEN)"
@@ -241,7 +244,7 @@ def _refused(error: HfHubHTTPError, repository: str, revision: str | None) -> Zo
 
 
 def _nearest_revision(repository: str, revision: str | None) -> str:
-    """`; did you mean ...` with its branches and tags, if it tells them."""
+    """The end of a message that suggests the repository's branches and tags. Empty if they cannot be listed."""
     try:
         refs = _api().list_repo_refs(**_named(repository))
     except (HTTPError, OSError, ValueError, KeyError, TypeError):
@@ -251,7 +254,7 @@ def _nearest_revision(repository: str, revision: str | None) -> str:
 
 
 def _of_disk(error: OSError, repository: str) -> ZooError:
-    """What the machine said no with, or a file that ended early."""
+    """The error for a refusal by the operating system, or for a download that ended early."""
     cache = constants.HF_HUB_CACHE
     if "Consistency check failed" in str(error):
         return IntegrityError(f"{repository}: {_line(error)}")
@@ -277,7 +280,11 @@ def _no_hub(error: Exception) -> UnreachableError:
 def _ask(
     call: Callable[[], Answer], repository: str, revision: str | None, waits: Sequence[float] | None = None
 ) -> Answer:
-    """The answer; asked again where that may help. Raises our error, and as it is what no answer of a Hub raises."""
+    """The result of a request, which is repeated if that may help.
+
+    Errors of the client, the network and the disk are raised as errors of zoo. Any other error, such as one that is
+    caused by an answer that no Hub gives, is passed on.
+    """
     for wait in (*(RETRY_SECONDS if waits is None else waits), None):
         try:
             return call()
@@ -290,7 +297,7 @@ def _ask(
 
 
 def _worth_waiting(error: Exception) -> float | None:
-    """How many seconds the server wants; None where asking again is of no use, or the client has done so itself."""
+    """The least wait, in seconds, before the next attempt. None if that is useless, or if the client has made it."""
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
         is_file = "/api/" not in error.response.request.url.path
@@ -310,7 +317,7 @@ def _worth_waiting(error: Exception) -> float | None:
 
 
 def _named(repository: str) -> dict[str, Any]:
-    """A repository as the client wants it said."""
+    """A repository as arguments of the client's functions."""
     if repository.startswith(DATASETS):
         return {"repo_id": repository.removeprefix(DATASETS), "repo_type": "dataset"}
     return {"repo_id": repository, "repo_type": None}
@@ -325,13 +332,13 @@ def _line(error: BaseException) -> str:
 
 
 class _Bar(tqdm):
-    """Shows nothing and tells how far a download is. The client makes one for each file, and of Xet files two."""
+    """A bar that shows nothing and reports the bytes so far. The client makes one for each file, two with Xet."""
 
     report: Callable[[int], None]
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{**options, "disable": True})  # type: ignore[no-untyped-call]
-        self._is_counted = options.get("position") != 0  # with Xet, 0 is what came over the wire
+        self._is_counted = options.get("position") != 0  # with Xet, the one at 0 counts network traffic
         self._done = int(options.get("initial") or 0)
 
     def update(self, n: float | None = 1) -> None:

@@ -1,7 +1,8 @@
 """Turns a source into its pin: the files that a build may read, each with its hash, at one commit of a repository.
 
-The revision is turned into a commit once. The sha256 of a file is what the Hub states (LFS), or that of content with
-the git sha1 that the Hub states. Pins are remembered for when the Hub cannot be asked.
+The revision is turned into a commit once. For a file in LFS, the sha256 is the one that the Hub states. Any other file
+is downloaded, compared with the git sha1 that the Hub states, and hashed. Pins are remembered, to be used again when
+the Hub cannot be asked.
 """
 
 from __future__ import annotations
@@ -35,10 +36,9 @@ logger = logging.getLogger(__name__)
 def pin(source: Source, *, offline: bool = False, weights: Weights = "pretrained") -> Pinned:
     """The files of a source that a build may read, each with its hash; those of a repository at one commit.
 
-    offline: send no request, and use the pin that was made before. HF_HUB_OFFLINE=1 has the same effect, and so has a
-    Hub that cannot be reached, with a warning.
-    weights: a build with random weights does not need any in the source. If there are some, the pin holds them all the
-    same.
+    offline: send no request, and use the pin that was made before. HF_HUB_OFFLINE=1 has the same effect. If the Hub
+    cannot be reached, the earlier pin is used as well, with a warning.
+    weights: "random" means that the source need not contain weights. If it does, the pin includes them nevertheless.
     Raises NotFoundError (no such repository, revision or folder, no weights in it, or no pin and no way to make one),
     AccessError (gated, refused, not reached), IntegrityError (content that differs from what the Hub states).
     """
@@ -83,7 +83,7 @@ def _pin_repository(source: Source, repository: str, weights: Weights) -> Pinned
 
 
 def _hash_listed(repository: str, commit: str, name: str, listed: Listed) -> FileHash:
-    """The hash of a file of a repository; one that is not in LFS is small, and downloaded to learn it."""
+    """The hash of a file of a repository. A file that is not in LFS is small, and is downloaded to be hashed."""
     if listed.sha256 is not None:
         if not re.fullmatch(r"[0-9a-f]{64}", listed.sha256):
             raise IntegrityError(f"{repository} tells a sha256 {listed.sha256!r:.80} of {name}, which is none")
@@ -126,7 +126,7 @@ def _recall(source: Source, revision: str | None) -> Pinned | None:
 
 
 def _known_repositories() -> list[str]:
-    """Those that a catalogue or a record tells of, and those in the Hugging Face cache."""
+    """The repositories that a catalogue or a record names, and those in the Hugging Face cache."""
     cache = Path(constants.HF_HUB_CACHE)
     names = {path.name.removeprefix("models--").replace("--", "/", 1) for path in cache.glob("models--*")}
     names |= {path.name.replace("--", "/", 2) for path in cache.glob("datasets--*")}

@@ -1,6 +1,7 @@
-"""What a built part promises, looked at once, so that a mistake is told as its plugin's and not as its user's.
+"""Checks once that a built part keeps the promises of its contract, so that a mistake is blamed on its plugin.
 
-A backbone: one dummy pass, and each site that it names. A head: what it gives for features of the right shape.
+For a backbone, this makes one pass with dummy inputs and looks at each site that it names. For a head, it checks the
+shape of the predictions for dummy features.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from zoo_core.toolkit.stages import groups
 
 __all__ = ["check_backbone", "check_head_module"]
 
-SHAPES = {"pooled": (2,), "tokens": (2, 5), "map": (2, 5, 5)}  # of dummy features, without their width
-HEADED = ("attn.q", "attn.k", "attn.v")  # roles whose rows are those of the heads
+SHAPES = {"pooled": (2,), "tokens": (2, 5), "map": (2, 5, 5)}  # the shapes of dummy features, without their width
+HEADED = ("attn.q", "attn.k", "attn.v")  # the roles whose outputs are divided among attention heads
 
 
 def check_backbone(part: Bound, backbone: nn.Module) -> None:
-    """Raises LawError for stages or features that are not as it says, PluginError for sites; both name its plugin."""
+    """Raises LawError for wrong stages or features, and PluginError for wrong sites. Both errors name the plugin."""
     try:
         with plugin_call(part):
             groups(backbone)
@@ -39,7 +40,7 @@ def check_backbone(part: Bound, backbone: nn.Module) -> None:
 
 
 def check_head_module(part: Bound, head: nn.Module, features: FeatureSpec, target: Target) -> None:
-    """Raises PluginError for a head whose predictions are not [B, C], or [B, T, C] of token classes."""
+    """Raises PluginError unless the predictions of a head are [B, C], or [B, T, C] if the target is token classes."""
     batch, *places = SHAPES[features.kind]
     shape = (batch, features.dim, *places) if features.kind == "map" else (batch, *places, features.dim)
     like = next(head.parameters(), torch.zeros(()))
@@ -60,14 +61,14 @@ def check_head_module(part: Bound, head: nn.Module, features: FeatureSpec, targe
 
 
 def _problem(backbone: nn.Module, role: str, site: Site) -> str:
-    """Why no weight is there, or nothing."""
+    """Why a site is wrong, for the end of a sentence. Empty if it is right."""
     try:
         owner = backbone.get_submodule(site.path)
     except AttributeError:
         return f"and it has no module there{nearest(site.path, [name for name, _ in backbone.named_modules()])}"
-    weight = getattr(owner, site.parameter, "")  # not by its own parameters: an adapter may have wrapped the owner
+    weight = getattr(owner, site.parameter, "")  # not from _parameters: adapters may wrap the owner
     if weight is None and site.kind == "norm":
-        return ""  # one without scale and shift, which the adapters of norms refuse by themselves
+        return ""  # a norm without scale and shift; the adapters that change norms refuse it themselves
     if not isinstance(weight, Tensor):
         return f"and {type(owner).__name__} has no such tensor{nearest(site.parameter, owner._parameters)}"
     if site.out_axis not in (0, 1) or site.out_axis >= weight.ndim:

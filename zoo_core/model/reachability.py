@@ -1,7 +1,7 @@
-"""Which trainable tensors a loss can reach: passes of dummy inputs in training, and a walk over the graph they leave.
+"""Finds the trainable tensors that no loss can reach, by training passes with dummy inputs and a walk over the graph.
 
-The graph tells, not values: a factor of a product whose other factor is zero at the start has a gradient of zero, and
-is reached; so is what joins in a later phase.
+The autograd graph decides, not the values of gradients. If the other factor of a product is zero at the start, a tensor
+has a gradient of zero, and yet the loss reaches it. The same holds for a tensor that only matters in a later phase.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from zoo_core.toolkit.stages import dummy_inputs
 
 __all__ = ["unreached"]
 
-FEW, MORE = 2, 8  # examples of the first pass, and of each later one
-PASSES = 32  # a module that half of the passes skip, or one of eight experts, is met in some of them
+FEW, MORE = 2, 8  # the number of examples in the first pass, and in each later one
+PASSES = 32  # enough to almost surely meet a module that half of the passes skip, or one of eight experts
 
 
 def unreached(learner: Learner, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    """Those that neither the predictions nor a term of the objective depends on in training, in their order.
+    """The parameters on which neither the predictions nor a term of the objective depends in training, in given order.
 
-    The learner is left as it was: a copy that shares all parameters makes the passes, since statistics and counters
-    move in training. What the first pass does not reach may be skipped or routed around at random, so more passes with
-    other inputs are made before anything is called unreached.
+    The learner does not change, although statistics and counters are updated in training: the passes are made by a copy
+    that shares all parameters. A module may be skipped, or not chosen by a router, at random. So up to PASSES passes
+    with different inputs are made before a parameter is called unreached.
     """
     left = list(parameters)
     with torch.enable_grad(), seeded(0, "reach"):
@@ -54,7 +54,7 @@ def _without(parameters: Iterable[nn.Parameter], roots: Iterable[Tensor]) -> lis
 
 
 def _target(target: Target, predictions: Tensor) -> Tensor:
-    """A target that predictions of this shape are compared with: each class or label in turn."""
+    """A valid target for predictions of this shape, in which the classes or labels take turns."""
     *shape, size = predictions.shape
     classes = torch.arange(math.prod(shape), device=predictions.device).view(shape) % size
     if target.kind in ("classes", "token_classes"):
@@ -63,13 +63,13 @@ def _target(target: Target, predictions: Tensor) -> Tensor:
 
 
 def _leaves(roots: Sequence[Tensor]) -> set[int]:
-    """Identities of the tensors at the ends of the graph that leads to these."""
+    """The id() of each leaf tensor of the autograd graphs of these tensors."""
     found: set[int] = {id(root) for root in roots if root.is_leaf}
     open_nodes = [root.grad_fn for root in roots if root.grad_fn is not None]
     seen = set(open_nodes)
     while open_nodes:
         node = open_nodes.pop()
-        variable = getattr(node, "variable", None)  # of the nodes that gather a leaf's gradient
+        variable = getattr(node, "variable", None)  # only the nodes that accumulate the gradient of a leaf have one
         if variable is not None:
             found.add(id(variable))
         for following, _ in node.next_functions:

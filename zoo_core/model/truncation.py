@@ -1,11 +1,13 @@
 """Implements `until=k` for every backbone: the backbone ends after stage k, and the rest is removed.
 
-The output of stage k becomes the features, unchanged. Every module that a pass calls later (the other stages, modules
-between them, the last norm) is replaced by one that returns its input, so that the backbone's own code still arranges
-the features and their mask. A check on values confirms that the features are the output of the stage. If that code does
-more than call modules, the pass ends at the stage, and the hidden state is the features.
-What follows the last stage (group L + 1) is removed even with k = L, because its weights were trained for the output of
-the last stage and have its width. A pooling with weights is replaced by the mean over real tokens or positions.
+The output of stage k becomes the features, unchanged. Every module that a forward pass calls after it (later stages,
+modules between them, the final norm) is replaced by one that returns its input. So the backbone's own code still
+arranges the features and their mask, and a comparison of values confirms that the features are the output of stage k.
+If they are not, because that code does more than call modules, the pass is ended at stage k, and the hidden state there
+becomes the features.
+The modules after the last stage (group L + 1) are removed even for k = L, because their weights were trained for the
+output of the last stage and have its width. A pooling with weights is replaced by the mean over real tokens or
+positions.
 """
 
 from __future__ import annotations
@@ -26,13 +28,14 @@ from zoo_core.toolkit.features import channels_first, masked_mean
 
 __all__ = ["Truncated", "truncated"]
 
-INSIDE = "whole."  # before the paths of the backbone that was cut
+INSIDE = "whole."  # before the paths of modules of the backbone that was cut
 
 
 def truncated(backbone: nn.Module, until: int) -> Truncated:
-    """Cuts the backbone after stage `until`, counted from 1, in place. One pass measures its features.
+    """Cuts the backbone after stage `until`, counted from 1, in place. A pass with dummy inputs measures its features.
 
-    Raises RefusedError if the pass has to end there and only its end knows which tokens are real.
+    Raises RefusedError if the stage returns no tensor. Also if the pass must be ended at the stage, but the features
+    have a mask, which only the later code makes, or the hidden state has neither 2, 3 nor 4 axes.
     """
     inputs = _inputs(backbone)
     with _looking(backbone):
@@ -57,7 +60,7 @@ def truncated(backbone: nn.Module, until: int) -> Truncated:
 def _cut(
     backbone: nn.Module, until: int, seen: _Seen, inputs: Mapping[str, Tensor], state: Tensor, rest: _Rest | None
 ) -> tuple[Truncated, Features]:
-    """The backbone without what follows, and its features."""
+    """The backbone without the modules to be dropped, and the features of one pass with dummy inputs."""
     stages = as_backbone(backbone).stages
     for name in seen.dropped:
         _put(backbone, name, _PassOn(backbone.get_submodule(name), rest if name in stages else None))
@@ -79,7 +82,8 @@ def _cut(
 class Truncated(nn.Module):
     """A backbone that ends after one of its stages, under the backbone contract.
 
-    ends_early: the pass ends at that stage, and what leaves it is the features; channels_first: where that is a map.
+    ends_early: whether the pass is ended at that stage, so that its output becomes the features.
+    channels_first: whether that output, if it is a map, is [B, C, H, W] rather than [B, H, W, C].
     """
 
     features: FeatureSpec
@@ -110,7 +114,7 @@ class Truncated(nn.Module):
         return features
 
     def _state(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """What leaves the last stage, after all that adapters hooked to it."""
+        """The output of the last stage, after all hooks that adapters registered on it."""
         handle = self.get_submodule(self.stages[-1]).register_forward_hook(_end)
         try:
             self.whole(inputs)
@@ -126,7 +130,7 @@ class Truncated(nn.Module):
         return Features(kind="tokens" if state.ndim == 3 else "pooled", x=state)
 
     def pool(self, features: Features) -> Tensor:
-        """The backbone's own way where that has no weights, else the mean: float [B, D]."""
+        """Pools features to float [B, D]: by the backbone's own pooling if `has_pool`, else by the mean."""
         if self.has_pool:
             return as_backbone(self.whole).pool(features)
         return features.x if features.kind == "pooled" else masked_mean(features)
@@ -139,14 +143,14 @@ class Truncated(nn.Module):
         )
 
     def extend(self, prompt: nn.Module, length: int) -> int:
-        """As the whole backbone does it: see zoo_core.contracts.Extendable. Raises RefusedError where it does not."""
+        """Extends the whole backbone: see zoo_core.contracts.Extendable. Raises RefusedError if that is impossible."""
         if not isinstance(self.whole, Extendable) or self.ends_early:
             raise RefusedError("the backbone has no `extend`, so no learned tokens can stand among its own")
         return self.whole.extend(prompt, length)
 
 
 class _End(Exception):  # noqa: N818
-    """Ends a pass with the state of the last stage."""
+    """Raised to end a pass at the last stage. It carries the hidden state."""
 
     def __init__(self, state: Tensor) -> None:
         super().__init__()
@@ -158,7 +162,7 @@ def _end(module: nn.Module, args: Any, output: Any) -> None:
 
 
 class _Rest:
-    """What a stage returns behind the hidden state; a bound method is its hook, so that a copy has its own."""
+    """What a stage returns after the hidden state. The hook is a bound method, so a deep copy has its own."""
 
     def __init__(self) -> None:
         self.items: tuple[Any, ...] = ()
@@ -168,10 +172,11 @@ class _Rest:
 
 
 class _PassOn(nn.Module):
-    """Stands where a module was that is called after the last stage that is left, and gives what it is given.
+    """Replaces a module that is called after the last stage that is kept, and returns its first input.
 
-    rest: for a stage, what the last stage returned besides; nothing where that is a tensor. The plain attributes of
-    what was here stay, since a model may ask its layers what they are.
+    rest: what the last kept stage returns after the hidden state, which a replaced stage must return too; None if that
+    stage returns a tensor alone, or if the module is not a stage. Attributes of the replaced module that are text or
+    numbers are kept, because a model may read them from its layers.
     """
 
     def __init__(self, replaced: nn.Module, rest: _Rest | None) -> None:
@@ -181,14 +186,16 @@ class _PassOn(nn.Module):
         self._rest = rest
 
     def forward(self, state: Any, *args: Any, **kwargs: Any) -> Any:
-        """state: what the module would be given first."""
+        """Returns the first input as it is, or a tuple of it and `rest`."""
         return state if self._rest is None else (state, *self._rest.items)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Seen:
-    """What one pass shows: the outermost modules first called after the stage, and what the stage gives; whether the
-    backbone's own pooling has no weights, and whether its features have a mask.
+    """What one pass shows.
+
+    dropped: the outermost modules that are first called after the stage. output: what the stage returns. has_pool:
+    whether the backbone's own pooling has no weights. is_masked: whether the features have a mask.
     """
 
     dropped: Sequence[str]
@@ -200,13 +207,13 @@ class _Seen:
 def _look(backbone: nn.Module, inputs: Mapping[str, Tensor], until: int) -> _Seen:
     stages = as_backbone(backbone).stages
     kept = tuple(f"{path}." for path in stages[:until])
-    when: dict[str, str] = {}  # by module outside of the stages that are kept: before, after, or in the pooling
+    when: dict[str, str] = {}  # when each module outside of the kept stages is first called: before, after or pooling
     phase = ["before"]
     given: list[Any] = []
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         phase[0] = "after"
-        given.append(copy.deepcopy(output))  # the next stage may write into what it is given
+        given.append(copy.deepcopy(output))  # copied, because the next stage may write into its input
 
     with ExitStack() as stack:
         for name, module in backbone.named_modules():
@@ -230,17 +237,17 @@ def _look(backbone: nn.Module, inputs: Mapping[str, Tensor], until: int) -> _See
 
 
 def _handed_on(found: Truncated, inputs: Mapping[str, Tensor], state: Tensor) -> Features | None:
-    """The features if they are the output of the stage, else None."""
+    """The features of a pass if they are the output of the stage. None if they are not, or if the pass fails."""
     try:
         features: Features = found(inputs)
-    except Exception as error:  # noqa: BLE001, code between modules may fail on what it is handed; then it is not called
+    except Exception as error:  # noqa: BLE001, code between modules may fail on such input; the pass ends early then
         raise_interrupt(error)
         return None
     return features if _same_values(features.x, state) else None
 
 
 def _outermost(backbone: nn.Module, names: Set[str]) -> list[str]:
-    """The modules that lie inside no other module of the list."""
+    """The named modules that are not inside another one of them, in the order of the backbone."""
     found: list[str] = []
     for name, _ in backbone.named_modules():
         if name in names and not name.startswith(tuple(f"{outer}." for outer in found)):
@@ -255,7 +262,7 @@ def _put(backbone: nn.Module, name: str, module: nn.Module) -> None:
 
 @contextmanager
 def _looking(backbone: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; restores the mode of every module."""
+    """Runs a block in evaluation mode without gradients, and then restores the mode of every module."""
     modes = [(module, module.training) for module in backbone.modules()]
     backbone.eval()
     try:
@@ -267,10 +274,10 @@ def _looking(backbone: nn.Module) -> Iterator[None]:
 
 
 def _inputs(backbone: nn.Module) -> dict[str, Tensor]:
-    """Dummy inputs on the backbone's device. Floats get noise, as the effect of a module on zeros may be invisible."""
+    """Dummy inputs on the backbone's device. Floats get noise, because a module may have no visible effect on zeros."""
     generator = torch.Generator().manual_seed(0)
     device = next((parameter.device for parameter in backbone.parameters()), torch.device("cpu"))
-    with torch.device("cpu"):  # also where an outline is built on the meta device
+    with torch.device("cpu"):  # even if the backbone is being built on the meta device
         found = as_backbone(backbone).preparation.dummy(2)
         return {
             name: (x + torch.randn(x.shape, generator=generator) if x.is_floating_point() else x).to(device)
@@ -279,7 +286,7 @@ def _inputs(backbone: nn.Module) -> dict[str, Tensor]:
 
 
 def _same_values(x: Tensor, state: Tensor) -> bool:
-    """Whether both hold the same values in whatever layout. On the meta device, whether they can."""
+    """Whether two tensors hold the same values, in any order. On the meta device, whether they have the same size."""
     if x.is_meta or x.numel() != state.numel():
         return x.numel() == state.numel()
     return torch.equal(x.float().flatten().sort().values, state.float().flatten().sort().values)

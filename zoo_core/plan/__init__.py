@@ -1,1 +1,1 @@
-"""Turns a trial, with registry and catalogue, into a plan, or refuses it with the reason. No torch."""
+"""Turns a trial into a plan, using registry and catalogue, or refuses it and says why. No torch."""

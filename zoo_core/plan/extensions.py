@@ -1,4 +1,4 @@
-"""The metric that a task names and the augmentation that a budget names, bound and held against the task. No torch."""
+"""Binds the metric of a task and the augmentation of a budget, and checks that both suit the task. No torch."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ __all__ = ["augmentation_of", "fitting", "is_own", "metric_of"]
 
 
 def metric_of(task: Bound, registry: Registry) -> Bound:
-    """The metric that a task names, with arguments or without, or gives as an object.
+    """The metric of a task, which the task gives as text, with or without arguments, or as a recipe object.
 
-    Raises PluginError where the task names none that there is, or one that is not for its target, and what binding a
-    part raises where the metric exists and cannot be used.
+    Raises PluginError if there is no such metric or if it is not for the task's target. If the metric exists and cannot
+    be used, raises what `Registry.bind` raises.
     """
     named, kind = task.recipe.metric, task.recipe.target.kind
     try:
         part = parse_part(named) if isinstance(named, str) else part_of(named, registry)
     except SpecError:
         part = None
-    except UsageError as error:  # an object that is none
+    except UsageError as error:  # an object that is not a recipe
         raise broken(task, f"metric: {error}") from error
     if part is not None and any(each.name == part.name for each in registry.providers("metric")):
         metric = registry.bind(part, "metric")
@@ -40,9 +40,9 @@ def metric_of(task: Bound, registry: Registry) -> Bound:
 
 
 def augmentation_of(text: str, task: Bound, target: Target, registry: Registry) -> Bound | None:
-    """The augmentation of a budget; None for `none`.
+    """The augmentation that a budget names; None for `none`.
 
-    Raises what binding a part raises, and RefusedError where it is for other examples or other targets than the task's.
+    Raises what `Registry.bind` raises, and RefusedError if it is not for the modality or the target of the task.
     """
     if text == "none":
         return None
@@ -60,17 +60,17 @@ def augmentation_of(text: str, task: Bound, target: Target, registry: Registry) 
 
 
 def fitting(kind: PartKind, registry: Registry, fits: Callable[[Any], bool]) -> tuple[str, ...]:
-    """The names of a kind whose recipes fit; those that cannot be used or checked are none of them."""
+    """The names of a kind whose recipes pass the test `fits`. Recipes that cannot be loaded or tested are left out."""
     found = []
     for provider in registry.providers(kind):
         try:
             if fits(registry.recipe(provider)):
                 found.append(provider.name)
         except (ZooError, AttributeError, TypeError):
-            continue  # the doctor tells of it
+            continue  # `zoo doctor` reports it
     return tuple(found)
 
 
 def is_own(part: Bound) -> bool:
-    """Whether zoo-core itself has it: its name alone says what it is, since nobody else may claim that."""
+    """Whether zoo-core itself provides the part. Nobody else may claim its name, so the name alone identifies it."""
     return normalise(part.provider.distribution) == CORE

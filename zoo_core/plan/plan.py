@@ -1,7 +1,7 @@
-"""What is run, as values: a budget, a trial, and the plan of a trial with every part resolved. No torch.
+"""Describes what is run, as values: a budget, a trial, and the plan of a trial with every part resolved. No torch.
 
-Digests are computed here. A digest is a hash of JSON that holds everything that decides the numbers of a trial: bound
-values and the sha256 of files, never text. So a plan has no digest before its files are pinned.
+Digests are computed here. A digest is a hash of JSON with everything that influences the results of a trial: argument
+values and the sha256 of files, but never the text of a spec. So a plan has no digest before its files are pinned.
 """
 
 from __future__ import annotations
@@ -37,12 +37,13 @@ DIGEST_FORMAT = 1  # raised when the digest of an unchanged trial would change
 class Budget:
     """How a trial trains and for how long. Every field is part of the trial's identity.
 
-    epochs: passes over the training split. num_rates: learning rates tried, 1 to 5, the middle ones of the grid.
-    warmup: share of all steps with a rising rate. clip: largest gradient norm. patience: epochs without a better
-    validation score before training stops early, None: never. precision: auto is bfloat16 on a GPU, else float32.
-    keep: the weights of the epoch with the best validation score, the earliest such, or of the last epoch. None: the
-    last, as a bench reports it; `zoo fit` and `zoo_core.fit` put best in its place.
-    augment: an augmentation, by name or with arguments, as word-dropout(p=0.2); a recipe object becomes that text.
+    epochs: passes over the training split. num_rates: number of learning rates tried, 1 to 5, from the middle of the
+    grid. warmup: share of all steps during which the rate rises, 0 to 1. clip: largest gradient norm. patience: epochs
+    without a better validation score before training stops early; None never stops early. precision: "auto" means
+    bfloat16 on a GPU, else float32.
+    keep: "best" keeps the weights of the (earliest) epoch with the best validation score, "last" those of the last
+    epoch. None means last in a bench, and best in `zoo fit` and `zoo_core.fit`.
+    augment: the text of an augmentation, such as word-dropout(p=0.2). A recipe object is converted to its text.
     """
 
     epochs: int = 20
@@ -76,11 +77,11 @@ class Budget:
                 )
 
     def for_fit(self) -> Budget:
-        """The budget that `fit` uses: it keeps the best epoch if nothing else is said."""
+        """The budget that `fit` uses: it keeps the best epoch if `keep` is None."""
         return replace(self, keep="best") if self.keep is None else self
 
     def identity(self) -> dict[str, object]:
-        """What decides the numbers of a trial: every field. `keep` only if it is best, because None equals last."""
+        """The fields as they enter a digest: all of them, but `keep` only if it is best, because None equals last."""
         return {name: value for name, value in asdict(self).items() if name != "keep" or value == "best"}
 
 
@@ -100,7 +101,7 @@ _WORDS: Mapping[str, tuple[str, ...]] = {
 
 
 def _augment_text(given: str | AugmentationRecipe) -> str:
-    """What names an augmentation, as a spec writes it; whether it exists, and for what, is told when it is resolved."""
+    """The canonical text of an augmentation. Resolving a trial checks that it exists and suits the task."""
     try:
         return str(parse_part(given) if isinstance(given, str) else part_of(given, registry()))
     except SpecError as error:
@@ -120,7 +121,7 @@ def budget_from(values: Mapping[str, Any]) -> Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What to run: a spec on a task with a budget and a seed. str() is its canonical text, for people."""
+    """What to run: a spec on a task with a budget and a seed. str() gives its canonical text, for people."""
 
     spec: Spec
     task: Part
@@ -137,14 +138,15 @@ class Trial:
 class Plan:
     """A trial with every part resolved and checked.
 
-    task: None when a model is loaded for a target alone. adapters: without those that change nothing. entry: what the
-    catalogue says of the backbone, None if nothing. deferred: checks that need the built backbone.
-    inner: the parts that arguments name by specs, such as a teacher. augmentation: of its budget, None for none.
-    metric: that the task names; None where there is no task.
-    sources: where the files of its parts come from, by the keys of a lock. pins: the files that are known by sha256.
-    locked: what the user's lock says of local folders, which are checked anyway.
-    digest: the identity of the trial; None while its files are not pinned. combination: the same without the seed.
-    base_digest: the identity of the backbone before any adapter, the same for all trials on it.
+    task: None if a model is loaded only for a target. adapters: those that change something. entry: what the catalogue
+    says about the backbone, None if it has no entry. learning_rates: those to try; none for a head in closed form.
+    first_stage: the earliest stage that an adapter changes, None if the number of stages is not known.
+    deferred: the facts to check once the backbone is built. inner: the parts that arguments name by specs, such as a
+    teacher. augmentation: that of the budget, None for none. metric: that of the task, None without a task.
+    sources: where the files of the parts come from, by lock key. pins: the files whose sha256 is known, by lock key.
+    locked: what the user's lock states about local folders. Their files are hashed again and compared with it.
+    digest: the identity of the trial; None until its files are pinned. combination: the same without the seed.
+    base_digest: the identity of the backbone without adapters, which all trials on that backbone share.
     """
 
     spec: Spec
@@ -178,20 +180,20 @@ class Plan:
 
     @property
     def parts(self) -> tuple[Bound, ...]:
-        """Every bound part: backbone, adapters, head, task, those that arguments name, and `extensions`."""
+        """Every bound part: backbone, adapters, head, task, the parts that arguments name, and `extensions`."""
         task = (self.task,) if self.task else ()
         return (self.backbone, *self.adapters, self.head, *task, *self.inner, *self.extensions)
 
     @property
     def extensions(self) -> tuple[Bound, ...]:
-        """The metric and the augmentation where a plugin has them; those of zoo-core its version tells."""
+        """The metric and the augmentation, if from a plugin. The version of zoo-core already identifies its own."""
         return tuple(part for part in (self.metric, self.augmentation) if part is not None and not is_own(part))
 
     @property
     def contents(self) -> dict[str, str]:
-        """For each part from a local folder, by its key, a digest of the files that it is made from.
+        """A digest of the files of each pinned part from a local folder, by key.
 
-        A backbone with random weights reads fewer files, so its key says that. Empty while files are not pinned.
+        A backbone with random weights reads fewer files, so its key says that its weights are random.
         """
         found: dict[str, str] = {}
         for part in self.parts:
@@ -205,18 +207,18 @@ class Plan:
 
     @property
     def metric_name(self) -> str:
-        """What results call the metric: its text in a spec."""
+        """The name of the metric in results: its text in a spec. Empty without a metric."""
         return "" if self.metric is None else str(self.metric.canonical())
 
     @property
     def until(self) -> int | None:
-        """The stage, counted from 1, after which the backbone ends; None if it is whole."""
+        """The stage, counted from 1, after which the backbone is cut; None if it is not cut."""
         until: int | None = self.backbone.common["until"]
         return until
 
     @property
     def unpinned(self) -> tuple[str, ...]:
-        """Keys of the parts whose files are not known by sha256 yet."""
+        """The keys of the parts whose files are not pinned yet."""
         return tuple(key for key in self.sources if key not in self.pins)
 
 
@@ -226,7 +228,7 @@ def reseeded(plan: Plan, seed: int) -> Plan:
 
 
 def pinned(plan: Plan, pins: Mapping[str, Pinned]) -> Plan:
-    """The plan with more of its files pinned, and with its digests once all of them are."""
+    """The plan with these pins added. Once all its files are pinned, it also has its digests."""
     plan = replace(plan, pins={**plan.pins, **pins})
     if plan.unpinned:
         return plan
@@ -247,7 +249,10 @@ def pinned(plan: Plan, pins: Mapping[str, Pinned]) -> Plan:
 
 
 def needed(source: Source | None, weights: Weights, files: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names of the files that a build with these weights reads. For a package, which has no source, all or none."""
+    """The names of the files that a build with these weights reads.
+
+    source: None for files inside a package. Then pre-trained weights need all files, and random ones none.
+    """
     if source is None:
         return tuple(sorted(files)) if weights == "pretrained" else ()
     wanted = _fitting(source.patterns, files)
@@ -260,7 +265,7 @@ def needed(source: Source | None, weights: Weights, files: Mapping[str, Any]) ->
 
 
 def fits_weights(name: str, pattern: str) -> bool:
-    """Whether a pattern for weights matches a file. As in loading, no wildcard matches a slash."""
+    """Whether a pattern for weights matches the name of a file. As in loading, no wildcard matches a slash."""
     return name.count("/") == pattern.count("/") and fnmatchcase(name, pattern)
 
 
@@ -271,7 +276,7 @@ def literal(pattern: str) -> str | None:
 
 
 def _fitting(patterns: Sequence[str], files: Mapping[str, Any]) -> set[str]:
-    """The names that match any of the patterns. Fast for 100,000 names and as many patterns without wildcards."""
+    """The names that match any of the patterns. It is fast for 100,000 names and 100,000 patterns without wildcards."""
     names = {literal(pattern) for pattern in patterns}
     globs = [translate(pattern) for pattern in patterns if literal(pattern) is None]
     fits = re.compile("|".join(globs)).match if globs else None
@@ -279,7 +284,7 @@ def _fitting(patterns: Sequence[str], files: Mapping[str, Any]) -> set[str]:
 
 
 def _identity(plan: Plan, part: Bound) -> dict[str, object]:
-    """What decides the numbers of a part: its own identity, and the sha256 of each file that it is built from.
+    """What enters a digest for a part: its own identity, and the sha256 of each file that it is built from.
 
     The location of a local folder is not included, so the folder may be moved.
     """
@@ -289,7 +294,7 @@ def _identity(plan: Plan, part: Bound) -> dict[str, object]:
         fields = identity["fields"]
         assert isinstance(fields, dict)
         placed = [name for name, value in fields.items() if _is_place(value, source)]
-        if len(placed) == 1:  # of several that look so, one may mean something else: a column called as its folder
+        if len(placed) == 1:  # of several, one may mean something else, such as a column of that name
             identity["fields"] = {name: value for name, value in fields.items() if name not in placed}
     if pin is None:
         return identity
@@ -298,7 +303,7 @@ def _identity(plan: Plan, part: Bound) -> dict[str, object]:
 
 
 def _budget(plan: Plan) -> dict[str, object]:
-    """What decides the numbers in a budget. An augmentation of zoo-core's own is its text, as when it had two words."""
+    """What enters a digest for a budget. An augmentation of zoo-core enters as its text, as in old digests."""
     part = plan.augmentation
     if part is None or _as_before(part):
         return plan.budget.identity()
@@ -306,19 +311,19 @@ def _budget(plan: Plan) -> dict[str, object]:
 
 
 def _as_before(part: Bound) -> bool:
-    """Whether a digest says a metric or an augmentation by its name, as when zoo-core alone had any."""
+    """Whether a metric or augmentation enters a digest by its text, as it did before plugins could provide them."""
     return is_own(part) and part.recipe.version == 1
 
 
 def _is_place(value: object, source: Source) -> bool:
-    """Whether an argument may name the location of a local source: its folder, or the only file of its kind."""
+    """Whether an argument is the path of a local source: of its folder, or of its only file with that suffix."""
     if not isinstance(value, str) or not value or source.folder is None:
         return False
     path, folder = Path(value).expanduser(), Path(source.folder).expanduser()
     if path == folder:
         return True
     named = [name for each in (*source.patterns, *source.weights) if (name := literal(each)) is not None]
-    alike = [name for name in named if Path(name).suffix == path.suffix]  # of two, the argument may say which
+    alike = [name for name in named if Path(name).suffix == path.suffix]  # of two, the argument may choose one
     return path.parent == folder and alike == [path.name]
 
 
@@ -327,6 +332,6 @@ def _seeded(combination: str | None, seed: int) -> str | None:
 
 
 def _digest(identity: object) -> str:
-    """First 16 bytes of the sha256 of sorted JSON, in hex."""
+    """The first 16 bytes, in hex, of the sha256 of the identity as JSON with sorted keys."""
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -1,8 +1,8 @@
-"""Turns a trial, with registry and catalogue, into a plan, or refuses it with the reason. No torch.
+"""Turns a trial into a plan, using registry and catalogue, or refuses it and says why. No torch.
 
-Everything that can be known about a trial before building it is checked here: that each part exists and takes its
-arguments, that kinds, modalities, targets, seams and roles fit together, what trains at which rates, and where the
-files come from.
+Everything that can be known about a trial before anything is built is settled here: whether each part exists and
+accepts its arguments; whether kinds, modalities, targets, seams and roles fit together; which learning rates are tried;
+and where the files come from.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from zoo_core.spec.parser import Part, Spec
 
 __all__ = ["DEFAULT_HEAD", "bind_task", "check_built", "check_until", "consumed", "inner_parts", "located", "resolve"]
 
-DEFAULT_HEAD = "linear"  # what every target kind gets when a spec names no head
+DEFAULT_HEAD = "linear"  # used for every target kind if a spec names no head
 
 
 def resolve(
@@ -59,15 +59,15 @@ def resolve(
     registry: Registry | None = None,
     catalog: Catalog | None = None,
 ) -> Plan:
-    """The plan of one trial. Either a task or a target says what is predicted.
+    """The plan of one trial. A task or a target must be given, because one of them states what is predicted.
 
     spec: text, recipe objects, or a list of both: "starter/vit-nano+lora(r=4)", ["starter/vit-nano", Lora(r=4)].
     task: a task, or what `bind_task` returned, to share it between trials.
     pins: the files that a lock pins, by part. They take precedence over a catalogue or a record.
-    offline: send no request, not even for a task of the Hub whose files tell its target; the lock then pins it.
-    afresh: whether local folders still have to be checked, so that the pins only say what must be found there. False if
-    the pins were just made, or if the files are checked when they are used.
-    stored: what spec and task were read from, such as a run or a suite file; None if the user of this call gave them.
+    offline: send no request. A task of the Hub whose target is known only from its files must then be pinned.
+    afresh: whether the files of local folders must still be hashed; the pins then only state what must be found there.
+    False if the pins were just made, or if the files are checked when they are used.
+    stored: what spec and task were read from, such as a run or a suite file; None if the caller gave them directly.
     Raises SpecError, NotFoundError, AmbiguousError, UsageError (a wrong argument), PluginError, and RefusedError with
     the reason if the parts do not fit together, or if something stored asks for more trust than this call gives it.
     """
@@ -94,7 +94,7 @@ def resolve(
     _check_head(backbone, entry, head, adapters, target)
     num_stages = entry.num_stages if entry else None
     first_stage = _check_adapters(backbone, entry, adapters, target, num_stages)
-    adapters = tuple(part for part in adapters if part.fact("changes"))  # so that one digest has one text
+    adapters = tuple(part for part in adapters if part.fact("changes"))  # so that equal trials have equal specs
     metric, augmentation, until = None, None, backbone.common["until"]
     if bound_task is not None:
         metric = metric_of(bound_task, registry)
@@ -109,7 +109,7 @@ def resolve(
         head=head,
         task=bound_task,
         target=target,
-        entry=replace(entry, features=None) if entry and until else entry,  # their width is seen when it is cut
+        entry=replace(entry, features=None) if entry and until else entry,  # their width is measured after the cut
         budget=budget,
         seed=seed,
         weights=weights,
@@ -127,9 +127,9 @@ def resolve(
 def check_built(
     plan: Plan, *, modality: Modality, features: FeatureSpec, num_stages: int, roles: Sequence[str]
 ) -> None:
-    """Makes the checks that resolve deferred, with what the built backbone says of itself. Raises RefusedError.
+    """Repeats the checks that `resolve` deferred, with the facts that the built backbone states. Raises RefusedError.
 
-    Seams are not checked here: an adapter that needs one looks for it when it is applied.
+    Seams are not checked here, because an adapter that needs a seam looks for it when it is applied.
     """
     part = plan.backbone
     known = Entry(
@@ -155,9 +155,9 @@ def bind_task(
     stored: str | None = None,
     registry: Registry,
 ) -> Bound:
-    """A task with its recipe, its files located and its declarations checked, for one trial or for many.
+    """Binds a task to its recipe, locates its files and checks its declarations, for one trial or for many.
 
-    No code of the task runs before its request for trust is granted. stored: as for `resolve`.
+    If an argument asks for more trust, no code of the task runs before that is granted. stored: as for `resolve`.
     """
     with speaking_for(stored):
         bound = registry.bind(_task(task, registry), "task")
@@ -169,7 +169,7 @@ def bind_task(
 
 
 def located(task: Bound, pins: Mapping[str, Pinned], *, offline: bool = False) -> Bound:
-    """The task at the commit that the pins name, or else at the spec's revision. A task without a repository stays.
+    """The task at the commit that the pins state, or else at its revision. A task that is not Located is unchanged.
 
     Raises NotFoundError if no request may be sent and the task is not pinned.
     """
@@ -189,7 +189,7 @@ def _task(task: str | Part | TaskRecipe, registry: Registry) -> Part:
 
 
 def check_until(name: str, until: int, num_stages: int | None) -> None:
-    """Raises RefusedError for a stage that the backbone does not have, if the number of stages is known."""
+    """Raises RefusedError if `until` exceeds the number of stages. num_stages: None if that is not known."""
     if num_stages is not None and until > num_stages:
         raise RefusedError(
             f"{name} has {num_stages} stages, so until={until} is none of them; allowed: 1 to {num_stages}"
@@ -197,7 +197,7 @@ def check_until(name: str, until: int, num_stages: int | None) -> None:
 
 
 def _deferred(entry: Entry | None) -> tuple[str, ...]:
-    """The facts about a backbone that the catalogue does not tell. They are checked when it has been built."""
+    """The facts about a backbone that the catalogue does not state. They are checked once it has been built."""
     if entry is None:
         return ("modality", "features", "stages", "seams", "roles")
     told = {"modality": entry.modality, "features": entry.features, "stages": entry.num_stages}
@@ -225,7 +225,7 @@ def _bind_chain(parts: Sequence[Part], registry: Registry) -> tuple[Bound, tuple
             raise UsageError(f"adapter {bound.name} stands after head {head.name}; the head comes last")
         if bound.kind not in ("adapter", "head"):
             if part.kind is None and f"adapter:{part.name.partition('/')[0]}" in reserved_names():
-                registry.find(part.name, "adapter")  # raises: its owner is not installed
+                registry.find(part.name, "adapter")  # raises, because the owner of that name is not installed
             raise UsageError(f"{part.name!r} is of kind {bound.kind}; after the backbone come adapters, then one head")
         if bound.kind == "head":
             head = bound
@@ -239,17 +239,20 @@ def _bind_chain(parts: Sequence[Part], registry: Registry) -> tuple[Bound, tuple
 
 
 def _kind_of(part: Part, fitting: Sequence[PartKind], registry: Registry) -> PartKind | None:
-    """The kind that fits the position, for a name with several kinds; None if the registry should decide."""
+    """The kind that fits the position, if a name has several kinds. None if the registry must decide."""
     claimed = registry.kinds(part.name)
     here = [kind for kind in fitting if kind in claimed]
     return here[0] if part.kind is None and len(claimed) > 1 and len(here) == 1 else None
 
 
 def _described(backbone: Bound, catalog: Catalog) -> tuple[Entry | None, Weights]:
-    """What the catalogue says of a backbone that ends where its spec says, and the weights that it is to have."""
+    """The catalogue entry of a backbone, adjusted to its `until`, and the weights that its spec asks for.
+
+    The entry is None if there is none. Raises RefusedError if the backbone has no such stage or weights.
+    """
     entry = catalog.find(backbone.name, "backbone")
     if entry is not None and entry.modality is None:
-        entry = None  # of a namespace as a whole, such as hf(files="DIR")
+        entry = None  # the entry of a whole namespace, as for hf(files="DIR"), describes no backbone
     weights = _allowed_weights(backbone, entry)
     until = backbone.common["until"]
     if entry is not None and until is not None:
@@ -300,7 +303,7 @@ def _check_head(backbone: Bound, entry: Entry | None, head: Bound, adapters: Seq
 
 
 def consumed(head: Bound, target: Target) -> Kind:
-    """The kind of features that a head is given: tokens where each of them is predicted, else the poorest it needs."""
+    """The kind of features that a head is given: tokens if each token is predicted, else the kind that it consumes."""
     kind: Kind = "tokens" if target.kind == "token_classes" else head.fact("consumes")
     return kind
 
@@ -312,7 +315,10 @@ def _may_become(kind: Kind, wanted: Kind) -> bool:
 def _check_adapters(
     backbone: Bound, entry: Entry | None, adapters: Sequence[Bound], target: Target, num_stages: int | None
 ) -> int | None:
-    """The earliest stage that any adapter changes; None if the number of stages is not known."""
+    """Checks that adapters suit backbone and target. Returns the earliest stage that any of them changes, from 0.
+
+    None if num_stages is None. Raises RefusedError, and PluginError if an adapter gives a wrong first stage.
+    """
     first = num_stages
     for part in adapters:
         targets = part.fact("targets")
@@ -354,19 +360,19 @@ def _first_stage(adapter: Bound, backbone: Bound, num_stages: int) -> int:
 
 
 def _rates(adapters: Sequence[Bound], head: Bound, num_rates: int) -> tuple[float, ...]:
-    """The middle `num_rates` of the grid: of the most careful adapter that trains something, else of the head."""
+    """The middle `num_rates` of a grid: that of the training adapter with the lowest default rate, else the head's."""
     if head.fact("fit") == "closed_form":
         return ()
     grids = [part.fact("learning_rates") for part in adapters if part.fact("changes") & TRAINING]
     grid = min(grids, key=lambda rates: rates[len(rates) // 2]) if grids else head.fact("learning_rates")
-    start = len(grid) // 2 - num_rates // 2  # so that the default stands at num_rates // 2
+    start = len(grid) // 2 - num_rates // 2  # so that the default rate lies at index num_rates // 2
     return tuple(grid[start : start + num_rates])
 
 
 def inner_parts(part: Bound, registry: Registry) -> tuple[Bound, ...]:
     """The parts named by specs among a part's arguments, and the parts that those name in turn.
 
-    Raises what `Registry.bind` raises, such as RefusedError if one needs a trust that the user has not given.
+    Raises what `Registry.bind` raises, such as RefusedError if a part needs trust that the user has not granted.
     """
     found: list[Bound] = []
     for argument, spec in part.specs():
@@ -379,7 +385,7 @@ def inner_parts(part: Bound, registry: Registry) -> tuple[Bound, ...]:
 
 
 def _with_files(plan: Plan, given: Mapping[str, Pinned], catalog: Catalog, afresh: bool) -> Plan:
-    """The plan with the sources of its parts, and with the files that a lock, a catalogue or a record pins."""
+    """The plan with the sources of its parts, and with the pins that the lock, the catalogue or a record states."""
     sources: dict[str, Source] = {}
     pins: dict[str, Pinned] = {}
     locked = told_apart(given)[1] if afresh else {}
@@ -390,16 +396,16 @@ def _with_files(plan: Plan, given: Mapping[str, Pinned], catalog: Catalog, afres
         key = part_key(part)
         if source is None:
             if entry is not None and entry.files:
-                pins[key] = Pinned(files=entry.files)  # in its package
+                pins[key] = Pinned(files=entry.files)  # the files lie inside its package
             continue
         if part is plan.backbone and plan.weights == "random" and not source.patterns:
             continue
         held = pin_of(given, part)
         if held is None and source.repository and source.revision is None and source.repository in commits:
-            source = replace(source, revision=commits[source.repository])  # one commit, whatever else is read of it
+            source = replace(source, revision=commits[source.repository])  # one commit for all parts
         sources[key] = source
         if held is not None and source.folder is not None and afresh:
-            locked[key] = held  # which a lock of before has under another key
+            locked[key] = held  # an older lock has it under another key
         elif held is not None:
             pins[key] = _checked(key, held, source)
         elif entry is not None and entry.files and entry.revision == source.revision:
@@ -408,7 +414,7 @@ def _with_files(plan: Plan, given: Mapping[str, Pinned], catalog: Catalog, afres
 
 
 def _source(part: Bound, entry: Entry | None) -> Source | None:
-    """Where a part's files come from, at the revision of the spec, or else of its record, or else of its plugin."""
+    """Where the files of a part come from. The revision is that of the spec, else of the record, else of the plugin."""
     if part.kind == "head":
         return None
     try:

@@ -1,12 +1,12 @@
-"""What is known of a name before anything of it is imported: from catalogues beside providers and from records.
+"""Reads what is known about a name without importing its plugin, from two sources: catalogues and records.
 
-Two sources, one Entry. A catalogue is `catalogue.json` in the top-level package of a distribution with zoo entry
-points: `{"backbone": {"starter/vit-nano": {"modality": "image", ...}}}`; an entry `{"like": NAME, ...}` is that of
-another name of its kind but for what it says itself. A record is one TOML file about one set of
-weights or one version of a data set, in `models` or `tasks` of a package that a `zoo.records` entry point names; it
-also says its licence and its source, and pins what it fetches where somebody has seen the files: their commit and
-sha256 go together, and without them a lock pins them on first use. Every field is checked; a mistake stays with its
-entry.
+A catalogue is the file `catalogue.json` in the top-level package of a distribution with zoo entry points:
+`{"backbone": {"starter/vit-nano": {"modality": "image", ...}}}`. An entry `{"like": NAME, ...}` takes every field that
+it does not state from the entry of another name of the same kind.
+A record is one TOML file about one set of weights or one version of a data set. It lies in `models` or `tasks` of a
+package that a `zoo.records` entry point names. It must state its licence and its source. If its author has seen the
+files, it also pins their commit and their sha256, always both; otherwise a lock pins them on first use.
+Every field is checked. A mistake makes only its own entry unusable.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ __all__ = ["Catalog", "Entry", "Problem", "catalog", "facts"]
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """What is known of a name; None or empty where nothing is.
+    """What is known about a name. A field of which nothing is known is None or empty.
 
-    describes: the part that a record's name stands for, else the name itself. weights: those there are.
-    files: by name, of one commit of `repository`. revision: that commit, 40 hex digits. input: the backbone's own
-    table (size, mean, ...). splits: number of examples by split. source: where the weights or data are from, for
-    people.
+    describes: the part that a record's name stands for, else the name itself. weights: the kinds that exist.
+    files: by name, at one commit of `repository`. revision: that commit, 40 hex digits. input: the table of the
+    backbone's input (size, mean, ...). splits: the number of examples in each split. source: where the weights or data
+    come from, as text for people.
     """
 
     name: str
@@ -83,18 +83,18 @@ class Problem:
     problem: str
 
 
-PROSE = frozenset({"summary", "source", "documentation"})  # a record's wording goes before a catalogue's
+PROSE = frozenset({"summary", "source", "documentation"})  # a record's text replaces a catalogue's
 
 
 class Catalog:
-    """The entries of an index, each read and checked when it is asked for."""
+    """The entries of an index. Each is read and checked when it is first asked for."""
 
     def __init__(self, index: Index) -> None:
         self._index = index
         self._catalogues: dict[str, dict[str, Any]] = {}
         self._found: dict[tuple[str, PartKind | None], Entry | None] = {}
         self._records: dict[str, list[Provider]] = {}
-        self._describing: dict[str, list[Provider]] = {}  # records with a name of their own, by the part they stand for
+        self._describing: dict[str, list[Provider]] = {}  # records with another name, by the part that they describe
         self._owners: dict[str, list[Provider]] = {}
         for provider in index.providers:
             if provider.origin == "entry point" and provider.state not in ("ambiguous", "disallowed"):
@@ -108,16 +108,17 @@ class Catalog:
                 self._records.setdefault(fact.name, []).append(fact)
 
     def find(self, name: str, kind: PartKind | None = None) -> Entry | None:
-        """What is known of a name, or None; a record's name gives the facts of what it stands for as well.
+        """What is known about a name, or None. The name of a record also gives the facts of the part that it describes.
 
-        Raises PluginError if an entry is malformed, or a record and a catalogue tell different things.
+        Raises PluginError if an entry is malformed or if a record and a catalogue contradict each other, and
+        AmbiguousError if two records describe the name.
         """
         if (name, kind) not in self._found:
             self._found[name, kind] = self._find(name, kind)
         return self._found[name, kind]
 
     def problems(self) -> tuple[Problem, ...]:
-        """Every entry of every allowed distribution that cannot be used; reads all of them."""
+        """Every unusable entry of the allowed distributions. To find them, this reads all entries."""
         found: list[Problem] = []
         for provider in (*self._index.providers, *self._index.facts):
             if provider.state == "disallowed":
@@ -141,7 +142,7 @@ class Catalog:
         return _merged(_read_record(found[0]), base) if len(found) == 1 else base
 
     def _known(self, name: str, kind: PartKind | None) -> Entry | None:
-        """What is told of a name under that name, by its owner's catalogue and by a record that adds facts."""
+        """The facts stated under the name itself: those in its owner's catalogue, with those that a record adds."""
         record, base = self._record(name, kind), self._from_catalogue(name, kind)
         return _merged(record, base) if record is not None else base
 
@@ -153,7 +154,7 @@ class Catalog:
         return _read_record(found[0]) if found else None
 
     def _from_catalogue(self, name: str, kind: PartKind | None) -> Entry | None:
-        """The entry that the owner of the name ships; an ambiguous owner has none."""
+        """The entry in the catalogue of the name's owner. None if several distributions claim the name."""
         for provider in self._owners.get(name.partition("/")[0], ()):
             if kind not in (None, provider.kind):
                 continue
@@ -166,7 +167,7 @@ class Catalog:
         return None
 
     def _catalogue(self, path: str) -> dict[str, Any]:
-        """A catalogue; one that cannot be read has no entries, and the doctor says so."""
+        """The content of a catalogue. A catalogue that cannot be read counts as empty; `zoo doctor` reports it."""
         if path not in self._catalogues:
             try:
                 content = json.loads(read_text(path))
@@ -177,7 +178,7 @@ class Catalog:
 
 
 def facts(entry: Entry | None) -> dict[str, Any]:
-    """What an entry knows, as JSON, without what it does not."""
+    """The known fields of an entry, as JSON. Unknown fields are left out."""
     if entry is None:
         return {}
     unsaid = {"name", "kind", "summary"} | ({"describes"} if entry.describes == entry.name else set())
@@ -192,7 +193,7 @@ def catalog() -> Catalog:
 
 
 def _read_record(provider: Provider) -> Entry:
-    """Raises PluginError if anything in the file is not as a record should be."""
+    """The entry of a record. Raises PluginError if anything in its file is not as a record should be."""
     owner = f"{provider.distribution} {provider.version}"
     if provider.problem:
         raise _malformed(owner, provider.problem)
@@ -215,7 +216,7 @@ def _read_record(provider: Provider) -> Entry:
 
 
 def _spelt_out(names: Mapping[str, Any], name: str, label: str, owner: str) -> Any:
-    """An entry of a catalogue with what it takes from the one that it is like."""
+    """An entry of a catalogue, completed with the fields of the entry that its `like` names."""
     told = names[name]
     if not isinstance(told, dict) or "like" not in told:
         return told
@@ -244,7 +245,7 @@ def _entry(facts: Any, *, name: str, kind: PartKind, label: str, owner: str) -> 
 
 
 def _merged(record: Entry, base: Entry | None) -> Entry:
-    """The record's facts, and the catalogue's where the record is silent."""
+    """The facts of a record, completed with those that only the catalogue states. Raises PluginError if they differ."""
     if base is None:
         return record
     known: dict[str, Any] = {}
@@ -273,7 +274,7 @@ def _malformed(owner: str, problem: str) -> PluginError:
 
 
 class _WrongError(Exception):
-    """A value that is not what its key needs. where: the place inside it, such as `.dim`."""
+    """A value that is wrong for its key. where: the place of the mistake inside the value, such as `.dim`."""
 
     def __init__(self, expected: str, found: object, where: str = "") -> None:
         super().__init__(expected)
@@ -327,7 +328,7 @@ def _table(value: Any) -> dict[str, Any]:
 
 
 def _row(checks: Mapping[str, Callable[[Any], Any]], required: Sequence[str]) -> Callable[[Any], dict[str, Any]]:
-    """A table with exactly these keys, of which some may be left out."""
+    """A check for a table that has all required keys and no keys other than these."""
 
     def check(value: Any) -> dict[str, Any]:
         wrong = set(_table(value)) - set(checks) | (set(required) - set(value))

@@ -1,8 +1,8 @@
 """Lists everything that can be named in this environment, with its owner and state, without importing any of it.
 
-The metadata that scan.py reads are kept between processes in one file of the cache folder. Three laws apply: one name
-has one owner within each kind, a distribution made for another zoo-core is not imported, and neither is one that the
-allow-list leaves out. If the cache is missing, damaged or not writable, that only costs time.
+The metadata that scan.py reads are kept between processes in one file of the cache folder. Three laws apply: a name
+has one owner within each kind; a distribution made for another version of zoo-core is not imported; and neither is a
+distribution that the allow-list does not contain. A cache that is missing, damaged or not writable only costs time.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from zoo_core.registry.settings import cache_folder, read_settings, settings_fil
 from zoo_core.registry.versions import in_range
 
 if TYPE_CHECKING:
-    from zoo_core.contracts import PartKind  # at run time its dataclasses would cost a third of `zoo list`
+    from zoo_core.contracts import PartKind  # an import at run time would take a third of the time of `zoo list`
 
 __all__ = [
     "Index",
@@ -49,10 +49,10 @@ __all__ = [
 
 State: TypeAlias = Literal["ok", "broken", "incompatible", "ambiguous", "disallowed"]
 
-FORMAT = 2  # raised when scan.py reads something else from the same files
+FORMAT = 2  # raised when scan.py extracts different facts from the same files
 NUM_KEPT = 16  # index files in the cache folder: one for each environment and way of starting Python
-RACY_NS = 100_000_000  # a folder that changed so shortly ago may change again within one tick of its clock
-PART_KINDS: tuple[PartKind, ...] = (  # as in contracts, without its import
+RACY_NS = 100_000_000  # a folder that changed less long ago may change again with the same modification time
+PART_KINDS: tuple[PartKind, ...] = (  # a copy of contracts.PART_KINDS, because importing that takes too long
     *("backbone", "adapter", "head", "task"),
     *("metric", "augmentation", "reader"),
 )
@@ -63,10 +63,10 @@ class Provider(NamedTuple):
     """A name and who provides it.
 
     value: `module:object` of an entry point, `path:object` of a plugin file, else the file that describes the name.
-    distribution: for a plugin file its own name. requires: the distribution's range of zoo-core, None if it states
-    none.
-    problem: why the state is not ok, in one line. describes: the part that a record's name stands for, else the name
-    itself. sha256: of a plugin file that no distribution publishes, else empty.
+    distribution: for a plugin file, the name of the file. requires: the range of zoo-core versions that the
+    distribution needs, None if it states none. problem: why the state is not ok, in one line; empty if it is ok.
+    describes: the part that a record's name stands for, else the name itself. sha256: the hash of a plugin file that no
+    distribution publishes; empty for all others.
     """
 
     name: str
@@ -84,7 +84,7 @@ class Provider(NamedTuple):
 
     @property
     def mend(self) -> str:
-        """What helps against a mistake of its author's."""
+        """What a user can do about a mistake in this plugin, for a message."""
         return f"mend {self.distribution}" if self.sha256 else f"tell its author, or {self.removal}"
 
     @property
@@ -93,7 +93,7 @@ class Provider(NamedTuple):
 
 
 class LoadFailure(NamedTuple):
-    """Why an entry point could not be loaded. Forgotten when its distribution, its file or the environment changes."""
+    """Why an entry point could not be loaded. Valid until its distribution, file or environment changes."""
 
     version: str
     problem: str
@@ -102,12 +102,13 @@ class LoadFailure(NamedTuple):
 
 
 class Index:
-    """What was found in folders, in the order of sys.path; the providers by kind, then by name.
+    """Everything that was found in folders, which are given in the order of sys.path.
 
-    providers: every name that may be written. facts: records about a name that another part owns.
-    distributions: those with zoo entry points. `shadowed` holds the metadata of copies further back on sys.path.
+    providers: every name that can be used in a spec, sorted by kind, then by name. facts: records that only add facts
+    to a name that another provider owns. distributions: those with zoo entry points. shadowed: the metadata paths of
+    copies that Python would not import, because another copy of the distribution comes first.
     core_version: None if zoo-core runs from a plain folder; then nothing can be incompatible.
-    cache: the folder that remembers failures; None remembers none.
+    cache: the folder where load failures are kept between processes; None keeps none.
     """
 
     def __init__(
@@ -131,13 +132,13 @@ class Index:
         self.providers = tuple(_settled(claims, self.facts, self.owners))
 
     def put(self, found: Sequence[Provider], *, instead_of: Iterable[Provider] = ()) -> None:
-        """Adds providers that this process was given, and takes others out."""
+        """Adds providers that were registered in this process, and removes those in `instead_of`."""
         left_out = set(instead_of)
         kept = (provider for provider in self.providers if provider not in left_out)
         self.providers = tuple(sorted((*kept, *found), key=lambda each: (PART_KINDS.index(each.kind), each.name)))
 
     def state(self, distribution: Distribution) -> tuple[State, str]:
-        """Whether a distribution is allowed and made for this zoo-core, and if not, why."""
+        """The state of a distribution, with the reason if it is not ok: not allowed, or not made for this zoo-core."""
         name, version, requires = distribution["name"], distribution["version"], distribution["requires"]
         if normalise(name) == CORE:
             return "ok", ""
@@ -164,12 +165,12 @@ class Index:
         )
 
     def failure(self, provider: Provider) -> LoadFailure | None:
-        """Why an earlier process could not load this entry point, if that may still hold."""
+        """Why an earlier process could not load this entry point. None if it could, or if the version has changed."""
         failure = self.failures.get(_failure_key(provider))
         return failure if failure is not None and failure.version == provider.version else None
 
     def remember(self, provider: Provider, failure: LoadFailure | None) -> None:
-        """Keeps why an entry point could not be loaded for later processes, or forgets it (None)."""
+        """Stores for later processes why an entry point could not be loaded. None removes what was stored."""
         key = _failure_key(provider)
         if self.failures.get(key) == failure:
             return
@@ -198,7 +199,7 @@ class Index:
                     yield provider._replace(state="disallowed", problem=problem)
 
     def _rows(self, distribution: Distribution) -> Iterator[Provider]:
-        """The names of one distribution, before other distributions are looked at."""
+        """The names of one distribution, with their states as long as no other distribution claims the same names."""
         owner, version, requires = distribution["name"], distribution["version"], distribution["requires"]
         state, problem = self.state(distribution)
         if distribution["fatal"] and state == "ok":
@@ -246,7 +247,7 @@ def list_names(
     if pattern is not None and not any(symbol in pattern for symbol in "*?["):
         pattern = f"*{pattern}*"
     return [
-        {  # written out: there are thousands
+        {  # written out for speed, because there are thousands of rows
             "name": provider.name,
             "kind": provider.kind,
             "distribution": provider.distribution,
@@ -260,9 +261,9 @@ def list_names(
 
 
 def read_folders(paths: Sequence[str], *, cache: str | None = None, locate: Locate | None = None) -> dict[str, Folder]:
-    """What is in the folders, from the cache if nothing has changed since.
+    """The content of each folder, by path. It is taken from the cache if nothing has changed since it was read.
 
-    locate: the last resort for a package that is in none of the folders.
+    locate: finds the folder of a package that lies in none of these folders.
     """
     file = os.path.join(cache, f"index-{_crc(repr([sys.version, *paths]))}.json") if cache is not None else None
     known = _read_index(file)
@@ -282,7 +283,7 @@ def read_folders(paths: Sequence[str], *, cache: str | None = None, locate: Loca
 
 
 def _in_front(folders: Mapping[str, Folder]) -> tuple[list[Distribution], list[str]]:
-    """The distributions that Python would import, and the paths of those behind them."""
+    """The distributions that Python would import, and the metadata paths of the copies that they hide."""
     front: list[Distribution] = []
     shadowed: list[str] = []
     seen: set[str] = set()
@@ -304,7 +305,7 @@ def _in_front(folders: Mapping[str, Folder]) -> tuple[list[Distribution], list[s
 
 
 def _settled(claims: Sequence[Provider], facts: Sequence[Provider], owners: Mapping[str, str]) -> Iterator[Provider]:
-    """The providers under the law of one owner, in their order."""
+    """The providers by kind and name, after the law that a name has one owner within each kind has been applied."""
     by_kind: dict[str, dict[str, list[Provider]]] = {kind: {} for kind in PART_KINDS}
     for claim in claims:
         if claim.origin != "record" or claim.describes != claim.name:
@@ -318,7 +319,7 @@ def _settled(claims: Sequence[Provider], facts: Sequence[Provider], owners: Mapp
 
 
 def _settle(rows: Sequence[Provider], owners: Mapping[str, str]) -> list[Provider]:
-    """Several claims of one name: the settings decide, else none of them is used."""
+    """Decides between claims of one name. The settings choose the owner; else, if several are allowed, none is used."""
     kind, name = rows[0].kind, rows[0].name
     owner = owners.get(f"{kind}:{name}", owners.get(name))
     live = [row for row in rows if row.state != "disallowed"]
@@ -342,7 +343,7 @@ def _settle(rows: Sequence[Provider], owners: Mapping[str, str]) -> list[Provide
 
 
 def reserved_names() -> dict[str, str]:
-    """First-party distribution, normalised, of each reserved name, or of one with its kind, as `adapter:hub`."""
+    """The first-party distribution, normalised, that owns each reserved name. Some names have a kind: `adapter:hub`."""
     lines = read_text(os.path.join(os.path.dirname(__file__), "reserved.txt")).splitlines()
     pairs = (line.split() for line in lines if line and not line.startswith("#"))
     return {name: normalise(owner) for name, owner in pairs}
@@ -360,11 +361,11 @@ def _locate_in(paths: Sequence[str], last_resort: Locate | None) -> Locate:
 
 
 def _imported_from(top: str) -> str:
-    """Folder of a top-level package that only an import finder knows, as some editable installations have it.
+    """The folder of a package that only an import finder knows, as for some editable installations. Else empty.
 
-    Python imports nothing to find a top-level name; for `a.b` it would import `a`.
+    It accepts top-level names only, because Python imports nothing to find those; to find `a.b` it would import `a`.
     """
-    import importlib.util  # rarely needed, and not free
+    import importlib.util  # rarely needed, and slow to import
 
     try:
         spec = importlib.util.find_spec(top) if top.isidentifier() else None
@@ -387,7 +388,7 @@ def _failure_key(provider: Provider) -> str:
 
 
 def _read_failures(cache: str | None, stamp: int) -> dict[str, LoadFailure]:
-    """The failures that still stand: nothing was installed since, and the file is as it was."""
+    """The stored failures that are still valid: nothing was installed since, and the file has not changed."""
     content = _read(os.path.join(cache, "failures.json")) if cache is not None else None
     if not isinstance(content, dict) or content["stamp"] != stamp:
         return {}
@@ -407,7 +408,7 @@ def _read(file: str | None) -> object:
 
 
 def _write(file: str, content: object) -> None:
-    """Writes a cache file in one step; a folder that may not be written is no reason to complain."""
+    """Writes a cache file in one step. Does nothing if the folder is not writable."""
     body = json.dumps(content, separators=(",", ":"))
     try:
         os.makedirs(os.path.dirname(file), exist_ok=True)
@@ -417,7 +418,7 @@ def _write(file: str, content: object) -> None:
 
 
 def _prune(cache: str) -> None:
-    """Keeps the newest index files, and no half-written one that a killed process left; other files stay."""
+    """Removes all but the newest index files. Files half-written by a killed process count too; other files stay."""
     try:
         found = [entry for entry in os.scandir(cache) if _is_index(entry.name)]
         found.sort(key=lambda entry: entry.stat(follow_symlinks=False).st_mtime_ns, reverse=True)
@@ -428,7 +429,7 @@ def _prune(cache: str) -> None:
 
 
 def _is_index(name: str) -> bool:
-    """Whether a name is `index-HASH.json`, or that of one that is being written."""
+    """Whether this is the name of an index file, `index-HASH.json`, or of one that is being written."""
     start, _, rest = name.partition(".json")
     mark = start.removeprefix("index-")
     written = f"index-{mark}.json" + (f".{rest[1:]}" if rest else "")

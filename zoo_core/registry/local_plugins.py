@@ -1,7 +1,7 @@
 """Recipes that no package publishes: those in a plugin file, and objects that Python code passes as specs. No torch.
 
-A file is read once, so that the bytes whose sha256 is in digests are those that run. The digest covers only that file,
-so its folder is not put on sys.path, and it can import only installed packages.
+A plugin file is read once, so that exactly those bytes run whose sha256 is in digests. A digest covers that file alone.
+Therefore its folder is not put on sys.path, and the file can import only installed packages.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ InSpec: TypeAlias = BackboneRecipe | AdapterRecipe | HeadRecipe | TaskRecipe
 Recipe: TypeAlias = InSpec | MetricRecipe | AugmentationRecipe | ReaderRecipe
 SpecLike: TypeAlias = str | Spec | InSpec | Sequence[str | Spec | Part | InSpec]
 
-PREFIX = "zoo_file_"  # of the modules of plugin files
+PREFIX = "zoo_file_"  # before the names of the modules that plugin files become
 VERSION = "unpublished"
-NO_FILE = "no file"  # in place of a hash, of a class that was typed into an interpreter
+NO_FILE = "no file"  # instead of a hash, for a class that was typed into an interpreter
 NO_FILE_PATH = "<interpreter>"
-# By which verbs a class is told to be a recipe: of the first kind whose verbs it has.
+# A class is a recipe of the first of these kinds of which it has all verbs.
 VERBS: tuple[tuple[PartKind, set[str]], ...] = (
     ("adapter", {"apply"}),
     ("task", {"open"}),
@@ -75,10 +75,10 @@ VERBS: tuple[tuple[PartKind, set[str]], ...] = (
 def add_plugin(path: str | Path, *, registry: Registry | None = None) -> tuple[str, ...]:
     """Makes the recipes of a Python file usable by name in this process, as `--plugin FILE` does. Returns their names.
 
-    A recipe is a public frozen keyword-only dataclass of the file, as zoo_core.contracts describes. Its name is `name:
-    ClassVar[str]`, or else that of its class: GatedLora is gated-lora. A file that has changed is read again, and what
-    it gave before is forgotten.
-    Raises NotFoundError, AccessError, UsageError for a broken file, AmbiguousError if a name has an owner.
+    A recipe is a public frozen keyword-only dataclass of the file, as zoo_core.contracts describes. It is named by its
+    `name: ClassVar[str]`, or else after its class: GatedLora becomes gated-lora. A file that has changed is read again,
+    and its new recipes replace the old ones.
+    Raises NotFoundError, AccessError, UsageError for a broken file, and AmbiguousError if a name already has an owner.
     """
     file = Path(path).expanduser().resolve()
     try:
@@ -91,7 +91,7 @@ def add_plugin(path: str | Path, *, registry: Registry | None = None) -> tuple[s
 
 
 def load_again(files: Mapping[str, bytes]) -> None:
-    """Adds plugin files that another process added, from the bytes that it read."""
+    """Adds the plugin files of another process to this one, by path, from the bytes that the other process read."""
     for path, content in files.items():
         _add(path, content, default_registry())
 
@@ -110,9 +110,9 @@ def spec_of(spec: SpecLike, registry: Registry) -> Spec:
 
 
 def part_of(recipe: Recipe, registry: Registry) -> Part:
-    """The part that stands for a recipe object in a spec. An object that no package publishes is added under its name.
+    """The part that stands for a recipe object in a spec. A class that no package publishes is registered.
 
-    Raises UsageError for an object that is no recipe, or that has a value that no spec can hold.
+    Raises UsageError if the object is not a recipe, or if one of its values cannot be written in a spec.
     """
     kind = _kind(type(recipe))
     if kind is None:
@@ -135,9 +135,9 @@ def part_of(recipe: Recipe, registry: Registry) -> Part:
 
 
 def plugin_hashes(parts: Iterable[Bound]) -> dict[str, str]:
-    """The sha256 of each unpublished file that parts come from, by the file's name.
+    """The sha256 of each plugin file that the parts come from, by the name of the file.
 
-    For a stored run as a backbone, these include the files that it was fitted with, as its own lock says.
+    If a backbone is a stored run, this includes the plugin files that the run was fitted with, as its own lock says.
     """
     found: dict[str, str] = {}
     for part in parts:
@@ -146,7 +146,7 @@ def plugin_hashes(parts: Iterable[Bound]) -> dict[str, str]:
         source = part.source if part.kind == "backbone" else None
         folder = source.folder if source is not None and "zoo.lock" in source.patterns else None
         seen: set[str] = set()
-        while folder is not None and folder not in seen:  # a run, and what that was fitted on
+        while folder is not None and folder not in seen:  # a run, then the run that it was fitted on, and so on
             seen.add(folder)
             lock = read_lock(Path(folder, LOCK))
             found |= {row["distribution"]: row["sha256"] for row in unpublished_in(lock).values()}
@@ -156,15 +156,15 @@ def plugin_hashes(parts: Iterable[Bound]) -> dict[str, str]:
 
 
 def lacking(rows: Mapping[str, Any]) -> dict[str, Any]:
-    """The rows of a lock, by key, whose parts no plugin file of this process provides unchanged."""
+    """The rows of a lock, by key, whose plugin file has not been added to this process, or has since changed."""
     known = {(f"{found.kind}:{found.name}", found.sha256) for found in default_registry().providers()}
     return {key: row for key, row in rows.items() if (re.split("[/@(]", key)[0], row["sha256"]) not in known}
 
 
 def check_files(parts: Iterable[Bound], *, elsewhere: bool = False) -> None:
-    """Raises UsageError for a part whose recipe no other process could find, such as one typed into an interpreter.
+    """Raises UsageError for a part whose recipe has no file, such as one that was typed into an interpreter.
 
-    elsewhere: also for a recipe of the script that runs, because worker processes do not run it again.
+    elsewhere: also refuse a recipe that the running script defines, because worker processes do not run that script.
     """
     for part in parts:
         name = type(part.recipe).__qualname__
@@ -184,7 +184,7 @@ def check_files(parts: Iterable[Bound], *, elsewhere: bool = False) -> None:
 
 
 class _Held(SourceLoader):
-    """A module from bytes that are here already; nothing is written beside its file."""
+    """Loads a module from bytes that have already been read. Writes nothing, such as bytecode, beside its file."""
 
     def __init__(self, path: str, content: bytes) -> None:
         self._path, self._content = path, content
@@ -223,14 +223,14 @@ def _add(path: str, content: bytes, registry: Registry) -> tuple[str, ...]:
 
 
 def _module(path: str, content: bytes, sha256: str) -> ModuleType:
-    """The module of a file's bytes. Raises UsageError with the line that is wrong."""
+    """The module that the bytes of a file define. Raises a UsageError that names the wrong line."""
     stem = re.sub(r"\W", "_", Path(path).stem, flags=re.ASCII)
     name = f"{PREFIX}{stem}_{sha256[:16]}"
     loader = _Held(path, content)
     spec = spec_from_loader(name, loader)
     assert spec is not None, "it has a loader"
     module = module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
+    sys.modules[name] = module  # dataclasses look up the module of a class there
     try:
         with held_back():
             loader.exec_module(module)
@@ -242,7 +242,7 @@ def _module(path: str, content: bytes, sha256: str) -> ModuleType:
 
 
 def _said(error: BaseException, path: str) -> str:
-    """What went wrong in a file and where, in one line."""
+    """What went wrong in a plugin file, and in which line of it, as one line of text."""
     text = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
     said = f"{type(error).__name__}: {text}" if text else type(error).__name__
     if isinstance(error, SyntaxError):
@@ -270,7 +270,7 @@ def _provider(recipe: type, kind: PartKind, path: str, sha256: str) -> Provider:
         state="ok",
         problem="",
         origin="file",
-        summary="" if summary.startswith(f"{recipe.__name__}(") else summary,  # what dataclass writes by itself
+        summary="" if summary.startswith(f"{recipe.__name__}(") else summary,  # the docstring that @dataclass generates
         describes=name,
         sha256=sha256,
     )
@@ -284,12 +284,12 @@ def _name(recipe: type) -> str:
 
 
 def _owns_names(recipe: Any) -> bool:
-    """Whether the name is an argument, as of a recipe that provides a namespace."""
+    """Whether `name` is an argument of the recipe, as it is for one that provides a namespace."""
     return any(field.name == "name" for field in fields(recipe))
 
 
 def _kind(recipe: type) -> PartKind | None:
-    """What a class is the recipe of, by its verb; None for a class that is none."""
+    """The kind of part that a class is a recipe of, judged by its verbs. None if the class is not a recipe."""
     has = {verb for _, verbs in VERBS for verb in verbs if callable(getattr(recipe, verb, None))}
     return next((kind for kind, verbs in VERBS if is_dataclass(recipe) and verbs <= has), None)
 
@@ -304,7 +304,7 @@ def _parts(item: str | Spec | Part | Recipe, registry: Registry) -> tuple[Part, 
 
 
 def _published(recipe: Recipe, kind: PartKind, registry: Registry) -> tuple[Provider, str] | None:
-    """Who provides a recipe's class, and the name of the recipe there; None if nobody does."""
+    """The provider of the class of a recipe, with the recipe's name there. None if nobody publishes the class."""
     own, rest = type(recipe), getattr(recipe, "name", "")
     path = f"{own.__module__}:{own.__qualname__}"
     package = own.__module__.partition(".")[0]
@@ -322,12 +322,12 @@ def _published(recipe: Recipe, kind: PartKind, registry: Registry) -> tuple[Prov
 def _recipe_of(name: str, provider: Provider, registry: Registry) -> type | None:
     try:
         return registry.recipe_of(name, provider)
-    except ZooError:  # another name of the package, which this recipe does not need
+    except ZooError:  # a broken name of the same package does not concern this recipe
         return None
 
 
 def _of_its_file(recipe: type, kind: PartKind, registry: Registry) -> tuple[Provider, str]:
-    """A class that nobody publishes, added as its file's. Raises UsageError if the file is not what was imported."""
+    """Registers a class that nobody publishes under its file. Raises UsageError if the file changed since import."""
     try:
         path = str(Path(inspect.getfile(recipe)).resolve())
         content = Path(path).read_bytes()
@@ -338,18 +338,18 @@ def _of_its_file(recipe: type, kind: PartKind, registry: Registry) -> tuple[Prov
         _check_code(recipe, path, content)
     provider = _provider(recipe, kind, path, sha256)
     same = (each for each in registry.providers() if each.sha256 == sha256 and each.value.startswith(f"{path}:"))
-    others = {each.value: each for each in same}  # what was added from the same bytes
+    others = {each.value: each for each in same}  # the other recipes that were added from the same bytes
     known = others.pop(provider.value, None)
     if known is not None and sha256 != NO_FILE:
-        return known, known.name  # imported once more
+        return known, known.name  # the same class, imported a second time
     registry.add({provider: recipe} | {each: registry.recipe(each) for each in others.values()})
     return provider, provider.name
 
 
 def _check_code(recipe: type, path: str, content: bytes) -> None:
-    """Raises UsageError where a class was made from other bytes than its file holds now."""
+    """Raises UsageError if a class was made from code that its file no longer contains."""
     if type(getattr(sys.modules.get(recipe.__module__), "__loader__", None)) is not SourceFileLoader:
-        return  # which may rewrite what it loads, as pytest's does
+        return  # another loader may rewrite the code that it loads, as that of pytest does
     try:
         known = set(_codes(compile(content, path, "exec", dont_inherit=True)))
     except (SyntaxError, ValueError):

@@ -1,7 +1,8 @@
-"""A path where a task is expected: which plugin's reader reads what lies there, and which task it says that this is.
+"""Lets a path be given where a task is expected: finds the plugin's reader for its files, which names the task.
 
-`./flowers` may stand for `image-folder(path="./flowers")`. The rule looks at names of files alone, and at what readers
-say of suffixes; everything else is inferred by the task's recipe, which says so.
+`./flowers` may stand for `image-folder(path="./flowers")`. The choice of a reader depends only on the names of the
+files and on the suffixes and file names that readers declare. Everything else is inferred by the recipe of the task,
+which reports what it inferred.
 """
 
 from __future__ import annotations
@@ -27,14 +28,15 @@ __all__ = ["contested", "is_path", "task_part"]
 
 Readers: TypeAlias = tuple[Bound, ...]
 
-LOOKED_AT = 5000  # files of a folder; what most of them are is known by then
+LOOKED_AT = 5000  # files of a folder; by then it is known what most of them are
 
 
 def is_path(text: str, registry: Registry | None = None) -> bool:
     """Whether a text that should name a task is a path.
 
-    One that starts with `.`, `/` or `~` always is; another one if it has a `/` or the suffix of a file that is read,
-    no arguments, and exists. So a folder in the working directory never hides a task of the same name.
+    A text that is `.` or `..` or starts with `./`, `../`, `/` or `~` is a path, unless it has a `(` and nothing lies
+    there. Any other text is one only if it exists, has no `(`, and has a `/` or a suffix that a reader reads. So a
+    folder in the working directory never hides a task of the same name.
     """
     if text.startswith(("./", "../", "/", "~")) or text in (".", ".."):
         return "(" not in text or Path(text).expanduser().exists()
@@ -47,8 +49,9 @@ def is_path(text: str, registry: Registry | None = None) -> bool:
 def task_part(text: str, registry: Registry | None = None) -> Part:
     """The task that a text names: a part of a spec, or a path.
 
-    Raises SpecError, NotFoundError, UsageError, AmbiguousError where several readers read the same files and the
-    settings do not say which of them does, and PluginError for a reader that goes wrong.
+    Raises SpecError, NotFoundError (no such path, or no reader installed), UsageError (no reader reads it),
+    AmbiguousError if several readers read the same files and the settings choose none of them, and PluginError if a
+    reader fails.
     """
     if not is_path(text, registry):
         return parse_part(text)
@@ -77,7 +80,7 @@ def task_part(text: str, registry: Registry | None = None) -> Part:
 
 
 def contested(registry: Registry) -> Iterator[str]:
-    """A line for each suffix that several readers read, of which the settings choose none."""
+    """A message for each suffix that several readers read while the settings choose none of them."""
     readers = tuple(_readers(registry))
     for fact in ("suffixes", "below"):
         claims: dict[str, list[Bound]] = {}
@@ -93,7 +96,7 @@ def contested(registry: Registry) -> Iterator[str]:
 
 
 def _readers(registry: Registry | None) -> Iterator[Bound]:
-    """Those that can be used; the doctor tells of the others, which hide none of these."""
+    """The usable readers. Unusable ones are skipped here; `zoo doctor` reports them."""
     registry = registry or default_registry()
     for provider in registry.providers("reader"):
         try:
@@ -105,10 +108,10 @@ def _readers(registry: Registry | None) -> Iterator[Bound]:
 
 
 def _candidates(path: Path, readers: Readers) -> Iterator[tuple[Readers, tuple[str, ...]]]:
-    """Readers of one set of files and the names of those, most telling first.
+    """Groups of readers that read the same files, with the names of these files. The most reliable group comes first.
 
-    Files in a folder itself come before those below it: a table beside folders of pictures tells of them. Names come
-    last, since any text may be called train.txt.
+    Suffixes of files in the folder itself come before those of all files in and below it, because a table beside
+    folders of pictures describes them. File names come last, because any text may be called train.txt.
     """
     if not path.is_dir():
         found = tuple(each for each in readers if path.suffix.lower() in each.recipe.suffixes)
@@ -124,7 +127,7 @@ def _candidates(path: Path, readers: Readers) -> Iterator[tuple[Readers, tuple[s
 
 
 def _files(path: Path) -> tuple[list[str], list[str]]:
-    """Names of the files in a folder, and of those and of the ones below it."""
+    """The names of the files in a folder, and the paths of all files in and below it, up to about LOOKED_AT."""
     beside: list[str] = []
     below: list[str] = []
     for folder, folders, files in os.walk(path):
@@ -141,7 +144,7 @@ def _files(path: Path) -> tuple[list[str], list[str]]:
 def _by_suffix(
     names: Sequence[str], readers: Iterable[tuple[Bound, frozenset[str]]]
 ) -> Iterator[tuple[Readers, tuple[str, ...]]]:
-    """Readers by how many of the files they read, the most first; several that read the same ones come together."""
+    """Readers with the files that they read, the most files first. Readers of the same suffixes form one group."""
     counts: Counter[str] = Counter(Path(name).suffix.lower() for name in names)
     claims = {suffix: tuple(each for each, own in readers if suffix in own) for suffix in counts}
     nums: dict[tuple[str, ...], int] = {}
@@ -155,7 +158,7 @@ def _by_suffix(
 
 
 def _settled(readers: Readers, files: Sequence[str], registry: Registry) -> Bound:
-    """Of several readers of the same files the one that the settings name for their suffix."""
+    """The one of several readers that the settings name for the suffix of the files. Raises AmbiguousError if none."""
     suffix = Path(files[0]).suffix.lower()
     owner = registry.index.owners.get(f"reader:{suffix}")
     chosen = [each for each in readers if owner and normalise(each.provider.distribution) == normalise(owner)]
@@ -169,7 +172,7 @@ def _settled(readers: Readers, files: Sequence[str], registry: Registry) -> Boun
 
 
 def _told(reader: Bound, path: Path, files: Sequence[str]) -> Part | None:
-    """The task that a reader says a path is; None where it says that it is none."""
+    """The task that a reader gives for a path. None if the reader says that the path is not a task."""
     with plugin_call(reader):
         found = reader.recipe.task(path, files)
     if found is None:
@@ -183,7 +186,7 @@ def _told(reader: Bound, path: Path, files: Sequence[str]) -> Part | None:
 
 
 def _install(registry: Registry) -> str:
-    """The command that brings the first-party readers, where they are not installed."""
+    """The command that installs the first-party readers, for a message. Empty if all are installed."""
     installed = {normalise(each["name"]) for each in registry.index.distributions}
     owners = {owner for name, owner in reserved_names().items() if name.startswith("reader:")} - installed
     return f": pip install {' '.join(sorted(owners))}" if owners else ""

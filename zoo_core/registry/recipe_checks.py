@@ -1,7 +1,7 @@
-"""What a recipe's class says of itself, checked once, before anybody builds on it; a mistake is its plugin's.
+"""Checks the facts that a recipe declares, once, before anything relies on them. A wrong one is blamed on its plugin.
 
-The registry has checked that a recipe is a frozen dataclass with its verb and its version; here are the facts of each
-kind: see contracts/recipes.py.
+The registry has already checked that the recipe is a frozen dataclass with a version and the verb of its kind. This
+module checks the facts of each kind, which contracts/recipes.py lists.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ __all__ = [
     "plugin_call",
 ]
 
-MAX_RATES = 5  # every grid of learning rates has so many, so that every combination is tuned alike
-TRAINING: frozenset[Change] = frozenset({"base", "added"})  # what needs a gradient, and a learning rate
+MAX_RATES = 5  # the length of every grid of learning rates, so that all combinations get the same tuning
+TRAINING: frozenset[Change] = frozenset({"base", "added"})  # these are trained by gradient
 
 
 def check_head(head: Bound) -> None:
-    """Raises PluginError for a fact of a head that is not allowed: what it consumes and predicts, how it is fitted."""
+    """Raises PluginError if a fact of a head is not allowed: consumes, predicts, fit or learning_rates."""
     _check_spelling(head, HeadFacts)
     _check_word(head, "consumes", FEATURE_KINDS)
     _check_set(head, "predicts", TARGET_KINDS)
@@ -58,7 +58,7 @@ def check_head(head: Bound) -> None:
 
 
 def check_adapter(adapter: Bound) -> None:
-    """Raises PluginError for a fact of an adapter that is not allowed, or where it does not say what it changes."""
+    """Raises PluginError if a fact of an adapter is not allowed, or if the adapter does not declare `changes`."""
     _check_spelling(adapter, AdapterFacts)
     _check_set(adapter, "accepts", FEATURE_KINDS)
     _check_set(adapter, "targets", TARGET_KINDS)
@@ -75,9 +75,9 @@ def check_adapter(adapter: Bound) -> None:
 
 
 def check_task(task: Bound) -> None:
-    """Raises PluginError when a task does not say its modality, its target and a metric.
+    """Raises PluginError if a task does not declare a modality, a target and a metric.
 
-    Whether the metric is for the target, zoo_core.plan.extensions tells.
+    Whether the metric is meant for the target is checked in zoo_core.plan.extensions.
     """
     target = _declared(task, "target")
     if not isinstance(target, Target):
@@ -88,19 +88,19 @@ def check_task(task: Bound) -> None:
 
 
 def check_metric(metric: Bound) -> None:
-    """Raises PluginError when a metric does not say which targets it is for, and which of two scores is better."""
+    """Raises PluginError if a metric does not declare its target kinds and whether higher scores are better."""
     _check_set(metric, "targets", TARGET_KINDS)
     _check_bool(metric, "higher_is_better")
 
 
 def check_augmentation(augmentation: Bound) -> None:
-    """Raises PluginError when an augmentation does not say which examples and which targets it is for."""
+    """Raises PluginError if an augmentation does not declare the modalities and the target kinds that it is for."""
     _check_set(augmentation, "modalities", MODALITIES)
     _check_set(augmentation, "targets", TARGET_KINDS)
 
 
 def check_reader(reader: Bound) -> None:
-    """Raises PluginError when a reader does not say which files it reads."""
+    """Raises PluginError if a reader does not declare which suffixes or file names it reads."""
     told = {name: _declared(reader, name) for name in ("suffixes", "below", "names")}
     for name, found in told.items():
         if not isinstance(found, Collection) or isinstance(found, str) or not all(isinstance(x, str) for x in found):
@@ -120,7 +120,7 @@ def _check_rates(part: Bound) -> None:
 
 
 def _check_spelling(part: Bound, facts: type) -> None:
-    """Refuses `target` for `targets`: the default would hold in silence, and not what its author says."""
+    """Refuses a misspelt fact, such as `target` for `targets`. Otherwise the default would silently apply instead."""
     recipe = type(part.recipe)
     known = {name for name in vars(facts) if not name.startswith("_")} | {"changes"}
     said = {name for base in recipe.__mro__[:-1] for name, value in vars(base).items() if not callable(value)}
@@ -158,7 +158,7 @@ def _check_words(part: Bound, name: str, allowed: Sequence[str], found: Iterable
 
 
 def _declared(part: Bound, name: str) -> Any:
-    """What a recipe says of itself, or the default; the contract is checked here, before anybody builds on it."""
+    """The fact that a recipe declares, or else its default. Raises PluginError if it has neither."""
     try:
         with plugin_call(part):
             return part.fact(name)

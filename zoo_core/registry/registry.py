@@ -1,4 +1,4 @@
-"""From a name to the recipe that a plugin publishes under it, imported on first use, and to a part bound to it."""
+"""Looks up names, imports the recipes that plugins publish under them on first use, and binds parts to them."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from zoo_core.spec.parser import Part, parse_part
 
 __all__ = ["Bound", "Provider", "Registry", "State", "list_names", "registry", "show"]
 
-PLANNED = frozenset({"zoo-distill"})  # names are kept for them, and there is nothing to install yet
+PLANNED = frozenset({"zoo-distill"})  # their names are reserved, but they cannot be installed yet
 PLACES_OF_KINDS: tuple[
     frozenset[PartKind], ...
-] = (  # at the start of a spec, and after a `+`; the others stand in none
+] = (  # the first stands at the start of a spec, the second after a `+`, and the others outside of specs
     frozenset({"backbone"}),
     frozenset({"adapter", "head"}),
     frozenset({"task"}),
@@ -56,12 +56,13 @@ class Registry:
         self._named: dict[tuple[tuple[str, str, str], str], type] = {}
         self._failures: dict[tuple[str, str, str], str] = {}
         self._by_name = _by_name(index)
-        self.files: dict[str, bytes] = {}  # what was loaded from plugin files, by path
+        self.files: dict[str, bytes] = {}  # the content of each plugin file that was loaded, by path
 
     def add(self, found: Mapping[Provider, type]) -> None:
-        """Makes recipes that no distribution publishes usable by name; what their file gave before is forgotten.
+        """Makes recipes that no distribution publishes usable by name. They replace all earlier recipes of their files.
 
-        Raises UsageError for one that is no recipe, AmbiguousError where somebody else owns a name; then none is added.
+        Raises UsageError if a class is not a recipe, and AmbiguousError if another provider already owns a name. In
+        both cases, no recipe is added.
         """
         files = {_file(provider) for provider in found}
         own = [provider for provider in self.index.providers if provider.origin == "file"]
@@ -83,7 +84,7 @@ class Registry:
         self._by_name = _by_name(self.index)
 
     def providers(self, kind: PartKind | None = None, pattern: str | None = None) -> tuple[Provider, ...]:
-        """Those of a kind whose name fits a pattern with `*` and `?`, by kind, then by name."""
+        """The providers of a kind whose names match a pattern with `*` and `?`, sorted by kind, then by name."""
         return tuple(
             self._as_known(provider)
             for provider in self.index.providers
@@ -91,10 +92,10 @@ class Registry:
         )
 
     def find(self, name: str, kind: PartKind | None = None) -> Provider:
-        """Who provides `name`, or else the namespace that its first segment is; `head:linear` says the kind as well.
+        """The provider of a name, or else of the namespace in its first segment. `head:linear` states the kind as well.
 
-        The provider may be one that cannot be used: `recipe` then says why. Raises NotFoundError, and AmbiguousError
-        when several kinds or several distributions claim the name.
+        The provider may be unusable; `recipe` then raises the reason. Raises NotFoundError if nobody provides the name,
+        and AmbiguousError if several kinds or several distributions claim it.
         """
         prefix, colon, rest = name.partition(":")
         if colon and prefix in PART_KINDS:
@@ -111,13 +112,14 @@ class Registry:
         return self._as_known(found[0])
 
     def kinds(self, name: str) -> frozenset[PartKind]:
-        """The kinds of part that somebody claims a name for."""
+        """The kinds of part for which some provider claims the name."""
         return frozenset(provider.kind for provider in self._claimed(name, None))
 
     def recipe(self, provider: Provider) -> type:
-        """The dataclass that the provider publishes. Raises PluginError, and nothing of the plugin's own.
+        """The dataclass that the provider publishes. It is imported only if the provider is allowed and compatible.
 
-        Whether it may be used and was made for this zoo-core is checked before anything of it is imported.
+        Raises NotFoundError if the provider is not allowed, AmbiguousError if several providers claim its name, and
+        PluginError for everything else, including any exception that the plugin itself raises.
         """
         provider = provider if _is_root(provider) else self._root(parse_part(provider.describes).name, provider)
         key = _key(provider)
@@ -142,10 +144,11 @@ class Registry:
         return recipe
 
     def recipe_of(self, name: str, provider: Provider) -> type:
-        """The dataclass of a name: that of its entry point, or the one that a namespace has for what follows the '/'.
+        """The dataclass of a name. For a name in a namespace, this is the dataclass for the part after the '/'.
 
-        A namespace whose names take arguments of their own says which in a class method `recipe_for(name)`; in any
-        other, all names have the recipe of the namespace. Raises what `recipe` raises, and NotFoundError.
+        A namespace whose names differ in their arguments has a class method `recipe_for(name)`, which returns the
+        dataclass of each. Without that method, all its names share the recipe of the namespace.
+        Raises what `recipe` raises, and NotFoundError if there is no such name.
         """
         root = self._root(name, provider)
         recipe, rest = self.recipe(root), _rest(name, root)
@@ -159,9 +162,10 @@ class Registry:
         return self._named[key]
 
     def bind(self, part: Part, kind: PartKind | None = None) -> Bound:
-        """The part with its recipe and every argument in its type. A record's name stands for what it describes.
+        """The part with its recipe, and with every argument converted to its type.
 
-        Raises what `find` and `recipe` raise, and UsageError for an argument.
+        The name of a record is replaced by the part that the record describes.
+        Raises what `find` and `recipe` raise, and UsageError for a wrong argument or a part of the wrong kind.
         """
         wanted = part.kind or kind
         if part.kind is not None and kind is not None and part.kind != kind:
@@ -189,7 +193,7 @@ class Registry:
         )
 
     def _claimed(self, name: str, kind: PartKind | None) -> list[Provider]:
-        """Who claims the name itself, or else its namespace; one that is not allowed only if there is nobody else."""
+        """The providers that claim the name, or else its namespace. Disallowed ones only if there are no others."""
         for each in dict.fromkeys((name, name.partition("/")[0])):
             found = [provider for provider in self._by_name.get(each, ()) if kind in (None, provider.kind)]
             if each != name:
@@ -200,7 +204,7 @@ class Registry:
         return []
 
     def _root(self, name: str, provider: Provider) -> Provider:
-        """The entry point that provides a name which a catalogue or a record tells of, or the provider itself."""
+        """The provider that publishes the recipe: this one, or for a catalogue or record the owner of the name."""
         if _is_root(provider):
             return provider
         for each in dict.fromkeys((name, name.partition("/")[0])):
@@ -210,7 +214,7 @@ class Registry:
         raise NotFoundError(self._not_found(name, provider.kind))
 
     def _as_known(self, provider: Provider) -> Provider:
-        """The provider with what this process has learnt by loading it."""
+        """The provider, with its state updated if this process has already tried to load it."""
         key = _key(provider)
         if key in self._failures:
             return provider._replace(state="broken", problem=self._failures[key])
@@ -219,7 +223,7 @@ class Registry:
         return provider
 
     def _not_found(self, name: str, kind: PartKind | None) -> str:
-        """What is known about a name that nobody provides, and the command that helps."""
+        """The message for a name that nobody provides, with the command that helps."""
         wanted = kind or "part"
         root = name.partition("/")[0]
         owner = reserved_names().get(f"{kind}:{root}", reserved_names().get(root))
@@ -240,29 +244,29 @@ class Registry:
 
 @Once
 def registry() -> Registry:
-    """The registry of this process's environment; Python plugins that are installed later need a new process."""
+    """The registry of this process's environment. Plugins that are installed later are seen only by a new process."""
     return Registry(load_index())
 
 
 def list_names(kind: PartKind | None = None, pattern: str | None = None) -> list[dict[str, str]]:
-    """What can be named: a row of name, kind, distribution, version, state and summary for each, by kind and name.
+    """Everything that can be named, as rows of name, kind, distribution, version, state and summary, by kind and name.
 
-    pattern: with `*` and `?`, as `timm/*`; a plain word finds the names that hold it. Imports no plugin.
+    pattern: with `*` and `?`, such as `timm/*`. A plain word finds all names that contain it. Imports no plugin.
     """
     return names_of(kind, pattern, index=registry().index)
 
 
 def show(name: str) -> dict[str, Any]:
-    """One name in full, as JSON: who provides it, its arguments with types and defaults, its documentation, its facts.
+    """Everything about one name, as JSON: its provider, arguments with types and defaults, documentation and facts.
 
-    Imports the recipe's module and no torch. A part that cannot be used has its `problem` and no arguments.
+    Imports the module of the recipe, but not torch. A part that cannot be used has a `problem` and no arguments.
     Raises NotFoundError or AmbiguousError.
     """
     return describe(name, registry(), catalog())
 
 
 def describe(name: str, registry: Registry, catalog: Catalog) -> dict[str, Any]:
-    """What `show` gives, from a given registry and catalog."""
+    """The same as `show`, but from a given registry and catalog."""
     if "+" in name:
         raise UsageError(f"{name!r} is a spec, and one name is shown at a time; `zoo plan '{name}' --task T` shows it")
     if "(" in name:
@@ -289,7 +293,7 @@ def describe(name: str, registry: Registry, catalog: Catalog) -> dict[str, Any]:
         recipe = registry.recipe_of(described, provider)
         arguments = arguments_of(provider, recipe)
         if "/" in shown["name"] and not shown["facts"]:
-            registry.bind(parse_part(shown["name"]), provider.kind)  # the namespace may know of no such name
+            registry.bind(parse_part(shown["name"]), provider.kind)  # raises if the namespace has no such name
     except NotFoundError:
         raise
     except ZooError as error:
@@ -313,7 +317,7 @@ def _argument_row(argument: Argument) -> dict[str, Any]:
 
 
 def _default_text(value: Any) -> str:
-    """A default as a spec writes it; one that no spec can hold, such as a tab, as Python writes it."""
+    """A default as a spec writes it. A value that a spec cannot hold, such as a tab, is written as Python writes it."""
     try:
         return value_text(value)
     except SpecError:
@@ -321,7 +325,7 @@ def _default_text(value: Any) -> str:
 
 
 def _load(provider: Provider) -> type:
-    """The recipe, imported and checked. Raises PluginError that names the distribution, the file and the line."""
+    """The recipe, imported and checked. Raises a PluginError that names the distribution, the file and the line."""
     module_name, _, path = provider.value.partition(":")
     try:
         with held_back():
@@ -338,7 +342,7 @@ def _load(provider: Provider) -> type:
 
 
 def _offered(root: Provider, namespace: Any, rest: str) -> type:
-    """The recipe that a namespace has for one of its names, checked like any other."""
+    """The recipe that `recipe_for` of a namespace returns for one of its names, checked like any other recipe."""
     label = f"{root.value}.recipe_for({rest!r})"
     try:
         with held_back():
@@ -357,7 +361,7 @@ def _offered(root: Provider, namespace: Any, rest: str) -> type:
 
 
 def _contract_problem(found: object, kind: PartKind) -> str:
-    """Why this is no recipe, or nothing."""
+    """Why this object is not a recipe of the kind, or an empty string if it is one."""
     if not isinstance(found, type) or not is_dataclass(found):
         return "is not a dataclass; a recipe is a frozen, keyword-only one"
     if not found.__dataclass_params__.frozen:  # type: ignore[attr-defined]
@@ -373,7 +377,7 @@ def _contract_problem(found: object, kind: PartKind) -> str:
 
 
 def _load_problem(error: BaseException, module_name: str) -> str:
-    """What went wrong and where, in one line."""
+    """What went wrong while a module was loaded, and where, in one line."""
     text = " ".join(str(error).split())
     said = f"{type(error).__name__}: {text}" if text else type(error).__name__
     if isinstance(error, AttributeError) and getattr(error, "obj", None) is sys.modules.get(module_name):
@@ -385,7 +389,7 @@ def _load_problem(error: BaseException, module_name: str) -> str:
         return f"{said} at {error.filename}:{error.lineno}"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
     own = [frame for frame in frames if f"{module_name.partition('.')[0]}" in frame.filename.split("/")]
-    if len(frames) < 2:  # only our own call: the module was not reached
+    if len(frames) < 2:  # only our own call, so no code of the module ran
         return said
     at = (own or frames)[-1]
     return f"{said} at {at.filename}:{at.lineno}"
@@ -403,7 +407,7 @@ def _file_of(provider: Provider) -> str:
 
 
 def _module_file(name: str) -> str:
-    """Where a module lies, found without importing it; nothing if it is not there."""
+    """The file of a module, found without importing it. Empty if there is none."""
     loaded = sys.modules.get(name)
     if loaded is not None:
         return loaded.__file__ or ""
@@ -417,12 +421,12 @@ def _module_file(name: str) -> str:
 
 
 def _rest(name: str, root: Provider) -> str:
-    """What follows the namespace in a name, or nothing."""
+    """The part of a name after its namespace and the '/', or an empty string."""
     return name.removeprefix(root.name).removeprefix("/")
 
 
 def _has_name(recipe: type) -> bool:
-    """Whether a recipe owns a namespace, or is of a name in one."""
+    """Whether a recipe has a field `name`, as the recipes of a namespace and of the names in it do."""
     return any(field.name == "name" for field in fields(recipe))
 
 
@@ -434,7 +438,7 @@ def _by_name(index: Index) -> dict[str, list[Provider]]:
 
 
 def _is_root(provider: Provider) -> bool:
-    """Whether it publishes a recipe, and does not only tell of a name."""
+    """Whether the provider publishes a recipe, as opposed to a catalogue or record that only describes a name."""
     return provider.origin in ("entry point", "file")
 
 

@@ -56,8 +56,8 @@ _REQUIREMENT = r"(?i)zoo[-_.]core\s*(?:\[[^\]]*\])?\s*\(?\s*([^;)]*?)\s*\)?\s*(?
 class Name(NamedTuple):
     """A name and where it comes from.
 
-    value: `module:object` of an entry point, else the file that tells of the name. describes: the part that a record's
-    name stands for, else the name itself. problem: why it cannot be used, or nothing.
+    value: `module:object` of an entry point, else the file that describes the name. describes: the part that a record's
+    name stands for, else the name itself. problem: why the name cannot be used; empty if it can.
     """
 
     origin: Origin
@@ -72,9 +72,9 @@ class Name(NamedTuple):
 class Distribution(TypedDict):
     """One distribution that has zoo entry points, or zoo-core itself.
 
-    path: of its metadata. requires: its range of zoo-core, None if it states none. problems: what could not be read.
-    fatal: why no name of it can be used, or nothing. stamps: (mtime_ns, size) of each file and folder that all this was
-    read from.
+    path: where its metadata lies. requires: the range of zoo-core versions that it needs, None if it states none.
+    problems: what could not be read. fatal: why none of its names can be used; empty if they can. stamps: mtime_ns and
+    size of each file and folder that this was read from.
     """
 
     name: str
@@ -88,7 +88,7 @@ class Distribution(TypedDict):
 
 
 class Folder(TypedDict):
-    """One folder of sys.path: its zoo distributions, and the normalised names of all the others."""
+    """One folder of sys.path: its zoo distributions, and the normalised names of all other distributions."""
 
     mtime_ns: int
     distributions: list[Distribution]
@@ -97,14 +97,14 @@ class Folder(TypedDict):
 
 
 def normalise(name: str) -> str:
-    """The form in which two spellings of a distribution's name are equal."""
+    """The name of a distribution in a form in which all its spellings are equal."""
     return name.lower().replace("_", "-").replace(".", "-")
 
 
 def scan_folder(folder: str, locate: Locate) -> Folder:
-    """Every distribution whose metadata lies in `folder`; `locate` gives the folder of a top-level package, or nothing.
+    """Reads every distribution whose metadata lies in `folder`. A missing or unreadable folder gives none.
 
-    A folder that is missing or may not be read has none.
+    locate: returns the folder of a top-level package, or an empty string if it finds none.
     """
     found = Folder(mtime_ns=mtime_ns(folder), distributions=[], others=[], problems=[])
     try:
@@ -125,7 +125,7 @@ def scan_folder(folder: str, locate: Locate) -> Folder:
 
 
 def is_fresh(folder: str, scanned: Folder) -> bool:
-    """Whether everything `scanned` was read from is as it was."""
+    """Whether every file and folder that `scanned` was read from is unchanged."""
     return mtime_ns(folder) == scanned["mtime_ns"] and all(
         _stamp(path) == stamp
         for distribution in scanned["distributions"]
@@ -134,7 +134,7 @@ def is_fresh(folder: str, scanned: Folder) -> bool:
 
 
 def parse_entry_points(text: str) -> tuple[list[tuple[str, str, str]], list[str]]:
-    """(group, name, value) of each line, and a complaint for each line that is none of these."""
+    """The (group, name, value) of each entry point, and a message for each line that is not one."""
     found: list[tuple[str, str, str]] = []
     problems: list[str] = []
     group = ""
@@ -160,13 +160,13 @@ def read_text(path: str) -> str:
 
 
 def _scan_distribution(path: str, locate: Locate) -> Distribution | None:
-    """None for a distribution that has nothing to do with zoo."""
+    """The distribution whose metadata lies at `path`. None if it has no zoo entry points and is not zoo-core."""
     points = os.path.join(path, "entry_points.txt")
     is_core = normalise(_stem(path).partition("-")[0]) == CORE
     try:
         with open(points, "rb") as file:
             content = file.read()
-    except OSError:  # none, or an egg-info that is a single file; unreadable ones are the doctor's
+    except OSError:  # no such file, an egg-info that is a single file, or an unreadable file
         content = b""
     if b"zoo." not in content and not is_core:
         return None
@@ -198,7 +198,7 @@ def _scan_distribution(path: str, locate: Locate) -> Distribution | None:
 
 
 def _entry_points(lines: Iterable[tuple[str, str, str]]) -> dict[tuple[str, str], Name]:
-    """The recipes, by kind and name; setuptools lists an editable installation's twice, and those count once."""
+    """The recipes, by kind and name. setuptools lists editable ones twice, so equal lines count once."""
     found: dict[tuple[str, str], Name] = {}
     for group, name, value in lines:
         kind = GROUPS.get(group)
@@ -221,7 +221,7 @@ def _entry_points(lines: Iterable[tuple[str, str, str]]) -> dict[tuple[str, str]
 
 
 def _read_metadata(path: str) -> tuple[str, str, str | None, list[str]]:
-    """Name, version, range of zoo-core, and what could not be read; the folder's name stands in for what is missing."""
+    """Name, version, required range of zoo-core, and read errors. A missing name or version is the folder's."""
     name, _, version = _stem(path).partition("-")
     version = version.partition("-")[0]
     ranges: list[str] = []
@@ -244,7 +244,7 @@ def _read_metadata(path: str) -> tuple[str, str, str | None, list[str]]:
 
 
 def _core_range(requirement: str) -> list[str]:
-    """The range in one requirement, if it is for zoo-core and holds without an extra."""
+    """The range in one requirement, as a list of one. Empty if it is not for zoo-core or applies only to an extra."""
     match = re.fullmatch(_REQUIREMENT, requirement.strip())
     return [match[1]] if match and "extra" not in (match[2] or "") else []
 
@@ -258,7 +258,7 @@ def _egg_ranges(path: str) -> list[str]:
 
 
 def _add_catalogue(found: Distribution, owned: dict[tuple[str, str], Name], top: str, locate: Locate) -> None:
-    """The names of `catalogue.json` in the package, each below a name that the distribution's entry points own."""
+    """Adds the names in `catalogue.json` of the package. Each must lie below a name of an entry point."""
     package = locate(top)
     if not package:
         return
@@ -266,7 +266,7 @@ def _add_catalogue(found: Distribution, owned: dict[tuple[str, str], Name], top:
     try:
         content = json.loads(read_text(path))
     except FileNotFoundError:
-        found["stamps"][package] = _stamp(package)  # changes when a catalogue appears
+        found["stamps"][package] = _stamp(package)  # the folder changes when a catalogue is added
         return
     except (OSError, ValueError, RecursionError) as error:
         content = {}
@@ -285,7 +285,7 @@ def _add_catalogue(found: Distribution, owned: dict[tuple[str, str], Name], top:
 
 
 def _summary(facts: Any, names: Any) -> Any:
-    """Of an entry of a catalogue, or of the one that it is like; anything but text is a mistake."""
+    """The summary of a catalogue entry, or of the one that its `like` names. If not text, it is a mistake."""
     if not isinstance(facts, dict):
         return None
     if "summary" not in facts and "like" in facts:
@@ -295,7 +295,7 @@ def _summary(facts: Any, names: Any) -> Any:
 
 
 def _add_records(found: Distribution, package_name: str, locate: Locate) -> None:
-    """The names of the TOML files in `models` and `tasks` of the package; their facts are read when asked for."""
+    """Adds the names in the TOML files in `models` and `tasks` of the package. Other facts are read when asked for."""
     package = locate(package_name)
     if not package:
         found["problems"].append(f"entry_points.txt: records package {package_name!r} is not a folder on sys.path")
@@ -314,8 +314,8 @@ def _add_records(found: Distribution, package_name: str, locate: Locate) -> None
 
 
 def _read_record(path: str, kind: str) -> Name:
-    """A record's name and the part it stands for. A file without these is listed by its own name, with the problem."""
-    import tomllib  # 15 ms that only a scan of records pays
+    """The name of a record and the part that it describes. A bad file is listed by its file name, with the problem."""
+    import tomllib  # takes 15 ms, so it is imported only if there are records
 
     record = Name("record", kind, _stem(path), path, _stem(path))
     try:
@@ -346,7 +346,7 @@ def _stem(path: str) -> str:
 
 
 def mtime_ns(path: str) -> int:
-    """When the file or folder last changed; 0 if it is not there."""
+    """When the file or folder was last modified, in ns since 1970. 0 if it is missing."""
     try:
         return os.stat(path).st_mtime_ns
     except OSError:

@@ -1,17 +1,21 @@
 """What a user may set: the cache folder, the plugins that may be used, who owns a contested name.
 
-ZOO_CACHE    the cache folder; else `cache` of the settings; else $XDG_CACHE_HOME/zoo or ~/.cache/zoo
-ZOO_PLUGINS  distributions that may be used, separated by commas; else all; zoo-core always may
-ZOO_CONFIG   the settings file; else $XDG_CONFIG_HOME/zoo/config.toml or ~/.config/zoo/config.toml:
+ZOO_CACHE and ZOO_PLUGINS take precedence over the settings file:
 
-cache = "/big/disk/zoo"      # as ZOO_CACHE, which goes first
+ZOO_CACHE    the cache folder; if unset, `cache` in the settings, or else $XDG_CACHE_HOME/zoo or ~/.cache/zoo
+ZOO_PLUGINS  the distributions that may be used besides zoo-core, separated by commas; if unset, [plugins] or else all
+ZOO_CONFIG   the settings file; if unset, $XDG_CONFIG_HOME/zoo/config.toml or ~/.config/zoo/config.toml
+
+The settings file looks like this:
+
+cache = "/big/disk/zoo"      # like ZOO_CACHE
 [plugins]
-allow = ["zoo-adapters"]     # as ZOO_PLUGINS, which goes first
+allow = ["zoo-adapters"]     # like ZOO_PLUGINS
 [names]
-lora = "acme-adapters"       # who owns a name that several claim; "adapter:lora" where kinds differ
+lora = "acme-adapters"       # the owner of a name that several claim; "adapter:lora" for one kind alone
 
-The same file may hold defaults of the command line, OPTIONS and [budget], which cli/config.py reads and Python calls do
-not.
+The same file may hold defaults for the command line: the keys in OPTIONS and the table [budget]. Only cli/config.py
+reads those; calls from Python ignore them.
 """
 
 from __future__ import annotations
@@ -25,12 +29,16 @@ from zoo_core.registry.scan import read_text
 
 __all__ = ["OPTIONS", "Settings", "cache_folder", "read_settings", "read_toml", "settings_file"]
 
-OPTIONS = ("device", "lock", "num_workers", "runs", "seeds", "threads", "workers")  # of the command line
+OPTIONS = ("device", "lock", "num_workers", "runs", "seeds", "threads", "workers")  # defaults of the command line
 TABLES = ("budget", "plugins", "names")
 
 
 class Settings(NamedTuple):
-    """allow: names of distributions, None for all. owners: distribution by name, or by `kind:name`. cache: a folder."""
+    """The settings of a user.
+
+    allow: the distributions that may be used, None for all. owners: the owner of each contested name, or of
+    `kind:name`. cache: the cache folder, None if it is not set.
+    """
 
     allow: list[str] | None
     owners: dict[str, str]
@@ -38,12 +46,12 @@ class Settings(NamedTuple):
 
 
 def cache_folder() -> str:
-    """Where the index and downloads are kept; it need not exist. Raises UsageError if the settings cannot be used."""
+    """The folder of the index and of all notes of zoo; it need not exist. Raises UsageError for unusable settings."""
     return os.environ.get("ZOO_CACHE") or _read_file().cache or f"{_home('XDG_CACHE_HOME', '~/.cache')}/zoo"
 
 
 def settings_file() -> str:
-    """Where the user's settings are read from; it need not exist."""
+    """The path of the user's settings file; it need not exist."""
     return os.environ.get("ZOO_CONFIG") or f"{_home('XDG_CONFIG_HOME', '~/.config')}/zoo/config.toml"
 
 
@@ -68,7 +76,7 @@ def read_toml(path: str) -> Mapping[str, Any]:
         return {}
     except (OSError, ValueError) as error:
         raise UsageError(f"the settings {path} cannot be read: {error}") from None
-    import tomllib  # only those who have settings pay for it
+    import tomllib  # costs time, so it is imported only if there is a settings file
 
     try:
         return tomllib.loads(text)

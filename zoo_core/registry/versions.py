@@ -1,6 +1,6 @@
-"""Whether a version lies in a range, by release numbers alone: all that the handshake of a plugin needs.
+"""Checks whether a version lies in a range, by release numbers only, which is enough for the ranges of plugins.
 
-By hand, since importing `packaging` takes longer than `zoo list` may; a test compares the two.
+This does not use `packaging`, because importing that takes longer than all of `zoo list` may. A test compares the two.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ __all__ = ["in_range"]
 
 @cache
 def in_range(version: str, wanted: str) -> bool | None:
-    """Whether a version lies in a range such as `>=0.1,<0.2`; None if either cannot be read.
+    """Whether a version lies in a range such as `>=0.1,<0.2`. None if the version or the range cannot be read.
 
-    Release numbers only: 0.2.0rc1 counts as 0.2.0. Operators: >= <= > < == != ~= ===, and == or != with `.*`.
+    Only release numbers are compared, so 0.2.0rc1 counts as 0.2.0.
+    Operators: >= <= > < == != ~= ===, and == or != with `.*`.
     """
     found = _release(version)
     if found is None:
@@ -34,7 +35,7 @@ def in_range(version: str, wanted: str) -> bool | None:
 
 _Release: TypeAlias = tuple[int, ...]
 
-# The longer operators first, because `>` also starts `>=`. The flag says that the limit ends in `.*`.
+# Longer operators come first, because `>=` starts with `>`. Third argument: whether the limit ends in `.*`.
 _OPERATORS: dict[str, Callable[[_Release, _Release, bool], bool]] = {
     "===": lambda found, limit, star: _compare(found, limit) == 0,
     "~=": lambda found, limit, star: _compare(found, limit) >= 0 and found[: len(limit) - 1] == limit[:-1],
@@ -48,14 +49,14 @@ _OPERATORS: dict[str, Callable[[_Release, _Release, bool], bool]] = {
 
 
 def _compare(one: _Release, other: _Release) -> int:
-    """-1, 0 or 1; 1.2 equals 1.2.0."""
+    """-1, 0 or 1 if the first is lower, equal or higher. 1.2 equals 1.2.0."""
     length = max(len(one), len(other))
     left, right = one + (0,) * (length - len(one)), other + (0,) * (length - len(other))
     return (left > right) - (left < right)
 
 
 def _release(version: str) -> _Release | None:
-    """The release numbers of a version: (1, 2, 0) of v1.2.0rc1+local."""
+    """The release numbers of a version, such as (1, 2, 0) for v1.2.0rc1+local. None if it cannot be read."""
     if "!" in version:
         return None
     numbers: list[int] = []
