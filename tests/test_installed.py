@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 PROJECTS = (ROOT, *sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml")), ROOT / "registry")
 REQUIRED = {  # data that an installation would miss without an error until somebody asks for it
-    "zoo_core": ("py.typed", "reserved.txt", "suites/*.toml"),
+    "zoo_core": ("py.typed", "registry/reserved.txt", "benchmark/starter.toml", "catalogue.json"),
     "zoo_adapters": ("py.typed", "catalogue.json"),
     "zoo_peft": ("py.typed", "catalogue.json", "methods.json"),
     "zoo_registry": ("py.typed", "models/*.toml", "tasks/*.toml"),

@@ -409,8 +409,8 @@ def test_a_kill_while_the_model_is_stored_costs_nothing(tmp_path: Path, undistur
 
 PROGRAM = (
     "import sys\n"
-    "from zoo_core import checkpoint\n"
-    "checkpoint.SAVE_SECONDS = snapshots.SHARE = 0.0\n"
+    "from zoo_core.training import snapshots\n"
+    "snapshots.SAVE_SECONDS = snapshots.SHARE = 0.0\n"
     "from zoo_core.cli import main\n"
     "sys.exit(main(sys.argv[1:]))\n"
 )

@@ -24,15 +24,18 @@ SHAPES = {"pooled": (2,), "tokens": (2, 5), "map": (2, 5, 5)}  # the shapes of d
 HEADED = ("attn.q", "attn.k", "attn.v")  # the roles whose outputs are divided among attention heads
 
 
-def check_backbone(part: Bound, backbone: nn.Module) -> None:
-    """Raises LawError for wrong stages or features, and PluginError for wrong sites. Both errors name the plugin."""
+def check_backbone(part: Bound, backbone: nn.Module, *, sites: bool = True) -> None:
+    """Raises LawError for wrong stages or features, and PluginError for wrong sites. Both errors name the plugin.
+
+    sites: whether to look at them.
+    """
     try:
         with plugin_call(part):
             groups(backbone)
-            sites = [(role, site) for role in ROLES for site in as_backbone(backbone).sites(role)]
+            named = [(role, site) for role in ROLES if sites for site in as_backbone(backbone).sites(role)]
     except LawError as error:
         raise LawError(f"backbone {part.name}, which {_where(part, backbone)}: {error}") from error
-    for role, site in sites:
+    for role, site in named:
         with plugin_call(part):
             problem = _problem(backbone, role, site)
         if problem:
