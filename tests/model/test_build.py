@@ -258,6 +258,47 @@ class Product(nn.Module):
         return found
 
 
+class Sometimes(nn.Module):
+    """A head whose addition takes part in evaluation alone, in half of the passes of training, or row by row."""
+
+    def __init__(self, head: nn.Module, when: str) -> None:
+        super().__init__()
+        self.head, self.when = head, when
+        self.added = nn.Parameter(torch.zeros(4))
+        self.experts = nn.ParameterList(torch.zeros(()) for _ in range(4 if when == "routed" else 0))
+
+    def forward(self, features: Features) -> Tensor:
+        found: Tensor = self.head(features) + (self.added.sum() if self.when == "routed" else 0)
+        if self.when == "routed":  # one expert for the whole batch, drawn anew
+            expert: Tensor = self.experts[int(torch.randint(4, ()))]
+            return found + expert
+        if self.when == "evaluation":
+            return found if self.training else found + self.added.sum()
+        return found + self.added.sum() if self.training and torch.rand(()) < 0.5 else found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adds(ToyAdapter):
+    """Puts the head into a Sometimes."""
+
+    when: str
+
+    def apply(self, learner: contracts.Learner, context: Context) -> contracts.Learner:
+        learner.head = Sometimes(learner.head, self.when)
+        return learner
+
+
+@pytest.mark.parametrize("when", ["skipped", "routed"])
+def test_what_some_passes_of_training_reach_is_welcome(when: str) -> None:
+    learner = build(toy_plan(Adds(when=when)))
+    assert "heads.main.added" in dict(learner.trainable())
+
+
+def test_what_evaluation_alone_reaches_is_refused() -> None:
+    with pytest.raises(LawError, match=r"Adds added 1 tensors that take no part .* heads\.main\.added first"):
+        build(toy_plan(Adds(when="evaluation")))
+
+
 @pytest.mark.parametrize(
     ("adapter", "told"),
     [
