@@ -34,6 +34,7 @@ from zoo_core.contracts.recipes import (
     Located,
     MergesItself,
     Namespace,
+    Predicts,
     Surveyed,
     TaskFacts,
     TaskRecipe,
@@ -51,6 +52,8 @@ from zoo_core.contracts.values import (
     Survey,
     Target,
     TaskData,
+    Teacher,
+    TeacherOutput,
 )
 from zoo_core.contracts.vocabulary import (
     FEATURE_KINDS,
@@ -115,6 +118,7 @@ __all__ = [
     "Objective",
     "Output",
     "PartKind",
+    "Predicts",
     "Preparation",
     "Raw",
     "ReaderRecipe",
@@ -129,6 +133,8 @@ __all__ = [
     "TaskData",
     "TaskFacts",
     "TaskRecipe",
+    "Teacher",
+    "TeacherOutput",
     "Trust",
     "Weights",
     "as_backbone",

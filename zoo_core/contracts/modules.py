@@ -151,6 +151,9 @@ class Objective(Protocol):
     """The loss to minimise, the sum of the named scalars that it returns. It never calls the model.
 
     stages: indices of the stages whose hidden states it needs in the output.
+    It may also say `sites`, (stage index, role) of each projection whose output it needs, `pooled = True` if it reads
+    that of the output, and `taught = True` if it reads `batch.teachers`. A module that wraps another objective says
+    only what it needs itself: the learner gathers what all modules of its objective say.
     """
 
     stages: tuple[int, ...]
@@ -162,11 +165,12 @@ class Objective(Protocol):
 class MicroBatchable(Protocol):
     """An objective that allows micro-batches, because its loss is a mean over items. Implementing it is optional."""
 
-    def num_items(self, batch: Batch) -> Tensor | None:
+    def num_items(self, batch: Batch) -> Tensor | Mapping[str, Tensor] | None:
         """Number of items that the loss averages over, a scalar; weight micro-batch losses by it.
 
         Items are the examples, the targets that are not ignored, or the sum of their class weights. Terms of the loss
-        that no batch enters, such as a weight penalty, come out unchanged.
+        that no batch enters, such as a weight penalty, come out unchanged. A mapping has one for each named term, where
+        terms are means over different items.
         Returns None if an objective that this one wraps needs the batch as a whole.
         """
         ...
@@ -208,6 +212,13 @@ class Learner(Protocol):
     def __call__(self, inputs: Mapping[str, Tensor]) -> Output: ...
     def loss(self, output: Output, batch: Batch) -> Tensor:
         """The scalar to minimise, the sum of the objective's terms."""
+        ...
+
+    def taught(self, batch: Batch) -> Batch:
+        """The batch with what the learner's teachers give for it, computed from `batch.beside`; as it is without any.
+
+        `loss` calls it for a batch that has not been through it. Call it before you divide a batch into parts.
+        """
         ...
 
     def train(self, mode: bool = True) -> Learner:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from inspect import getattr_static
 from pathlib import Path
 from types import MethodType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from zoo_core.contracts.modules import Learner
-from zoo_core.contracts.values import FeatureSpec, Source, Survey, Target, TaskData
+from zoo_core.contracts.values import FeatureSpec, Source, Survey, Target, TaskData, Teacher, TeacherOutput
 from zoo_core.contracts.vocabulary import (
     FEATURE_KINDS,
     TARGET_KINDS,
@@ -37,6 +37,7 @@ __all__ = [
     "Located",
     "MergesItself",
     "Namespace",
+    "Predicts",
     "Surveyed",
     "TaskFacts",
     "TaskRecipe",
@@ -54,6 +55,8 @@ class Context:
     come from a second one with the same seed, which other threads do not affect.
     files: the folder with the files of the adapter's own `source`, verified; None if it has none.
     base: the repository or folder that the backbone's files come from; None if it has none.
+    teachers: what each teacher of the adapter gives for two examples, by Teacher.of: look at shapes, values mean
+    nothing. Looking at one whose features are asked for loads it. Empty for use.
     """
 
     target: Target
@@ -61,6 +64,7 @@ class Context:
     generator: Generator
     files: Path | None = None
     base: str | None = None
+    teachers: Mapping[str, TeacherOutput] = field(default_factory=dict)
 
 
 class BackboneRecipe(Protocol):
@@ -160,6 +164,7 @@ class AdapterFacts:
     mergeable: whether it can be folded into the weights of the backbone. An adapter that changes more than sites must
     then implement MergesItself too.
     exact_at_start: whether the outputs before the first training step equal those of the base.
+    unlabelled: whether its objective learns from examples whose labels are not known.
     learning_rates: five ascending rates, of which the middle one is the default. Not used if nothing is trained.
     """
 
@@ -169,6 +174,7 @@ class AdapterFacts:
     needs: ClassVar[tuple[frozenset[str], ...]] = ()
     mergeable: ClassVar[bool] = False
     exact_at_start: ClassVar[bool] = True
+    unlabelled: ClassVar[bool] = False
     learning_rates: ClassVar[tuple[float, ...]] = (2e-4, 1e-3, 5e-3, 2.5e-2, 1.25e-1)
 
     def first_stage(self, num_stages: int) -> int:
@@ -177,6 +183,10 @@ class AdapterFacts:
         Raises UsageError if its arguments do not fit this number of stages.
         """
         return 0
+
+    def teachers(self) -> tuple[Teacher, ...]:
+        """The frozen models that its objective learns from, with what it reads of each as `batch.teachers`."""
+        return ()
 
     def source(self) -> Source | None:
         """Where its files come from; None: nothing to fetch."""
@@ -214,6 +224,19 @@ class MergesItself(Protocol):
 
     def merge(self, learner: Learner) -> None:
         """Folds what it added into the weights of a learner's backbone, in place."""
+        ...
+
+
+@runtime_checkable
+class Predicts(Protocol):
+    """A backbone recipe whose files hold a fitted model, head included, so that it can teach predictions too."""
+
+    def described(self, files: Path) -> tuple[Modality | None, Target]:
+        """What it reads, None if only building it tells, and what it predicts. Imports nothing heavy."""
+        ...
+
+    def learner(self, files: Path) -> Learner:
+        """The whole fitted model, for use."""
         ...
 
 

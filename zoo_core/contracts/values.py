@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -25,6 +25,8 @@ __all__ = [
     "Survey",
     "Target",
     "TaskData",
+    "Teacher",
+    "TeacherOutput",
 ]
 
 
@@ -138,20 +140,37 @@ class Batch:
     inputs: tensors by the names that transformers' processors use (`pixel_values`, `input_ids`, `numeric`, ...). If the
     examples are lists of words there is also `word_ids`, see zoo_core.data.token_labels.
     target: int64 [B] (classes), float32 [B, C] (multilabel, regression) or int64 [B, T] (token_classes, -100 ignored).
+    A label that is not known is -100, or NaN where targets are float.
     ids: the task's id of each example; empty in a training loop of your own.
+    beside: what each teacher reads of the same examples, as `inputs`, by Teacher.of; see `Learner.taught`.
+    teachers: what each teacher gave for the same examples, by Teacher.of.
+    `batch[2:4]` is a batch of these examples, without copies.
     """
 
     inputs: Mapping[str, Tensor]
     target: Tensor
     ids: tuple[str, ...] = ()
+    beside: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    teachers: Mapping[str, TeacherOutput] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.target)
 
+    def __getitem__(self, rows: slice) -> Batch:
+        return replace(self._each(lambda x: x[rows]), ids=self.ids[rows])
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        inputs = {name: x.to(device) for name, x in self.inputs.items()}
-        return replace(self, inputs=inputs, target=self.target.to(device))
+        return self._each(lambda x: x.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return replace(
+            self,
+            inputs={name: change(x) for name, x in self.inputs.items()},
+            target=change(self.target),
+            beside={of: {name: change(x) for name, x in inputs.items()} for of, inputs in self.beside.items()},
+            teachers={of: output.each(change) for of, output in self.teachers.items()},
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,11 +178,66 @@ class Output:
     """The result of one forward pass: predictions, float [B, C] (or [B, T, C]), and features.
 
     stages: the hidden states that the objective asked for, by stage index. Each is the output of its stage.
+    sites: the outputs of projections that the objective asked for, float [B, T, D], by (stage index, role).
+    pooled: float [B, D], the features after the backbone's own pooling; None unless the objective asked for it.
     """
 
     predictions: Tensor
     features: Features
+    pooled: Tensor | None = None
     stages: Mapping[int, Tensor] = field(default_factory=dict)
+    sites: Mapping[tuple[int, str], Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """A frozen model beside the one that trains, and which of its outputs an adapter's objective reads.
+
+    of: the folder of a stored run, `hub/ORG/NAME` of a published one, or the name of a backbone, which has features and
+    no predictions. An argument of the adapter with this value stands for the teacher, and a digest knows it by its
+    content, wherever it lies.
+    predictions, pooled: whether these are read. stages: indices of stages whose hidden states are read, from the end if
+    negative. sites: (stage index, role) of projections whose outputs are read, such as (-1, "attn.q").
+    keep: the precision in which all that is read is held, live and stored alike.
+    """
+
+    of: str
+    predictions: bool = True
+    pooled: bool = False
+    stages: tuple[int, ...] = ()
+    sites: tuple[tuple[int, str], ...] = ()
+    keep: Literal["float32", "float16"] = "float32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherOutput:
+    """What a teacher gave for the examples of a batch: what was asked for, and None or nothing of the rest.
+
+    predictions: float [B, C], or [B, T, C] at the student's own tokens, NaN at those that are not the first of a word
+    that both read. Logits for classes and labels, values in the task's units for a regression.
+    columns: the student's output that each column is of, where the teacher does not know all of them; None: all, in
+    the student's order.
+    pooled: float [B, D]. stages, sites: by what the Teacher asked for, tensors as its own stages and sites give them.
+    mask: bool [B, T] of the teacher's own tokens, True for a real one; None where all are, or where nothing has tokens.
+    """
+
+    predictions: Tensor | None = None
+    columns: tuple[int, ...] | None = None
+    pooled: Tensor | None = None
+    stages: Mapping[int, Tensor] = field(default_factory=dict)
+    sites: Mapping[tuple[int, str], Tensor] = field(default_factory=dict)
+    mask: Tensor | None = None
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> TeacherOutput:
+        """The same with every tensor changed."""
+        return replace(
+            self,
+            predictions=None if self.predictions is None else change(self.predictions),
+            pooled=None if self.pooled is None else change(self.pooled),
+            stages={index: change(x) for index, x in self.stages.items()},
+            sites={key: change(x) for key, x in self.sites.items()},
+            mask=None if self.mask is None else change(self.mask),
+        )
 
 
 class Split(Protocol):
