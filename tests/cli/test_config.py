@@ -16,7 +16,7 @@ from zoo_core.cli import main
 from zoo_core.cli.config import KEYS, READS, SETTINGS, defaults, effective
 from zoo_core.cli.group import COMMANDS, LazyGroup
 from zoo_core.errors import UsageError
-from zoo_core.registry.settings import OPTIONS, cache_folder
+from zoo_core.registry.settings import OPTIONS, cache_folder, outputs_bytes
 
 Written = Callable[..., None]
 
@@ -110,6 +110,7 @@ def test_the_budget_of_a_suite_is_its_own(
         ("device = 'gpu'\n", "zoo.toml: device: found 'gpu'; allowed: auto, cpu, cuda, cuda:N"),
         ("plugins = {allow = []}\n", "plugins is for the user to say, not for a folder.*ZOO_PLUGINS"),
         ("cache = '/tmp'\n", "cache is for the user to say, not for a folder.*ZOO_CACHE"),
+        ("outputs_bytes = 1\n", "outputs_bytes is for the user to say, not for a folder.*ZOO_OUTPUTS_BYTES"),
         ("[names\n", "zoo.toml are not TOML"),
     ],
 )
@@ -165,6 +166,24 @@ def test_cache_of_the_users_file_is_used_where_no_variable_says_otherwise(
     assert cache_folder() != "/big/zoo"
     monkeypatch.delenv("ZOO_CACHE")
     assert cache_folder() == "/big/zoo"
+
+
+def test_what_outputs_may_take_is_said_by_the_user(
+    write: Written, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert outputs_bytes() == 10 * 2**30
+    assert "default\toutputs_bytes=10737418240" in run(capfd, "config", "--show-origin")[1]
+    write(user="outputs_bytes = 50_000\n")
+    assert outputs_bytes() == 50_000
+    assert f"file:{tmp_path / 'config.toml'}\toutputs_bytes=50000" in run(capfd, "config", "--show-origin")[1]
+    monkeypatch.setenv("ZOO_OUTPUTS_BYTES", "0")
+    assert outputs_bytes() == 0
+    code, out, err = run(capfd, "config", "--show-origin")
+    assert (code, err) == (0, "")
+    assert "environment:ZOO_OUTPUTS_BYTES\toutputs_bytes=0" in out
+    for wrong in ("10GB", "-1", "1.5"):
+        monkeypatch.setenv("ZOO_OUTPUTS_BYTES", wrong)
+        assert f"ZOO_OUTPUTS_BYTES is a whole number of bytes, 0 for none, found '{wrong}'" in run(capfd, "config")[2]
 
 
 def test_python_reads_neither_the_folder_nor_options(write: Written, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,12 +20,18 @@ import click
 from zoo_core.cli.options import BUDGET_FLAGS, MAX_PROCESSES
 from zoo_core.errors import UsageError, nearest
 from zoo_core.plan.plan import Budget, budget_from
-from zoo_core.registry.settings import OPTIONS, cache_folder, read_settings, read_toml, settings_file
+from zoo_core.registry.settings import OPTIONS, cache_folder, outputs_bytes, read_settings, read_toml, settings_file
 
 __all__ = ["PROJECT", "READS", "Setting", "config", "defaults", "effective"]
 
 PROJECT = "zoo.toml"
-USERS_OWN = ("cache", "plugins", "names")  # tables and keys that only the user's file may hold
+# Tables and keys that only the user's file may hold, each with the variable that says the same.
+USERS_OWN = {
+    "cache": "ZOO_CACHE",
+    "outputs_bytes": "ZOO_OUTPUTS_BYTES",
+    "plugins": "ZOO_PLUGINS",
+    "names": "ZOO_PLUGINS",
+}
 BUDGET = tuple(flag.removeprefix("--").replace("-", "_") for flag, _, _ in BUDGET_FLAGS)
 # Key -> its type, and its value if nothing sets it; for None, `zoo COMMAND --help` says what happens.
 SETTINGS: Mapping[str, tuple[click.ParamType[Any], Any]] = {
@@ -98,7 +104,7 @@ def _of_file(path: str) -> dict[str, Setting]:
         if key in content:
             raise UsageError(
                 f"{path}: {key} is for the user to say, not for a folder: write it into {settings_file()}, or set "
-                f"{'ZOO_CACHE' if key == 'cache' else 'ZOO_PLUGINS'}"
+                f"{USERS_OWN[key]}"
             )
     known = (*OPTIONS, "budget", *(() if is_project else USERS_OWN))
     for key in content:
@@ -172,7 +178,7 @@ def config(show_origin: bool, as_json: bool) -> None:
 
 
 def _users_own() -> Iterator[tuple[str, Setting]]:
-    """The keys of the user's own file: the cache folder, the allowed plugins, and the owners of names."""
+    """The keys of the user's own file: the cache folder, its limit, the allowed plugins, and the owners of names."""
     path, settings = settings_file(), read_settings()
     own = read_toml(path)
     of_file = f"file:{path}"
@@ -181,6 +187,9 @@ def _users_own() -> Iterator[tuple[str, Setting]]:
         "cache",
         Setting(cache_folder(), "environment:ZOO_CACHE" if is_set else of_file if "cache" in own else "default"),
     )
+    is_set = bool(os.environ.get("ZOO_OUTPUTS_BYTES"))
+    origin = "environment:ZOO_OUTPUTS_BYTES" if is_set else of_file if "outputs_bytes" in own else "default"
+    yield "outputs_bytes", Setting(outputs_bytes(), origin)
     is_set = "ZOO_PLUGINS" in os.environ
     origin = "environment:ZOO_PLUGINS" if is_set else "default" if settings.allow is None else of_file
     yield "plugins.allow", Setting(settings.allow, origin)
@@ -190,7 +199,7 @@ def _users_own() -> Iterator[tuple[str, Setting]]:
 
 def _unread(found: Mapping[str, Setting]) -> Iterator[tuple[str, str]]:
     """Environment variables that begin with ZOO_ but are not read, each with a hint at the nearest known one."""
-    known = {*map(_variable, SETTINGS), "ZOO_CACHE", "ZOO_CONFIG", "ZOO_PLUGINS"}
+    known = {*map(_variable, SETTINGS), *USERS_OWN.values(), "ZOO_CONFIG"}
     for variable in sorted(os.environ):
         if variable.startswith("ZOO_") and variable not in known:
             yield variable, nearest(variable, known)

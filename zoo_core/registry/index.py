@@ -231,10 +231,15 @@ def load_index() -> Index:
 
     Raises UsageError if the settings cannot be used.
     """
-    allow, owners, _ = read_settings()
+    settings = read_settings()
     cache = cache_folder()
     paths = list(dict.fromkeys(os.path.abspath(path) for path in sys.path))
-    return Index(read_folders(paths, cache=cache, locate=_imported_from), allow=allow, owners=owners, cache=cache)
+    return Index(
+        read_folders(paths, cache=cache, locate=_imported_from),
+        allow=settings.allow,
+        owners=settings.owners,
+        cache=cache,
+    )
 
 
 def list_names(

@@ -1,14 +1,16 @@
-"""What a user may set: the cache folder, the plugins that may be used, who owns a contested name.
+"""What a user may set: the cache folder and what outputs take there, the plugins allowed, who owns a contested name.
 
-ZOO_CACHE and ZOO_PLUGINS take precedence over the settings file:
+Variables take precedence over the settings file:
 
-ZOO_CACHE    the cache folder; if unset, `cache` in the settings, or else $XDG_CACHE_HOME/zoo or ~/.cache/zoo
-ZOO_PLUGINS  the distributions that may be used besides zoo-core, separated by commas; if unset, [plugins] or else all
-ZOO_CONFIG   the settings file; if unset, $XDG_CONFIG_HOME/zoo/config.toml or ~/.config/zoo/config.toml
+ZOO_CACHE          the cache folder; if unset, `cache` in the settings, or else $XDG_CACHE_HOME/zoo or ~/.cache/zoo
+ZOO_OUTPUTS_BYTES  what stored outputs of models may take there, 0 for none; if unset, the settings, or else 10 GiB
+ZOO_PLUGINS        the distributions that may be used besides zoo-core, separated by commas; if unset, [plugins] or all
+ZOO_CONFIG         the settings file; if unset, $XDG_CONFIG_HOME/zoo/config.toml or ~/.config/zoo/config.toml
 
 The settings file looks like this:
 
 cache = "/big/disk/zoo"      # like ZOO_CACHE
+outputs_bytes = 50_000_000_000
 [plugins]
 allow = ["zoo-adapters"]     # like ZOO_PLUGINS
 [names]
@@ -27,27 +29,51 @@ from typing import Any, NamedTuple
 from zoo_core.errors import UsageError, nearest
 from zoo_core.registry.scan import read_text
 
-__all__ = ["OPTIONS", "Settings", "cache_folder", "read_settings", "read_toml", "settings_file"]
+__all__ = [
+    "OPTIONS",
+    "Settings",
+    "cache_folder",
+    "outputs_bytes",
+    "read_settings",
+    "read_toml",
+    "settings_file",
+]
 
 OPTIONS = ("device", "lock", "num_workers", "runs", "seeds", "threads", "workers")  # defaults of the command line
+OWN = ("cache", "outputs_bytes")  # keys that concern the user's disk, so only the user's file has them
 TABLES = ("budget", "plugins", "names")
+OUTPUTS_BYTES = 10 * 2**30
 
 
 class Settings(NamedTuple):
     """The settings of a user.
 
     allow: the distributions that may be used, None for all. owners: the owner of each contested name, or of
-    `kind:name`. cache: the cache folder, None if it is not set.
+    `kind:name`. cache: the cache folder, None if it is not set. outputs_bytes: what stored outputs of models may take.
     """
 
     allow: list[str] | None
     owners: dict[str, str]
     cache: str | None = None
+    outputs_bytes: int = OUTPUTS_BYTES
 
 
 def cache_folder() -> str:
     """The folder of the index and of all notes of zoo; it need not exist. Raises UsageError for unusable settings."""
     return os.environ.get("ZOO_CACHE") or _read_file().cache or f"{_home('XDG_CACHE_HOME', '~/.cache')}/zoo"
+
+
+def outputs_bytes() -> int:
+    """What the stored outputs of models may take in the cache folder, in bytes; 0 means that none are stored.
+
+    Raises UsageError for unusable settings.
+    """
+    variable = os.environ.get("ZOO_OUTPUTS_BYTES")
+    if not variable:
+        return _read_file().outputs_bytes
+    if not (variable.isascii() and variable.isdigit()):
+        raise UsageError(f"ZOO_OUTPUTS_BYTES is a whole number of bytes, 0 for none, found {variable!r}")
+    return int(variable)
 
 
 def settings_file() -> str:
@@ -88,11 +114,11 @@ def _read_file() -> Settings:
     path = settings_file()
     content = read_toml(path)
     for key, value in content.items():
-        if key in OPTIONS or key == "cache":
+        if key in OPTIONS or key in OWN:
             continue
         if key not in TABLES or not isinstance(value, dict):
-            known = ", ".join((*OPTIONS, "cache", *(f"[{table}]" for table in TABLES)))
-            close = nearest(key, (*OPTIONS, "cache", *TABLES))
+            known = ", ".join((*OPTIONS, *OWN, *(f"[{table}]" for table in TABLES)))
+            close = nearest(key, (*OPTIONS, *OWN, *TABLES))
             raise UsageError(f"the settings {path} have tables and keys {known}, found {key!r}{close}")
     plugins, owners = content.get("plugins", {}), content.get("names", {})
     for key in plugins.keys() - {"allow"}:
@@ -106,4 +132,7 @@ def _read_file() -> Settings:
     cache = content.get("cache")
     if cache is not None and not (isinstance(cache, str) and cache):
         raise UsageError(f"the settings {path}: cache is the path of a folder, found {cache!r}")
-    return Settings(allow, owners, cache and os.path.expanduser(cache))  # noqa: PTH111 - as above
+    limit = content.get("outputs_bytes", OUTPUTS_BYTES)
+    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 0:
+        raise UsageError(f"the settings {path}: outputs_bytes is a whole number of bytes, 0 for none, found {limit!r}")
+    return Settings(allow, owners, cache and os.path.expanduser(cache), limit)  # noqa: PTH111 - as above
