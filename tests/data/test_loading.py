@@ -21,7 +21,7 @@ from zoo_core.data.augmentation import Augment
 from zoo_core.data.decoding import decode
 from zoo_core.data.loader import Loader
 from zoo_core.data.randomness import derive_seed
-from zoo_core.data.splits import Subset, carve
+from zoo_core.data.splits import Subset, carve, rows_of
 from zoo_core.errors import NotFoundError, RefusedError, UsageError
 from zoo_core.plan.plan import Budget
 from zoo_core.registry.registry import registry
@@ -200,6 +200,18 @@ def test_a_subset_of_a_subset_asks_for_ids_once() -> None:
     assert subset.ids == ["row 16", "row 14"]
     assert subset.targets.tolist() == [16, 14]
     assert len(asked) == 1
+
+
+def test_rows_of_subsets_are_those_of_the_tasks_own_split() -> None:
+    split = split_of(range(20))
+    root, rows = rows_of(split)
+    assert root is split
+    assert rows.tolist() == list(range(20))
+    subset = Subset(Subset(split, np.arange(19, -1, -1)), np.array([3, 5]))
+    root, rows = rows_of(subset)
+    assert root is split
+    assert (rows.dtype, rows.tolist()) == (np.int64, [16, 14])
+    assert [root.ids[row] for row in rows] == list(subset.ids)
 
 
 # -- the test split -------------------------------------------------------------------------------------------------

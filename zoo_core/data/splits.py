@@ -16,6 +16,7 @@ __all__ = [
     "Splits",
     "Subset",
     "carve",
+    "rows_of",
 ]
 VALIDATION_SHARE = 0.2  # of the training split, where a task brings no validation split of its own
 
@@ -83,6 +84,17 @@ def carve(data: TaskData, *, seed: int, shots: int | None = None, limit: int | N
     if limit is not None and limit < train.num:
         train = Subset(train, np.sort(rng.permutation(train.num)[:limit]))
     return Splits(data.target, train, val, data.splits["test"])
+
+
+def rows_of(split: Split) -> tuple[Split, np.ndarray[Any, np.dtype[np.int64]]]:
+    """The split of the task itself that a split was drawn from, and the row there of each example, int64 [num].
+
+    Splits of different seeds, shots and limits share those rows, and so whatever is stored by row.
+    """
+    rows = np.arange(split.num, dtype=np.int64)
+    while isinstance(split, Subset):
+        rows, split = np.asarray(split.index, dtype=np.int64)[rows], split.split
+    return split, rows
 
 
 def _held_out(train: Split, target: Target) -> tuple[Any, Any]:
