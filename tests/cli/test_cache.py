@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.far.fixture import BASE, Far
+from zoo_core.data.model_outputs import ROOM, ModelOutputs
 from zoo_core.files.cache import BUSY_SECONDS, ROOMS, TEMPORARY
 
 SPEC = f"far/{BASE}+full"
@@ -182,6 +184,7 @@ def test_files_that_zoo_did_not_write_are_not_shown_and_stay(far: Far, aged: Cal
     root = far.folder / "zoo"
     others = ["notes.txt", "index-mine.json", "thesis/chapter.txt", "datasets/squad/1.0/x.arrow", "datasets/_lock"]
     others += ["media/holiday/film.mp4", "datasets/mine.csv", "tables/exp.npy", "splits/folds.json", "hub-data/a.jpg"]
+    others += ["outputs/exp.npy", f"outputs/{HASH}/notes.txt", f"outputs/{OTHER}.rows", f"outputs/mine/{HASH}.rows"]
     others += ["set-aside/tax.pdf", "media/clip.deadbeef", "pins/mine.json", "looks/mine.json"]
     kept = [aged(root / name, seconds=50 * 86400) for name in others]
     gone = [aged(root / name) for name in ("index-0123abcd.json", "failures.json", f"datasets/{HASH}.arrow")]
@@ -282,6 +285,27 @@ def test_what_was_set_aside_is_a_room(far: Far, aged: Callable[..., Path]) -> No
     assert listed(far)["zoo:set-aside", "room"]["size"] == 1000
     assert far.zoo("cache", "prune", "--older-than", "30d", "--yes")[0] == 0
     assert not path.exists()
+
+
+def test_stored_outputs_of_models_are_a_room_of_what_they_take_on_the_disk(far: Far, aged: Callable[..., Path]) -> None:
+    """Their files have holes, whose bytes are neither shown nor told as freed. The store works on without them."""
+    store = ModelOutputs(far.folder / "zoo" / ROOM, {}, 10**6, max_bytes=2**30, on_full=pytest.fail)
+    store.write("v", [9], {"x": torch.ones(1, 1000)})
+    (path,) = store.folder.glob("*.rows")
+    killed = aged(path.with_name(f"{path.name}.0123abcd"))
+    row = listed(far)["zoo:outputs", "room"]
+    assert row["files"] == 2
+    assert row["size"] < 2**17 < 10**9 < path.stat().st_size
+    assert far.zoo("cache", "prune", "--yes")[0] == 0
+    assert (killed.exists(), path.exists()) == (False, True)
+    code, out, _ = far.zoo("cache", "rm", "zoo:outputs", "--yes")
+    assert code == 0
+    assert "kB freed" in out
+    assert not path.exists()
+    store.close()
+    assert not store.held("v", [9]).any()
+    store.write("v", [9], {"x": torch.ones(1, 1000)})
+    assert store.held("v", [9]).all()
 
 
 def test_the_index_takes_away_old_index_files_and_nothing_else(tmp_path: Path) -> None:

@@ -54,6 +54,10 @@ ROOMS: Mapping[str, tuple[str, str]] = {
         "pictures and sounds inside tables as files, made again when a task needs them",
     ),
     "noted": (r"[0-9a-f]+-[0-9a-f]+\.json", "what was found out of files"),
+    "outputs": (
+        rf"{HASH}/(key\.json|{HASH}\.rows)",
+        "what models gave for examples, computed again when it is needed",
+    ),
     "pins": (rf"{HASH}\.json", "commits and hashes of repositories, asked for again"),
     ROOM: (
         r"(models|datasets)--[^/]+/[0-9a-f]{40}/[0-9a-f]{8}/.+",
@@ -163,7 +167,7 @@ def removed(entries: Iterable[Entry]) -> int:
             continue
         for path in entry.paths:
             try:
-                size = path.lstat().st_size
+                size = _size(path.lstat())
                 path.unlink()
                 freed += size
             except FileNotFoundError:
@@ -231,12 +235,19 @@ def _entry(
         kind=kind,
         revision=None,
         num_files=len(files),
-        size_bytes=sum(path.lstat().st_size for path in files if os.path.lexists(path)),
+        size_bytes=sum(_size(path.lstat()) for path in files if os.path.lexists(path)),
         used_at=max(map(_used_at, files)),
         paths=tuple(files),
         remark=_link_remark(link) or remark,
         link=link,
     )
+
+
+def _size(stat: os.stat_result) -> int:
+    """The bytes that a file takes on the disk, which are fewer than its length where it has holes."""
+    if os.name == "nt" or not stat.st_blocks:  # some file systems keep small files and links beside their names
+        return stat.st_size
+    return min(stat.st_size, stat.st_blocks * 512)
 
 
 def _link_remark(link: Path | None) -> str:
