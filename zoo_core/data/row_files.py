@@ -73,9 +73,13 @@ class Layout:
         """The length of the file, holes included."""
         return self.rows_at + self.num_rows * self.row.itemsize
 
+    @cached_property
+    def _seed(self) -> int:
+        return zlib.crc32(self.first_line)
+
     def checksum(self, row: int, content: Array) -> int:
         """Of a row, uint8 [bytes]; never 0. It depends on the layout and on the row's place, so no other row has it."""
-        return zlib.crc32(content.data, (zlib.crc32(self.first_line) + row) & 0xFFFFFFFF) or 1
+        return zlib.crc32(content.data, (self._seed + row) & 0xFFFFFFFF) or 1
 
 
 def _next_page(num_bytes: int) -> int:
