@@ -64,7 +64,10 @@ class Stored:
         return np.flatnonzero(~self.is_held)
 
     def completed(self, computed: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """All rows in the order asked for. computed: outputs of the missing rows, in their order, on any device."""
+        """All rows in the order asked for, on the device of what was computed; on the CPU if no row is missing.
+
+        computed: outputs of the missing rows, in their order.
+        """
         if not self.outputs:
             return dict(computed)
         if self.is_held.all():
