@@ -437,6 +437,8 @@ def evaluate(path: str | Path, *, split: str = "test", device: str = "cpu") -> E
     if run.plan.task is None:
         raise UsageError(f"{path} was not fitted on a task")
     learner = load_stored(run).to(device)
+    if run.plan.task.recipe.target.kind == "unlabelled":
+        raise UsageError(f"{path} was fitted without labels, so nothing says what is right")
     splits = carve(open_task(run.plan), seed=run.plan.seed, **run.plan.task.common)
     chosen = _split(splits, split)
     loader = plain_loader(run.plan, learner, chosen, run.target, torch.device(device))

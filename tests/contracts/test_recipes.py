@@ -50,7 +50,9 @@ def test_what_a_recipe_does_not_say_has_a_default() -> None:
     assert fact("adapter", Bare(), "exact_at_start") is True
     assert fact("adapter", Bare(), "first_stage")(7) == 0
     assert fact("adapter", Bare(), "source")() is None
-    assert fact("head", BareHead(), "predicts") == frozenset(TARGET_KINDS) - {"token_classes"}
+    assert fact("adapter", Bare(), "teachers")() == ()
+    assert fact("adapter", Bare(), "unlabelled") is False
+    assert fact("head", BareHead(), "predicts") == frozenset(TARGET_KINDS) - {"token_classes", "unlabelled"}
     assert fact("task", SimpleNamespace(), "source")() is None
 
 

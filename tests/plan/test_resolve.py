@@ -112,7 +112,7 @@ def test_what_is_written_wrongly_is_a_usage_error(plan: Resolve, spec: str, reas
     [
         ("thirds(shots=0)", "shots is at least 1, found 0"),
         ("thirds(shots=many)", "shots is a whole number or none, found the text 'many'"),
-        ("thirds(shot=3)", "thirds has no argument 'shot'; it takes how, num, shots, limit; did you mean"),
+        ("thirds(shot=3)", "thirds has no argument 'shot'; it takes how, num, shots, limit, rest; did you mean"),
     ],
 )
 def test_a_task_takes_its_own_arguments_and_the_cores(plan: Resolve, task: str, reason: str) -> None:
@@ -269,6 +269,7 @@ def test_two_texts_of_one_trial_have_one_digest_and_one_text(plan: Resolve, one:
         {"seed": 1},
         {"task": "thirds(shots=2)"},
         {"task": "thirds(limit=20)"},
+        {"task": "thirds(limit=20,rest=unlabelled)"},
         {"task": "thirds(num=60)"},
         {"task": "digits"},
         {"spec": "nasty/tokens(weights=random)"},
@@ -290,6 +291,7 @@ def test_two_texts_of_one_trial_have_one_digest_and_one_text(plan: Resolve, one:
                 "patience": 3,
                 "precision": "bfloat16",
                 "keep": "best",
+                "views": 4,
             }.items()
         ),
     ],

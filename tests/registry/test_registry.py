@@ -633,7 +633,7 @@ def test_an_argument_has_the_type_of_its_field(acme: Registry, text: str, field:
         ("space/x(weights=pretraind)", "weights is one of pretrained, random.*did you mean pretrained"),
         ("chore(shots=0)", "shots is at least 1, found 0"),
         ("chore(limit=1.5)", "limit is a whole number or none"),
-        ("chore(epochs=1)", "chore has no argument 'epochs'; it takes shots, limit"),
+        ("chore(epochs=1)", "chore has no argument 'epochs'; it takes shots, limit, rest"),
         ("mend(weights=random)", "mend has no argument 'weights'"),
     ],
 )
@@ -645,7 +645,7 @@ def test_a_wrong_argument_is_told_with_what_is_allowed(acme: Registry, text: str
 def test_arguments_of_a_kind_are_the_cores(acme: Registry) -> None:
     assert acme.bind(parse_part("space/x")).common == {"weights": "pretrained", "until": None}
     assert acme.bind(parse_part("space/x(weights=random)")).common == {"weights": "random", "until": None}
-    assert acme.bind(parse_part("chore(shots=5)")).common == {"shots": 5, "limit": None}
+    assert acme.bind(parse_part("chore(shots=5)")).common == {"shots": 5, "limit": None, "rest": "drop"}
     assert acme.bind(parse_part("mend")).common == {}
 
 

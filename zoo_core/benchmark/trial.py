@@ -19,15 +19,17 @@ import torch
 from torch import Tensor
 
 from zoo_core.benchmark.grid import weights_of
+from zoo_core.benchmark.teaching import check_labels, is_unlabelled, replay_of, with_truth
 from zoo_core.contracts import Split, Target, TaskData
 from zoo_core.data.augmentation import Augment
-from zoo_core.data.loader import Loader
+from zoo_core.data.loader import Beside, Loader
 from zoo_core.data.splits import Splits, carve
 from zoo_core.errors import DivergedError, IntegrityError
 from zoo_core.files.folders import look
 from zoo_core.lock import part_key
 from zoo_core.model.build import build
 from zoo_core.model.learner import Learner
+from zoo_core.model.replay import Passes
 from zoo_core.plan.plan import Plan
 from zoo_core.registry.local_plugins import plugin_hashes
 from zoo_core.registry.recipe_checks import broken, plugin_call
@@ -116,8 +118,10 @@ def run_trial(
     assert plan.task is not None, "a trial has a task"
     device = torch.device(device)
     data = data or open_task(plan)
-    splits = carve(data, seed=plan.seed, shots=plan.task.common["shots"], limit=plan.task.common["limit"])
+    splits = carve(data, seed=plan.seed, target=plan.target, **plan.task.common)
+    check_labels(plan, splits.train, splits.target)
     reset_peak_memory(device)
+    passes = Passes()
     chosen = choose(
         plan,
         splits.train,
@@ -128,19 +132,22 @@ def run_trial(
         report=report,
         unfinished=unfinished,
         memory=memory,
+        passes=passes,
     )
-    result = _measured(plan, chosen, splits, device, num_workers)
+    result = _measured(plan, chosen, splits, device, num_workers, passes)
     check_still(plan)
     return result, chosen.learner, splits
 
 
-def _measured(plan: Plan, chosen: Chosen, splits: Splits, device: torch.device, num_workers: int) -> Result:
+def _measured(
+    plan: Plan, chosen: Chosen, splits: Splits, device: torch.device, num_workers: int, passes: Passes
+) -> Result:
     """What a fit that has just ended needed, and how good and how fast its learner is on the test split."""
     assert plan.task is not None, "a trial has a task"
     peak = peak_memory_bytes(device)
     assert plan.metric is not None, "a task names its metric"
     precision = precision_of(plan.budget.precision, device)
-    loader = plain_loader(plan, chosen.learner, splits.test, splits.target, device, num_workers)
+    loader = scoring_loader(plan, chosen.learner, splits.test, splits.target, device, num_workers, passes)
     found, _ = score_split(chosen.learner, loader, plan.metric, splits.target, precision)
     trainable, total = count_parameters(chosen.learner)
     return replace(
@@ -157,6 +164,7 @@ def _measured(plan: Plan, chosen: Chosen, splits: Splits, device: torch.device, 
         inference=inference_rate(chosen.learner, loader, precision=precision),
         peak_memory_bytes=peak,
         coverage=_coverage(chosen.learner),
+        teachers=asdict(passes) if plan.teachers else None,
     )
 
 
@@ -182,15 +190,17 @@ def choose(
     report: Callable[[TrialProgress], None] = lambda _: None,
     unfinished: UnfinishedFit | None = None,
     memory: MemoryOptions | None = None,
+    passes: Passes | None = None,
 ) -> Chosen:
     """Fits one candidate for each learning rate and keeps the best on validation; on a tie the one nearest the middle.
 
     Every candidate starts from the same state and sees the same examples in the same order. It ends with its last epoch
     or with the best on validation, as the budget says; its "epoch" of so many "epochs" then tells which. A candidate
     that diverges, in training or in its predictions, has the score None and is not chosen.
-    unfinished, memory: as for `run_trial`. Raises DivergedError if all candidates diverge.
+    unfinished, memory: as for `run_trial`. passes: counts what teachers are asked for.
+    Raises DivergedError if all candidates diverge.
     """
-    start = _started(plan, train, val, target, device, num_workers, memory)
+    start = _started(plan, train, val, target, device, num_workers, memory, passes or Passes())
     rates: tuple[float | None, ...] = plan.learning_rates or (None,)
     order = sorted(range(len(rates)), key=lambda index: abs(index - len(rates) // 2))
     trying = _Trying(candidates=[{} for _ in rates])
@@ -223,13 +233,15 @@ def _started(
     device: torch.device,
     num_workers: int,
     memory: MemoryOptions | None,
+    passes: Passes,
 ) -> _Start:
     """Builds the learner of a trial and what it is fitted and judged on."""
     learner = build(plan, target=target).to(device)
-    fitting = training_loader(plan, learner, train, target, device, num_workers)
-    validating = plain_loader(plan, learner, val, target, device, num_workers)
+    beside = replay_of(plan, learner, train, device, passes)
+    fitting = training_loader(plan, learner, train, target, device, num_workers, beside)
+    validating = scoring_loader(plan, learner, val, target, device, num_workers, passes)
     if plan.weights == "random":
-        calibrate(learner, fitting)
+        calibrate(learner, fitting.without_beside())
     return _Start(
         plan=plan,
         learner=learner,
@@ -406,7 +418,13 @@ def score_split(
 
 
 def training_loader(
-    plan: Plan, learner: Learner, split: Split, target: Target, device: torch.device, num_workers: int
+    plan: Plan,
+    learner: Learner,
+    split: Split,
+    target: Target,
+    device: torch.device,
+    num_workers: int,
+    beside: Beside | None = None,
 ) -> Loader:
     """The batches that a trial trains on, drawn and augmented as its plan says; in order for a closed form."""
     return _loader(plan, learner, target, device, num_workers)(
@@ -415,7 +433,29 @@ def training_loader(
         shuffled=bool(plan.learning_rates),
         augment=None if plan.augmentation is None else Augment(plan.augmentation),
         seed=plan.seed,
+        views=plan.budget.views,
+        beside=beside,
+        may_lack=True,  # it was checked that somebody learns from such examples
     )
+
+
+def scoring_loader(
+    plan: Plan,
+    learner: Learner,
+    split: Split,
+    target: Target,
+    device: torch.device,
+    num_workers: int,
+    passes: Passes,
+) -> Loader:
+    """As `plain_loader`; where a task has no labels, its targets are what the teacher says of the examples."""
+    if not is_unlabelled(plan):
+        return plain_loader(plan, learner, split, target, device, num_workers)
+    beside = replay_of(plan, learner, split, device, passes)
+    loader = _loader(plan, learner, target, device, num_workers)(
+        split, batch_size=INFERENCE_BATCH, beside=beside, may_lack=True
+    )
+    return with_truth(loader, plan, target)
 
 
 def plain_loader(

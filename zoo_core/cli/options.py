@@ -61,11 +61,16 @@ BUDGET_FLAGS: tuple[tuple[str, Any, str], ...] = (
     ("--warmup", float, "Share of the steps with a rising rate."),
     ("--clip", float, "Largest norm of the gradient."),
     ("--augment", Augmentation(), "How training examples are varied: `zoo list augmentation`."),
+    ("--views", int, "Different draws of the augmentation, which epochs take in turn."),
     ("--patience", int, "Stop after so many epochs without a better validation score."),
     ("--precision", click.Choice(["auto", "float32", "bfloat16"]), "auto: bfloat16 on a GPU, float32 elsewhere."),
     ("--keep", click.Choice(["best", "last"]), "Weights of the epoch that is best on validation, or of the last."),
 )
-WITHOUT = {"patience": "never", "keep": "best in fit, last in bench"}  # what a default of None means
+WITHOUT = {
+    "patience": "never",
+    "views": "one for each epoch",
+    "keep": "best in fit, last in bench",
+}  # what a default of None means
 
 
 def budget_options(command: Command, flags: tuple[tuple[str, Any, str], ...] = BUDGET_FLAGS) -> Command:

@@ -170,7 +170,7 @@ class MicroBatchable(Protocol):
 
         Items are the examples, the targets that are not ignored, or the sum of their class weights. Terms of the loss
         that no batch enters, such as a weight penalty, come out unchanged. A mapping has one for each named term, where
-        terms are means over different items.
+        terms are means over different items, and under the empty name one for all terms that it does not name.
         Returns None if an objective that this one wraps needs the batch as a whole.
         """
         ...
@@ -180,7 +180,8 @@ class Learner(Protocol):
     """A model in training or in use, as adapters and your own training loops may rely on it. Also an nn.Module.
 
     Other attributes of what `zoo_core.load` gives may change in any version.
-    head: makes predictions of features; an adapter may wrap it, `learner.head = Wrapped(learner.head)`.
+    head: makes predictions of features; an adapter may wrap it, `learner.head = Wrapped(learner.head)`. A regression's
+    holds buffers `shift` and `scale`, float [C], the unit of its predictions.
     objective: an Objective that is a module too, which an adapter may wrap; None in a learner for use.
     """
 

@@ -149,7 +149,7 @@ class HeadFacts:
     """
 
     consumes: ClassVar[Kind] = "pooled"
-    predicts: ClassVar[frozenset[TargetKind]] = frozenset(TARGET_KINDS) - {"token_classes"}
+    predicts: ClassVar[frozenset[TargetKind]] = frozenset(TARGET_KINDS) - {"token_classes", "unlabelled"}
     fit: ClassVar[Literal["gradient", "closed_form"]] = "gradient"
     learning_rates: ClassVar[tuple[float, ...]] = (4e-4, 2e-3, 1e-2, 5e-2, 2.5e-1)
 

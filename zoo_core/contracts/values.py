@@ -217,7 +217,8 @@ class TeacherOutput:
     that both read. Logits for classes and labels, values in the task's units for a regression.
     columns: the student's output that each column is of, where the teacher does not know all of them; None: all, in
     the student's order.
-    pooled: float [B, D]. stages, sites: by what the Teacher asked for, tensors as its own stages and sites give them.
+    pooled: float [B, D]. stages, sites: by what the Teacher asked for, as its own stages and projections give them; a
+    map is [B, D, H, W].
     mask: bool [B, T] of the teacher's own tokens, True for a real one; None where all are, or where nothing has tokens.
     """
 

@@ -31,8 +31,11 @@ Modality = Literal["image", "text", "audio", "table"]
 """What a backbone takes in. The set is closed in this version."""
 Kind = Literal["map", "tokens", "pooled"]
 """Kinds of features, from rich to poor. A kind can only be converted into a poorer one."""
-TargetKind = Literal["classes", "multilabel", "regression", "token_classes"]
-"""What is predicted. The set is closed in this version."""
+TargetKind = Literal["classes", "multilabel", "regression", "token_classes", "unlabelled"]
+"""What is predicted. The set is closed in this version.
+
+Nothing is known of unlabelled examples; a teacher may tell, and a model that nobody tells gives its pooled features.
+"""
 PartKind = Literal["backbone", "adapter", "head", "task", "metric", "augmentation", "reader"]
 """Kinds of parts. Each kind has its own group of entry points."""
 Seam = Literal["stage", "attention", "prompt"]
@@ -77,6 +80,7 @@ class Metric:
 
 METRICS: Mapping[str, Metric] = {
     "accuracy": Metric(targets=frozenset({"classes", "multilabel", "token_classes"})),
+    "agreement": Metric(targets=frozenset({"unlabelled"})),
     "average_precision": Metric(targets=frozenset({"classes", "multilabel"})),
     "entity_f1": Metric(targets=frozenset({"token_classes"})),
     "macro_f1": Metric(targets=frozenset({"classes", "multilabel"})),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,25 +14,65 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from zoo_core._process.import_path import same_path
-from zoo_core.contracts import Batch, Modality, Preparation, Split, Target
+from zoo_core.contracts import Batch, Modality, Preparation, Split, Target, TeacherOutput
 from zoo_core.data.augmentation import Augment
 from zoo_core.data.decoding import decode
 from zoo_core.data.randomness import derive_seed, example_rng
 from zoo_core.data.token_labels import IGNORED, on_tokens, word_targets
 from zoo_core.errors import RefusedError, UsageError, ZooError
 
-__all__ = [
-    "Loader",
-]
+__all__ = ["AS_IT_IS", "Beside", "Loader"]
+
+AS_IT_IS = "as it is"  # the view of examples of which nothing is drawn
 KEEP_BYTES = 2**30  # prepared examples kept in memory for each loader; beyond, they are prepared again each epoch
+
+
+class Beside(Protocol):
+    """Frozen models that look at the examples of a loader too; what they give comes with its batches.
+
+    It pickles into worker processes.
+    """
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+    def begin(self, view: str) -> None:
+        """Called in the main process before the batches of a view, so that workers find what they need."""
+        ...
+
+    def lacking(self, of: str, view: str, positions: Sequence[int]) -> list[int]:
+        """The positions in the split whose outputs are not known yet, as far as can be told without reading them."""
+        ...
+
+    def preparation(self, of: str) -> Preparation: ...
+    def output(
+        self,
+        of: str,
+        view: str,
+        positions: Sequence[int],
+        inputs: Callable[[Sequence[int]], Mapping[str, Tensor]],
+        word_ids: Tensor | None,
+    ) -> TeacherOutput:
+        """What the model gives for these positions. inputs: what it reads of some of them, normalised."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Item:
+    """A batch on its way from a worker, before normalisation. read: for each model beside, whose inputs are in it."""
+
+    batch: Batch
+    read: Mapping[str, tuple[int, ...]]
 
 
 # -- batches --------------------------------------------------------------------------------------------------------
 
 
 @dataclass
-class _Prepared(Dataset[Batch | ZooError]):
-    """Batches by epoch and positions: `prepared[(epoch, positions)]`, on the CPU and before normalisation."""
+class _Prepared(Dataset[_Item | ZooError]):
+    """Batches by draw and positions: `prepared[(draw, positions)]`, on the CPU and before normalisation.
+
+    draw: of the augmentation, the epoch's unless views repeat.
+    """
 
     split: Split
     ids: Sequence[str]
@@ -44,18 +85,43 @@ class _Prepared(Dataset[Batch | ZooError]):
     kept: dict[int, Mapping[str, Tensor]] = field(default_factory=dict)
     kept_bytes: int = 0
     whole: dict[str, Tensor] | None = None
+    beside: Beside | None = None
 
-    def __getitem__(self, key: tuple[int, Sequence[int]]) -> Batch | ZooError:
+    def __getitem__(self, key: tuple[int, Sequence[int]]) -> _Item | ZooError:
         """A batch, or the error, returned and not raised: from a worker process it would come with a traceback."""
-        epoch, positions = key
+        draw, positions = key
         index = torch.as_tensor(positions)
+        examples: dict[int, Any] = {}  # each is decoded and augmented once, whoever reads it
         try:
-            inputs = self._inputs(epoch, positions, index)
+            inputs = self._inputs(draw, positions, index, examples)
             target = self._aligned(self.targets[index], inputs) if self.tags_words else self.targets[index]
+            read = {of: self._read(of, draw, positions) for of in self._names}
+            beside = {of: self.inputs_beside(of, draw, some, examples) for of, some in read.items() if some}
         except ZooError as error:
             return error
         ids = tuple(self.ids[position] for position in positions)
-        return Batch(inputs=inputs, target=target, ids=ids)
+        return _Item(Batch(inputs=inputs, target=target, ids=ids, beside=beside), read)
+
+    def _read(self, of: str, draw: int, positions: Sequence[int]) -> tuple[int, ...]:
+        assert self.beside is not None, "it is one of its names"
+        return tuple(self.beside.lacking(of, self.view(draw), positions))
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return () if self.beside is None else self.beside.names
+
+    def view(self, draw: int) -> str:
+        """The name of a way in which every example is seen."""
+        return AS_IT_IS if self.augment is None else f"seed {self.seed}, draw {draw}"
+
+    def inputs_beside(
+        self, of: str, draw: int, positions: Sequence[int], examples: dict[int, Any] | None = None
+    ) -> dict[str, Tensor]:
+        """What a model beside reads of some examples, collated. examples: those that are decoded and augmented."""
+        assert self.beside is not None, "it is one of its names"
+        preparation = self.beside.preparation(of)
+        found = self._examples(draw, positions, {} if examples is None else examples)
+        return preparation.collate(self._prepare(preparation, draw, positions, found))
 
     def _aligned(self, target_BW: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
         if "word_ids" not in inputs:
@@ -65,14 +131,18 @@ class _Prepared(Dataset[Batch | ZooError]):
             )
         return on_tokens(target_BW, inputs["word_ids"])
 
-    def _inputs(self, epoch: int, positions: Sequence[int], index: Tensor) -> dict[str, Tensor]:
+    def _inputs(
+        self, draw: int, positions: Sequence[int], index: Tensor, examples: dict[int, Any]
+    ) -> dict[str, Tensor]:
         """Prepared once and kept if nothing is drawn; moved into one tensor for all examples when none is missing."""
         if self.augment is not None or self.preparation.random:
-            return self.preparation.collate(self._prepare(epoch, positions))
+            found = self._examples(draw, positions, examples)
+            return self.preparation.collate(self._prepare(self.preparation, draw, positions, found))
         if self.whole is not None:
             return {name: x.index_select(0, index) for name, x in self.whole.items()}
         missing = [position for position in positions if position not in self.kept]
-        fresh = dict(zip(missing, self._prepare(epoch, missing), strict=True))
+        decoded = self._examples(draw, missing, examples)
+        fresh = dict(zip(missing, self._prepare(self.preparation, draw, missing, decoded), strict=True))
         found = [self.kept[position] if position in self.kept else fresh[position] for position in positions]
         if fresh and self.kept_bytes < KEEP_BYTES:
             self.kept.update(fresh)
@@ -94,44 +164,54 @@ class _Prepared(Dataset[Batch | ZooError]):
         """Without what is kept, so that little is sent to a worker process, which keeps its own."""
         return self.__dict__ | {"kept": {}, "kept_bytes": 0, "whole": None}
 
-    def _prepare(self, epoch: int, positions: Sequence[int]) -> list[Mapping[str, Tensor]]:
-        examples = [decode(self.modality, self.split.raw(position)) for position in positions]
-        if self.tags_words:
-            for example, position in zip(examples, positions, strict=True):
-                self._check_words(example, position)
-        if self.augment is not None:
-            for place, position in enumerate(positions):
-                with self._draws("augment", epoch, position):
-                    examples[place] = self.augment(examples[place])
-        if not self.preparation.random:
-            return self.preparation.prepare(examples) if examples else []
+    def _examples(self, draw: int, positions: Sequence[int], known: dict[int, Any]) -> list[Any]:
+        """Decoded and augmented examples; those that are known are taken, the others are added to them."""
+        for position in positions:
+            if position not in known:
+                example = decode(self.modality, self.split.raw(position))
+                if self.tags_words:
+                    self._check_words(example, position)
+                if self.augment is not None:
+                    with self._draws("augment", draw, position):
+                        example = self.augment(example)
+                known[position] = example
+        return [known[position] for position in positions]
+
+    def _prepare(
+        self, preparation: Preparation, draw: int, positions: Sequence[int], examples: Sequence[Any]
+    ) -> list[Mapping[str, Tensor]]:
+        if not preparation.random:
+            return preparation.prepare(examples) if examples else []
         prepared: list[Mapping[str, Tensor]] = []
         for example, position in zip(examples, positions, strict=True):
-            with self._draws("prepare", epoch, position):
-                prepared += self.preparation.prepare([example])
+            with self._draws("prepare", draw, position):
+                prepared += preparation.prepare([example])
         return prepared
 
     def _check_words(self, example: Any, position: int) -> None:
         num_tags = int((self.targets[position] != IGNORED).sum())
         num_words = len(example) if isinstance(example, list) else 0
-        if num_words != num_tags:
+        if num_words != num_tags and (num_tags or not num_words):  # without any tag nothing is known of it
             found = f"{num_words} words" if num_words else f"{type(example).__name__}, not a list of words,"
             raise UsageError(f"example {self.ids[position]} has {found} and {num_tags} tags; each word has one")
 
-    def _draws(self, purpose: str, epoch: int, position: int) -> AbstractContextManager[None]:
+    def _draws(self, purpose: str, draw: int, position: int) -> AbstractContextManager[None]:
         """Random numbers of one example, the same in whichever batch, process and thread it is prepared."""
-        return example_rng(purpose, self.seed, epoch, self.ids[position])
+        return example_rng(purpose, self.seed, draw, self.ids[position])
 
 
-def _checked_targets(split: Split, target: Target) -> Tensor:
+def _checked_targets(split: Split, target: Target, may_lack: bool) -> Tensor:
     """The targets of a split: int64 [num] (classes), or float32 [num, C], 0 or 1 (multilabel) or finite (regression).
 
     For token classes int64 [num, W], one for each word, see `word_targets`.
+    may_lack: whether a label may be -100 or NaN, which says that it is not known.
     Raises UsageError for others. A loss would silently broadcast a column [num] to [num, num].
     """
+    if target.kind == "unlabelled":
+        return torch.full((split.num,), IGNORED)
     assert target.size is not None, "data that was opened knows its outputs"
     if target.kind == "token_classes":
-        return word_targets(split.targets, target, split.ids)
+        return word_targets(split.targets, target, split.ids, may_lack=may_lack)
     found = np.array(split.targets)
     shape = (split.num,) if target.kind == "classes" else (split.num, target.size)
     if found.shape != shape:
@@ -142,6 +222,8 @@ def _checked_targets(split: Split, target: Target) -> Tensor:
         "regression": ("finite", np.isfinite(found)),
     }
     words, right = allowed[target.kind]
+    if may_lack:
+        right = right | (found == IGNORED if target.kind == "classes" else np.isnan(found.astype(np.float64)))
     if not right.all():
         where = np.argwhere(~right)[0]
         raise UsageError(
@@ -156,6 +238,9 @@ class Loader:
     shuffled: drawn from (seed, epoch) and a last batch of one dropped, for training; else in order and complete.
     augment: what each decoded example goes through, drawn from (seed, epoch, id).
     num_workers: processes that prepare ahead; they change neither order nor numbers.
+    views: the number of different draws of the augmentation, which epochs take in turn; None: each draws anew.
+    beside: models that look at the same examples; `without_beside` gives the loader without them. may_lack: whether
+    labels may be unknown, -100 or NaN.
     """
 
     def __init__(
@@ -171,6 +256,9 @@ class Loader:
         augment: Augment | None = None,
         seed: int = 0,
         num_workers: int = 0,
+        views: int | None = None,
+        beside: Beside | None = None,
+        may_lack: bool = False,
     ) -> None:
         if not split.num:
             raise RefusedError("a split has no examples")
@@ -181,7 +269,7 @@ class Loader:
         self.seed = seed
         self.preparation = preparation
         self.target = target
-        self.targets = _checked_targets(split, target)
+        self.targets = _checked_targets(split, target, may_lack)
         self._prepared = _Prepared(
             split=split,
             ids=split.ids,
@@ -191,8 +279,16 @@ class Loader:
             augment=augment,
             seed=seed,
             tags_words=target.kind == "token_classes",
+            beside=beside,
         )
         self._num_workers = num_workers
+        self._views = views
+
+    def without_beside(self) -> Loader:
+        """The same batches, which nothing but the learner looks at."""
+        found = copy.copy(self)
+        found._prepared = replace(self._prepared, beside=None)
+        return found
 
     @property
     def num_batches(self) -> int:
@@ -201,8 +297,11 @@ class Loader:
 
     def epoch(self, epoch: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, which is counted from 0."""
-        keys = [(epoch, positions) for positions in self._order(epoch)]
-        ahead: Iterable[Batch | ZooError] = (self._prepared[key] for key in keys)
+        draw = epoch if self._views is None else epoch % self._views
+        keys = [(draw, positions) for positions in self._order(epoch)]
+        if self._prepared.beside is not None:
+            self._prepared.beside.begin(self._prepared.view(draw))
+        ahead: Iterable[_Item | ZooError] = (self._prepared[key] for key in keys)
         if self._num_workers:
             loader = DataLoader(
                 self._prepared,
@@ -213,19 +312,38 @@ class Loader:
             )
             with same_path():
                 ahead = iter(loader)
-        for batch in ahead:
-            if isinstance(batch, ZooError):
-                raise batch
-            yield self.on_device(batch)
+        for (_, positions), item in zip(keys, ahead, strict=True):
+            if isinstance(item, ZooError):
+                raise item
+            batch = self.on_device(item.batch)
+            yield self._taught(batch, item, draw, positions) if self._prepared.beside is not None else batch
 
     def on_device(self, batch: Batch) -> Batch:
         """A collated batch, moved to the device and normalised."""
-        inputs = {name: x.to(self.device, non_blocking=True) for name, x in batch.inputs.items()}
         return Batch(
-            inputs=self.preparation.normalise(inputs),
+            inputs=self._normalised(self.preparation, batch.inputs),
             target=batch.target.to(self.device, non_blocking=True),
             ids=batch.ids,
         )
+
+    def _normalised(self, preparation: Preparation, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return preparation.normalise({name: x.to(self.device, non_blocking=True) for name, x in inputs.items()})
+
+    def _taught(self, batch: Batch, item: _Item, draw: int, positions: Sequence[int]) -> Batch:
+        """The batch with what the models beside give for it."""
+        beside = self._prepared.beside
+        assert beside is not None, "it was asked for"
+        given: dict[str, TeacherOutput] = {}
+        for of in beside.names:
+
+            def inputs(some: Sequence[int], of: str = of) -> dict[str, Tensor]:
+                ready = tuple(some) == item.read[of]  # else a stored row turned out to be damaged, or was stored since
+                found = item.batch.beside[of] if ready else self._prepared.inputs_beside(of, draw, some)
+                return self._normalised(beside.preparation(of), found)
+
+            view = self._prepared.view(draw)
+            given[of] = beside.output(of, view, positions, inputs, batch.inputs.get("word_ids"))
+        return replace(batch, teachers=given)
 
     def _order(self, epoch: int) -> list[list[int]]:
         order = list(range(self.num))

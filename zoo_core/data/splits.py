@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,9 +15,12 @@ from zoo_core.errors import RefusedError, UsageError
 __all__ = [
     "Splits",
     "Subset",
+    "Unlabelled",
     "carve",
+    "num_unknown",
     "rows_of",
 ]
+UNKNOWN = -100  # in place of a class that is not known; a value that is not known is NaN
 VALIDATION_SHARE = 0.2  # of the training split, where a task brings no validation split of its own
 
 
@@ -53,6 +56,57 @@ class Subset:
 
 
 @dataclass(frozen=True)
+class Unlabelled:
+    """A split whose labels are known of some examples only. known: bool [num]; target: what the labels are of."""
+
+    split: Split
+    known: np.ndarray[Any, np.dtype[np.bool_]]
+    target: Target
+
+    @property
+    def num(self) -> int:
+        return self.split.num
+
+    @property
+    def targets(self) -> Any:
+        if self.target.kind == "token_classes":
+            told = self.split.targets if self.known.any() else [()] * self.num
+            return [
+                tags if known else [UNKNOWN] * len(self.split.raw(i))
+                for i, (tags, known) in enumerate(zip(told, self.known, strict=True))
+            ]
+        if self.target.kind in ("classes", "unlabelled"):
+            found = np.full(self.num, UNKNOWN, dtype=np.int64)
+        else:
+            found = np.full((self.num, self.target.size or 0), np.nan, dtype=np.float32)
+        if self.known.any():
+            found[self.known] = np.asarray(self.split.targets)[self.known]
+        return found
+
+    @property
+    def groups(self) -> Any | None:
+        return self.split.groups
+
+    @property
+    def ids(self) -> Sequence[str]:
+        return self.split.ids
+
+    def raw(self, index: int) -> Raw:
+        return self.split.raw(index)
+
+
+def num_unknown(targets: Any, target: Target) -> int:
+    """The number of examples whose label, or one of whose labels, is not known."""
+    if target.kind == "unlabelled":
+        return len(targets)
+    if target.kind == "token_classes":
+        return sum(UNKNOWN in list(tags) for tags in targets)
+    found = np.asarray(targets)
+    unknown = found == UNKNOWN if target.kind == "classes" else np.isnan(found.astype(np.float64))
+    return int(unknown.reshape(len(found), -1).any(axis=1).sum())
+
+
+@dataclass(frozen=True)
 class Splits:
     """What a trial may see: train to fit, val to choose, and test, which is used once, after the choice."""
 
@@ -62,11 +116,20 @@ class Splits:
     test: Split
 
 
-def carve(data: TaskData, *, seed: int, shots: int | None = None, limit: int | None = None) -> Splits:
+def carve(
+    data: TaskData,
+    *,
+    seed: int,
+    shots: int | None = None,
+    limit: int | None = None,
+    rest: Literal["drop", "unlabelled"] = "drop",
+    target: Target | None = None,
+) -> Splits:
     """The splits of a trial. Validation is carved from train if the task has none, then shots or a limit are drawn.
 
     shots: the number of examples of each class that stay in train (classes only). limit: the number of examples that
-    stay in train.
+    stay in train. rest: whether the others are dropped, or stay in train without their labels.
+    target: what is predicted of a task without labels; None: nothing.
     Both are drawn anew for each seed. The validation split depends on the task alone. Groups are never divided.
     """
     for name in ("train", "test"):
@@ -79,11 +142,33 @@ def carve(data: TaskData, *, seed: int, shots: int | None = None, limit: int | N
         kept, held = _held_out(train, data.target)
         train, val = Subset(train, kept), Subset(train, held)
     rng = np.random.default_rng(derive_seed("draw", seed))
+    drawn = train
     if shots is not None:
-        train = Subset(train, _shots(train, data.target, shots, rng))
-    if limit is not None and limit < train.num:
-        train = Subset(train, np.sort(rng.permutation(train.num)[:limit]))
-    return Splits(data.target, train, val, data.splits["test"])
+        drawn = Subset(drawn, _shots(drawn, data.target, shots, rng))
+    if limit is not None and limit < drawn.num:
+        drawn = Subset(drawn, np.sort(rng.permutation(drawn.num)[:limit]))
+    if rest == "unlabelled":
+        known = np.zeros(train.num, dtype=bool)
+        known[_places(drawn, train)] = True
+        drawn = Unlabelled(train, known, data.target)
+    splits = Splits(data.target, drawn, val, data.splits["test"])
+    return _unlabelled(splits, target) if data.target.kind == "unlabelled" else splits
+
+
+def _places(drawn: Split, train: Split) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The rows of train that were drawn from it."""
+    rows = np.arange(drawn.num)
+    while drawn is not train:
+        assert isinstance(drawn, Subset), "it was drawn from train"
+        rows, drawn = drawn.index[rows], drawn.split
+    return rows
+
+
+def _unlabelled(splits: Splits, target: Target | None) -> Splits:
+    """The splits of a task without labels, all of them unknown, in the form that a target has."""
+    wanted = target or splits.target
+    parts = (splits.train, splits.val, splits.test)
+    return Splits(wanted, *(Unlabelled(part, np.zeros(part.num, dtype=bool), wanted) for part in parts))
 
 
 def rows_of(split: Split) -> tuple[Split, np.ndarray[Any, np.dtype[np.int64]]]:
@@ -92,8 +177,10 @@ def rows_of(split: Split) -> tuple[Split, np.ndarray[Any, np.dtype[np.int64]]]:
     Splits of different seeds, shots and limits share those rows, and so whatever is stored by row.
     """
     rows = np.arange(split.num, dtype=np.int64)
-    while isinstance(split, Subset):
-        rows, split = np.asarray(split.index, dtype=np.int64)[rows], split.split
+    while isinstance(split, Subset | Unlabelled):
+        if isinstance(split, Subset):
+            rows = np.asarray(split.index, dtype=np.int64)[rows]
+        split = split.split
     return split, rows
 
 

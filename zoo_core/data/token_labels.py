@@ -23,16 +23,18 @@ IGNORED = -100  # a target that no loss and no score looks at; torch's own defau
 OUTSIDE = "O"  # the tag of a word that is in no entity
 
 
-def word_targets(rows: Sequence[Any], target: Target, ids: Sequence[str]) -> Tensor:
+def word_targets(rows: Sequence[Any], target: Target, ids: Sequence[str], *, may_lack: bool = False) -> Tensor:
     """int64 [N, W], with W the largest number of words of an example, padded with IGNORED.
 
-    rows: for each example the class of each word, counted from 0. Raises UsageError for other rows, naming the example.
+    rows: for each example the class of each word, counted from 0. may_lack: or IGNORED, where it is not known.
+    Raises UsageError for other rows, naming the example.
     """
     assert target.size is not None, "data that was opened knows its outputs"
+    allowed = (*range(target.size), *([IGNORED] if may_lack else []))
     found = []
     for tags, name in zip(rows, ids, strict=True):
         array = np.asarray(tags)
-        if array.ndim != 1 or not len(array) or not np.isin(array, np.arange(target.size)).all():
+        if array.ndim != 1 or not len(array) or not np.isin(array, allowed).all():
             raise UsageError(
                 f"token classes are a list for each example, whole numbers from 0 to {target.size - 1}, "
                 f"found {tags!r:.60} in example {name}"

@@ -72,7 +72,8 @@ def pin_plans(plans: Sequence[Plan], *, frozen: bool = False) -> list[Plan]:
     for plan in plans:
         for key in plan.unpinned:
             if key not in pins:
-                random = plan.weights == "random" and key == part_key(plan.backbone)
+                named = [part for part in plan.parts if part_key(part) == key]
+                random = all(plan.weights_of(part) == "random" for part in named)
                 pins[key] = pin(plan.sources[key], weights="random" if random else "pretrained")
             if plan.sources[key].folder is not None:
                 check_locked(key, plan.locked, pins[key])
@@ -106,7 +107,7 @@ def files_of(
     if source is None:
         return None
     pin = plan.pins[key]
-    names = needed(source, weights or (plan.weights if part is plan.backbone else "pretrained"), pin.files)
+    names = needed(source, weights or plan.weights_of(part), pin.files)
     return folder(pin, names, offline=offline, progress=progress) if names else None
 
 

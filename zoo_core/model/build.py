@@ -8,6 +8,8 @@ trains. The error names the adapter.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +23,9 @@ from zoo_core.contracts import (
     ClosedForm,
     Context,
     FeatureSpec,
+    Predicts,
     Target,
+    TeacherOutput,
     Weights,
     as_backbone,
 )
@@ -32,10 +36,13 @@ from zoo_core.model.backbone_checks import check_backbone, check_head_module
 from zoo_core.model.learner import MAIN, Learner
 from zoo_core.model.objective import ScaledHead, default_objective
 from zoo_core.model.reachability import unreached
+from zoo_core.model.teachers import Taught, TeacherModel, Teachers
 from zoo_core.model.transforms import with_transforms
 from zoo_core.model.truncation import truncated
 from zoo_core.plan.plan import Plan
 from zoo_core.plan.resolve import check_built, check_until, consumed
+from zoo_core.plan.teachers import asked_of, check_teachers, described
+from zoo_core.registry.catalog import catalog as default_catalog
 from zoo_core.registry.recipe_checks import broken, plugin_call
 from zoo_core.registry.registry import Bound
 from zoo_core.run_layout import RUN
@@ -62,17 +69,22 @@ def build(
     Raises PluginError when a part breaks its contract, LawError when an adapter breaks its law.
     """
     target = target or plan.target
-    if target.size is None:
+    if target.size is None and target.kind != "unlabelled":
         raise RefusedError("the number of outputs is not known before the data is read; open the task first")
     if backbone is None:
         backbone = build_backbone(plan)
+    if target.kind == "unlabelled":
+        target = replace(target, size=as_backbone(backbone).features.width("pooled"))
     base = [*backbone.parameters(), *backbone.buffers()]
     head = _build_head(plan, backbone, target)
     objective = default_objective(target, head, class_weights)
     learner = Learner(backbone, head, consumed(plan.head, target), objective, target)
+    if plan.teachers and purpose == "train":
+        learner.teachers = _teachers(plan, target)
     known = set(learner.parameters())
     added: dict[nn.Parameter, Bound] = {}
-    for position, adapter in enumerate(plan.adapters):
+    places = plan.places or range(len(plan.adapters))
+    for position, adapter in zip(places, plan.adapters, strict=True):
         with seeded(plan.seed, "adapter", position, adapter.name) as generator:
             context = Context(
                 target=target,
@@ -80,6 +92,7 @@ def build(
                 generator=generator,
                 files=_files(plan, adapter),
                 base=_base(plan),
+                teachers=_shown(learner, adapter),
             )
             learner = _apply(adapter, learner, context)
         added |= dict.fromkeys(set(learner.parameters()) - known - added.keys(), adapter)
@@ -97,10 +110,18 @@ def build_backbone(plan: Plan) -> nn.Module:
 
     What resolve could not know is checked on the meta device, before the weights are fetched.
     """
-    part = plan.backbone
     if plan.unpinned:
         raise RefusedError(f"{plan.unpinned[0]} is not pinned; `zoo_core.files.fetch.pin_plan(plan)` does it")
     check_outline(plan)
+    backbone = _frozen(plan)
+    if plan.deferred or plan.until is not None:
+        _check_deferred(plan, as_backbone(backbone))
+    return with_transforms(backbone)
+
+
+def _frozen(plan: Plan) -> nn.Module:
+    """The backbone of a plan, cut where the plan says, frozen, with its contract checked."""
+    part = plan.backbone
     backbone = _built(plan, plan.weights)
     if plan.until is not None:
         check_until(part.name, plan.until, len(as_backbone(backbone).stages))
@@ -109,9 +130,46 @@ def build_backbone(plan: Plan) -> nn.Module:
     backbone.requires_grad_(False)
     backbone.eval()
     check_backbone(part, backbone, sites=not _is_stored_run(part))
-    if plan.deferred or plan.until is not None:
-        _check_deferred(plan, as_backbone(backbone))
-    return with_transforms(backbone)
+    return backbone
+
+
+def _teachers(plan: Plan, target: Target) -> Teachers:
+    """The teachers of a plan, none of them loaded. Raises RefusedError for one that cannot teach this target."""
+    told = {
+        of: described(part, _files(plan, part, "random"), default_catalog()) for of, (_, part) in plan.teachers.items()
+    }
+    check_teachers(plan.teachers, told, None if plan.task is None else plan.task.recipe.modality, target)
+    asked = {of: each for of, (each, _) in plan.teachers.items()}
+    predicted = {of: predicts for of, (_, predicts) in told.items() if predicts is not None}
+    return Teachers(asked, predicted, partial(_teacher, plan), target)
+
+
+def _teacher(plan: Plan, of: str) -> TeacherModel:
+    """The model of a teacher of a plan. Raises RefusedError if it turns out to read or to predict something else."""
+    asked, part = plan.teachers[of]
+    recipe: object = part.recipe
+    modality = None if plan.task is None else plan.task.recipe.modality
+    if asked.predictions and isinstance(recipe, Predicts):
+        files = _files(plan, part)
+        assert files is not None, "a fitted model has files"
+        with plugin_call(part):
+            learner: object = recipe.learner(files)
+        if not isinstance(learner, Learner):
+            raise broken(part, f"learner() gave {type(learner).__name__}; allowed: what zoo_core.load_run gives")
+        reads, target = learner.source.modality, learner.target
+        check_teachers({of: (asked, part)}, {of: (reads, target)}, modality, plan.target)
+        return TeacherModel(backbone=learner.backbone, head=learner.head, consumes=learner.consumes, target=target)
+    alone = replace(plan, backbone=part, entry=None, weights=plan.weights_of(part), adapters=(), teachers={})
+    backbone = _frozen(alone)
+    check_teachers({of: (asked, part)}, {of: (as_backbone(backbone).modality, None)}, modality, plan.target)
+    return TeacherModel(backbone=backbone)
+
+
+def _shown(learner: Learner, adapter: Bound) -> Mapping[str, TeacherOutput]:
+    """What the teachers of one adapter give, for its Context; nothing where the learner is for use."""
+    if learner.teachers is None:
+        return {}
+    return Taught(learner.teachers, tuple(asked.of for asked in asked_of(adapter)))
 
 
 def check_outline(plan: Plan) -> None:

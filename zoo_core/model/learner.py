@@ -8,7 +8,7 @@ called at the end of building, and every later use checks that the learner still
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,13 +19,15 @@ from zoo_core import contracts
 from zoo_core.contracts import Batch, Features, Kind, MergesItself, Output, Source, Target
 from zoo_core.errors import IncompatibleError, LawError, RefusedError, UsageError
 from zoo_core.lock import part_key
-from zoo_core.model.objective import ScaledHead
+from zoo_core.model.objective import ScaledHead, needs_of, total_of
+from zoo_core.model.transforms import BesideCollate, BesideTransform, Collate, Transform
 from zoo_core.toolkit.features import convert
-from zoo_core.toolkit.sites import fold_changes
+from zoo_core.toolkit.sites import capture_sites, fold_changes
 from zoo_core.toolkit.stages import capture
 
 if TYPE_CHECKING:
     from zoo_core.contracts import LoadedBackbone
+    from zoo_core.model.teachers import Teachers
     from zoo_core.plan.plan import Plan
     from zoo_core.toolkit.table_encoding import Encoding
 
@@ -40,6 +42,7 @@ class Learner(nn.Module):
     It keeps its laws inside another module, after a parent's `.train()`, compiled or deep-copied.
     plan: what it was built from, which `zoo_core.save` stores with it; None for one that was put together by hand.
     num_columns: of the rows that a table's model was fitted on. encoding: how inputs were made of a table's cells.
+    teachers: what its adapters learn from, None if they learn from none; no module of it, and in no state.
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Module, consumes: Kind, objective: nn.Module, target: Target):
@@ -62,6 +65,7 @@ class Learner(nn.Module):
         self._frozen_names: tuple[str, ...] = ()
         self._unsized: dict[str, torch.Size] = {}
         self._unfitted: dict[str, Tensor] = {}  # state of a closed-form head as it was built, until it is another
+        self.teachers: Teachers | None = None
 
     @property
     def source(self) -> LoadedBackbone:
@@ -82,6 +86,8 @@ class Learner(nn.Module):
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
+        if name == "objective":  # an adapter may wrap it
+            self._needs = needs_of(value)
 
     @property
     def weights_source(self) -> Source | None:
@@ -103,10 +109,10 @@ class Learner(nn.Module):
         """
         if self._unfitted:
             self._check_fitted()
-        wanted: tuple[int, ...] = () if self.objective is None else self.objective.stages  # type: ignore[assignment]
+        needs = self._needs
         if not isinstance(inputs, Mapping):
             raise UsageError(f"a learner takes a mapping of inputs, found {type(inputs).__name__}; {self._reads()}")
-        with capture(self.backbone, wanted) as states:
+        with capture(self.backbone, needs.stages) as states, capture_sites(self.backbone, needs.sites) as sites:
             try:
                 features: Features = self.backbone(inputs)
             except KeyError as error:
@@ -114,15 +120,46 @@ class Learner(nn.Module):
                     raise
                 found = ", ".join(map(str, inputs)) or "nothing"
                 raise UsageError(f"inputs lack {error}, they hold {found}; {self._reads()}") from None
-        predictions = self.head(convert(features, self.consumes, self.source.pool))
-        return Output(predictions=predictions, features=features, stages=states)
+        consumed = convert(features, self.consumes, self.source.pool)
+        pooled = None
+        if needs.pooled:
+            pooled = consumed.x if consumed.kind == "pooled" else convert(features, "pooled", self.source.pool).x
+        return Output(predictions=self.head(consumed), features=features, pooled=pooled, stages=states, sites=sites)
 
     def loss(self, output: Output, batch: Batch) -> Tensor:
         """The scalar to minimise, the sum of the objective's named terms."""
+        return total_of(self.terms(output, batch))
+
+    def terms(self, output: Output, batch: Batch) -> dict[str, Tensor]:
+        """The objective's named terms, each a scalar. Teachers see the batch first, unless they have seen it."""
         if self.objective is None:
             raise IncompatibleError("this learner was loaded for use and has no objective; build it for training")
+        if self.teachers is not None and self._needs.taught:
+            batch = self.taught(batch)
         terms: dict[str, Tensor] = self.objective(output, batch)
-        return torch.stack(list(terms.values())).sum() if len(terms) > 1 else next(iter(terms.values()))
+        return terms
+
+    def taught(self, batch: Batch) -> Batch:
+        """The batch with what the learner's teachers give for it, computed from `batch.beside`; as it is without any.
+
+        `loss` calls it for a batch that has not been through it. Call it before you divide a batch into parts.
+        """
+        return batch if self.teachers is None else self.teachers.taught(batch)
+
+    def transform(self, *, train: bool = False) -> Callable[[Any], Mapping[str, Tensor]]:
+        """As the backbone's own `transform`, with what each teacher reads of the same example beside it."""
+        own = cast("Transform", self.source.transform(train=train))
+        if self.teachers is None:
+            return own
+        return BesideTransform(own, {of: self.teachers.preparation(of) for of in self.teachers.asked})
+
+    @property
+    def collate(self) -> Callable[[Sequence[Any]], Any]:
+        """As the backbone's own `collate`, for what `transform` makes, teachers' inputs included."""
+        own = cast("Collate", self.source.collate)
+        if self.teachers is None:
+            return own
+        return BesideCollate(own, {of: self.teachers.preparation(of) for of in self.teachers.asked})
 
     def _reads(self) -> str:
         names = ", ".join(map(repr, self.source.preparation.dummy(1)))
@@ -207,6 +244,17 @@ class Learner(nn.Module):
         head.shift.copy_(exact.mean(dim=0))
         head.scale.copy_(torch.where(varies, deviation, torch.ones_like(deviation)))
 
+    def take_scale(self) -> None:
+        """Makes the unit of the first teacher that predicts that of the predictions, for values without labels."""
+        head, teachers = self.head, self.teachers
+        assert teachers is not None, "nothing else tells the unit"
+        for of, asked in teachers.asked.items():
+            theirs = teachers.model(of).head if asked.predictions else None
+            if isinstance(head, ScaledHead) and isinstance(theirs, ScaledHead):
+                head.shift.copy_(theirs.shift)
+                head.scale.copy_(theirs.scale)
+                return
+
     # -- plain weights ----------------------------------------------------------------------------------------------
 
     def merge(self) -> Learner:
@@ -250,6 +298,7 @@ class Learner(nn.Module):
         change: a trainable parameter, or a buffer of a module that is in training mode whenever the learner is. With
         random weights, all of them are in the delta.
         """
+        self._needs = needs_of(self.objective)
         known = {id(tensor) for tensor in base}
         self._added_names = frozenset(
             f"backbone.{name}" for name, parameter in self.backbone.named_parameters() if id(parameter) not in known

@@ -9,12 +9,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from zoo_core.contracts import Batch, Target
 from zoo_core.data.randomness import seeded
+from zoo_core.data.token_labels import IGNORED
 from zoo_core.model.learner import Learner
 from zoo_core.toolkit.stages import dummy_inputs
 
@@ -41,6 +43,9 @@ def unreached(learner: Learner, parameters: Iterable[nn.Parameter]) -> list[nn.P
             output = copied(inputs)
             target = _target(copied.target, output.predictions)
             batch = Batch(inputs=inputs, target=target, ids=tuple(map(str, range(len(target)))))
+            if copied.teachers is not None:
+                shown = {of: copied.teachers.dummy(of, len(target)) for of in copied.teachers.asked}
+                batch = replace(batch, teachers=shown)
             terms = {} if copied.objective is None else copied.objective(output, batch)
             left = _without(left, [output.predictions, *terms.values()])
             if not left:
@@ -56,6 +61,8 @@ def _without(parameters: Iterable[nn.Parameter], roots: Iterable[Tensor]) -> lis
 def _target(target: Target, predictions: Tensor) -> Tensor:
     """A valid target for predictions of this shape, in which the classes or labels take turns."""
     *shape, size = predictions.shape
+    if target.kind == "unlabelled":
+        return torch.full((len(predictions),), IGNORED)
     classes = torch.arange(math.prod(shape), device=predictions.device).view(shape) % size
     if target.kind in ("classes", "token_classes"):
         return classes

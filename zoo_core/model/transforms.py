@@ -8,7 +8,7 @@ pickled into worker processes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 import numpy as np
@@ -24,8 +24,9 @@ from zoo_core.errors import PluginError, UsageError
 if TYPE_CHECKING:
     from zoo_core.contracts import LoadedBackbone
 
-__all__ = ["Collate", "Transform", "Transforms", "with_transforms"]
+__all__ = ["BesideCollate", "BesideTransform", "Collate", "Transform", "Transforms", "with_transforms"]
 
+BESIDE = "\0"  # between a teacher and the name of one of its inputs; no name of a file or an input holds it
 NAMES = ("transform", "collate", "feature_dim")
 Example = Mapping[str, Tensor]
 Module = TypeVar("Module", bound=nn.Module)
@@ -44,8 +45,12 @@ class Transform:
     augment: Callable[[Tensor], Tensor] | None = None
 
     def __call__(self, raw: Raw) -> Example:
+        return self.preparation.prepare([self.example(raw)])[0]
+
+    def example(self, raw: Raw) -> Any:
+        """The item decoded, and augmented where it is for training, before any preparation."""
         example = decode(self.modality, raw)
-        return self.preparation.prepare([example if self.augment is None else self.augment(example)])[0]
+        return example if self.augment is None else self.augment(example)
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,52 @@ class Collate:
             found = type(examples[0]).__name__ if examples else "none"
             raise UsageError(f"collate takes what backbone.transform() gives, alone or with a target, found {found}")
         return self.preparation.normalise(self.preparation.collate(examples))
+
+
+@dataclass(frozen=True)
+class BesideTransform:
+    """`learner.transform` where teachers look on: the item is decoded and augmented once, and prepared for each.
+
+    preparations: of the teachers, by Teacher.of. What they read is held under names of its own, which collate parts.
+    """
+
+    own: Transform
+    preparations: Mapping[str, Preparation]
+
+    def __call__(self, raw: Raw) -> Example:
+        example = self.own.example(raw)
+        found = dict(self.own.preparation.prepare([example])[0])
+        for of, preparation in self.preparations.items():
+            found |= {f"{of}{BESIDE}{name}": x for name, x in preparation.prepare([example])[0].items()}
+        return found
+
+
+@dataclass(frozen=True)
+class BesideCollate:
+    """`learner.collate` where teachers look on: a Batch whose `beside` holds what each of them reads."""
+
+    own: Collate
+    preparations: Mapping[str, Preparation]
+
+    def __call__(self, items: Sequence[Any]) -> Batch | dict[str, Tensor]:
+        if not items or not all(isinstance(item, tuple | list) for item in items):
+            inputs: dict[str, Tensor] = self.own([_of(item, "") for item in items])
+            return inputs
+        batch: Batch = self.own([(_of(example, ""), target) for example, target in items])
+        beside = {
+            of: preparation.normalise(preparation.collate([_of(example, f"{of}{BESIDE}") for example, _ in items]))
+            for of, preparation in self.preparations.items()
+        }
+        return replace(batch, beside=beside)
+
+
+def _of(example: Any, owner: str) -> Any:
+    """The part of a prepared example that one network reads. owner: what its names begin with, empty: the student."""
+    if not isinstance(example, Mapping):
+        return example  # collate says what is wrong with it
+    if not owner:
+        return {name: x for name, x in example.items() if BESIDE not in name}
+    return {name.removeprefix(owner): x for name, x in example.items() if name.startswith(owner)}
 
 
 def with_transforms(backbone: Module) -> Module:

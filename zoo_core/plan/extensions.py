@@ -49,7 +49,7 @@ def augmentation_of(text: str, task: Bound, target: Target, registry: Registry) 
     part = registry.bind(parse_part(text), "augmentation")
     check_augmentation(part)
     modality, recipe = task.recipe.modality, part.recipe
-    if modality in recipe.modalities and target.kind in recipe.targets:
+    if modality in recipe.modalities and target.kind in {*recipe.targets, "unlabelled"}:
         return part
     if modality not in recipe.modalities:
         problem = f"is for {' and '.join(sorted(recipe.modalities))}, and task {task.name} is {modality}"

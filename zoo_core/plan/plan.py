@@ -16,7 +16,7 @@ from fnmatch import fnmatchcase, translate
 from pathlib import Path
 from typing import Any, Literal
 
-from zoo_core.contracts import AugmentationRecipe, Source, Target, Weights
+from zoo_core.contracts import AugmentationRecipe, Source, Target, Teacher, Weights
 from zoo_core.contracts.old_words import digest_word
 from zoo_core.errors import SpecError, UsageError, nearest
 from zoo_core.lock import Pinned, content_key, part_key
@@ -28,7 +28,18 @@ from zoo_core.registry.recipe_checks import MAX_RATES
 from zoo_core.registry.registry import registry
 from zoo_core.spec.parser import Part, Spec, parse_part
 
-__all__ = ["Budget", "Plan", "Trial", "budget_from", "fits_weights", "literal", "needed", "pinned", "reseeded"]
+__all__ = [
+    "Budget",
+    "Plan",
+    "Trial",
+    "budget_from",
+    "fits_weights",
+    "identity_of",
+    "literal",
+    "needed",
+    "pinned",
+    "reseeded",
+]
 
 DIGEST_FORMAT = 1  # raised when the digest of an unchanged trial would change
 
@@ -44,6 +55,8 @@ class Budget:
     keep: "best" keeps the weights of the (earliest) epoch with the best validation score, "last" those of the last
     epoch. None means last in a bench, and best in `zoo fit` and `zoo_core.fit`.
     augment: the text of an augmentation, such as word-dropout(p=0.2). A recipe object is converted to its text.
+    views: the number of different draws of the augmentation: epoch e, counted from 0, has the draw e mod views. None:
+    every epoch draws anew.
     """
 
     epochs: int = 20
@@ -56,11 +69,12 @@ class Budget:
     patience: int | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     keep: Literal["best", "last"] | None = None
+    views: int | None = None
 
     def __post_init__(self) -> None:
         for name, (kind, low, high) in _RANGES.items():
             value = getattr(self, name)
-            if value is None and name == "patience":
+            if value is None and name in _OPTIONAL:
                 continue
             if not isinstance(value, int | kind) or isinstance(value, bool):
                 wanted = "a whole number" if kind is int else "a number"
@@ -81,8 +95,13 @@ class Budget:
         return replace(self, keep="best") if self.keep is None else self
 
     def identity(self) -> dict[str, object]:
-        """The fields as they enter a digest: all of them, but `keep` only if it is best, because None equals last."""
-        return {name: value for name, value in asdict(self).items() if name != "keep" or value == "best"}
+        """The fields as they enter a digest: `keep` only if it is best, as None equals last, and `views` if given."""
+        silent = {"keep": ("last", None), "views": (None,)}
+        return {name: value for name, value in asdict(self).items() if value not in silent.get(name, ())}
+
+    def view(self, epoch: int) -> int:
+        """The draw of the augmentation that an epoch sees, both counted from 0."""
+        return epoch if self.views is None else epoch % self.views
 
 
 _RANGES: Mapping[str, tuple[type[int] | type[float], float, float]] = {
@@ -93,7 +112,9 @@ _RANGES: Mapping[str, tuple[type[int] | type[float], float, float]] = {
     "warmup": (float, 0, 1),
     "clip": (float, 1e-9, 1e9),
     "patience": (int, 1, 1_000_000),
+    "views": (int, 1, 1_000_000),
 }
+_OPTIONAL = ("patience", "views")  # None says something of its own
 _WORDS: Mapping[str, tuple[str, ...]] = {
     "precision": ("auto", "float32", "bfloat16"),
     "keep": ("best", "last"),
@@ -141,8 +162,10 @@ class Plan:
     task: None if a model is loaded only for a target. adapters: those that change something. entry: what the catalogue
     says about the backbone, None if it has no entry. learning_rates: those to try; none for a head in closed form.
     first_stage: the earliest stage that an adapter changes, None if the number of stages is not known.
-    deferred: the facts to check once the backbone is built. inner: the parts that arguments name by specs, such as a
-    teacher. augmentation: that of the budget, None for none. metric: that of the task, None without a task.
+    deferred: the facts to check once the backbone is built. inner: the parts that arguments name by specs.
+    teachers: by Teacher.of, what the adapters ask of each, and the backbone that it is. places: the places that the
+    adapters had in the chain that was trained, on which random draws depend; None: they stand as they stood.
+    augmentation: that of the budget, None for none. metric: that of the task, None without a task.
     sources: where the files of the parts come from, by lock key. pins: the files whose sha256 is known, by lock key.
     locked: what the user's lock states about local folders. Their files are hashed again and compared with it.
     digest: the identity of the trial; None until its files are pinned. combination: the same without the seed.
@@ -164,6 +187,8 @@ class Plan:
     first_stage: int | None
     deferred: tuple[str, ...] = ()
     inner: tuple[Bound, ...] = ()
+    teachers: Mapping[str, tuple[Teacher, Bound]] = field(default_factory=dict)
+    places: tuple[int, ...] | None = None
     augmentation: Bound | None = None
     metric: Bound | None = None
     sources: Mapping[str, Source] = field(default_factory=dict)
@@ -180,9 +205,15 @@ class Plan:
 
     @property
     def parts(self) -> tuple[Bound, ...]:
-        """Every bound part: backbone, adapters, head, task, the parts that arguments name, and `extensions`."""
+        """Every bound part: backbone, adapters, head, task, the parts that arguments name, teachers, `extensions`."""
         task = (self.task,) if self.task else ()
-        return (self.backbone, *self.adapters, self.head, *task, *self.inner, *self.extensions)
+        teachers = (part for _, part in self.teachers.values())
+        return (self.backbone, *self.adapters, self.head, *task, *self.inner, *teachers, *self.extensions)
+
+    def weights_of(self, part: Bound) -> Weights:
+        """Where the numbers of a part come from."""
+        weights: Weights = self.weights if part is self.backbone else part.common.get("weights", "pretrained")
+        return weights
 
     @property
     def extensions(self) -> tuple[Bound, ...]:
@@ -200,7 +231,7 @@ class Plan:
             key = part_key(part)
             pin = self.pins.get(key)
             if pin is not None and pin.folder is not None:
-                weights: Weights = self.weights if part is self.backbone else part.common.get("weights", "pretrained")
+                weights = self.weights_of(part)
                 names = needed(self.sources[key], weights, pin.files)
                 found[content_key(key, weights)] = pin.content_of(names)
         return found
@@ -232,17 +263,17 @@ def pinned(plan: Plan, pins: Mapping[str, Pinned]) -> Plan:
     plan = replace(plan, pins={**plan.pins, **pins})
     if plan.unpinned:
         return plan
-    base = _identity(plan, plan.backbone)
+    base = identity_of(plan, plan.backbone)
     identity = {
         "format": DIGEST_FORMAT,
         "base": base,
-        "adapters": [_identity(plan, part) for part in plan.adapters],
+        "adapters": [_adapter_identity(plan, part) for part in plan.adapters],
         "head": plan.head.identity(),
-        "task": _identity(plan, plan.task) if plan.task else None,
+        "task": identity_of(plan, plan.task) if plan.task else None,
         "target": asdict(plan.target) | {"kind": digest_word(plan.target.kind)},
         "budget": _budget(plan),
         **({"metric": plan.metric.identity()} if plan.metric is not None and not _as_before(plan.metric) else {}),
-        **({"inner": [_identity(plan, part) for part in plan.inner]} if plan.inner else {}),
+        **({"inner": [identity_of(plan, part) for part in plan.inner]} if plan.inner else {}),
     }
     combination = _digest(identity)
     return replace(plan, combination=combination, digest=_seeded(combination, plan.seed), base_digest=_digest(base))
@@ -283,7 +314,7 @@ def _fitting(patterns: Sequence[str], files: Mapping[str, Any]) -> set[str]:
     return {name for name in files if name in names or (fits is not None and fits(name))}
 
 
-def _identity(plan: Plan, part: Bound) -> dict[str, object]:
+def identity_of(plan: Plan, part: Bound) -> dict[str, object]:
     """What enters a digest for a part: its own identity, and the sha256 of each file that it is built from.
 
     The location of a local folder is not included, so the folder may be moved.
@@ -298,8 +329,19 @@ def _identity(plan: Plan, part: Bound) -> dict[str, object]:
             identity["fields"] = {name: value for name, value in fields.items() if name not in placed}
     if pin is None:
         return identity
-    weights = plan.weights if part is plan.backbone else part.common.get("weights", "pretrained")
+    weights = plan.weights_of(part)
     return identity | {"files": {name: pin.files[name].sha256 for name in needed(source, weights, pin.files)}}
+
+
+def _adapter_identity(plan: Plan, adapter: Bound) -> dict[str, object]:
+    """What enters a digest for an adapter: for each text that names a teacher of the plan, what that is made from."""
+    identity = identity_of(plan, adapter)
+    fields = identity["fields"]
+    assert isinstance(fields, dict)
+    known = {of: identity_of(plan, part) for of, (_, part) in plan.teachers.items()}
+    texts = {name for name, hint in adapter.types.items() if name in fields and hint in (str, str | None)}
+    taught = {name: known[value] for name, value in fields.items() if name in texts and value in known}
+    return identity | {"fields": fields | taught} if taught else identity
 
 
 def _budget(plan: Plan) -> dict[str, object]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import get_args
 
 from zoo_core.contracts import (
@@ -22,12 +23,14 @@ from zoo_core.contracts import (
     Source,
     Target,
     TaskRecipe,
+    Teacher,
     Weights,
 )
 from zoo_core.errors import IncompatibleError, NotFoundError, RefusedError, UsageError, ZooError
 from zoo_core.lock import Pinned, part_key, pin_of, told_apart
 from zoo_core.plan.extensions import augmentation_of, metric_of
 from zoo_core.plan.plan import Budget, Plan, pinned
+from zoo_core.plan.teachers import bound_teachers, check_teachers, described, taught_target, with_pooled
 from zoo_core.registry.bind import Bound
 from zoo_core.registry.catalog import Catalog, Entry
 from zoo_core.registry.catalog import catalog as default_catalog
@@ -42,7 +45,8 @@ from zoo_core.spec.parser import Part, Spec
 
 __all__ = ["DEFAULT_HEAD", "bind_task", "check_built", "check_until", "consumed", "inner_parts", "located", "resolve"]
 
-DEFAULT_HEAD = "linear"  # used for every target kind if a spec names no head
+DEFAULT_HEAD = "linear"  # used for every target kind but one if a spec names no head
+HEADLESS = "embedding"  # used where nothing is predicted
 
 
 def resolve(
@@ -87,10 +91,19 @@ def resolve(
     assert target is not None
     with speaking_for(stored):
         backbone, adapters, head = _bind_chain(parts, registry)
-        bound = (backbone, *adapters, head, *((bound_task,) if bound_task else ()))
+        bound = (backbone, *adapters, *((head,) if head else ()), *((bound_task,) if bound_task else ()))
         inner = tuple(each for part in bound for each in inner_parts(part, registry))
+        teachers = bound_teachers(adapters, registry)
+    if target.kind == "unlabelled":
+        teachers = with_pooled(teachers)
+    told = {of: described(part, _local(part), catalog) for of, (_, part) in teachers.items()}
+    target = _taught(target, bound_task, adapters, teachers, told)
+    head = head or registry.bind(Part(HEADLESS if target.kind == "unlabelled" else DEFAULT_HEAD), "head")
+    check_head(head)
     entry, weights = _described(backbone, catalog)
     _check_modality(backbone, entry, bound_task)
+    reads: Modality | None = entry.modality if entry else None
+    check_teachers(teachers, told, reads if bound_task is None else bound_task.recipe.modality, target)
     _check_head(backbone, entry, head, adapters, target)
     num_stages = entry.num_stages if entry else None
     first_stage = _check_adapters(backbone, entry, adapters, target, num_stages)
@@ -118,6 +131,7 @@ def resolve(
         first_stage=first_stage,
         deferred=_deferred(entry),
         inner=inner,
+        teachers=teachers,
         augmentation=augmentation,
         metric=metric,
     )
@@ -204,8 +218,37 @@ def _deferred(entry: Entry | None) -> tuple[str, ...]:
     return tuple(name for name, value in told.items() if value is None)
 
 
-def _bind_chain(parts: Sequence[Part], registry: Registry) -> tuple[Bound, tuple[Bound, ...], Bound]:
-    """The backbone, adapters and head of a spec. The registry decides the kind of each part, not the position.
+def _local(part: Bound) -> Path | None:
+    """The folder of a part whose files are on this machine anyway; None for a repository's, and for a part without."""
+    folder = part.source.folder if part.source is not None else None
+    return None if folder is None else Path(folder).expanduser()
+
+
+def _taught(
+    target: Target,
+    task: Bound | None,
+    adapters: Sequence[Bound],
+    teachers: Mapping[str, tuple[Teacher, Bound]],
+    told: Mapping[str, tuple[Modality | None, Target | None]],
+) -> Target:
+    """The target of a trial: of a task without labels it is what its teacher predicts.
+
+    Raises RefusedError where labels are missing and nothing learns without them.
+    """
+    if "unlabelled" not in (target.kind, "unlabelled" if task and task.recipe.target.kind == "unlabelled" else ""):
+        return target
+    if not any(adapter.fact("unlabelled") for adapter in adapters):
+        where = f"task {task.name}" if task else "this target"
+        raise RefusedError(
+            f'{where} has no labels, and nothing here learns without them: add +distill(teacher="RUN") or '
+            f'+distill-features(teacher="BACKBONE")'
+        )
+    return (taught_target(teachers, told) or target) if target.kind == "unlabelled" else target
+
+
+def _bind_chain(parts: Sequence[Part], registry: Registry) -> tuple[Bound, tuple[Bound, ...], Bound | None]:
+    """The backbone, adapters and head of a spec, if it names one. The registry decides the kind of each part, not the
+    position.
 
     Some names, such as hub/ORG/NAME, are both a backbone and an adapter or head. Only one of them fits the position.
     """
@@ -231,10 +274,8 @@ def _bind_chain(parts: Sequence[Part], registry: Registry) -> tuple[Bound, tuple
             head = bound
         else:
             adapters.append(bound)
-    head = head or registry.bind(Part(DEFAULT_HEAD), "head")
     for adapter in adapters:
         check_adapter(adapter)
-    check_head(head)
     return backbone, tuple(adapters), head
 
 

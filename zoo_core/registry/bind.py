@@ -49,6 +49,7 @@ COMMON: Mapping[PartKind, tuple[Argument, ...]] = {
     "task": (
         Argument(name="shots", type=int | None, default=None, minimum=1, common=True),
         Argument(name="limit", type=int | None, default=None, minimum=1, common=True),
+        Argument(name="rest", type=Literal["drop", "unlabelled"], default="drop", common=True, silent=True),
     ),
     **dict.fromkeys(("adapter", "head", "metric", "augmentation", "reader"), ()),
 }
@@ -95,6 +96,11 @@ class Bound:
         """Whether it has files of its own; told without a request."""
         return isinstance(self.recipe, Located) or self.source is not None
 
+    @property
+    def types(self) -> dict[str, Any]:
+        """The declared type of each argument."""
+        return {argument.name: argument.type for argument in arguments_of(self.provider, type(self.recipe))}
+
     def specs(self) -> tuple[tuple[str, Spec], ...]:
         """The specs among its arguments, alone or in lists, each with the name of its argument."""
         return tuple((name, spec) for name, value in self._values().items() for spec in _specs_in(value))
@@ -122,8 +128,7 @@ class Bound:
         """
         recipe, module = type(self.recipe), type(self.recipe).__module__
         name = {"name": self.recipe.name} if _owns_namespace(recipe) else {}
-        hints = {argument.name: argument.type for argument in arguments_of(self.provider, recipe)}
-        values = {key: _json(_plain(_in_digest(value, hints[key]))) for key, value in self._values().items()}
+        values = {key: _json(_plain(_in_digest(value, self.types[key]))) for key, value in self._values().items()}
         common = {argument.name for argument in COMMON[self.kind]}
         silent = {each.name for each in COMMON[self.kind] if each.silent and values[each.name] == each.default}
         identity: dict[str, object] = {

@@ -70,6 +70,7 @@ def check_adapter(adapter: Bound) -> None:
     _check_words(adapter, "needs", ROLES, (role for roles in needs for role in roles))
     _check_bool(adapter, "mergeable")
     _check_bool(adapter, "exact_at_start")
+    _check_bool(adapter, "unlabelled")
     if adapter.fact("changes") & TRAINING:
         _check_rates(adapter)
 

@@ -46,6 +46,8 @@ class Result:
     come from, by the file's name. sources: of each part that was made from local files a digest of what they held, by
     its key in the lock; None in a row of an earlier version. superseded: why the row no longer counts, None if it does.
     higher_is_better: of two scores the larger is the better one; of metrics of zoo-core their name says it.
+    teachers: outputs of teachers that were made and those that were read where they are stored (saved), and the seconds
+    of making; None without a teacher.
     """
 
     trial: str
@@ -78,6 +80,7 @@ class Result:
     unpublished: Json = field(default_factory=dict)
     sources: Json | None = None
     superseded: str | None = None
+    teachers: Json | None = None
     higher_is_better: bool = True
 
 

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from zoo_core.contracts import Source, Weights
+from zoo_core.contracts import Learner, Modality, Source, Target, Weights
 from zoo_core.errors import UsageError
+from zoo_core.registry.catalog import catalog
 from zoo_core.run_layout import DELTA, LOCK, RUN
+from zoo_core.runs.run_table import described_in
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,6 +41,12 @@ class Run:
     def build(self, files: Path | None, weights: Weights) -> nn.Module:
         return _built(files, weights)
 
+    def described(self, files: Path) -> tuple[Modality | None, Target]:
+        return _described(files)
+
+    def learner(self, files: Path) -> Learner:
+        return _learner(files)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
@@ -62,6 +70,12 @@ class Published:
     def build(self, files: Path | None, weights: Weights) -> nn.Module:
         return _built(files, weights)
 
+    def described(self, files: Path) -> tuple[Modality | None, Target]:
+        return _described(files)
+
+    def learner(self, files: Path) -> Learner:
+        return _learner(files)
+
 
 def base_plan(plan: Plan, *, offline: bool = False) -> Plan | None:
     """The plan of the stored run that a plan's backbone is, without its task; None if the backbone is no stored run.
@@ -78,6 +92,17 @@ def base_plan(plan: Plan, *, offline: bool = False) -> Plan | None:
     files = files_of(plan, plan.backbone, weights="random", offline=offline)
     assert files is not None, "a stored run has files"
     return replace(read_run(files, needs_task=False).plan, task=None)
+
+
+def _described(files: Path) -> tuple[Modality | None, Target]:
+    """What a stored run reads and predicts, as its run.json says. Raises IntegrityError if that is damaged."""
+    return described_in(files / RUN, catalog())
+
+
+def _learner(files: Path) -> Learner:
+    from zoo_core.runs.stored_run import load_stored, read_run
+
+    return load_stored(read_run(files, needs_task=False))
 
 
 def _built(files: Path | None, weights: Weights) -> nn.Module:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from zoo_core._process.atomic_files import replacing, write_whole
-from zoo_core.contracts import TARGET_KINDS, FileHash, Target
-from zoo_core.contracts.old_words import current_word
-from zoo_core.errors import AccessError, IncompatibleError, IntegrityError, NotFoundError, UsageError, ZooError
+from zoo_core.contracts import Change, FileHash, Target
+from zoo_core.errors import IncompatibleError, IntegrityError, NotFoundError, UsageError, ZooError
 from zoo_core.files.fetch import pin_plan
 from zoo_core.files.hashing import sha256_of, verify
 from zoo_core.lock import part_key, pins_of, read_lock, unpublished_in
@@ -29,11 +28,13 @@ from zoo_core.model.build import build, build_backbone
 from zoo_core.model.learner import Learner
 from zoo_core.plan.plan import Plan, budget_from
 from zoo_core.plan.resolve import resolve
+from zoo_core.registry.bind import Bound
 from zoo_core.registry.local_plugins import lacking
 from zoo_core.registry.registry import registry
 from zoo_core.registry.trust import speaking_for
-from zoo_core.run_layout import DELTA, LOCK, RESULTS, RUN
+from zoo_core.run_layout import DELTA, LOCK, RUN
 from zoo_core.runs.lineage import check_links, links_of, moved, places_of
+from zoo_core.runs.run_table import damaged, run_table, target_in, text_in
 from zoo_core.spec.parser import Part, Spec, parse, parse_part
 from zoo_core.toolkit.table_encoding import Encoding, encoding_from
 from zoo_core.toolkit.weights import read_tensors
@@ -41,6 +42,7 @@ from zoo_core.toolkit.weights import read_tensors
 __all__ = ["StoredRun", "load_stored", "load_together", "read_run", "save_run"]
 
 FORMAT = 1
+PROVENANCE: frozenset[Change] = frozenset({"objective", "schedule"})  # what is over once a model is trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +75,12 @@ def save_run(learner: Learner, plan: Plan, path: Path) -> None:
         "spec": str(plan.spec),
         "task": str(plan.task.canonical()) if plan.task else None,
         "target": asdict(learner.target),
+        "modality": learner.source.modality,
         "budget": asdict(plan.budget),
         "seed": plan.seed,
         "digest": plan.digest,
         "base_digest": plan.base_digest,
+        "used": [position for position, part in enumerate(plan.adapters) if _is_used(part)],
         "parts": _identities(plan),
         "chain": links_of(plan),
         "places": places_of(plan, path),
@@ -96,23 +100,26 @@ def read_run(path: Path, *, needs_task: bool = True) -> StoredRun:
     (damaged), IncompatibleError (the run was fitted on a base with other weights, or with another version of a recipe).
     """
     file = path / RUN
-    table = _table(file)
+    table = run_table(file)
     if table.get("format") != FORMAT:
         raise IncompatibleError(f"{file} has format {table.get('format')!r}, this zoo-core reads {FORMAT}; upgrade it")
     try:
-        target = _target(table["target"])
-        delta = FileHash(sha256=_string(table["delta"]["sha256"]), size=int(table["delta"]["size"]))
-        spec, budget = parse(_string(table["spec"])), budget_from(table["budget"])
-        task = parse_part(_string(table["task"])) if table["task"] is not None else None
+        target = target_in(table["target"])
+        delta = FileHash(sha256=text_in(table["delta"]["sha256"]), size=int(table["delta"]["size"]))
+        spec, budget = parse(text_in(table["spec"])), budget_from(table["budget"])
+        task = parse_part(text_in(table["task"])) if table["task"] is not None else None
         base_digest, seed, parts = table["base_digest"], int(table["seed"]), list(table["parts"])
+        used = table.get("used")  # older ones have none, and are used with all that they were fitted with
+        spec, places = _as_used(spec, None if used is None else [int(position) for position in used])
         num_columns = None if table["num_columns"] is None else int(table["num_columns"])
         encoding = encoding_from(table["encoding"]) if "encoding" in table else None
-        chain, places = list(table.get("chain", [])), dict(table.get("places", {}))  # older ones have none
+        chain, folders = list(table.get("chain", [])), dict(table.get("places", {}))  # older ones have none
     except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
-        raise IntegrityError(f"{file} is damaged ({_said(error)}); copy it again, or fit the model again") from error
-    spec, pins = moved(path, spec, pins_of(read_lock(path / LOCK)), places)
+        raise damaged(file, error) from error
+    spec, pins = moved(path, spec, pins_of(read_lock(path / LOCK)), folders)
     trial: dict[str, Any] = {"target": target, "budget": budget, "seed": seed, "pins": pins, "afresh": needs_task}
     plan = _resolved_again(path, spec, task, trial | {"stored": f"the run {path}"}, needs_task=needs_task)
+    plan = replace(plan, places=places)
     _check_files(path, plan)
     if chain:
         check_links(path, chain, links_of(plan))
@@ -202,48 +209,24 @@ def _own(learner: Learner) -> None:
             tensor.data = tensor.data.clone()
 
 
-def _table(file: Path) -> dict[str, Any]:
-    try:
-        table = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        made_by = "`zoo fit SPEC --task T --out DIR` makes one"
-        if (file.parent / RESULTS).exists():
-            raise NotFoundError(
-                f"{file.parent} is the folder of a bench, which stores results and not models; {made_by}"
-            ) from None
-        raise NotFoundError(f"{file.parent} holds no fitted model ({RUN} is missing); {made_by}") from None
-    except OSError as error:
-        raise AccessError(f"{file} cannot be read ({error.strerror}); mend its rights") from error
-    except (ValueError, RecursionError) as error:
-        raise IntegrityError(f"{file} is damaged ({_said(error)}); copy it again, or fit the model again") from error
-    if not isinstance(table, dict):
-        raise IntegrityError(f"{file} is damaged (no JSON object); copy it again, or fit the model again")
-    return table
+def _is_used(adapter: Bound) -> bool:
+    """Whether a model is used with an adapter: one that changed its training alone is provenance."""
+    return not adapter.fact("changes") <= PROVENANCE
 
 
-def _target(table: Mapping[str, Any]) -> Target:
-    kind, size, names = current_word(_string(table["kind"])), table["size"], tuple(map(_string, table["names"]))
-    found = [known for known in TARGET_KINDS if known == kind]
-    if not found:
-        raise ValueError(f"unknown target kind {kind!r}")
-    if type(size) is not int or size < 1 or (names and len(names) != size):
-        raise ValueError(f"a target of size {size!r} with {len(names)} names")
-    return Target(kind=found[0], size=size, names=names)
-
-
-def _string(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r:.40} is not text")
-    return value
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+def _as_used(spec: Spec, used: list[int] | None) -> tuple[Spec, tuple[int, ...] | None]:
+    """The spec without the adapters that are provenance, and the places that the others had among all adapters."""
+    if used is None:
+        return spec, None
+    backbone, *adapters, head = spec.parts
+    if not all(0 <= position < len(adapters) for position in used):
+        raise ValueError(f"adapters {used} of {len(adapters)}")
+    return Spec((backbone, *(adapters[position] for position in used), head)), tuple(used)
 
 
 def _identities(plan: Plan) -> list[dict[str, object]]:
-    """What decides the numbers of each adapter and the head, as JSON."""
-    return [part.identity() for part in (*plan.adapters, plan.head)]
+    """What decides the numbers of each adapter that is used and of the head, as JSON."""
+    return [part.identity() for part in (*filter(_is_used, plan.adapters), plan.head)]
 
 
 def _check_parts(path: Path, plan: Plan, stored: list[Any]) -> None:

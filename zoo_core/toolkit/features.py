@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from zoo_core.contracts import FEATURE_KINDS, Features, Kind
 from zoo_core.errors import IncompatibleError
 
-__all__ = ["channels_first", "convert", "joined", "masked_mean", "to_tokens"]
+__all__ = ["Pooled", "channels_first", "convert", "joined", "masked_mean", "to_tokens"]
 
 
 def convert(features: Features, kind: Kind, pool: Callable[[Features], Tensor]) -> Features:
@@ -25,6 +25,13 @@ def convert(features: Features, kind: Kind, pool: Callable[[Features], Tensor]) 
     if FEATURE_KINDS.index(features.kind) > FEATURE_KINDS.index(kind):
         raise IncompatibleError(f"{features.kind} features cannot become {kind}; only {' > '.join(FEATURE_KINDS)}")
     return to_tokens(features) if kind == "tokens" else Features(kind="pooled", x=pool(features))
+
+
+class Pooled(nn.Module):
+    """Pooled features as they are, float [B, D]: a head that computes nothing."""
+
+    def forward(self, features: Features) -> Tensor:
+        return features.x
 
 
 def to_tokens(features: Features) -> Features:

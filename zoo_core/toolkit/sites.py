@@ -9,7 +9,8 @@ Changes at one site act on outputs in the order in which they were attached. All
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import chain, count
 from typing import Any, ClassVar
 
@@ -19,11 +20,13 @@ from torch.nn.utils import parametrize
 
 from zoo_core.contracts import ROLES, Backbone, Site, as_backbone
 from zoo_core.errors import RefusedError
+from zoo_core.toolkit.stages import stage_index
 
 __all__ = [
     "SiteChange",
     "attach",
     "bias_of",
+    "capture_sites",
     "changes_of",
     "channels_first",
     "example_for",
@@ -146,6 +149,41 @@ def sites_for(backbone: nn.Module, alternatives: Sequence[frozenset[str]]) -> li
     wanted = " or else ".join(" and ".join(sorted(roles)) for roles in alternatives)
     present = ", ".join(role for role in ROLES if source.sites(role))
     raise RefusedError(f"it works on {wanted}; the backbone has {present or 'no roles'}")
+
+
+@contextmanager
+def capture_sites(backbone: nn.Module, wanted: Iterable[tuple[int, str]]) -> Iterator[dict[tuple[int, str], Tensor]]:
+    """While open, fills {(stage, role): what the projection with that role in that stage gives, [B, T, O]}.
+
+    A stage is counted from 0, or from the end if negative. What adapters change there is in it.
+    Raises RefusedError for a stage without one called projection of that role.
+    """
+    found: dict[tuple[int, str], Tensor] = {}
+
+    def keep(key: tuple[int, str], site: Site) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            found[key] = _part(output, -1, site.outputs).clone()  # gradients flow, and a later write spares it
+
+        return hook
+
+    with ExitStack() as stack:
+        for key in wanted:
+            site = _site_in(backbone, *key)
+            hook = backbone.get_submodule(site.path).register_forward_hook(keep(key, site))
+            stack.callback(hook.remove)
+        yield found
+
+
+def _site_in(backbone: nn.Module, stage: int, role: str) -> Site:
+    """The one site of a role in a stage, whose module is called."""
+    source: Backbone = as_backbone(backbone)
+    inside = f"{source.stages[stage_index(backbone, stage)]}."
+    sites = [site for site in source.sites(role) if f"{site.path}.".startswith(inside)]
+    if len(sites) != 1:
+        raise RefusedError(f"stage {inside.removesuffix('.')} has {len(sites)} projections {role}; one is needed")
+    if not sites[0].called:
+        raise RefusedError(f"the backbone reads the weight of {sites[0].path} without calling it, so nothing leaves it")
+    return sites[0]
 
 
 def read_weight(backbone: nn.Module, site: Site) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from zoo_core.contracts import Features, FeatureSpec, as_backbone
-from zoo_core.errors import LawError
+from zoo_core.errors import LawError, RefusedError
 
 __all__ = [
     "boundary",
@@ -26,6 +26,7 @@ __all__ = [
     "dummy_pass",
     "groups",
     "meta_copy",
+    "stage_index",
     "stage_modules",
 ]
 
@@ -36,6 +37,17 @@ _NDIM = {"map": 4, "tokens": 3, "pooled": 2}  # axes of features
 def stage_modules(backbone: nn.Module) -> list[nn.Module]:
     """The stages in calling order. They are looked up each time, because an adapter may have wrapped one since."""
     return [backbone.get_submodule(path) for path in as_backbone(backbone).stages]
+
+
+def stage_index(backbone: nn.Module, stage: int) -> int:
+    """The stage counted from 0, of one that may be counted from the end. Raises RefusedError if there is none."""
+    num_stages = len(as_backbone(backbone).stages)
+    if not -num_stages <= stage < num_stages:
+        counted = stage + 1 if stage >= 0 else stage
+        raise RefusedError(
+            f"there is no stage {counted}; there are {num_stages}, so 1 to {num_stages}, or from the end"
+        )
+    return stage % num_stages
 
 
 def _state(value: Any) -> Tensor:

@@ -76,7 +76,7 @@ def fit(
     frozen = {name: checksum(tensor) for name, tensor in learner.frozen().items()}
     started = time.perf_counter()
     if learner.target.kind == "regression":
-        learner.fit_scale(loader.targets.to(loader.device))
+        _fit_scale(learner, loader)
     with forked_rng(loader.device, "train", seed), _delayed_for_now(learner):
         if learning_rate is None:
             _fit_closed_form(learner, loader)
@@ -92,6 +92,16 @@ def fit(
     learner.eval()
     _check_frozen(learner, frozen)
     return fitted
+
+
+def _fit_scale(learner: Learner, loader: Loader) -> None:
+    """Takes the unit of a regression from the targets that are known, else from the teacher, else leaves it at 1."""
+    targets = loader.targets.to(loader.device)
+    known = targets[~targets.isnan().any(dim=1)]
+    if len(known):
+        learner.fit_scale(known)
+    elif learner.teachers is not None:
+        learner.take_scale()
 
 
 def _finished(trainer: GradientTrainer, learner: Learner, learning_rate: float) -> Fitted:

@@ -23,10 +23,11 @@ from zoo_core.data.loader import Loader
 from zoo_core.data.randomness import forked_rng
 from zoo_core.errors import DivergedError, UsageError
 from zoo_core.model.learner import Learner
+from zoo_core.model.objective import total_of
 from zoo_core.plan.plan import Budget
 from zoo_core.training.activation_checkpointing import recomputed, still
 from zoo_core.training.memory import activations, available_bytes, fitting_batch, state_bytes
-from zoo_core.training.micro_batches import check_divides, num_items, piece, pieces
+from zoo_core.training.micro_batches import check_divides, num_items, pieces, weights_of
 from zoo_core.training.snapshots import SaveSnapshot, Snapshot, laid_out_like
 from zoo_core.training.timing import Stopwatch, autocast, precision_of
 
@@ -237,6 +238,7 @@ class GradientTrainer:
 
     def _update(self, batch: Batch) -> Tensor:
         """Makes one update from one pass, or from several passes on parts of the batch. Returns the loss, detached."""
+        batch = self._learner.taught(batch)  # once, before it is divided
         with recomputed(self._learner.backbone) if self._memory.checkpoint_activations else nullcontext():
             if self._memory.micro_batch is None:
                 loss = self._gradient(batch, batch)
@@ -253,18 +255,26 @@ class GradientTrainer:
             loss = self._loss(batch)
             loss.backward()
             return loss.detach()
-        shares = [float(num_items(self._learner, part)) for part in parts]
-        whole, total = sum(shares), torch.zeros((), device=batch.target.device)
-        for part, share in zip(parts, shares, strict=True):
-            if share or not whole:  # the mean over no target is no number
-                loss = self._loss(part) * (share / whole if whole else 1.0)
+        weights = weights_of([num_items(self._learner, part) for part in parts])
+        total = torch.zeros((), device=batch.target.device)
+        for part, weight in zip(parts, weights, strict=True):
+            if any(weight.values()):  # the mean over no target is no number
+                loss = self._loss(part, weight)
                 loss.backward()
                 total = total + loss.detach()
         return total
 
-    def _loss(self, batch: Batch) -> Tensor:
+    def _loss(self, batch: Batch, weights: Mapping[str, float] | None = None) -> Tensor:
+        """The loss of a batch. weights: of its terms, where it is a part of one; the empty name is of all others."""
         with autocast(batch.target.device, self._precision):
-            return self._learner.loss(self._learner(batch.inputs), batch)
+            output = self._learner(batch.inputs)
+            if weights is None:
+                return self._learner.loss(output, batch)
+            terms = self._learner.terms(output, batch)
+            if len(weights) == 1:
+                return total_of(terms) * next(iter(weights.values()))
+            shares = {name: weights.get(name, weights.get("", 1.0)) for name in terms}
+            return total_of({name: term * shares[name] for name, term in terms.items() if shares[name]})
 
     def _gradient_that_fits(self, batch: Batch) -> Tensor:
         """Computes the gradient in micro-batches. With `auto`, the micro-batch is halved while memory is too small.
@@ -299,7 +309,7 @@ class GradientTrainer:
         device, size = self._loader.device, self._budget.batch_size
         if device.type == "cuda":
             return size
-        few = piece(batch, 0, 2)
+        few = batch[:2]
         with forked_rng(device, "forecast", self._seed), still(self._learner):
             needed = activations(self._learner, lambda: self._loss(few), len(few))
         free = available_bytes(device) - state_bytes(self._learner)

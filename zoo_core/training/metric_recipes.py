@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 __all__ = [
     "R2",
     "Accuracy",
+    "Agreement",
     "AveragePrecision",
     "EntityF1",
     "MacroF1",
@@ -33,6 +34,25 @@ class Accuracy:
         from zoo_core.training.metrics import accuracy
 
         return accuracy(predictions, truth, target)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """How far a student agrees with its teacher, for examples without labels.
+
+    Of classes, labels and words the share on which both decide alike; of values the share of the teacher's variance
+    that is explained; of features the linear CKA of both, 0 to 1.
+    Source: Kornblith et al. 2019, "Similarity of Neural Network Representations Revisited", equation 4 (CKA).
+    """
+
+    version: ClassVar[int] = 1
+    targets: ClassVar[frozenset[TargetKind]] = METRICS["agreement"].targets
+    higher_is_better: ClassVar[bool] = METRICS["agreement"].higher_is_better
+
+    def score(self, predictions: Tensor, truth: Tensor, target: Target) -> float:
+        from zoo_core.training.metrics import agreement
+
+        return agreement(predictions, truth, target)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from zoo_core.training.timing import autocast
 
 __all__ = [
     "accuracy",
+    "agreement",
     "average_precision",
     "confusion",
     "entity_f1",
@@ -165,6 +166,27 @@ def mean_absolute_error(predictions: Tensor, truth: Tensor, target: Target) -> f
 def r2(predictions: Tensor, truth: Tensor, target: Target) -> float:
     """Share of the variance that is explained."""
     return float(_r2(predictions.double(), truth.double()))
+
+
+def agreement(predictions: Tensor, truth: Tensor, target: Target) -> float:
+    """How far predictions agree with a teacher's, which are the truth here; of features their linear CKA.
+
+    predictions: float [N, D] of features. truth: then float [N, D'], what the teacher gives for the same examples.
+    """
+    if target.kind == "unlabelled":
+        return _linear_cka(predictions.double(), truth.double())
+    return r2(predictions, truth, target) if target.kind == "regression" else accuracy(predictions, truth, target)
+
+
+def _linear_cka(x_ND: Tensor, y_NE: Tensor) -> float:
+    """1 for features that differ by a rotation and a scale, 0 for unrelated ones; features that do not vary have 0.
+
+    Source: Kornblith et al. 2019, section 3: |Y'X|^2 / (|X'X| |Y'Y|) of centred features, in Frobenius norms.
+    """
+    x_ND, y_NE = x_ND - x_ND.mean(0), y_NE - y_NE.mean(0)
+    both = (y_NE.T @ x_ND).square().sum()
+    alone = (x_ND.T @ x_ND).square().sum().sqrt() * (y_NE.T @ y_NE).square().sum().sqrt()
+    return float(both / alone) if float(alone) > 0 else 0.0
 
 
 def confusion(predictions: Tensor, target: Tensor) -> Tensor:

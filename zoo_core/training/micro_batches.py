@@ -6,38 +6,41 @@ The one difference that remains is dropout, which draws other numbers for the pa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
 from zoo_core.contracts import Batch, MicroBatchable
 from zoo_core.errors import RefusedError
 from zoo_core.model.learner import Learner
 
-__all__ = ["check_divides", "num_items", "piece", "pieces"]
+__all__ = ["check_divides", "num_items", "pieces", "weights_of"]
 
 
 def pieces(batch: Batch, size: int) -> Iterator[Batch]:
     """The batch in order, in parts of this many examples; the last may be smaller. Inputs keep their padding."""
     for start in range(0, len(batch), size):
-        yield piece(batch, start, start + size)
+        yield batch[start : start + size]
 
 
-def piece(batch: Batch, start: int, stop: int) -> Batch:
-    """The examples from start up to but not including stop, without copies."""
-    return Batch(
-        inputs={name: x[start:stop] for name, x in batch.inputs.items()},
-        target=batch.target[start:stop],
-        ids=batch.ids[start:stop],
-    )
-
-
-def num_items(learner: Learner, batch: Batch) -> Tensor:
-    """Number of items that the loss averages over, a scalar; weight micro-batch losses by it."""
+def num_items(learner: Learner, batch: Batch) -> Mapping[str, float]:
+    """Number of items that each term of the loss averages over; the empty name is of all terms that are not named."""
     objective: object = learner.objective
     found = objective.num_items(batch) if isinstance(objective, MicroBatchable) else None
     assert found is not None, "it was checked"
-    return found
+    if isinstance(found, Mapping):
+        return {name: float(count) for name, count in found.items()}
+    return {"": float(found)}
+
+
+def weights_of(counts: Sequence[Mapping[str, float]]) -> list[Mapping[str, float]]:
+    """For each part of a batch the weight of each term in the loss of the whole, from the parts' numbers of items.
+
+    A term without any item in the whole batch, such as a penalty of weights, keeps the weight 1 in each part.
+    """
+    names = {name for each in counts for name in each}
+    whole = {name: sum(each.get(name, 0.0) for each in counts) for name in names}
+    return [{name: each.get(name, 0.0) / whole[name] if whole[name] else 1.0 for name in names} for each in counts]
 
 
 def check_divides(learner: Learner, batch: Batch, size: int) -> None:
