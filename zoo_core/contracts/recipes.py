@@ -34,6 +34,7 @@ __all__ = [
     "Context",
     "HeadFacts",
     "HeadRecipe",
+    "LoadsFiles",
     "Located",
     "MergesItself",
     "Namespace",
@@ -80,7 +81,10 @@ class BackboneRecipe(Protocol):
     version: ClassVar[int]
 
     def source(self) -> Source | None:
-        """Where its files come from; None: nothing to fetch. By having it a class is told from the recipe of a head."""
+        """Where its files come from; None: nothing to fetch.
+
+        By having it, and no `fill`, a class is told from the recipe of a head.
+        """
         ...
 
     def build(self, files: Path | None, weights: Weights) -> nn.Module:
@@ -95,7 +99,10 @@ class BackboneRecipe(Protocol):
 
 
 class HeadRecipe(Protocol):
-    """Features to predictions. What it may say besides, and what holds where it does not: see HeadFacts."""
+    """Features to predictions. What it may say besides, and what holds where it does not: see HeadFacts.
+
+    One whose weights were published is also a LoadsFiles.
+    """
 
     version: ClassVar[int]
 
@@ -216,6 +223,23 @@ def fact(kind: PartKind, recipe: object, name: str) -> Any:
 
 
 _SILENT = object()
+
+
+@runtime_checkable
+class LoadsFiles(Protocol):
+    """A head recipe whose weights come from files, such as the classifier of a published network."""
+
+    def source(self) -> Source | None:
+        """Where its files come from, which are pinned and hashed like a backbone's; None: it begins like any other."""
+        ...
+
+    def fill(self, head: nn.Module, files: Path, target: Target) -> None:
+        """Puts the weights of the files into the module that `build` has just made.
+
+        files: the folder with the files of `source`, verified. target: the outputs of the head, in their order.
+        Raises RefusedError if the files are not for this target.
+        """
+        ...
 
 
 @runtime_checkable

@@ -23,6 +23,7 @@ from zoo_core.contracts import (
     ClosedForm,
     Context,
     FeatureSpec,
+    LoadsFiles,
     Predicts,
     Target,
     TeacherOutput,
@@ -240,6 +241,10 @@ def _build_head(plan: Plan, backbone: nn.Module, target: Target) -> nn.Module:
         head: object = recipe.build(features, target)
     if not isinstance(head, nn.Module):
         raise broken(plan.head, f"build gave {type(head).__name__}; a head is a torch.nn.Module")
+    files = _files(plan, plan.head)
+    if files is not None and isinstance(recipe, LoadsFiles):
+        with plugin_call(plan.head):
+            recipe.fill(head, files, target)
     if plan.head.fact("fit") == "closed_form":
         if not isinstance(head, ClosedForm):
             raise broken(plan.head, "it is fitted in closed form, and its module has no fit(features, target)")

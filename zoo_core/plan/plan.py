@@ -268,7 +268,7 @@ def pinned(plan: Plan, pins: Mapping[str, Pinned]) -> Plan:
         "format": DIGEST_FORMAT,
         "base": base,
         "adapters": [_adapter_identity(plan, part) for part in plan.adapters],
-        "head": plan.head.identity(),
+        "head": identity_of(plan, plan.head),
         "task": identity_of(plan, plan.task) if plan.task else None,
         "target": asdict(plan.target) | {"kind": digest_word(plan.target.kind)},
         "budget": _budget(plan),

@@ -456,8 +456,6 @@ def _with_files(plan: Plan, given: Mapping[str, Pinned], catalog: Catalog, afres
 
 def _source(part: Bound, entry: Entry | None) -> Source | None:
     """Where the files of a part come from. The revision is that of the spec, else of the record, else of the plugin."""
-    if part.kind == "head":
-        return None
     try:
         source = part.source
     except ZooError:

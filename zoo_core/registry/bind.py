@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from zoo_core._process.interrupts import raise_interrupt
-from zoo_core.contracts import TARGET_KINDS, TRUSTS, Located, PartKind, Source, fact
+from zoo_core.contracts import TARGET_KINDS, TRUSTS, LoadsFiles, Located, PartKind, Source, fact
 from zoo_core.contracts.old_words import current_word, digest_word
 from zoo_core.errors import PluginError, SpecError, UsageError, ZooError, nearest
 from zoo_core.registry.index import Provider
@@ -53,7 +53,7 @@ COMMON: Mapping[PartKind, tuple[Argument, ...]] = {
     ),
     **dict.fromkeys(("adapter", "head", "metric", "augmentation", "reader"), ()),
 }
-WITH_FILES: frozenset[PartKind] = frozenset({"backbone", "adapter", "task"})  # kinds whose recipes have a source
+WITH_FILES: frozenset[PartKind] = frozenset({"backbone", "adapter", "task"})  # a head may have a source, see LoadsFiles
 
 
 # A digest names a recipe by its module. A recipe of zoo-core that has moved keeps the name of its first one, so that
@@ -89,6 +89,8 @@ class Bound:
     def source(self) -> Source | None:
         """Where its files come from, as its recipe says; only some kinds have any. Raises what the recipe raises."""
         with speaking_for(f"the code of {self.kind} {self.name}"):
+            if self.kind == "head":
+                return self.recipe.source() if isinstance(self.recipe, LoadsFiles) else None
             return self.fact("source")() if self.kind in WITH_FILES else None
 
     @property

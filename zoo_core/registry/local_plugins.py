@@ -64,6 +64,7 @@ NO_FILE_PATH = "<interpreter>"
 VERBS: tuple[tuple[PartKind, set[str]], ...] = (
     ("adapter", {"apply"}),
     ("task", {"open"}),
+    ("head", {"build", "source", "fill"}),
     ("backbone", {"build", "source"}),
     ("head", {"build"}),
     ("metric", {"score"}),

@@ -56,7 +56,8 @@ def check_links(path: Path, then: Sequence[Mapping[str, Any]], now: Sequence[Map
 
 def places_of(plan: Plan, path: Path) -> dict[str, str]:
     """Where the local folders that a run is built from are, relative to its own folder, by each as it was written."""
-    written = [pin.folder for part in (plan.backbone, *plan.adapters) if (pin := plan.pins.get(part_key(part)))]
+    parts = (plan.backbone, *plan.adapters, plan.head)
+    written = [pin.folder for part in parts if (pin := plan.pins.get(part_key(part)))]
     return {
         folder: os.path.relpath(Path(folder).expanduser().resolve(), path.resolve()) for folder in written if folder
     }

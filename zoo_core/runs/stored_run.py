@@ -26,7 +26,7 @@ from zoo_core.files.hashing import sha256_of, verify
 from zoo_core.lock import part_key, pins_of, read_lock, unpublished_in
 from zoo_core.model.build import build, build_backbone
 from zoo_core.model.learner import Learner
-from zoo_core.plan.plan import Plan, budget_from
+from zoo_core.plan.plan import Plan, budget_from, identity_of
 from zoo_core.plan.resolve import resolve
 from zoo_core.registry.bind import Bound
 from zoo_core.registry.local_plugins import lacking
@@ -225,8 +225,10 @@ def _as_used(spec: Spec, used: list[int] | None) -> tuple[Spec, tuple[int, ...] 
 
 
 def _identities(plan: Plan) -> list[dict[str, object]]:
-    """What decides the numbers of each adapter that is used and of the head, as JSON."""
-    return [part.identity() for part in (*filter(_is_used, plan.adapters), plan.head)]
+    """What decides the numbers of each adapter that is used and of the head, as JSON. A head that was filled is known by
+    its files.
+    """
+    return [*(part.identity() for part in plan.adapters if _is_used(part)), identity_of(plan, plan.head)]
 
 
 def _check_parts(path: Path, plan: Plan, stored: list[Any]) -> None:
