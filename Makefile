@@ -5,6 +5,8 @@
 
 PROJECTS := . registry $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 PLUGINS := $(filter plugins/%,$(PROJECTS))
+# Plugins as others would publish them: checked, and not installed.
+EXAMPLES := $(patsubst %/pyproject.toml,%,$(wildcard examples/*/pyproject.toml))
 VENV := .venv
 BIN := $(VENV)/bin
 # Written last, so an interrupted installation leaves none. Holds the folder: scripts in a .venv that was copied or moved
@@ -27,12 +29,12 @@ bench: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
-# mypy runs once for the core and once for each plugin, because every plugin has a folder `tests` of its own.
+# mypy runs once for the core and once for each plugin and example, because every one of them has a folder `tests` of its own.
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy zoo_core registry tests $(wildcard benchmarks docs conftest.py)
-	@for plugin in $(PLUGINS); do echo "$(BIN)/mypy $$plugin"; $(BIN)/mypy "$$plugin" || exit 1; done
+	@for plugin in $(PLUGINS) $(EXAMPLES); do echo "$(BIN)/mypy $$plugin"; $(BIN)/mypy "$$plugin" || exit 1; done
 
 # The site, in the folder `site`: pages that the product makes of itself, then Zensical, then a look at what it wrote.
 docs: $(STAMP)

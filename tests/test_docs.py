@@ -52,6 +52,7 @@ PAGES = [ROOT / "README.md", *(path for path in sorted(DOCS.rglob("*.md")) if no
 READMES = [
     *ROOT.glob("*.md"),
     *ROOT.glob("plugins/*/README.md"),
+    *ROOT.glob("examples/*/README.md"),
     *ROOT.glob("registry/*.md"),
     *ROOT.glob("benchmarks/*.md"),
 ]

@@ -20,7 +20,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 CORE = "zoo_core"
-PLUGIN_FOLDERS = [ROOT / "registry", *sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))]
+INSTALLED = [ROOT / "registry", *sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))]
+PLUGIN_FOLDERS = [*INSTALLED, *sorted(path.parent for path in ROOT.glob("examples/*/pyproject.toml"))]
 
 # A room of zoo_core, a folder or a module beside them, imports only from the rooms above its own; inside a folder its
 # files are each other's equals. Read downwards it is the sentence of the design: spec, resolve, build, train, measure,
@@ -418,7 +419,7 @@ def test_light_modules_load_nothing_heavy_in_a_fresh_interpreter(core: dict[str,
 
 
 def test_recipe_modules_load_nothing_heavy_in_a_fresh_interpreter() -> None:
-    assert loaded(module for folder in (ROOT, *PLUGIN_FOLDERS) for module in recipe_modules(folder)) == []
+    assert loaded(module for folder in (ROOT, *INSTALLED) for module in recipe_modules(folder)) == []
 
 
 # --- every check can fail --------------------------------------------------------------------------------------------
