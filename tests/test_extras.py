@@ -44,7 +44,7 @@ def test_an_extra_names_distributions_in_versions_that_are_here(extra: str) -> N
 
 def test_all_is_everything_and_each_has_the_default_head() -> None:
     assert {named(each)[0] for each in EXTRAS["all"]} == set(OTHERS)
-    assert set(EXTRAS) == {"timm", "hf", "peft", "tasks", "all"}
+    assert set(EXTRAS) == {"timm", "hf", "peft", "distill", "tasks", "all"}
     assert all("zoo-adapters" in {named(each)[0] for each in found} for found in EXTRAS.values())
 
 

@@ -27,6 +27,7 @@ PROJECTS = (ROOT, *sorted(path.parent for path in ROOT.glob("plugins/*/pyproject
 REQUIRED = {  # data that an installation would miss without an error until somebody asks for it
     "zoo_core": ("py.typed", "registry/reserved.txt", "benchmark/starter.toml", "catalogue.json"),
     "zoo_adapters": ("py.typed", "catalogue.json"),
+    "zoo_distill": ("py.typed", "catalogue.json"),
     "zoo_peft": ("py.typed", "catalogue.json", "methods.json"),
     "zoo_registry": ("py.typed", "models/*.toml", "tasks/*.toml"),
     "zoo_starter": ("py.typed", "catalogue.json", "weights/*.safetensors"),
@@ -171,6 +172,7 @@ def test_plugins_require_the_core_and_no_sibling(wheels: list[Project]) -> None:
         "zoo-registry",
         "zoo-starter",
         "zoo-adapters",
+        "zoo-distill",
         "zoo-peft",
         "zoo-tasks",
         "zoo-timm",

@@ -241,7 +241,7 @@ def test_show_of_more_than_a_name_says_what_shows_it(
     ("name", "told"),
     [
         ("timm/x", "'timm/x' is reserved for zoo-timm, which is not installed: pip install zoo-timm"),
-        ("distill", "'distill' is reserved for zoo-distill, which is not installed"),
+        ("distill", "'distill' is reserved for zoo-distill, which is not installed: pip install zoo-distill"),
     ],
 )
 def test_a_name_of_a_distribution_that_is_not_there_says_whose_it_is(

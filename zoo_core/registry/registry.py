@@ -25,7 +25,6 @@ from zoo_core.spec.parser import Part, parse_part
 
 __all__ = ["Bound", "Provider", "Registry", "State", "list_names", "registry", "show"]
 
-PLANNED = frozenset({"zoo-distill"})  # their names are reserved, but they cannot be installed yet
 PLACES_OF_KINDS: tuple[
     frozenset[PartKind], ...
 ] = (  # the first stands at the start of a spec, the second after a `+`, and the others outside of specs
@@ -228,8 +227,7 @@ class Registry:
         root = name.partition("/")[0]
         owner = reserved_names().get(f"{kind}:{root}", reserved_names().get(root))
         if owner is not None and not any(normalise(d["name"]) == owner for d in self.index.distributions):
-            mend = "" if owner in PLANNED else f": pip install {owner}"
-            return f"{name!r} is reserved for {owner}, which is not installed{mend}"
+            return f"{name!r} is reserved for {owner}, which is not installed: pip install {owner}"
         held = f"; {owner}, which owns the name, does not provide it in this version" if owner is not None else ""
         known = {provider.name for provider in self.index.providers if kind in (None, provider.kind)}
         suspects = sorted(

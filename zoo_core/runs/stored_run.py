@@ -225,8 +225,9 @@ def _as_used(spec: Spec, used: list[int] | None) -> tuple[Spec, tuple[int, ...] 
 
 
 def _identities(plan: Plan) -> list[dict[str, object]]:
-    """What decides the numbers of each adapter that is used and of the head, as JSON. A head that was filled is known by
-    its files.
+    """What decides the numbers of each adapter that is used and of the head, as JSON.
+
+    A head that was filled is known by its files.
     """
     return [*(part.identity() for part in plan.adapters if _is_used(part)), identity_of(plan, plan.head)]
 
