@@ -63,8 +63,8 @@ class DistillFeatures:
             raise UsageError(f"distill-features(heads={self.heads}): allowed: 1 or more")
         if self.loss == "hint" and not self.stages:
             raise UsageError(
-                "distill-features(loss=hint): a hint is of stages that you name, the student's and the teacher's, "
-                "usually the middle ones: stages=[[2, 2]]"
+                "distill-features(loss=hint): a hint is of stages that you name, usually the middle ones: "
+                "stages=[[2, 2]]"
             )
         for pair in self.stages:
             if 0 in pair:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo_core.contracts import Batch, Extendable, Features, Learner, Output, Target
+from zoo_core.contracts import Batch, ClosedForm, Extendable, Features, Learner, Output, Target
 from zoo_core.errors import RefusedError
 from zoo_core.toolkit.sites import free_name
 from zoo_core.toolkit.stages import stage_modules
@@ -133,7 +133,7 @@ def add_token(learner: Learner, target: Target) -> tuple[DistillationToken, TwoH
     backbone = learner.backbone
     if not isinstance(backbone, Extendable):
         raise RefusedError("distill-token: the backbone has no `extend`, so no learned token can stand among its own")
-    if not all(parameter.requires_grad for parameter in learner.head.parameters()):
+    if any(isinstance(module, ClosedForm) for module in learner.head.modules()):
         raise RefusedError("distill-token: the head is fitted in closed form, and the token's is trained; take linear")
     assert target.size is not None, "a learner is built when it is known"
     dim, like = learner.source.features.dim, next(backbone.parameters())
