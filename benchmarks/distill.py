@@ -199,7 +199,7 @@ def teacher_of(name: str, experiment: Experiment, seed: int) -> str:
         return experiment.teacher
     number = seed if experiment.each_seed else 0
     folder = f"runs/distill-{name}-teacher-{number}"
-    if not Path(folder).is_dir():
+    if not Path(folder, "run.json").is_file():
         budget = zoo_core.Budget(
             epochs=experiment.teacher_epochs, batch_size=experiment.batch_size, num_rates=experiment.teacher_rates
         )
