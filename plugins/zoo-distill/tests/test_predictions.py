@@ -421,18 +421,17 @@ def test_small_numbers_are_compared_in_float32(dtype: torch.dtype) -> None:
 
 
 class Counting:
-    """An objective with a warm-up of four updates, one parameter that an optimiser moves, and a loss of one."""
+    """An objective with a warm-up of four updates, and one parameter that an optimiser moves."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, fused: bool = True) -> None:
         self.weight = nn.Parameter(torch.zeros(C))
         learner: Any = nn.Module()
-        learner.objective, learner.head = Labelled(), nn.Linear(1, 1)
-        learner.trainable = lambda: iter([("weight", self.weight)])
+        learner.objective, learner.head = Labelled(), nn.ParameterList([self.weight])
+        learner.start_of = lambda parameter: 0.0
         context = Context(target=CLASSES, purpose="train", generator=torch.Generator())
         made: Any = only(warmup=4).apply(learner, context).objective
         self.objective = made
-        self.optimiser = torch.optim.AdamW([self.weight], lr=1e-3)
-        self.full = float(self.objective.distance(*self.inputs()))
+        self.optimiser = torch.optim.AdamW([self.weight], lr=1e-3, fused=fused)
 
     def inputs(self) -> Any:
         return output_of(student() + self.weight.detach()), batch_of(LABELS, TeacherOutput(predictions=teacher()))
@@ -447,8 +446,9 @@ class Counting:
         self.optimiser.step()
 
 
-def test_the_weight_rises_with_updates() -> None:
-    made = Counting()
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_weight_rises_with_updates(fused: bool) -> None:
+    made = Counting(fused=fused)
     shares = []
     for _ in range(6):
         shares.append(made.passed())

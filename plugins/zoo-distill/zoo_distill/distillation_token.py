@@ -23,6 +23,7 @@ class DistillToken:
     mean of both heads' logits; while training they are the head's. Token and head are part of the model, D + 2 D +
     (D + 1) C values, and no teacher is needed in use. Put it last among the adapters that insert modules.
     teacher: the folder of a stored run, or hub/ORG/NAME of a published one.
+    hard: learns the teacher's likeliest class in place of its probabilities.
     alpha: above 0 and below 1, since both heads must learn. T: above 0, by itself 1; not with hard.
     keep: the precision in which the teacher's predictions are held.
     Source: Touvron et al. 2021, "Training data-efficient image transformers & distillation through attention",

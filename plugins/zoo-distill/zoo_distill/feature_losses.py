@@ -33,7 +33,7 @@ def squared_distance(student_BTD: Tensor, teacher_BTD: Tensor, mask: Tensor | No
 def attention_distance(student_BTD: Tensor, teacher_BTD: Tensor, mask: Tensor | None) -> Tensor:
     """Squared differences of the two attention maps, averaged over tokens; widths may differ.
 
-    Source: Zagoruyko & Komodakis 2017, equation 2, p = 2, averaged over positions as in their code.
+    Source: Zagoruyko & Komodakis 2017, section 3.1, p = 2, averaged over positions as in their code.
     """
     student, teacher = (_attention(x, mask) for x in (student_BTD, teacher_BTD))
     return _over_tokens((student - teacher).square(), mask)
@@ -43,7 +43,7 @@ def relation_distance(student_BTD: Tensor, teacher_BTD: Tensor, mask: Tensor | N
     """KL of how each token relates to all others, averaged over heads and tokens; widths may differ.
 
     A relation is softmax(x x' / sqrt(d)) over the real tokens, x [B, A, T, d] a piece of the width.
-    Source: Wang et al. 2021, "MiniLMv2", equations 2 and 3.
+    Source: Wang et al. 2021, "MiniLMv2", section 3.
     """
     student, teacher = (_relations(x, mask, heads) for x in (student_BTD, teacher_BTD))
     terms = teacher.exp() * (teacher - student)

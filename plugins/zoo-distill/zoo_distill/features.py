@@ -24,23 +24,27 @@ class DistillFeatures:
     head's rate, belongs to the loss, and is left behind. Something of the backbone must train: full+distill-features.
     teacher: a backbone's name, the folder of a stored run, or hub/ORG/NAME. Its tokens need not be the student's,
     unless hidden states of texts are compared.
-    loss: the distance, each a mean over real tokens or positions, then over examples, and a sum over pairs of stages:
-      cosine  1 - cosine of the mapped features and the teacher's.
-      mse     their squared difference, averaged over the width.
-      hint    the same at the pairs that you name, with the weight of FitNets.
-      at      squared difference of attention maps, averaged over positions: the mean of squares over the width, scaled
-              to length 1. No map is learned.
-      minilm  KL of softmax(x x' / sqrt(d)) among the tokens, summed over the queries, keys and values of a stage, which
-              are cut into `heads` pieces of width d on both sides. No map is learned.
+    loss: how features are compared, see below.
     stages: pairs [student's, teacher's], counted from 1, or from the end with -1 the last. Without any, cosine and mse
     take pooled features, at and minilm the last stages. Maps of unequal size are averaged down to the smaller one, and
     the tokens of a picture are a square map behind any class token and registers.
     weight: 0 or more, with 0 the teacher is never loaded; by itself 1, for at 1000 and for hint 100.
     heads: of minilm; by itself as many as the student has. It divides the widths of both.
     keep: the precision in which the teacher's features are held.
-    Source: Romero et al. 2015, "FitNets", equation 3; Zagoruyko & Komodakis 2017, "Paying More Attention to Attention",
-    equation 2 with p = 2, whose weights here are those of mdistiller; Wang et al. 2021, "MiniLMv2", equations 1 to 3.
-    cosine is the default of sentence-transformers' distillation of embeddings, the linear map too.
+
+    Each distance is a mean over real tokens or positions, then over examples; those of several pairs are summed.
+
+    cosine: 1 - the cosine between the mapped features and the teacher's. mse: their squared difference, averaged over
+    the width. hint: as mse, at pairs that you name and with the weight of FitNets.
+
+    at: the squared difference of two attention maps, the mean of squares over the width at each position, scaled to
+    length 1. No map is learned.
+
+    minilm: KL of softmax(x x' / sqrt(d)) between the tokens of an example, summed over the queries, keys and values of
+    a stage, which are cut into `heads` pieces of width d on both sides. No map is learned.
+    Source: Romero et al. 2015, "FitNets: Hints for Thin Deep Nets", section 2.2; Zagoruyko & Komodakis 2017, "Paying
+    More Attention to Attention", section 3.1 with p = 2; Wang et al. 2021, "MiniLMv2", section 3. The weights of hint
+    and at are those of mdistiller; cosine and the linear map those of sentence-transformers' distillation.
     """
 
     teacher: str

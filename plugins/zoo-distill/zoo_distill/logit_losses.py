@@ -56,7 +56,7 @@ def decoupled_kl(
 ) -> Tensor:
     """T^2 (target_weight * TCKD + rest_weight * NCKD): float [N]. label_N: int64, the column of the label.
 
-    Source: Zhao et al. 2022, equation 7.
+    Source: Zhao et al. 2022, "Decoupled Knowledge Distillation".
     """
     target, rest = decoupled(student_NC, teacher_NC, label_N, temperature)
     return temperature**2 * (target_weight * target + rest_weight * rest)
@@ -66,7 +66,7 @@ def decoupled(student_NC: Tensor, teacher_NC: Tensor, label_N: Tensor, temperatu
     """TCKD and NCKD without T^2, float [N] each.
 
     TCKD is the KL of (p, 1 - p) with p the probability of the label, NCKD that of the softmax over all other classes.
-    Source: Zhao et al. 2022, equations 3 to 5.
+    Source: Zhao et al. 2022, section 3.
     """
     is_label = torch.nn.functional.one_hot(label_N, student_NC.shape[-1]).bool()
     logs: list[Tensor] = []
@@ -85,7 +85,7 @@ def correlation_distance(
     """T^2 (rows * (1 - mean r of rows) + columns * (1 - mean r of columns)), r Pearson's of the softmaxes: a scalar.
 
     rows, columns: the paper's beta and gamma. A column varies over examples, so of a single one only rows are left.
-    Source: Huang et al. 2022, equations 8 to 10.
+    Source: Huang et al. 2022, "Knowledge Distillation from A Stronger Teacher".
     """
     student, teacher = (torch.softmax(z / temperature, dim=-1) for z in (student_NC, teacher_NC))
     found = rows * (1 - _pearson(student, teacher, dim=1).mean())
@@ -97,7 +97,7 @@ def correlation_distance(
 def standardised(z_NC: Tensor) -> Tensor:
     """The logits of each example with mean 0 and standard deviation 1 over two classes or more.
 
-    Source: Sun et al. 2024, algorithm 1; the deviation is the unbiased one of its code.
+    Source: Sun et al. 2024, "Logit Standardization in Knowledge Distillation"; the unbiased deviation is its code's.
     """
     return (z_NC - z_NC.mean(dim=-1, keepdim=True)) / (z_NC.std(dim=-1, keepdim=True) + SMALLEST_STD)
 

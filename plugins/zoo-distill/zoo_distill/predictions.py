@@ -33,28 +33,37 @@ class Distill:
     are several adapters. Where the teacher knows some of the student's classes, the distance is between the softmaxes
     over these alone.
     teacher: the folder of a stored run, or hub/ORG/NAME of a published one.
-    form: the distance, each a mean over examples, with z the logits and p = softmax(z / T):
-      kd    T^2 KL(p_teacher || p_student). Of multilabel targets the KL of each label's sigmoid, averaged over labels.
-            Of a regression the squared error in the unit of the student's own loss, averaged over outputs; no T.
-      mse   the squared distance of logits, averaged over classes or labels, no T. As T grows, kd of classes becomes
-            half of that between logits whose mean is taken away.
-      dkd   T^2 (target_weight * TCKD + rest_weight * NCKD), the paper's alpha and beta; kd is TCKD + (1 - p) NCKD with
-            p the teacher's probability of the label. An example is left out where its label is unknown, or one that the
-            teacher does not know.
-      dist  T^2 (beta * (1 - Pearson over classes) + gamma * (1 - Pearson over examples)); of a batch of one the latter
-            is 0. It sees a batch as a whole, so micro-batches are refused.
-    alpha: 0 to 1. T: above 0; by itself 2 for kd (1 is usual on ImageNet, 4 on CIFAR-100), 4 for dkd, 1 for dist.
+    form: how predictions are compared, see below.
+    alpha: the distance's weight, 0 to 1.
+    T: temperature, above 0; by itself 2 for kd (ImageNet is usually done with 1, CIFAR-100 with 4), 4 for dkd, 1 for
+    dist.
     standardise: first takes the logits of each example to mean 0 and standard deviation 1 over the classes, on both
     sides. Published with T=2 and a weight of 9 to 1, which is alpha=0.9.
     warmup: the number of updates over which the distance's weight rises linearly to alpha; 0: none. Passes that follow
     each other without an update, such as micro-batches, count once.
+    target_weight, rest_weight: of the two parts of dkd, the paper's alpha and beta.
+    beta, gamma: of the two parts of dist.
     keep: the precision in which the teacher's predictions are held.
+
+    Each distance is a mean over examples, with z the logits and p = softmax(z / T).
+
+    kd: T^2 KL(p of the teacher, p of the student). Of multilabel targets the KL of each label's sigmoid, averaged over
+    labels. Of a regression the squared error in the unit of the student's own loss, averaged over outputs, without T.
+
+    mse: the squared distance of logits, averaged over classes or labels, without T. As T grows, kd of classes becomes
+    half of that between logits whose mean is taken away.
+
+    dkd: T^2 (target_weight * TCKD + rest_weight * NCKD); kd is TCKD + (1 - p) NCKD, with p the teacher's probability of
+    the label. An example is left out where its label is unknown, or one that the teacher does not know.
+
+    dist: T^2 (beta * (1 - correlation over classes) + gamma * (1 - correlation over examples)) of p; of a batch of one
+    the latter is 0. It sees a batch as a whole, so micro-batches are refused.
     Source: Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", section 2 (kd); Kim et al. 2021,
     "Comparing Kullback-Leibler Divergence and Mean Squared Error Loss in Knowledge Distillation" (mse); Zhao et al.
-    2022, "Decoupled Knowledge Distillation", equation 7, whose weights here are those of its ResNet-56 to ResNet-20;
-    Huang et al. 2022, "Knowledge Distillation from A Stronger Teacher", equations 8 to 10, with the weights that
-    torchdistill took; Sun et al. 2024, "Logit Standardization in Knowledge Distillation", algorithm 1. alpha=0.5 is
-    torchdistill's on ImageNet, ResNet-34 to ResNet-18.
+    2022, "Decoupled Knowledge Distillation", whose weights here are those of its ResNet-56 to ResNet-20; Huang et al.
+    2022, "Knowledge Distillation from A Stronger Teacher", with the weights that torchdistill took; Sun et al. 2024,
+    "Logit Standardization in Knowledge Distillation". alpha=0.5 is torchdistill's on ImageNet, ResNet-34 to ResNet-18;
+    T=2 lies between the 1 and 4 of those settings, where fitted teachers that are sure of themselves are still told.
     """
 
     teacher: str
@@ -115,7 +124,7 @@ class Distill:
         if context.purpose == "use" or self.alpha == 0:
             return learner
         from zoo_distill.prediction_modules import Distillation, scaled_part
-        from zoo_distill.taught_objective import Warmup
+        from zoo_distill.taught_objective import Warmup, small_moving
 
         columns = context.teachers[self.teacher].columns if self.teacher in context.teachers else None
         if columns is not None and len(columns) < 2 and context.target.kind in OF_SOFTMAX:
@@ -124,7 +133,6 @@ class Distill:
                 f"take a teacher that knows more of {', '.join(context.target.names[:8])}"
             )
         assert learner.objective is not None, "a learner that is built for training has one"
-        trained = [parameter for _, parameter in learner.trainable()]
         kind = context.target.kind
         learner.objective = Distillation(
             learner.objective,
@@ -135,7 +143,7 @@ class Distill:
             temperature=self.T or TEMPERATURES.get(self.form, 1.0),
             standardise=self.standardise,
             weights=(self.beta, self.gamma) if self.form == "dist" else (self.target_weight, self.rest_weight),
-            warmup=Warmup(self.warmup, trained) if self.warmup else None,
+            warmup=Warmup(self.warmup, small_moving(learner)) if self.warmup else None,
             scaled=scaled_part(learner.head) if kind == "regression" else None,
         )
         return learner

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from itertools import chain, count
 
 import torch
 from torch import Tensor, nn
 
-from zoo_core.contracts import Batch, MicroBatchable, Output, TeacherOutput
-from zoo_core.errors import UsageError
+from zoo_core.contracts import Batch, Learner, MicroBatchable, Output, TeacherOutput
+from zoo_core.errors import RefusedError, UsageError
 
-__all__ = ["TaughtObjective", "Warmup", "upcast"]
+__all__ = ["TaughtObjective", "Warmup", "small_moving", "upcast"]
 
 
 class TaughtObjective(nn.Module, ABC):
@@ -69,29 +69,40 @@ class TaughtObjective(nn.Module, ABC):
 class Warmup(nn.Module):
     """A weight that rises linearly over the first updates: n / num_updates in the n-th, then 1.
 
-    Nobody tells an objective of updates. It counts a pass with gradients whenever parameters have changed since the
-    last one, which torch's own counters of changes in place say. So the micro-batches of one update count once, as does
-    a pass that is made again, and what evaluates counts nothing.
-    updates: how many so far; part of an unfinished fit's state.
+    Nobody tells an objective of updates. It counts a pass with gradients whenever a parameter of the learner has moved
+    since the last one; torch's counters of changes in place would be cheaper, and a fused optimiser leaves them as they
+    are. So the micro-batches of one update count once, as does a pass that is made again, and what evaluates counts
+    nothing.
+    moving: a small parameter that every update moves. updates: how many so far; part of an unfinished fit's state.
     """
 
     updates: Tensor
     seen: Tensor
 
-    def __init__(self, num_updates: int, parameters: Iterable[nn.Parameter]) -> None:
+    def __init__(self, num_updates: int, moving: nn.Parameter) -> None:
         super().__init__()
         self.num_updates = num_updates
-        self._parameters_seen = tuple(parameters)  # in a tuple, so that torch does not register them
+        self._moving = (moving,)  # in a tuple, so that torch does not register it; a deep copy follows it
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
-        # A buffer, since whoever tries a pass puts buffers back afterwards; not stored, as a new process counts anew.
-        self.register_buffer("seen", torch.full((), -1, dtype=torch.int64), persistent=False)
+        # A buffer, since whoever tries a pass puts buffers back afterwards. Not stored: a fit that goes on has made an
+        # update since, and what is not seen yet, NaN, counts.
+        self.register_buffer("seen", torch.full_like(moving, torch.nan, requires_grad=False), persistent=False)
 
     def forward(self) -> Tensor:
         if torch.is_grad_enabled():
-            changes = sum(parameter._version for parameter in self._parameters_seen)
-            self.updates += self.seen != changes
-            self.seen.fill_(changes)
+            moving = self._moving[0].detach()
+            self.updates += (self.seen != moving).any()
+            self.seen.copy_(moving)
         return (self.updates / self.num_updates).clamp(max=1)
+
+
+def small_moving(learner: Learner) -> nn.Parameter:
+    """The smallest parameter of the head that trains from the start, or else of all that train."""
+    trained = [parameter for parameter in learner.head.parameters() if parameter.requires_grad]
+    trained = trained or [parameter for _, parameter in learner.trainable()]
+    if not trained:
+        raise RefusedError("distill: nothing trains, so there is nothing to warm up; leave warmup out")
+    return min(trained, key=lambda parameter: (learner.start_of(parameter), parameter.numel()))
 
 
 def upcast(x: Tensor) -> Tensor:
