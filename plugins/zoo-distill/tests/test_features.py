@@ -126,7 +126,7 @@ def test_gradients_are_those_of_finite_differences() -> None:
 # -- hidden states of two networks ------------------------------------------------------------------------------------
 
 
-def over(student: Tensor, teacher: Tensor, first: tuple[bool, bool] = (True, True), modality: Any = "image") -> Any:
+def over(student: Tensor, teacher: Tensor, first: bool = True, modality: Any = "image") -> Any:
     return laid_over(student, teacher, channels_first=first, modality=modality)
 
 
@@ -134,7 +134,7 @@ def test_maps_and_tokens_meet_at_the_same_places() -> None:
     grid = drawn(2, 5, 4, 4)
     tokens = grid.flatten(2).transpose(1, 2)
     for other in (tokens, torch.cat([drawn(2, 1, 5, seed=3), tokens], dim=1), grid.permute(0, 2, 3, 1)):
-        student, teacher = over(grid, other, (True, other.ndim == 3))
+        student, teacher = over(other, grid, other.ndim == 3)
         assert torch.equal(student, tokens)
         assert torch.equal(teacher, tokens)
 
@@ -244,7 +244,7 @@ def test_stages_are_compared_by_pairs(taught: Make) -> None:
 
 
 @pytest.mark.parametrize("student", [VIT, CONVNET])
-@pytest.mark.parametrize("shape", [(16, 30), (17, 30), (9, 4, 4), (4, 4, 9), (9, 7, 7)], ids=str)
+@pytest.mark.parametrize("shape", [(16, 30), (17, 30), (9, 4, 4), (9, 7, 7)], ids=str)
 def test_attention_transfer_takes_what_has_places(taught: Make, student: str, shape: tuple[int, ...]) -> None:
     given = TeacherOutput(stages={-1: drawn(3, *shape).float()})
     learner = taught(features(loss="at"), student, given=given)

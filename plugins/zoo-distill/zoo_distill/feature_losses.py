@@ -52,16 +52,15 @@ def relation_distance(student_BTD: Tensor, teacher_BTD: Tensor, mask: Tensor | N
     return _over_tokens(terms.sum(dim=-1).mean(dim=1), mask)
 
 
-def laid_over(
-    student: Tensor, teacher: Tensor, *, channels_first: tuple[bool, bool], modality: Modality
-) -> tuple[Tensor, Tensor]:
+def laid_over(student: Tensor, teacher: Tensor, *, channels_first: bool, modality: Modality) -> tuple[Tensor, Tensor]:
     """Hidden states of two networks as tokens at the same places: float [B, T, D] each, widths as they were.
 
-    channels_first: of the student and of the teacher, where a state has four axes. A state [B, D] is one token.
+    channels_first: whether a student's state of four axes is [B, D, H, W]; a teacher's always is. A state [B, D] is one
+    token.
     Raises RefusedError where no place of one is a place of the other.
     """
     (one, sides), (other, other_sides) = (
-        _tokens(x, first) for x, first in zip((student, teacher), channels_first, strict=True)
+        _tokens(x, first) for x, first in ((student, channels_first), (teacher, True))
     )
     if sides == other_sides and one.shape[1] == other.shape[1]:
         return one, other

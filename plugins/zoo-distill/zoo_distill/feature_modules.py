@@ -40,12 +40,12 @@ DISTANCES: Mapping[FeatureLoss, Distance] = {
 class StagePair:
     """Which hidden states are compared. student: an index from the start. teacher: as the teacher was asked for it.
 
-    channels_first: of the student's and of the teacher's, where they have four axes.
+    channels_first: whether a student's state of four axes is [B, D, H, W], as a teacher's always is.
     """
 
     student: int
     teacher: int
-    channels_first: tuple[bool, bool] = (True, True)
+    channels_first: bool = True
 
 
 class PooledDistillation(TaughtObjective):
@@ -189,19 +189,15 @@ def _stage_pairs(
         dummy_pass(learner.backbone)
     for own, theirs in wanted:
         student, teacher = states[own], given.stages[theirs]
-        first = (student.ndim != 4 or channels_first(student, modules[own]), _looks_channels_first(teacher))
+        first = student.ndim != 4 or channels_first(student, modules[own])
         if learner.source.modality == "image":  # of other modalities lengths are known with the batch
             laid_over(student, teacher, channels_first=first, modality="image")
-        yield StagePair(own, theirs, first), _width(student, first[0]), _width(teacher, first[1])
+        widths = _width(student, is_map=first and student.ndim == 4), _width(teacher, is_map=teacher.ndim == 4)
+        yield StagePair(own, theirs, first), *widths
 
 
-def _width(state: Tensor, channels_first: bool) -> int:
-    return state.shape[1 if state.ndim == 4 and channels_first else -1]
-
-
-def _looks_channels_first(state: Tensor) -> bool:
-    """Whether a teacher's hidden state of four axes is [B, D, H, W]: its stage is not here to be asked."""
-    return state.ndim != 4 or not (state.shape[1] == state.shape[2] != state.shape[3])
+def _width(state: Tensor, *, is_map: bool) -> int:
+    return state.shape[1 if is_map else -1]
 
 
 def _map(learner: Learner, own: int, theirs: int) -> nn.Module:
