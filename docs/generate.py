@@ -10,11 +10,13 @@ have to be renewed with almost every change. `zoo show NAME` says the same witho
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
 import statistics
 import sys
+import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -42,12 +44,15 @@ TRIED_ON = {  # where each method is built, to see what refuses it
     "starter/convnet-nano": "a convolutional network (features: map)",
     "starter/mlp-nano(weights=random)": "a network for tables (features: pooled)",
 }
+TEACHER = "runs/teacher"  # a stored run, made for adapters that must be given one
 WRONG_VALUES = {"a whole number": ("-1", "0"), "a number": ("-1", "0", "2")}  # tried on every argument of such a type
 
 
 def main() -> int:
     """Writes all generated pages and says how many there are."""
-    pages = method_pages()
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        zoo_core.save(zoo_core.load("starter/vit-nano", num_classes=10), TEACHER)
+        pages = method_pages()
     shutil.rmtree(DOCS / "methods", ignore_errors=True)
     (DOCS / "methods").mkdir()
     for name, text in pages.items():
@@ -109,6 +114,17 @@ def fourth_of(kind: Method, recipe: str) -> str:
 def name_of(kind: Method, name: str) -> str:
     """A name with its kind, since one name may be claimed by two kinds."""
     return f"{kind}:{name}"
+
+
+def written(kind: Method, name: str, **more: Any) -> str:
+    """A method as a spec has it, with an example of each argument that must be given."""
+    needed = {
+        field["name"]: json.dumps(TEACHER)
+        for field in zoo_core.show(name_of(kind, name))["arguments"]
+        if field["name"] == "teacher"
+    }
+    given = ",".join(f"{key}={value}" for key, value in (needed | more).items())
+    return f"{name_of(kind, name)}({given})" if given else name_of(kind, name)
 
 
 def method_page(kind: Method, name: str, rows: list[Row]) -> str:
@@ -198,7 +214,10 @@ def counted(kind: Method, name: str) -> str:
     """What a method trains on ViT-B/16 with every argument at its default, as a sentence."""
     number = trained(kind, name)
     if isinstance(number, str) and kind == "adapter" and (opener := opener_for("starter/vit-nano", name)):
-        return f"Nothing by itself: it acts on what adapters before it open or add, as in `{opener}+{name}`."
+        return (
+            "Nothing by itself: it acts on what adapters before it open or add, as in "
+            f"`{opener}+{written(kind, name).removeprefix(f'{kind}:')}`."
+        )
     if isinstance(number, str):
         return f"On ViT-B/16 it cannot be counted: {plain(number)}."
     if kind == "adapter":
@@ -210,7 +229,7 @@ def counted(kind: Method, name: str) -> str:
 
 def trained(kind: Method, name: str) -> int | str:
     """How many parameters of the backbone an adapter trains on ViT-B/16, or how many a head has; or a refusal."""
-    found = built(f"{VIT}+{name_of(kind, name)}")
+    found = built(f"{VIT}+{written(kind, name)}")
     if isinstance(found, str):
         return found
     owner = "backbone." if kind == "adapter" else "heads."
@@ -221,7 +240,12 @@ def trained(kind: Method, name: str) -> int | str:
 def opener_for(backbone: str, name: str) -> str | None:
     """The first of some adapters after which this one can be built; None: it is refused after each of them too."""
     return next(
-        (first for first in ("full", "bitfit") if not isinstance(built(f"{backbone}+{first}+{name}"), str)), None
+        (
+            first
+            for first in ("full", "bitfit")
+            if not isinstance(built(f"{backbone}+{first}+{written('adapter', name)}"), str)
+        ),
+        None,
     )
 
 
@@ -258,39 +282,43 @@ def declared(kind: Method, recipe: str) -> str:
 
 
 def recipe_of(recipe: str) -> Any:
-    """The recipe with its defaults; None where arguments must be given. recipe: `module:class`."""
+    """The recipe with its defaults, and an example teacher if it needs one; None where other arguments must be given.
+
+    recipe: `module:class`.
+    """
     module, _, attribute = recipe.partition(":")
-    try:
-        return getattr(import_module(module), attribute)()
-    except (TypeError, ZooError):
-        return None
+    made = getattr(import_module(module), attribute)
+    for given in ({}, {"teacher": TEACHER}):
+        with contextlib.suppress(TypeError, ZooError):
+            return made(**given)
+    return None
 
 
 def refusals(kind: Method, name: str, fields: list[Json]) -> str:
     """What building it on one backbone of each kind of features says, and what values its arguments refuse."""
     rows = []
     for backbone, described in TRIED_ON.items():
-        found = built(f"{backbone}+{name_of(kind, name)}")
+        found = built(f"{backbone}+{written(kind, name)}")
         if isinstance(found, str) and kind == "adapter" and (opener := opener_for(backbone, name)):
             found = f"after {opener} it works; alone: {found}"
         rows.append((described, plain(found) if isinstance(found, str) else "works"))
     text = table(("on", "what is said"), rows)
     if len({said for _, said in rows}) == 1 and rows[0][1] != "works":
         text = f"{rows[0][1]}.\n"
-    said = wrong_values(name_of(kind, name), fields)
+    said = wrong_values(kind, name, fields)
     if said:
         text += "\nValues that are refused say what is allowed:\n\n" + "".join(f"- `{line}`\n" for line in said)
     return text
 
 
-def wrong_values(name: str, fields: list[Json]) -> list[str]:
+def wrong_values(kind: Method, name: str, fields: list[Json]) -> list[str]:
     """One refusal for each numeric argument that has any, found by giving it values that are hardly meant."""
     said = []
     for field in fields:
         values = () if field["common"] else WRONG_VALUES.get(field["type"].removesuffix(" or none"), ())
         for value in values:
             try:
-                zoo_core.resolve(f"starter/vit-nano+{name}({field['name']}={value})", task="digits")
+                zoo_core.resolve(f"starter/vit-nano+{written(kind, name, **{field['name']: value})}", task="digits")
             except ZooError as error:
                 if "allowed: " in str(error):
                     said.append(str(error).partition("\n")[0])
