@@ -5,6 +5,7 @@ load, load_backbone, load_run, load_runs, save, fetch, fit, evaluate, predict, e
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from zoo_core.plan.resolve import resolve
 from zoo_core.registry.local_plugins import SpecLike, check_files
 from zoo_core.results.store import Result, RunLock, append
 from zoo_core.run_layout import DELTA, LOCK, RESULTS, RUN_FILES, UNFINISHED
-from zoo_core.runs.backbones import base_plan
+from zoo_core.runs.backbones import plans_below
 from zoo_core.runs.export import exporter, write_plain
 from zoo_core.runs.inference import Item, Pool, Prediction, SkippedItem, embedded, predicted
 from zoo_core.runs.stored_run import StoredRun, load_stored, load_together, read_run, save_run
@@ -125,15 +126,13 @@ def _is_published(spec: object) -> bool:
 def _files(
     plan: Plan, *, offline: bool = False, progress: Callable[[DownloadProgress], None] | None = None
 ) -> dict[str, Path]:
-    """The folder of each part that has files, by its key in a lock, including the runs that the backbone is made of."""
+    """The folder of each part that has files, by its key in a lock, including the runs below."""
     found: dict[str, Path] = {}
-    below: Plan | None = plan
-    while below is not None:
-        for part in below.parts:
-            folder = files_of(below, part, offline=offline, progress=progress)
+    for each in itertools.chain([plan], plans_below(plan, offline=offline)):
+        for part in each.parts:
+            folder = files_of(each, part, offline=offline, progress=progress)
             if folder is not None:
                 found[part_key(part)] = folder
-        below = base_plan(below, offline=offline)
     return found
 
 

@@ -32,7 +32,7 @@ from zoo_core.plan.plan import Plan, needed
 from zoo_core.plan.resolve import resolve
 from zoo_core.registry.local_plugins import lacking as not_given
 from zoo_core.run_layout import LOCK
-from zoo_core.runs.backbones import base_plan
+from zoo_core.runs.backbones import plans_below
 
 __all__ = ["fetch", "lock", "push", "verify"]
 
@@ -220,12 +220,10 @@ def _plans(what: Sequence[str], task: str | None, pins: Mapping[str, Pinned], *,
 
 
 def _with_chains(plans: Iterable[Plan]) -> Iterator[Plan]:
-    """Each plan, followed by the plans of the stored runs that its backbone was made from, if any."""
+    """Each plan, followed by the plans of the stored runs that its backbone was made from or that teach it."""
     for plan in plans:
-        below: Plan | None = plan
-        while below is not None:
-            yield below
-            below = base_plan(below)
+        yield plan
+        yield from plans_below(plan)
 
 
 def _plan(text: str, task: str | None, pins: Mapping[str, Pinned], offline: bool) -> Plan:

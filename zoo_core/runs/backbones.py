@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from zoo_core.plan.plan import Plan
 
-__all__ = ["Published", "Run", "base_plan"]
+__all__ = ["Published", "Run", "plans_below"]
 
 PATTERNS = (RUN, LOCK)
 
@@ -77,21 +78,24 @@ class Published:
         return _learner(files)
 
 
-def base_plan(plan: Plan, *, offline: bool = False) -> Plan | None:
-    """The plan of the stored run that a plan's backbone is, without its task; None if the backbone is no stored run.
+def plans_below(plan: Plan, *, offline: bool = False) -> Iterator[Plan]:
+    """The plans of the stored runs that a plan's backbone and its teachers are, and of those below, without tasks.
 
-    Its run.json is fetched if it is not here. offline: send no request.
+    Their run.json are fetched if they are not here. offline: send no request.
     """
-    if not isinstance(plan.backbone.recipe, Run | Published):
-        return None
-    from dataclasses import replace
+    for part in (plan.backbone, *(part for _, part in plan.teachers.values())):
+        if not isinstance(part.recipe, Run | Published):
+            continue
+        from dataclasses import replace
 
-    from zoo_core.files.fetch import files_of
-    from zoo_core.runs.stored_run import read_run
+        from zoo_core.files.fetch import files_of
+        from zoo_core.runs.stored_run import read_run
 
-    files = files_of(plan, plan.backbone, weights="random", offline=offline)
-    assert files is not None, "a stored run has files"
-    return replace(read_run(files, needs_task=False).plan, task=None)
+        files = files_of(plan, part, weights="random", offline=offline)
+        assert files is not None, "a stored run has files"
+        below = replace(read_run(files, needs_task=False).plan, task=None)
+        yield below
+        yield from plans_below(below, offline=offline)
 
 
 def _described(files: Path) -> tuple[Modality | None, Target]:

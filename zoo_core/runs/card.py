@@ -51,8 +51,8 @@ def push_run(path: Path, repository: str, *, private: bool = False) -> str:
     Raises NotFoundError for a folder without a fitted model, UsageError if nobody else could load it, IntegrityError if
     it is damaged, AccessError if the Hub refuses.
     """
-    _refuse_unpublished(path)
     run = read_run(path)
+    _refuse_unpublished(run)
     verify(path / DELTA, run.delta)
     _refuse_what_only_this_machine_has(run)
     forbidden = hub.offline_by()
@@ -70,7 +70,7 @@ def push_run(path: Path, repository: str, *, private: bool = False) -> str:
         done = api.create_commit(
             repository,
             [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files],
-            commit_message=f"zoo push: {run.plan.spec}"[:200],
+            commit_message=f"zoo push: {run.spec}"[:200],
         )
     except (hub.HTTPError, OSError, ValueError, RuntimeError) as error:
         raise _not_uploaded(error, repository) from error
@@ -125,7 +125,7 @@ def _body(run: StoredRun, results: Sequence[Result], repository: str, base: str 
     origin = f"[{base}](https://huggingface.co/{base}) at `{pin.revision}`" if base and pin else "inside its package"
     names = ", ".join(f"`{name}`" for name in run.target.names) or f"{run.target.size} outputs"
     what = (
-        f"`{plan.spec}`, fitted with zoo{task}. This repository holds what fitting changed or added; the rest comes "
+        f"`{run.spec}`, fitted with zoo{task}. This repository holds what fitting changed or added; the rest comes "
         f"from the base when the model is loaded, at the commit and with the sha256 that `zoo.lock` names."
     )
     facts = [
@@ -157,12 +157,15 @@ def _table(results: Sequence[Result]) -> str:
     return "\n".join([head, *rows]) + "\n\nThe learning rate was chosen on validation; this split was scored once."
 
 
-def _refuse_unpublished(path: Path) -> None:
-    """Raises UsageError for a run with parts that only a file on this machine provides."""
-    for key, row in unpublished_in(read_lock(path / LOCK)).items():
+def _refuse_unpublished(run: StoredRun) -> None:
+    """Raises UsageError for a run that is used with parts that only a file on this machine provides."""
+    used = {part_key(part) for part in run.plan.parts}
+    for key, row in unpublished_in(read_lock(run.path / LOCK)).items():
+        if key not in used:
+            continue
         raise UsageError(
-            f"{path} was fitted with {key} of the file {row['distribution']}, which nobody else has; publish it as a "
-            f"package with an entry point, and fit again with that"
+            f"{run.path} was fitted with {key} of the file {row['distribution']}, which nobody else has; publish it as "
+            f"a package with an entry point, and fit again with that"
         )
 
 
@@ -170,8 +173,9 @@ def _refuse_what_only_this_machine_has(run: StoredRun) -> None:
     lock = read_lock(run.path / LOCK)
     if lock is None:
         raise IntegrityError(f"{run.path} lacks its {LOCK}; copy the whole folder, or fit the model again")
+    used = {part_key(part) for part in run.plan.parts}  # a teacher is not
     for key, pin in pins_of(lock).items():
-        if pin.folder is not None and not key.startswith("task:"):
+        if pin.folder is not None and not key.startswith("task:") and key in used:
             published = f"zoo push {pin.folder} ORG/NAME, and fit on hub/ORG/NAME"
             raise UsageError(
                 f"{run.path} was fitted on files of the local folder {pin.folder} ({key}), which nobody else has; "

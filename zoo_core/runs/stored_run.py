@@ -49,11 +49,13 @@ PROVENANCE: frozenset[Change] = frozenset({"objective", "schedule"})  # what is 
 class StoredRun:
     """What run.json says, resolved again: the plan, the target with its names, and the hash of the delta.
 
+    spec: that it was fitted with; the plan has no adapters that changed its training alone.
     num_columns: the columns of the table that it was fitted on, None for other modalities. encoding: how its inputs
     were made from the cells of files, None if the cells are the inputs.
     """
 
     path: Path
+    spec: Spec
     plan: Plan
     target: Target
     base_digest: str | None
@@ -109,7 +111,7 @@ def read_run(path: Path, *, needs_task: bool = True) -> StoredRun:
         spec, budget = parse(text_in(table["spec"])), budget_from(table["budget"])
         task = parse_part(text_in(table["task"])) if table["task"] is not None else None
         base_digest, seed, parts = table["base_digest"], int(table["seed"]), list(table["parts"])
-        used = table.get("used")  # older ones have none, and are used with all that they were fitted with
+        whole, used = spec, table.get("used")  # older ones have none, and are used with all that they were fitted with
         spec, places = _as_used(spec, None if used is None else [int(position) for position in used])
         num_columns = None if table["num_columns"] is None else int(table["num_columns"])
         encoding = encoding_from(table["encoding"]) if "encoding" in table else None
@@ -131,6 +133,7 @@ def read_run(path: Path, *, needs_task: bool = True) -> StoredRun:
     _check_parts(path, plan, parts)
     return StoredRun(
         path=path,
+        spec=whole,
         plan=plan,
         target=target,
         base_digest=base_digest,
