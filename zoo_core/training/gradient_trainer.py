@@ -273,8 +273,9 @@ class GradientTrainer:
             terms = self._learner.terms(output, batch)
             if len(weights) == 1:
                 return total_of(terms) * next(iter(weights.values()))
-            shares = {name: weights.get(name, weights.get("", 1.0)) for name in terms}
-            return total_of({name: term * shares[name] for name, term in terms.items() if shares[name]})
+            shares = {name: weights.get(name, weights[""]) for name in terms}
+            kept = {name: term * shares[name] for name, term in terms.items() if shares[name]}
+            return total_of(kept or {"": output.predictions.sum() * 0})
 
     def _gradient_that_fits(self, batch: Batch) -> Tensor:
         """Computes the gradient in micro-batches. With `auto`, the micro-batch is halved while memory is too small.

@@ -36,11 +36,13 @@ def num_items(learner: Learner, batch: Batch) -> Mapping[str, float]:
 def weights_of(counts: Sequence[Mapping[str, float]]) -> list[Mapping[str, float]]:
     """For each part of a batch the weight of each term in the loss of the whole, from the parts' numbers of items.
 
-    A term without any item in the whole batch, such as a penalty of weights, keeps the weight 1 in each part.
+    The weights of a term add up to 1. A term without any item in the whole batch has the same in each part: it is 0
+    there, or no batch enters it, such as a penalty of weights.
     """
-    names = {name for each in counts for name in each}
+    names = {name for each in counts for name in each} | {""}
     whole = {name: sum(each.get(name, 0.0) for each in counts) for name in names}
-    return [{name: each.get(name, 0.0) / whole[name] if whole[name] else 1.0 for name in names} for each in counts]
+    alike = 1 / len(counts)
+    return [{name: each.get(name, 0.0) / whole[name] if whole[name] else alike for name in names} for each in counts]
 
 
 def check_divides(learner: Learner, batch: Batch, size: int) -> None:

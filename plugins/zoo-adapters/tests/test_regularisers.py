@@ -484,7 +484,7 @@ def gradient_of(adapters: str, size: int) -> Tensor:
     whole = Batch(inputs={name: x.double() for name, x in whole.inputs.items()}, target=whole.target, ids=whole.ids)
     learner.eval()
     for part in pieces(whole, size):
-        share = float(num_items(learner, part)) / float(num_items(learner, whole))
+        share = num_items(learner, part)[""] / num_items(learner, whole)[""]
         (learner.loss(learner(part.inputs), part) * share).backward()
     return torch.cat([x.grad.flatten() for _, x in learner.trainable() if x.grad is not None])
 
