@@ -333,15 +333,27 @@ def identity_of(plan: Plan, part: Bound) -> dict[str, object]:
     return identity | {"files": {name: pin.files[name].sha256 for name in needed(source, weights, pin.files)}}
 
 
+_TEXTS = (str, str | None, tuple[str, ...], tuple[str, ...] | None)  # the types of arguments that may name teachers
+
+
 def _adapter_identity(plan: Plan, adapter: Bound) -> dict[str, object]:
-    """What enters a digest for an adapter: for each text that names a teacher of the plan, what that is made from."""
+    """What enters a digest for an adapter: in place of each argument that names a teacher, what that is made from.
+
+    What a teacher that no argument names is made from stands beside them.
+    """
     identity = identity_of(plan, adapter)
+    if not plan.teachers:
+        return identity
     fields = identity["fields"]
     assert isinstance(fields, dict)
-    known = {of: identity_of(plan, part) for of, (_, part) in plan.teachers.items()}
-    texts = {name for name, hint in adapter.types.items() if name in fields and hint in (str, str | None)}
-    taught = {name: known[value] for name, value in fields.items() if name in texts and value in known}
-    return identity | {"fields": fields | taught} if taught else identity
+    asked: tuple[Teacher, ...] = adapter.fact("teachers")()
+    known = {each.of: identity_of(plan, plan.teachers[each.of][1]) for each in asked if each.of in plan.teachers}
+    texts = {name for name, hint in adapter.types.items() if name in fields and hint in _TEXTS}
+    given = {name: fields[name] if isinstance(fields[name], list) else [fields[name]] for name in texts}
+    named = {name: [known.get(each, each) for each in values] for name, values in given.items()}
+    taught = {name: values if isinstance(fields[name], list) else values[0] for name, values in named.items()}
+    unnamed = [found for of, found in known.items() if not any(of in values for values in given.values())]
+    return identity | {"fields": fields | taught} | ({"teachers": unnamed} if unnamed else {})
 
 
 def _budget(plan: Plan) -> dict[str, object]:
