@@ -48,15 +48,20 @@ def check_labels(plan: Plan, train: Split, target: Target) -> None:
         raise RefusedError(f"head {plan.head.name} is fitted from labels, and {missing} of {train.num} are missing")
 
 
-def replay_of(plan: Plan, learner: Learner, split: Split, device: torch.device, passes: Passes) -> Replay | None:
-    """The teachers of a learner beside the examples of a split; None for a learner without any."""
+def replay_of(
+    plan: Plan, learner: Learner, split: Split, device: torch.device, passes: Passes, *, role: str
+) -> Replay | None:
+    """The teachers of a learner beside the examples of a split; None for a learner without any.
+
+    role: train, val or test. Examples of two of them may have the same ids, and what they draw does not differ then.
+    """
     if learner.teachers is None:
         return None
     root, rows = rows_of(split)
     stores = {
         of: ModelOutputs(
             outputs_room(),
-            _key(plan, of, root, device),
+            _key(plan, of, root, role, device),
             root.num,
             max_bytes=outputs_bytes(),
             on_full=_log.warning,
@@ -76,7 +81,7 @@ def _have_one_shape(plan: Plan, of: str) -> bool:
     return not (asked.stages or asked.sites) or plan.task.recipe.modality in ("image", "table")
 
 
-def _key(plan: Plan, of: str, root: Split, device: torch.device) -> dict[str, object]:
+def _key(plan: Plan, of: str, root: Split, role: str, device: torch.device) -> dict[str, object]:
     """All that a teacher's outputs for a split depend on, besides the view and the row."""
     asked, part = plan.teachers[of]
     assert plan.task is not None, "a trial has a task"
@@ -86,6 +91,7 @@ def _key(plan: Plan, of: str, root: Split, device: torch.device) -> dict[str, ob
         "teacher": identity_of(plan, part),
         "asked": {name: value for name, value in asdict(asked).items() if name != "of"},
         "task": task,
+        "split": role,
         "ids": ids,
         "augmentation": None if plan.augmentation is None else plan.augmentation.identity(),
         "device": device.type,

@@ -147,7 +147,7 @@ def _measured(
     peak = peak_memory_bytes(device)
     assert plan.metric is not None, "a task names its metric"
     precision = precision_of(plan.budget.precision, device)
-    loader = scoring_loader(plan, chosen.learner, splits.test, splits.target, device, num_workers, passes)
+    loader = scoring_loader(plan, chosen.learner, splits.test, splits.target, device, num_workers, passes, role="test")
     found, _ = score_split(chosen.learner, loader, plan.metric, splits.target, precision)
     trainable, total = count_parameters(chosen.learner)
     return replace(
@@ -237,9 +237,9 @@ def _started(
 ) -> _Start:
     """Builds the learner of a trial and what it is fitted and judged on."""
     learner = build(plan, target=target).to(device)
-    beside = replay_of(plan, learner, train, device, passes)
+    beside = replay_of(plan, learner, train, device, passes, role="train")
     fitting = training_loader(plan, learner, train, target, device, num_workers, beside)
-    validating = scoring_loader(plan, learner, val, target, device, num_workers, passes)
+    validating = scoring_loader(plan, learner, val, target, device, num_workers, passes, role="val")
     if plan.weights == "random":
         calibrate(learner, fitting.without_beside())
     return _Start(
@@ -447,11 +447,16 @@ def scoring_loader(
     device: torch.device,
     num_workers: int,
     passes: Passes,
+    *,
+    role: str,
 ) -> Loader:
-    """As `plain_loader`; where a task has no labels, its targets are what the teacher says of the examples."""
+    """As `plain_loader`; where a task has no labels, its targets are what the teacher says of the examples.
+
+    role: which split of the trial it is.
+    """
     if not is_unlabelled(plan):
         return plain_loader(plan, learner, split, target, device, num_workers)
-    beside = replay_of(plan, learner, split, device, passes)
+    beside = replay_of(plan, learner, split, device, passes, role=role)
     loader = _loader(plan, learner, target, device, num_workers)(
         split, batch_size=INFERENCE_BATCH, beside=beside, may_lack=True
     )

@@ -342,7 +342,8 @@ class Loader:
                 return self._normalised(beside.preparation(of), found)
 
             view = self._prepared.view(draw)
-            given[of] = beside.output(of, view, positions, inputs, batch.inputs.get("word_ids"))
+            found = beside.output(of, view, positions, inputs, batch.inputs.get("word_ids"))
+            given[of] = found.each(lambda x: x.to(self.device))  # what was stored comes from the disk
         return replace(batch, teachers=given)
 
     def _order(self, epoch: int) -> list[list[int]]:

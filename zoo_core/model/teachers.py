@@ -222,7 +222,7 @@ def _held(of: str, x: Tensor, keep: str) -> Tensor:
     x = x.clone() if x.is_inference() else x
     if not x.is_floating_point():
         return x
-    found = x.half().float() if keep == "float16" else x if x.dtype == torch.float64 else x.float()
+    found = x.half().float() if keep == "float16" else x.float()
     if not bool(found.isfinite().all()):
         wrong = int((~found.flatten(1).isfinite()).any(dim=1).sum())
         if keep == "float16" and bool(x.isfinite().all()):
