@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from zoo_core import contracts
-from zoo_core.contracts import Context, Features, FeatureSpec, Site, Source, Target, Weights
+from zoo_core.contracts import Change, Context, Features, FeatureSpec, Site, Source, Target, Weights
 from zoo_core.data.randomness import seeded
 from zoo_core.errors import LawError, PluginError, RefusedError
 from zoo_core.model.build import build, build_backbone, checksum
@@ -211,6 +211,59 @@ def test_an_adapter_may_wrap_the_head_whose_keys_stay() -> None:
     assert isinstance(learner.head, nn.Sequential)
     assert [name for name, _ in learner.named_children()] == ["backbone", "heads", "objective"]
     assert set(learner.delta()) == {"heads.main.0.layers.0.weight", "heads.main.0.layers.0.bias"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claims(Does):
+    """One that says that it is over once the model is trained."""
+
+    changes: frozenset[Change] = frozenset({"objective"})
+
+
+def hook_the_last_stage(learner: Learner) -> None:
+    learner.backbone.get_submodule("blocks.2").register_forward_hook(lambda module, args, x: x + 1)
+
+
+def wrap_the_head(learner: Learner) -> None:
+    learner.head = Wrapped(learner.head)
+
+
+class Wrapped(nn.Module):
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, features: Features) -> Tensor:
+        predictions: Tensor = self.head(features)
+        return predictions * 2
+
+
+def replace_a_module_without_tensors(learner: Learner) -> None:
+    learner.backbone.get_submodule("blocks.0").drop = nn.Identity()
+
+
+def hold_a_buffer(learner: Learner) -> None:
+    learner.backbone.register_buffer("mine", torch.ones(3), persistent=False)
+
+
+@pytest.mark.parametrize("changes", [{"objective"}, {"schedule"}, {"objective", "schedule"}, set()])
+@pytest.mark.parametrize(
+    ("what", "found"),
+    [
+        (open_the_last_norm, "backbone.norm.bias"),
+        (hook_the_last_stage, "backbone.blocks.2"),
+        (wrap_the_head, "head"),
+        (replace_a_module_without_tensors, "backbone.blocks.0.drop"),
+        (hold_a_buffer, "backbone.mine"),
+    ],
+)
+def test_what_stored_runs_are_used_without_changes_nothing_that_is_used(
+    what: Callable[[Learner], Any], found: str, changes: set[Change]
+) -> None:
+    with pytest.raises(LawError, match=f"used without it, and it changed {found};"):
+        build(toy_plan(Claims(what=what, changes=frozenset(changes))))
+    build(toy_plan(Claims(what=what, changes=frozenset({*changes, "added"}))))
+    build(toy_plan(Claims(what=lambda learner: learner.finishers.append(lambda _: None), changes=frozenset(changes))))
 
 
 def test_what_an_adapter_adds_trains_and_is_in_the_delta() -> None:

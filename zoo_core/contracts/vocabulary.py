@@ -43,7 +43,11 @@ Seam = Literal["stage", "attention", "prompt"]
 Weights = Literal["pretrained", "random"]
 """Where the numbers of a backbone come from."""
 Change = Literal["base", "added", "objective", "schedule"]
-"""What an adapter changes. An adapter that trains only the head changes nothing."""
+"""What an adapter changes. An adapter that trains only the head changes nothing.
+
+A stored model is used without an adapter that changes nothing but objective and schedule, so one that opens tensors of
+the backbone says base, and one that adds modules or hooks, or wraps the head, says added.
+"""
 Trust = Literal["pickle", "code"]
 """What an argument may allow: reading pickles, or running the code of a repository."""
 

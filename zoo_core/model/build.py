@@ -20,6 +20,7 @@ from zoo_core.contracts import (
     ROLES,
     AdapterRecipe,
     Backbone,
+    Change,
     ClosedForm,
     Context,
     FeatureSpec,
@@ -35,7 +36,7 @@ from zoo_core.errors import LawError, PluginError, RefusedError
 from zoo_core.lock import part_key
 from zoo_core.model.backbone_checks import check_backbone, check_head_module
 from zoo_core.model.learner import MAIN, Learner
-from zoo_core.model.objective import ScaledHead, default_objective
+from zoo_core.model.objective import ScaledHead, default_objective, needs_of
 from zoo_core.model.reachability import unreached
 from zoo_core.model.teachers import Taught, TeacherModel, Teachers
 from zoo_core.model.transforms import with_transforms
@@ -48,9 +49,10 @@ from zoo_core.registry.recipe_checks import broken, plugin_call
 from zoo_core.registry.registry import Bound
 from zoo_core.run_layout import RUN
 
-__all__ = ["build", "build_backbone", "check_outline", "checksum"]
+__all__ = ["PROVENANCE", "build", "build_backbone", "check_outline", "checksum"]
 
 
+PROVENANCE: frozenset[Change] = frozenset({"objective", "schedule"})  # what is over once a model is trained
 CHECKED_AT_ONCE = 2**20  # values; all of a large tensor would show in a trial's peak memory
 
 
@@ -152,7 +154,8 @@ def _teacher(plan: Plan, of: str) -> TeacherModel:
     modality = None if plan.task is None else plan.task.recipe.modality
     if asked.predictions and isinstance(recipe, Predicts):
         files = _files(plan, part)
-        assert files is not None, "a fitted model has files"
+        if files is None:
+            raise broken(part, "it predicts, and its source() names no files of the fitted model")
         with plugin_call(part):
             learner: object = recipe.learner(files)
         if not isinstance(learner, Learner):
@@ -261,6 +264,7 @@ def _apply(adapter: Bound, learner: Learner, context: Context) -> Learner:
     held = list(_tensors(learner))  # kept until the check is over, so that no new tensor has the identity of an old one
     trainable = {id(parameter): name for name, parameter in learner.trainable()}
     before = {id(tensor): (name, checksum(tensor)) for name, tensor in held if id(tensor) not in trainable}
+    modules, built = list(learner.modules()), _in_use(learner)  # kept too
     with plugin_call(adapter):
         recipe: AdapterRecipe = adapter.recipe  # where mypy sees that the learner keeps its contract
         adapted = recipe.apply(learner, context)
@@ -279,7 +283,50 @@ def _apply(adapter: Bound, learner: Learner, context: Context) -> Learner:
             raise LawError(f"adapter {adapter.name} removed {name}; an adapter may wrap a part and keeps its tensors")
         if checksum(kept[key]) != total:
             raise LawError(f"adapter {adapter.name} changed the values of {name}; an adapter may only add")
+    _check_taught(adapter, adapted)
+    if adapter.fact("changes") <= PROVENANCE:
+        _check_is_over(adapter, built, _in_use(adapted))
+    del modules
     return adapted
+
+
+def _check_taught(adapter: Bound, learner: Learner) -> None:
+    """Raises LawError unless teachers are declared by the recipe and `taught` is said by the objective, or neither."""
+    if learner.objective is None or (learner.teachers is None and not needs_of(learner.objective).taught):
+        return
+    if learner.teachers is None:
+        raise LawError(
+            f"adapter {adapter.name} put in an objective that reads batch.teachers, and no recipe of the chain "
+            f"declares any; its teachers() names what it reads"
+        )
+    if asked_of(adapter) and not needs_of(learner.objective).taught:
+        raise LawError(
+            f"adapter {adapter.name} declares a teacher, and no module of the objective says that it reads any; "
+            f"give the one that does `taught = True`"
+        )
+
+
+def _in_use(learner: Learner) -> dict[str, str]:
+    """By name, what an adapter can change of backbone and head: modules, hooks, tensors, and whether these train."""
+    found: dict[str, str] = {}
+    for part, root in (("backbone", learner.backbone), ("head", learner.head)):
+        for path, module in root.named_modules(prefix=part):
+            hooks = [len(each) for name, each in vars(module).items() if name.endswith("_hooks") and each]
+            found[path] = f"module {id(module)} with hooks {hooks}"
+        tensors = (*root.named_parameters(prefix=part), *root.named_buffers(prefix=part))
+        found |= {name: f"tensor {id(x)} that {'trains' if x.requires_grad else 'stays'}" for name, x in tensors}
+    return found
+
+
+def _check_is_over(adapter: Bound, before: Mapping[str, str], after: Mapping[str, str]) -> None:
+    """Raises LawError if an adapter that stored runs are used without has changed what they are used with."""
+    changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    if changed:
+        said = ", ".join(sorted(adapter.fact("changes"))) or "nothing"
+        raise LawError(
+            f"adapter {adapter.name} says that it changes {said}, so stored runs are used without it, and it changed "
+            f"{changed[0]}; it names what it opens base, and what it adds or wraps added"
+        )
 
 
 def _check_reached(learner: Learner, added: Mapping[nn.Parameter, Bound]) -> None:

@@ -19,7 +19,7 @@ from zoo_core import contracts
 from zoo_core.contracts import Batch, Features, Kind, MergesItself, Output, Source, Target
 from zoo_core.errors import IncompatibleError, LawError, RefusedError, UsageError
 from zoo_core.lock import part_key
-from zoo_core.model.objective import ScaledHead, needs_of, total_of
+from zoo_core.model.objective import Given, ScaledHead, needs_of, total_of
 from zoo_core.model.transforms import BesideCollate, BesideTransform, Collate, Transform
 from zoo_core.toolkit.features import convert
 from zoo_core.toolkit.sites import capture_sites, fold_changes
@@ -136,6 +136,7 @@ class Learner(nn.Module):
             raise IncompatibleError("this learner was loaded for use and has no objective; build it for training")
         if self.teachers is not None and self._needs.taught:
             batch = self.taught(batch)
+            batch = replace(batch, teachers=Given(batch.teachers))
         terms: dict[str, Tensor] = self.objective(output, batch)
         return terms
 
@@ -263,7 +264,7 @@ class Learner(nn.Module):
         The learner itself stays as it is. Raises RefusedError if an adapter cannot be folded into weights.
         """
         merged = copy.deepcopy(self)
-        merged.objective = None
+        merged.objective = merged.teachers = None
         merged.requires_grad_(False)
         merged.eval()
         for part in self.plan.adapters if self.plan is not None else ():

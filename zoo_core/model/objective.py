@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo_core.contracts import Batch, ClosedForm, Features, Output, Target
+from zoo_core.contracts import Batch, ClosedForm, Features, Output, Target, TeacherOutput
 from zoo_core.data.token_labels import IGNORED
+from zoo_core.errors import LawError
 
 __all__ = [
     "BinaryCrossEntropy",
     "CrossEntropy",
+    "Given",
     "Needs",
     "NoLabels",
     "ScaledHead",
@@ -54,6 +56,16 @@ def needs_of(objective: nn.Module | None) -> Needs:
 def _said(module: nn.Module, name: str) -> tuple[Any, ...]:
     found = getattr(module, name, ())  # a module may use the name for something else, which is no tuple
     return found if isinstance(found, tuple) else ()
+
+
+class Given(dict[str, TeacherOutput]):
+    """What teachers gave for a batch, by Teacher.of. Raises LawError for one that no recipe of the chain declares."""
+
+    def __missing__(self, of: str) -> TeacherOutput:
+        raise LawError(
+            f"the objective reads what teacher {of!r} gave, and the recipes of the chain declare "
+            f"{', '.join(map(repr, self)) or 'none'}; an adapter names what it reads in teachers()"
+        )
 
 
 def total_of(terms: Mapping[str, Tensor]) -> Tensor:

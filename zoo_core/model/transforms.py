@@ -123,10 +123,11 @@ class BesideCollate:
             inputs: dict[str, Tensor] = self.own([_of(item, "") for item in items])
             return inputs
         batch: Batch = self.own([(_of(example, ""), target) for example, target in items])
-        beside = {
-            of: preparation.normalise(preparation.collate([_of(example, f"{of}{BESIDE}") for example, _ in items]))
-            for of, preparation in self.preparations.items()
-        }
+        beside = {}
+        for of, preparation in self.preparations.items():
+            read = [_of(example, f"{of}{BESIDE}") for example, _ in items]
+            if all(read):  # else some come of the backbone's own transform, and the loss says that no teacher saw them
+                beside[of] = preparation.normalise(preparation.collate(read))
         return replace(batch, beside=beside)
 
 

@@ -19,12 +19,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from zoo_core._process.atomic_files import replacing, write_whole
-from zoo_core.contracts import Change, FileHash, Target
+from zoo_core.contracts import FileHash, Target
 from zoo_core.errors import IncompatibleError, IntegrityError, NotFoundError, UsageError, ZooError
 from zoo_core.files.fetch import pin_plan
 from zoo_core.files.hashing import sha256_of, verify
 from zoo_core.lock import part_key, pins_of, read_lock, unpublished_in
-from zoo_core.model.build import build, build_backbone
+from zoo_core.model.build import PROVENANCE, build, build_backbone
 from zoo_core.model.learner import Learner
 from zoo_core.plan.plan import Plan, budget_from, identity_of
 from zoo_core.plan.resolve import resolve
@@ -42,7 +42,6 @@ from zoo_core.toolkit.weights import read_tensors
 __all__ = ["StoredRun", "load_stored", "load_together", "read_run", "save_run"]
 
 FORMAT = 1
-PROVENANCE: frozenset[Change] = frozenset({"objective", "schedule"})  # what is over once a model is trained
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,7 +66,9 @@ def changes_what_it_says(subject: Subject) -> str | None:
     added = learner.added()
     trainable = dict(learner.trainable())
     opened = [name for name in trainable if name.startswith("backbone.") and name not in added]
-    kinds: dict[Change, list[str]] = {"base": opened, "added": list(added)}
+    of_head = {name for name, _ in (*learner.named_parameters(), *learner.named_buffers()) if name.startswith("heads.")}
+    plain = {name for name, _ in (*subject.plain.named_parameters(), *subject.plain.named_buffers())}
+    kinds: dict[Change, list[str]] = {"base": opened, "added": [*added, *sorted(of_head - plain)]}
     for kind, found in kinds.items():
         if found and kind not in subject.changes:
             raise ConformanceError(f"`changes` lacks {kind!r}, and it has {len(found)} such tensors, {found[0]} first")
