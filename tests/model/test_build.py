@@ -213,11 +213,14 @@ def test_an_adapter_may_wrap_the_head_whose_keys_stay() -> None:
     assert set(learner.delta()) == {"heads.main.0.layers.0.weight", "heads.main.0.layers.0.bias"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Claims(Does):
-    """One that says that it is over once the model is trained."""
+def saying(changes: set[Change], what: Callable[[Any], Any]) -> Does:
+    """An adapter that says that these are what it changes."""
 
-    changes: frozenset[Change] = frozenset({"objective"})
+    class Says(Does):
+        pass
+
+    Says.changes = frozenset(changes)
+    return Says(what=what)
 
 
 def hook_the_last_stage(learner: Learner) -> None:
@@ -261,9 +264,9 @@ def test_what_stored_runs_are_used_without_changes_nothing_that_is_used(
     what: Callable[[Learner], Any], found: str, changes: set[Change]
 ) -> None:
     with pytest.raises(LawError, match=f"used without it, and it changed {found};"):
-        build(toy_plan(Claims(what=what, changes=frozenset(changes))))
-    build(toy_plan(Claims(what=what, changes=frozenset({*changes, "added"}))))
-    build(toy_plan(Claims(what=lambda learner: learner.finishers.append(lambda _: None), changes=frozenset(changes))))
+        build(toy_plan(saying(changes, what)))
+    build(toy_plan(saying({*changes, "added"}, what)))
+    build(toy_plan(saying(changes, lambda learner: learner.finishers.append(lambda _: None))))
 
 
 def test_what_an_adapter_adds_trains_and_is_in_the_delta() -> None:
