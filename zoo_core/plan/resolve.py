@@ -60,6 +60,7 @@ def resolve(
     offline: bool = False,
     afresh: bool = True,
     stored: str | None = None,
+    learns: bool = True,
     registry: Registry | None = None,
     catalog: Catalog | None = None,
 ) -> Plan:
@@ -72,6 +73,7 @@ def resolve(
     afresh: whether the files of local folders must still be hashed; the pins then only state what must be found there.
     False if the pins were just made, or if the files are checked when they are used.
     stored: what spec and task were read from, such as a run or a suite file; None if the caller gave them directly.
+    learns: False for a fitted model that is only used, which needs no teachers.
     Raises SpecError, NotFoundError, AmbiguousError, UsageError (a wrong argument), PluginError, and RefusedError with
     the reason if the parts do not fit together, or if something stored asks for more trust than this call gives it.
     """
@@ -93,7 +95,7 @@ def resolve(
         backbone, adapters, head = _bind_chain(parts, registry)
         bound = (backbone, *adapters, *((head,) if head else ()), *((bound_task,) if bound_task else ()))
         inner = tuple(each for part in bound for each in inner_parts(part, registry))
-        teachers = bound_teachers(adapters, registry)
+        teachers = bound_teachers(adapters, registry) if learns else {}
     if target.kind == "unlabelled":
         teachers = with_pooled(teachers)
     told = {of: described(part, _local(part), catalog) for of, (_, part) in teachers.items()}

@@ -119,6 +119,7 @@ def read_run(path: Path, *, needs_task: bool = True) -> StoredRun:
         raise damaged(file, error) from error
     spec, pins = moved(path, spec, pins_of(read_lock(path / LOCK)), folders)
     trial: dict[str, Any] = {"target": target, "budget": budget, "seed": seed, "pins": pins, "afresh": needs_task}
+    trial |= {"learns": False}
     plan = _resolved_again(path, spec, task, trial | {"stored": f"the run {path}"}, needs_task=needs_task)
     plan = replace(plan, places=places)
     _check_files(path, plan)
