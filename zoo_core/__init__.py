@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from zoo_core.api import (
         bench,
+        distill,
         embed,
         evaluate,
         export,
@@ -45,6 +46,7 @@ __all__ = [
     "ZooError",
     "add_plugin",
     "bench",
+    "distill",
     "embed",
     "evaluate",
     "export",
@@ -66,7 +68,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _MODULES = {
-    **dict.fromkeys(("bench", "embed", "evaluate", "export", "fetch", "fit"), "api"),
+    **dict.fromkeys(("bench", "distill", "embed", "evaluate", "export", "fetch", "fit"), "api"),
     **dict.fromkeys(("load", "load_backbone", "load_run", "load_runs", "predict", "save"), "api"),
     **dict.fromkeys(("Batch", "Target"), "contracts"),
     "ZooError": "errors",

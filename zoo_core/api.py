@@ -1,6 +1,6 @@
 """The Python calls, which the commands use too.
 
-load, load_backbone, load_run, load_runs, save, fetch, fit, evaluate, predict, embed, bench.
+load, load_backbone, load_run, load_runs, save, fetch, fit, distill, evaluate, predict, embed, bench.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Integral
 from pathlib import Path
@@ -18,19 +18,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from zoo_core.benchmark.distilling import plan_distillation, unlabelled_part
 from zoo_core.benchmark.grid import Suite, load_suite, starter_suite
 from zoo_core.benchmark.runner import RunEvent, open_grid, prepare_folder, run_grid
-from zoo_core.benchmark.trial import TrialProgress, open_task, plain_loader, run_trial, score_split
+from zoo_core.benchmark.trial import TrialProgress, open_task, plain_loader, run_trial
 from zoo_core.contracts import BackboneRecipe, Modality, Split, Target, TaskRecipe, as_backbone
 from zoo_core.data.splits import Splits, carve
-from zoo_core.errors import UsageError
+from zoo_core.errors import RefusedError, UsageError
 from zoo_core.files.fetch import DownloadProgress, fetch_run, files_of, pin_plan
 from zoo_core.lock import lock_of, part_key, read_pins, write_lock
 from zoo_core.model.build import build, build_backbone, check_outline
 from zoo_core.model.learner import Learner
 from zoo_core.plan.plan import Budget, Plan
-from zoo_core.plan.resolve import resolve
+from zoo_core.plan.resolve import bind_task, resolve
+from zoo_core.plan.teachers import common_outputs
 from zoo_core.registry.local_plugins import SpecLike, check_files
+from zoo_core.registry.registry import registry
 from zoo_core.results.store import Result, RunLock, append
 from zoo_core.run_layout import DELTA, LOCK, RESULTS, RUN_FILES, UNFINISHED
 from zoo_core.runs.backbones import plans_below
@@ -40,7 +43,8 @@ from zoo_core.runs.stored_run import StoredRun, load_stored, load_together, read
 from zoo_core.spec.parser import Spec, parse_part
 from zoo_core.toolkit.table_encoding import Encoding, encoding_of
 from zoo_core.training.gradient_trainer import MemoryOptions
-from zoo_core.training.metrics import confusion, per_class
+from zoo_core.training.metrics import confusion, per_class, score
+from zoo_core.training.metrics import predict as forward
 from zoo_core.training.snapshots import UnfinishedFit
 from zoo_core.training.timing import precision_of
 
@@ -51,6 +55,7 @@ __all__ = [
     "Evaluation",
     "Prediction",
     "bench",
+    "distill",
     "embed",
     "evaluate",
     "export",
@@ -332,6 +337,53 @@ def fit(
     return learner, result
 
 
+def distill(
+    teacher: str | Path,
+    student: SpecLike,
+    *,
+    data: str | TaskRecipe,
+    out: str | Path | None = None,
+    budget: Budget | None = None,
+    seed: int | None = None,
+    device: str = "cpu",
+    num_workers: int = 0,
+    lock: str | Path | None = None,
+    frozen: bool = False,
+    micro_batch: int | str | None = None,
+    checkpoint_activations: bool = False,
+    report: Callable[[TrialProgress], None] = lambda _: None,
+) -> tuple[Learner, Result]:
+    """Fits a student that learns from a teacher on examples without labels, as `fit` does.
+
+    teacher: the folder of a stored run, `hub/ORG/NAME`, or the name of a backbone. From a run that predicts comes a
+    model that predicts the same; from a backbone one whose run is a backbone too, `run(path="DIR")`.
+    student: a spec whose chain opens something of its backbone, as "starter/convnet-nano+full". Where it names an
+    adapter with this teacher that one is taken, else the installed one that says so: see zoo_core.contracts.Distils.
+    data: a folder or file of pictures, sounds, texts or arrays, or a task, of whose labels nothing is looked at.
+    Rate and epoch are chosen by agreement with the teacher on held-out examples. All else as for `fit`.
+    Example: `zoo_core.distill("runs/big", "starter/convnet-nano+full", data="./photos", out="runs/small")`.
+    """
+    plan = plan_distillation(
+        str(teacher),
+        student,
+        task=unlabelled_part(data),
+        budget=budget,
+        seed=seed or 0,
+        pins=read_pins(Path(lock) if lock else None),
+        offline=frozen,
+    )
+    return fit(
+        plan,
+        out=out,
+        device=device,
+        num_workers=num_workers,
+        frozen=frozen,
+        micro_batch=micro_batch,
+        checkpoint_activations=checkpoint_activations,
+        report=report,
+    )
+
+
 def _fit_into(
     folder: Path, plan: Plan, device: str, trial: Callable[..., tuple[Result, Learner, Splits]]
 ) -> tuple[Learner, Result]:
@@ -430,31 +482,80 @@ class Evaluation:
     confusion: tuple[tuple[int, ...], ...] = ()
 
 
-def evaluate(path: str | Path, *, split: str = "test", device: str = "cpu") -> Evaluation:
-    """Scores a stored run on the train, val or test split of its task."""
-    run = read_run(Path(path))
-    if run.plan.task is None:
-        raise UsageError(f"{path} was not fitted on a task")
+def evaluate(
+    path: str | Path, *, split: str = "test", task: str | TaskRecipe | None = None, device: str = "cpu"
+) -> Evaluation:
+    """Scores a stored run on the train, val or test split of its task.
+
+    task: another task, whose outputs are matched by name with what the run predicts, as after learning without labels.
+    Of classes that the run does not know the examples count as wrong, and what it knows besides is not looked at; of
+    labels and values it must know all.
+    """
+    run = read_run(Path(path), needs_task=task is None)
+    if run.target.kind == "unlabelled":
+        raise UsageError(
+            f"{path} predicts nothing: it is a backbone; fit a head on it: zoo fit 'run(path=\"{path}\")' --task T"
+        )
+    plan = run.plan if task is None else _on_task(run, task)
+    if plan.task is None:
+        raise UsageError(f"{path} was not fitted on a task; --task names one")
+    if plan.task.target.kind == "unlabelled":
+        what = "was fitted without labels" if task is None else f"was to be scored on {plan.task.name}, without labels"
+        raise UsageError(f"{path} {what}, so nothing says what is right; zoo evaluate {path} --task T scores it on T")
     learner = load_stored(run).to(device)
-    if run.plan.task.recipe.target.kind == "unlabelled":
-        raise UsageError(f"{path} was fitted without labels, so nothing says what is right")
-    splits = carve(open_task(run.plan), seed=run.plan.seed, **run.plan.task.common)
-    chosen = _split(splits, split)
-    loader = plain_loader(run.plan, learner, chosen, run.target, torch.device(device))
-    precision = precision_of(run.plan.budget.precision, torch.device(device))
-    assert run.plan.metric is not None, "a task names its metric"
-    score, predictions = score_split(learner, loader, run.plan.metric, run.target, precision)
-    classes = run.target.kind == "classes"
-    names = run.target.names or tuple(str(index) for index in range(run.target.size or 0))
+    splits = carve(open_task(plan), seed=plan.seed, **plan.task.common)
+    chosen, target = _split(splits, split), run.target if task is None else splits.target
+    own = encoding_of(chosen)
+    if task is not None and run.encoding is not None and own is not None and own.columns != run.encoding.columns:
+        raise RefusedError(
+            f"{path} reads columns as they were scaled for its own table, and those of {plan.task.name} are scaled by "
+            f"other rows; zoo predict {path} FILE.csv encodes a table as the run was fitted"
+        )
+    loader = plain_loader(plan, learner, chosen, target, torch.device(device))
+    precision = precision_of(plan.budget.precision, torch.device(device))
+    assert plan.metric is not None, "a task names its metric"
+    predictions, _ = forward(learner, loader, precision=precision)
+    if task is not None:
+        predictions = _in_order(str(path), predictions, run.target, target)
+    classes = target.kind == "classes"
+    names = target.names or tuple(str(index) for index in range(target.size or 0))
     return Evaluation(
-        metric=run.plan.metric_name,
-        score=score,
+        metric=plan.metric_name,
+        score=score(plan.metric, predictions, loader.targets, target),
         split=split,
         num_examples=chosen.num,
         names=names,
         per_class=tuple(per_class(predictions, loader.targets, names)) if classes else (),
         confusion=tuple(tuple(row) for row in confusion(predictions, loader.targets).tolist()) if classes else (),
     )
+
+
+def _on_task(run: StoredRun, task: str | TaskRecipe) -> Plan:
+    """The plan of a stored run with another task, pinned."""
+    bound = bind_task(task, {}, offline=False, registry=registry())
+    plan = resolve(
+        run.plan.spec,
+        task=bound,
+        target=run.target,
+        budget=replace(run.plan.budget, augment="none"),
+        seed=run.plan.seed,
+        pins=run.plan.pins,
+        afresh=False,
+        stored=f"the run {run.path}",
+    )
+    return pin_plan(plan)
+
+
+def _in_order(path: str, predictions: Tensor, own: Target, wanted: Target) -> Tensor:
+    """Predictions of a run, float32 [N, ..., C], in the order of another target's outputs; -inf for unknown classes."""
+    theirs, places = common_outputs(path, own, wanted, called="the run")
+    size = wanted.size or 0
+    if len(places) < size and wanted.kind in ("multilabel", "regression"):
+        lacking = [name for place, name in enumerate(wanted.names) if place not in places]
+        raise RefusedError(f"{path} does not predict {', '.join(lacking)}; it predicts {', '.join(own.names)}")
+    found = predictions.new_full((*predictions.shape[:-1], size), -torch.inf)
+    found[..., list(places)] = predictions[..., list(theirs)]
+    return found
 
 
 def _split(splits: Splits, name: str) -> Split:
@@ -480,6 +581,8 @@ def predict(
     Raises UsageError for items that cannot be read as such, NotFoundError for a path that does not exist.
     """
     _check_model("predict", learner, "zoo_core.load_run")
+    if learner.target.kind == "unlabelled":
+        raise UsageError("this learner predicts nothing: it is a backbone; zoo_core.embed gives its features")
     given = _items("predict", items, learner.source.modality, names, learner.encoding)
     found = predicted(learner, given, device=device)
     return [_raised(one) for one in found]

@@ -112,7 +112,10 @@ def test_what_is_written_wrongly_is_a_usage_error(plan: Resolve, spec: str, reas
     [
         ("thirds(shots=0)", "shots is at least 1, found 0"),
         ("thirds(shots=many)", "shots is a whole number or none, found the text 'many'"),
-        ("thirds(shot=3)", "thirds has no argument 'shot'; it takes how, num, shots, limit, rest; did you mean"),
+        (
+            "thirds(shot=3)",
+            "thirds has no argument 'shot'; it takes how, num, shots, limit, rest, labels; did you mean",
+        ),
     ],
 )
 def test_a_task_takes_its_own_arguments_and_the_cores(plan: Resolve, task: str, reason: str) -> None:

@@ -633,7 +633,7 @@ def test_an_argument_has_the_type_of_its_field(acme: Registry, text: str, field:
         ("space/x(weights=pretraind)", "weights is one of pretrained, random.*did you mean pretrained"),
         ("chore(shots=0)", "shots is at least 1, found 0"),
         ("chore(limit=1.5)", "limit is a whole number or none"),
-        ("chore(epochs=1)", "chore has no argument 'epochs'; it takes shots, limit, rest"),
+        ("chore(epochs=1)", "chore has no argument 'epochs'; it takes shots, limit, rest, labels"),
         ("mend(weights=random)", "mend has no argument 'weights'"),
     ],
 )

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from zoo_core.benchmark.teaching import check_labels, is_unlabelled, replay_of
 from zoo_core.benchmark.trial import open_task, plain_loader, training_loader
 from zoo_core.contracts import Split, TaskData
 from zoo_core.data.decoding import decode
-from zoo_core.data.loader import KEEP_BYTES, Loader
+from zoo_core.data.loader import AS_IT_IS, KEEP_BYTES, Loader
 from zoo_core.data.randomness import forked_rng
 from zoo_core.data.splits import Splits, Subset, carve
 from zoo_core.errors import ZooError
@@ -27,6 +28,7 @@ from zoo_core.files.fetch import files_of, pin_plan
 from zoo_core.lock import part_key
 from zoo_core.model.build import build
 from zoo_core.model.learner import Learner
+from zoo_core.model.replay import Passes, Replay
 from zoo_core.plan.plan import Plan, needed
 from zoo_core.training.fit import fit
 from zoo_core.training.gradient_trainer import MemoryOptions, moving
@@ -50,7 +52,8 @@ NUM_STEPS = 3  # of each of two epochs; the second one finds its examples prepar
 class Forecast:
     """What a fit will need.
 
-    num_steps: for one learning rate. seconds: from the opened task to the result.
+    num_steps: for one learning rate. teacher_passes: examples that teachers have to look at, each view once where what
+    they give is stored; stored_passes: those that are stored already. seconds: from the opened task to the result.
     peak_memory_bytes: measured as for a result. free_bytes: the memory that is free now.
     micro_batch: the one that was requested, or the one that fits. assumed: the assumptions behind the figures, one
     sentence each.
@@ -63,6 +66,8 @@ class Forecast:
     num_steps: int
     batch_size: int
     micro_batch: int | None
+    teacher_passes: int
+    stored_passes: int
     seconds: float
     peak_memory_bytes: int
     free_bytes: int
@@ -121,8 +126,9 @@ def dry_run(
     """The forecast of a trial from a few of its own steps, on the task's own examples."""
     assert plan.task is not None, "a trial has a task"
     started = time.perf_counter()
-    at, common = torch.device(device), plan.task.common
-    splits = carve(data, seed=plan.seed, shots=common["shots"], limit=common["limit"])
+    at = torch.device(device)
+    splits = carve(data, seed=plan.seed, target=plan.target, **plan.task.common)
+    check_labels(plan, splits.train, splits.target)
     reset_peak_memory(at)
     learner = build(plan, target=splits.target).to(at)
     building = time.perf_counter() - started
@@ -138,6 +144,9 @@ def dry_run(
     few = _few(splits.train, NUM_STEPS * dry_run_size)
     loading = _loading(training_loader(small, learner, few, splits.target, at, num_workers)) / few.num
     step = _step_seconds(small, learner, few, splits, at, num_workers, memory) / dry_run_size  # for each example
+    looking_on = _pass_seconds(small, learner, few, splits, at, num_workers) / few.num
+    step = max(0.0, step - looking_on)
+    passes, stored = _passes(plan, learner, splits, at)
     reading, looking = _reading_seconds(plan, learner, splits, at, num_workers)
     budget, preparation = plan.budget, learner.source.preparation
     num_rates, epochs = max(1, len(plan.learning_rates)), budget.epochs if plan.learning_rates else 1
@@ -149,6 +158,7 @@ def dry_run(
         + splits.train.num * loading * (num_rates * epochs if again else 1)
         + (splits.val.num + splits.test.num) * reading
         + splits.test.num * looking
+        + passes * looking_on
         + INFERENCE_SECONDS
     )
     peak = peak_memory_bytes(at) + int(for_each * (size - dry_run_size))
@@ -165,6 +175,8 @@ def dry_run(
         num_steps=epochs * -(-splits.train.num // size),
         batch_size=size,
         micro_batch=micro,
+        teacher_passes=passes,
+        stored_passes=stored,
         seconds=seconds,
         peak_memory_bytes=peak,
         free_bytes=free,
@@ -180,7 +192,9 @@ def _memory_of_an_example(
     if not plan.learning_rates:
         return 0.0, None
     two = replace(plan, budget=replace(plan.budget, batch_size=2))
-    batch = next(training_loader(two, learner, _few(splits.train, 2), splits.target, device, 0).epoch())
+    some = _few(splits.train, 2)
+    beside = _live(learner, some)
+    batch = next(training_loader(two, learner, some, splits.target, device, 0, beside).epoch())
     learner.train()
     with forked_rng(device, "rehearsal"):
         found = activations(learner, lambda: learner.loss(learner(batch.inputs), batch), len(batch))
@@ -215,7 +229,7 @@ def _step_seconds(
     memory: MemoryOptions | None,
 ) -> float:
     """The seconds of one step on prepared examples. For a fit in closed form, of one batch."""
-    loader = training_loader(plan, learner, few, splits.target, device, num_workers)
+    loader = training_loader(plan, learner, few, splits.target, device, num_workers, _live(learner, few))
     if not plan.learning_rates:
         _loading(loader)
         started = time.perf_counter()
@@ -236,6 +250,47 @@ def _step_seconds(
     if len(steps) < loader.num_batches:  # a GPU tells of few steps
         return found.seconds / found.num_steps
     return statistics.median(steps[loader.num_batches :] or steps)
+
+
+def _live(learner: Learner, split: Split) -> Replay | None:
+    """The teachers of a learner beside a split, with nothing stored; None for a learner without any."""
+    if learner.teachers is None:
+        return None
+    return Replay(learner.teachers, {}, np.arange(split.num, dtype=np.int64))
+
+
+def _pass_seconds(
+    plan: Plan, learner: Learner, few: Split, splits: Splits, device: torch.device, num_workers: int
+) -> float:
+    """The seconds that teachers take for some examples, which are prepared for the student."""
+    beside = _live(learner, few)
+    if beside is None:
+        return 0.0
+    loader = training_loader(plan, learner, few, splits.target, device, num_workers, beside)
+    _loading(loader)
+    return max(0.0, _loading(loader) - _loading(loader.without_beside()))
+
+
+def _passes(plan: Plan, learner: Learner, splits: Splits, device: torch.device) -> tuple[int, int]:
+    """The passes of teachers that a fit makes, and how many of all that it asks for are stored before it begins."""
+    budget = plan.budget
+    draws = range(min(budget.epochs, budget.views or budget.epochs))
+    views = [f"seed {plan.seed}, draw {draw}" for draw in draws] if plan.augmentation is not None else [AS_IT_IS]
+    asked = [(splits.train, views, budget.epochs * max(1, len(plan.learning_rates)))]
+    if is_unlabelled(plan):
+        asked += [(splits.val, [AS_IT_IS], 1), (splits.test, [AS_IT_IS], 1)]
+    made = stored = 0
+    for split, names, times in asked:
+        replay = replay_of(plan, learner, split, device, Passes())
+        for of in () if replay is None else replay.names:
+            assert replay is not None, "it has names"
+            if of not in replay.stores:  # each time anew
+                made += split.num * times
+                continue
+            lacking = sum(len(replay.lacking(of, name, range(split.num))) for name in names)
+            made += lacking
+            stored += split.num * len(names) - lacking
+    return made, stored
 
 
 def _reading_seconds(
@@ -289,10 +344,16 @@ def shown(found: Forecast) -> Mapping[str, Any]:
         "trains": f"{found.num_trainable:,} of {found.num_parameters:,} parameters",
         "steps": f"{found.num_rates} x {found.num_steps:,}, in {found.num_epochs} epochs, "
         f"of {found.batch_size} examples{micro}",
+        **({"teacher": _passes_text(found)} if found.teacher_passes or found.stored_passes else {}),
         "peak memory": f"about {needs}; {free} are free now",
         "time": f"about {_spoken(found.seconds)}",
         "assumed": "; ".join(found.assumed),
     }
+
+
+def _passes_text(found: Forecast) -> str:
+    stored = f"; {found.stored_passes:,} are stored already" if found.stored_passes else ""
+    return f"{found.teacher_passes:,} passes, one of each example and view{stored}"
 
 
 def _spoken(seconds: float) -> str:

@@ -20,6 +20,7 @@ from zoo_core.errors import RefusedError
 from zoo_core.model.learner import Learner
 from zoo_core.model.replay import Passes, Replay
 from zoo_core.plan.plan import Plan, identity_of
+from zoo_core.plan.resolve import check_learns_unlabelled
 from zoo_core.registry.registry import registry
 from zoo_core.registry.scan import normalise
 from zoo_core.registry.settings import outputs_bytes
@@ -31,13 +32,14 @@ _log = logging.getLogger(__name__)
 
 def is_unlabelled(plan: Plan) -> bool:
     """Whether the task of a trial has no labels at all, so that its teacher is what scores compare with."""
-    return plan.task is not None and plan.task.recipe.target.kind == "unlabelled"
+    return plan.task is not None and plan.task.target.kind == "unlabelled"
 
 
 def check_labels(plan: Plan, train: Split, target: Target) -> None:
     """Raises RefusedError where labels of training examples are missing and somebody needs them."""
     if is_unlabelled(plan):
-        return  # resolve has seen to it
+        check_learns_unlabelled(plan.task, plan.adapters)
+        return
     missing = num_unknown(train.targets, target)
     if missing and not any(adapter.fact("unlabelled") for adapter in plan.adapters):
         raise RefusedError(

@@ -467,7 +467,8 @@ def plain_loader(
     plan: Plan, learner: Learner, split: Split, target: Target, device: torch.device, num_workers: int = 0
 ) -> Loader:
     """The batches that a trial is scored on: all examples in order."""
-    return _loader(plan, learner, target, device, num_workers)(split, batch_size=INFERENCE_BATCH)
+    make = _loader(plan, learner, target, device, num_workers)
+    return make(split, batch_size=INFERENCE_BATCH, may_lack=is_unlabelled(plan))
 
 
 def _loader(plan: Plan, learner: Learner, target: Target, device: torch.device, num_workers: int) -> partial[Loader]:

@@ -17,6 +17,7 @@ __all__ = ["main"]
 
 INTERRUPTED = {
     "bench": "interrupted; what is done is stored, and the same command runs the rest",
+    "distill": "interrupted; the same command goes on after the last epoch that was stored",
     "fit": "interrupted; the same command goes on after the last epoch that was stored",
 }
 

@@ -21,6 +21,7 @@ from zoo_core.cli.options import (
     device_option,
     lock_file,
     lock_options,
+    passes_text,
     typed,
 )
 from zoo_core.errors import NotFoundError, UsageError
@@ -111,6 +112,9 @@ def bench(
         )
     click.echo(render(results, form=form))
     click.echo(f"{len(results)} results in {folder}; `zoo report {folder} --format md` prints them again", err=True)
+    taught = [result.teachers for result in results if result.teachers is not None]
+    if taught:
+        click.echo(passes_text({name: sum(row[name] for row in taught) for name in taught[0]}), err=True)
     num_failed = sum(result.status == "failed" for result in results)
     if num_failed:
         click.echo(f"{num_failed} of them failed; the same command with --retry runs those again", err=True)

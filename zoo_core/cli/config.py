@@ -50,6 +50,7 @@ SETTINGS: Mapping[str, tuple[click.ParamType[Any], Any]] = {
 # Command -> its parameters whose defaults come from settings. The key has the same name, or the one that KEYS gives.
 READS: Mapping[str, tuple[str, ...]] = {
     "bench": ("device", "lock", "seeds", "threads", "workers", *BUDGET),
+    "distill": ("device", "lock", "num_workers", "threads", *BUDGET),
     "fit": ("device", "lock", "num_workers", "threads", *BUDGET),
     "evaluate": ("device", "threads"),
     "predict": ("device", "num_workers", "threads"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ import click
 from zoo_core.contracts import Located, Survey, Surveyed
 from zoo_core.errors import NotFoundError, UsageError
 from zoo_core.lock import read_pins
+from zoo_core.plan.extensions import metric_of
 from zoo_core.plan.resolve import bind_task, inner_parts, located
 from zoo_core.registry.readers import is_path, task_part
 from zoo_core.registry.registry import registry
@@ -54,14 +55,17 @@ def data(path: str, as_json: bool) -> int:
     return UsageError.exit_code if found.problems else 0
 
 
-def told(task: str, *, lock: Path | None = None, frozen: bool = False) -> Bound:
+def told(
+    task: str, *, lock: Path | None = None, frozen: bool = False, reads: Callable[[str], Part] = task_part
+) -> Bound:
     """The task given on a command line, bound as `resolve` takes it, so that its files are looked at only once.
 
+    reads: the part that a text stands for.
     For a path or a data set of the Hub, prints on standard error what was inferred.
     """
     given = is_path(task)
-    part = task_part(task)
     try:
+        part = reads(task)
         bound = registry().bind(part, "task")
     except NotFoundError as error:
         if given or not Path(task).exists():
@@ -71,10 +75,12 @@ def told(task: str, *, lock: Path | None = None, frozen: bool = False) -> Bound:
     if not given and not isinstance(bound.recipe, Located):
         return found
     recipe = found.recipe
-    target = recipe.target
+    target = found.target
     size = "" if target.size is None else f"{target.size} "
     spelt = f" as '{part}'" if given else ""
-    click.echo(f"{task} is read{spelt}: {recipe.modality}, {size}{target.kind}, {recipe.metric}", err=True)
+    click.echo(
+        f"{task} is read{spelt}: {recipe.modality}, {size}{target.kind}, {metric_of(found, registry()).name}", err=True
+    )
     if isinstance(recipe, Surveyed):
         for line in recipe.inferred():
             click.echo(f"  {line}", err=True)

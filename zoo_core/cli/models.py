@@ -1,18 +1,18 @@
-"""`zoo fit` trains, scores and stores one model; `zoo evaluate` scores a stored one."""
+"""`zoo fit` and `zoo distill` train, score and store one model; `zoo evaluate` scores a stored one."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from zoo_core._process.interrupts import held_back
 from zoo_core.benchmark.grid import check_shots
-from zoo_core.cli.completion import complete_spec, complete_tasks
+from zoo_core.cli.completion import complete_backbones, complete_spec, complete_tasks
 from zoo_core.cli.data import told
 from zoo_core.cli.downloads import downloading
 from zoo_core.cli.options import (
@@ -22,6 +22,7 @@ from zoo_core.cli.options import (
     lock_file,
     lock_options,
     memory_options,
+    passes_text,
     prepare_process,
     taken_micro_batch,
     threads_option,
@@ -39,7 +40,28 @@ if TYPE_CHECKING:
     from zoo_core.results.store import Result
     from zoo_core.training.gradient_trainer import MemoryOptions
 
-__all__ = ["evaluate", "fit"]
+__all__ = ["distill", "evaluate", "fit"]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+SHOWN = 6  # classes that a line names
+
+
+def fit_options(command: Command) -> Command:
+    """Adds the options that `zoo fit` and `zoo distill` share, behind what they fit on."""
+    dry_run = "Show the plan, the download, memory and time; store and fetch nothing."
+    for option in (
+        device_option,
+        threads_option,
+        click.option("--num-workers", type=int, default=0, show_default=True, help="Processes that prepare ahead."),
+        lock_options,
+        click.option("--dry-run", is_flag=True, help=dry_run),
+        memory_options,
+        click.option("--seed", type=int, default=0, show_default=True, help="Decides draws, new weights and order."),
+        click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the fitted model."),
+    ):
+        command = option(command)
+    return command
 
 
 @click.command()
@@ -50,14 +72,7 @@ __all__ = ["evaluate", "fit"]
     help="What to fit on: a task, 'digits(shots=10)', or the path of your files.",
     shell_complete=complete_tasks,
 )
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the fitted model.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Decides draws, new weights and order.")
-@memory_options
-@click.option("--dry-run", is_flag=True, help="Show the plan, the download, memory and time; store and fetch nothing.")
-@lock_options
-@click.option("--num-workers", type=int, default=0, show_default=True, help="Processes that prepare data ahead.")
-@threads_option
-@device_option
+@fit_options
 def fit(
     spec: str,
     task: str,
@@ -80,13 +95,6 @@ def fit(
     \b
     zoo fit 'starter/vit-nano+partial(n=2)' --task digits --out runs/my-digits
     """  # noqa: D301 - click reads the character \b as: keep these lines
-    with held_back():
-        from zoo_core.api import fetch
-        from zoo_core.api import fit as run
-        from zoo_core.files.fetch import pin_plan
-        from zoo_core.training.gradient_trainer import MemoryOptions
-        from zoo_core.training.snapshots import standing
-
     micro_batch = taken_micro_batch(budget, micro_batch)
     chosen = budget_from({name: value for name, value in budget.items() if value is not None})
     device = check_device(device)
@@ -100,36 +108,132 @@ def fit(
         pins=read_pins(pins),
         offline=frozen,
     )
+    memory = _memory(micro_batch, checkpoint_activations)
     if dry_run:
-        memory = MemoryOptions(micro_batch=micro_batch, checkpoint_activations=checkpoint_activations)
         _dry_run(plan, device, num_workers, memory)
         return
+    _fit(plan, out, title=spec, frozen=frozen, device=device, num_workers=num_workers, memory=memory)
+
+
+@click.command()
+@click.argument("teacher", shell_complete=complete_backbones)
+@click.argument("student", shell_complete=complete_spec)
+@click.option(
+    "--data",
+    required=True,
+    help="Examples: a folder or file of pictures, sounds, texts or arrays, or a task, whose labels are not looked at.",
+    shell_complete=complete_tasks,
+)
+@fit_options
+def distill(
+    teacher: str,
+    student: str,
+    data: str,
+    out: Path,
+    seed: int,
+    micro_batch: int | str | None,
+    checkpoint_activations: bool,
+    dry_run: bool,
+    lock: Path | None,
+    frozen: bool,
+    num_workers: int,
+    threads: int | None,
+    device: str,
+    **budget: Any,
+) -> None:
+    """Fit a student that learns what a teacher says of examples, without any label.
+
+    TEACHER is a folder that `zoo fit` made, hub/ORG/NAME, or the name of a backbone. From a fitted model comes one that
+    predicts the same; from a backbone a run that is a backbone too. STUDENT is a spec that opens its backbone, of any
+    family and input size. Rate and epoch are chosen by agreement with the teacher on held-out examples.
+
+    \b
+    zoo distill runs/big 'starter/convnet-nano+full' --data ./photos --out runs/small
+    zoo distill starter/vit-nano 'starter/convnet-nano+full' --data digits --out runs/backbone
+    """  # noqa: D301 - click reads the character \b as: keep these lines
+    with held_back():
+        from zoo_core.benchmark.distilling import plan_distillation, unlabelled_part
+
+    micro_batch = taken_micro_batch(budget, micro_batch)
+    chosen = budget_from({name: value for name, value in budget.items() if value is not None})
+    device = check_device(device)
+    prepare_process(threads)
+    pins = lock_file(lock)
+    plan = plan_distillation(
+        teacher,
+        student,
+        task=told(data, lock=pins, frozen=frozen, reads=unlabelled_part),
+        budget=chosen,
+        seed=seed,
+        pins=read_pins(pins),
+        offline=frozen,
+    )
+    memory = _memory(micro_batch, checkpoint_activations)
+    if dry_run:
+        _dry_run(plan, device, num_workers, memory)
+        return
+    _fit(plan, out, title=student, frozen=frozen, device=device, num_workers=num_workers, memory=memory)
+    if plan.target.kind == "unlabelled":
+        click.echo(f"it is a backbone: 'run(path=\"{out}\")' in a spec, or zoo embed {out} FILE...")
+    else:
+        click.echo(f"it predicts {_shown_target(plan)}: zoo predict {out} FILE...")
+
+
+def _shown_target(plan: Plan) -> str:
+    names = plan.target.names
+    if not names:
+        return f"{plan.target.kind}, {plan.target.size} outputs"
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{plan.target.kind}, {', '.join(names[:SHOWN])}{more}"
+
+
+def _memory(micro_batch: int | str | None, checkpoint_activations: bool) -> MemoryOptions:
+    with held_back():
+        from zoo_core.training.gradient_trainer import MemoryOptions
+
+    return MemoryOptions(micro_batch=micro_batch, checkpoint_activations=checkpoint_activations)
+
+
+def _fit(
+    plan: Plan, out: Path, *, title: str, frozen: bool, device: str, num_workers: int, memory: MemoryOptions
+) -> None:
+    """Fetches what a plan needs, runs it, stores the model, and prints what came of it."""
+    with held_back():
+        from zoo_core.api import fetch
+        from zoo_core.api import fit as run
+        from zoo_core.files.fetch import pin_plan
+        from zoo_core.training.snapshots import standing
+
     plan = pin_plan(plan, frozen=frozen)
     with downloading() as progress:
         fetch(plan, frozen=frozen, progress=progress)
     stands = standing(out / UNFINISHED)
     if stands is not None:
         click.echo(f"an unfinished fit is in {out}: {stands}", err=True)
-    with fitting(spec) as report:
+    with fitting(title) as report:
         _, result = run(
             plan,
             out=out,
             device=device,
             num_workers=num_workers,
             frozen=frozen,
-            micro_batch=micro_batch,
-            checkpoint_activations=checkpoint_activations,
+            micro_batch=memory.micro_batch,
+            checkpoint_activations=memory.checkpoint_activations,
             report=report,
         )
-    for line in _result_lines(result, chosen.batch_size):
+    for line in _result_lines(result, plan):
         click.echo(line)
     click.echo(f"{result.num_trainable} of {result.num_parameters} parameters trained; stored in {out}")
 
 
-def _result_lines(result: Result, batch_size: int) -> Iterator[str]:
-    """Lines with the test score, the validation score of each candidate, and the micro-batch if one was asked for."""
+def _result_lines(result: Result, plan: Plan) -> Iterator[str]:
+    """Lines with the test score, the validation score of each candidate, the micro-batch if one was asked for, and what
+    teachers were asked for.
+    """
     assert result.chosen is not None, "a fit that came back chose something"
-    yield f"{result.metric} {result.score:.4f} on {result.num_examples} test examples"
+    assert plan.task is not None, "a trial has a task"
+    held_out = "held-out examples, with the teacher" if plan.task.target.kind == "unlabelled" else "test examples"
+    yield f"{result.metric} {result.score:.4f} on {result.num_examples} {held_out}"
     for candidate in result.chosen["candidates"]:
         rate = candidate["learning_rate"]
         mark = " <- chosen" if rate == result.chosen["learning_rate"] else ""
@@ -138,7 +242,9 @@ def _result_lines(result: Result, batch_size: int) -> Iterator[str]:
         kept = f" after epoch {candidate['epoch']} of {candidate['epochs']}" if "epoch" in candidate else ""
         yield f"  {name}: {'diverged' if found is None else f'validation {found:.4f}'}{kept}{mark}"
     if "micro_batch" in result.chosen:
-        yield f"{result.chosen['micro_batch']} examples in a pass, {batch_size} in a step"
+        yield f"{result.chosen['micro_batch']} examples in a pass, {plan.budget.batch_size} in a step"
+    if result.teachers is not None:
+        yield passes_text(result.teachers)
 
 
 def _dry_run(plan: Plan, device: str, num_workers: int, memory: MemoryOptions) -> None:
@@ -177,20 +283,26 @@ def _dry_run(plan: Plan, device: str, num_workers: int, memory: MemoryOptions) -
     show_default=True,
     help="Which examples; those of the fit's own draw.",
 )
+@click.option(
+    "--task",
+    help="Another task than the fit's own, whose outputs are matched by name, or the path of labelled files.",
+    shell_complete=complete_tasks,
+)
 @click.option("--json", "as_json", is_flag=True, help="A stable schema for programs.")
 @threads_option
 @device_option
-def evaluate(folder: Path, split: str, as_json: bool, threads: int | None, device: str) -> None:
+def evaluate(folder: Path, split: str, task: str | None, as_json: bool, threads: int | None, device: str) -> None:
     """Score a fitted model on a split of its task, with a report for each class and a confusion matrix.
 
     \b
     zoo evaluate runs/my-digits
+    zoo evaluate runs/small --task ./labelled
     """  # noqa: D301 - click reads the character \b as: keep these lines
     with held_back():
         from zoo_core.api import evaluate as run
 
     prepare_process(threads)
-    found = run(folder, split=split, device=check_device(device))
+    found = run(folder, split=split, task=task, device=check_device(device))
     click.echo(json.dumps(asdict(found), indent=2) if as_json else _evaluation(found))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -31,6 +31,7 @@ __all__ = [
     "lock_option",
     "lock_options",
     "memory_options",
+    "passes_text",
     "prepare_process",
     "taken_micro_batch",
     "threads_option",
@@ -199,6 +200,13 @@ def check_device(name: str) -> str:
     if int(index or 0) >= torch.cuda.device_count():
         raise UsageError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs; use --device cpu")
     return name
+
+
+def passes_text(teachers: Mapping[str, Any]) -> str:
+    """A line of what teachers were asked for, as a result stores it."""
+    made, saved = teachers["made"], teachers["saved"]
+    line = f"teacher: {made:,} passes made in {teachers['seconds']:.3g} s"
+    return f"{line}, {saved:,} saved, as what they gave was stored" if saved else line
 
 
 @contextmanager

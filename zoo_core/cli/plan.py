@@ -12,14 +12,17 @@ from zoo_core.benchmark.grid import check_shots, expand, load_suite, weights_of
 from zoo_core.cli.completion import complete_spec, complete_tasks
 from zoo_core.cli.data import told
 from zoo_core.cli.options import lock_file, lock_option
-from zoo_core.contracts import Source
+from zoo_core.contracts import Source, Teacher
 from zoo_core.errors import UsageError
 from zoo_core.lock import Pinned, read_pins
 from zoo_core.plan.plan import Budget, Plan
 from zoo_core.plan.resolve import resolve
+from zoo_core.registry.bind import Bound
 from zoo_core.registry.local_plugins import plugin_hashes
 
 __all__ = ["lines_of", "plan"]
+
+LISTED = ("unpublished", "teachers")  # what is left out where there is none
 
 
 @click.command()
@@ -72,7 +75,7 @@ def lines_of(found: Plan) -> list[str]:
 
 
 def _lines(row: dict[str, Any]) -> list[str]:
-    return [f"{name + ':':21}{_shown(name, value)}" for name, value in row.items() if name != "unpublished" or value]
+    return [f"{name + ':':21}{_shown(name, value)}" for name, value in row.items() if name not in LISTED or value]
 
 
 def _row(found: Plan) -> dict[str, Any]:
@@ -97,6 +100,7 @@ def _row(found: Plan) -> dict[str, Any]:
             }
             for part in parts
         ],
+        "teachers": [_teacher(of, asked, part) for of, (asked, part) in found.teachers.items()],
         "files": [_files(key, source, found.pins.get(key)) for key, source in found.sources.items()],
         "deferred": list(found.deferred),
         "base_digest": found.base_digest,
@@ -117,6 +121,20 @@ def _stages(first: int | None, num: int | None) -> str:
     return f"changes stages {first + 1} to {num} of {num}" if first + 1 < num else f"changes stage {num} of {num}"
 
 
+def _teacher(of: str, asked: Teacher, part: Bound) -> dict[str, Any]:
+    """A teacher: what is read of it, and where it comes from."""
+    stages = [f"stage {stage + 1 if stage >= 0 else stage}" for stage in asked.stages]
+    sites = [f"{role} of stage {stage + 1 if stage >= 0 else stage}" for stage, role in asked.sites]
+    whole = [name for name in ("predictions", "pooled") if getattr(asked, name)]
+    source = part.source
+    return {
+        "name": of,
+        "reads": [*whole, *stages, *sites],
+        "keep": asked.keep,
+        "from": (source and (source.repository or source.folder)) or part.provider.distribution,
+    }
+
+
 def _files(key: str, source: Source, pin: Pinned | None) -> dict[str, Any]:
     """Where the files of a part come from, and their total size in bytes, which is None until they are pinned."""
     return {
@@ -131,6 +149,8 @@ def _files(key: str, source: Source, pin: Pinned | None) -> dict[str, Any]:
 def _shown(name: str, value: Any) -> str:
     if name == "files":
         return ", ".join(map(_place, value)) or "none to fetch"
+    if name == "teachers":
+        return "; ".join(f"{row['name']}, its {', '.join(row['reads'])}, from {row['from']}" for row in value)
     if name == "unpublished":
         files = ", ".join(f"{file} (sha256 {digest[:12]})" for file, digest in value.items())
         return f"{files}: results are marked, and a fitted model cannot be pushed"

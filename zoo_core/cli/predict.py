@@ -119,6 +119,12 @@ def predict(
     prepare_process(threads)
     stored = _stored(run)
     target = stored.target
+    if target.kind == "unlabelled":
+        spec = run if run.startswith(PUBLISHED) else f'run(path="{run}")'
+        raise UsageError(
+            f"{run} predicts nothing: it is a backbone; zoo embed {run} FILE... --out F.npy stores its features, and a "
+            f"spec may begin with it, as '{spec}+linear'"
+        )
     _check_scores(target, top_k, all_scores)
     check_given(files)
     learner = load_stored(stored)

@@ -32,6 +32,7 @@ __all__ = [
     "AdapterRecipe",
     "BackboneRecipe",
     "Context",
+    "Distils",
     "HeadFacts",
     "HeadRecipe",
     "LoadsFiles",
@@ -271,6 +272,22 @@ class AdapterFormat(Protocol):
     @classmethod
     def export(cls, learner: Learner, folder: Path) -> str:
         """Writes all that was trained in the backbone into a new folder; returns one line that says what loads it."""
+        ...
+
+
+@runtime_checkable
+class Distils(Protocol):
+    """The class of an adapter that `zoo distill` adds to a student whose spec names no adapter with the teacher.
+
+    distils: what it reads of a teacher. Of the adapters that are installed, one may say it of predictions and one of
+    features; of several, none is taken by itself, and the user writes the one that is meant into the student's spec.
+    """
+
+    distils: ClassVar[Literal["predictions", "features"]]
+
+    @classmethod
+    def without_labels(cls, teacher: str) -> AdapterRecipe:
+        """The adapter that learns from this teacher (a Teacher.of) alone, whatever the labels."""
         ...
 
 

@@ -123,36 +123,39 @@ def carve(
     shots: int | None = None,
     limit: int | None = None,
     rest: Literal["drop", "unlabelled"] = "drop",
+    labels: Literal["keep", "drop"] = "keep",
     target: Target | None = None,
 ) -> Splits:
     """The splits of a trial. Validation is carved from train if the task has none, then shots or a limit are drawn.
 
     shots: the number of examples of each class that stay in train (classes only). limit: the number of examples that
     stay in train. rest: whether the others are dropped, or stay in train without their labels.
-    target: what is predicted of a task without labels; None: nothing.
+    labels: whether those of the task are kept, or nothing is seen of them. target: what is predicted of a task
+    without labels; None: nothing.
     Both are drawn anew for each seed. The validation split depends on the task alone. Groups are never divided.
     """
     for name in ("train", "test"):
         if name not in data.splits:
             raise UsageError(f"the task has no {name} split; it has {', '.join(data.splits)}")
     train: Split = data.splits["train"]
+    told = Target(kind="unlabelled") if labels == "drop" else data.target
     if "val" in data.splits:
         val: Split = data.splits["val"]
     else:
-        kept, held = _held_out(train, data.target)
+        kept, held = _held_out(train, told)
         train, val = Subset(train, kept), Subset(train, held)
     rng = np.random.default_rng(derive_seed("draw", seed))
     drawn = train
     if shots is not None:
-        drawn = Subset(drawn, _shots(drawn, data.target, shots, rng))
+        drawn = Subset(drawn, _shots(drawn, told, shots, rng))
     if limit is not None and limit < drawn.num:
         drawn = Subset(drawn, np.sort(rng.permutation(drawn.num)[:limit]))
     if rest == "unlabelled":
         known = np.zeros(train.num, dtype=bool)
         known[_places(drawn, train)] = True
-        drawn = Unlabelled(train, known, data.target)
-    splits = Splits(data.target, drawn, val, data.splits["test"])
-    return _unlabelled(splits, target) if data.target.kind == "unlabelled" else splits
+        drawn = Unlabelled(train, known, told)
+    splits = Splits(told, drawn, val, data.splits["test"])
+    return _unlabelled(splits, target) if told.kind == "unlabelled" else splits
 
 
 def _places(drawn: Split, train: Split) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -14,6 +14,8 @@ from zoo_core.registry.registry import Registry
 from zoo_core.registry.scan import CORE, normalise
 from zoo_core.spec.parser import parse_part
 
+AGREEMENT = "agreement"  # the metric of examples without labels
+
 __all__ = ["augmentation_of", "fitting", "is_own", "metric_of"]
 
 
@@ -23,7 +25,8 @@ def metric_of(task: Bound, registry: Registry) -> Bound:
     Raises PluginError if there is no such metric or if it is not for the task's target. If the metric exists and cannot
     be used, raises what `Registry.bind` raises.
     """
-    named, kind = task.recipe.metric, task.recipe.target.kind
+    kind = task.target.kind
+    named = AGREEMENT if task.common["labels"] == "drop" else task.recipe.metric
     try:
         part = parse_part(named) if isinstance(named, str) else part_of(named, registry)
     except SpecError:

@@ -43,7 +43,18 @@ from zoo_core.registry.registry import registry as default_registry
 from zoo_core.registry.trust import speaking_for
 from zoo_core.spec.parser import Part, Spec
 
-__all__ = ["DEFAULT_HEAD", "bind_task", "check_built", "check_until", "consumed", "inner_parts", "located", "resolve"]
+__all__ = [
+    "DEFAULT_HEAD",
+    "bind_chain",
+    "bind_task",
+    "check_built",
+    "check_learns_unlabelled",
+    "check_until",
+    "consumed",
+    "inner_parts",
+    "located",
+    "resolve",
+]
 
 DEFAULT_HEAD = "linear"  # used for every target kind but one if a spec names no head
 HEADLESS = "embedding"  # used where nothing is predicted
@@ -86,20 +97,22 @@ def resolve(
         bound_task = task
     elif task:
         bound_task = bind_task(task, pins or {}, offline=offline, stored=stored, registry=registry)
+    given = target
     if target is None:
         if bound_task is None:
             raise UsageError("nothing says what is predicted; give a task or a target (num_classes, classes)")
-        target = bound_task.recipe.target
+        target = bound_task.target
     assert target is not None
     with speaking_for(stored):
-        backbone, adapters, head = _bind_chain(parts, registry)
+        backbone, adapters, head = bind_chain(parts, registry)
         bound = (backbone, *adapters, *((head,) if head else ()), *((bound_task,) if bound_task else ()))
         inner = tuple(each for part in bound for each in inner_parts(part, registry))
         teachers = bound_teachers(adapters, registry) if learns else {}
     if target.kind == "unlabelled":
         teachers = with_pooled(teachers)
     told = {of: described(part, _local(part), catalog) for of, (_, part) in teachers.items()}
-    target = _taught(target, bound_task, adapters, teachers, told)
+    if target.kind == "unlabelled" and (given is None or teachers):
+        target = _taught(target, bound_task, adapters, teachers, told)
     head = head or registry.bind(Part(HEADLESS if target.kind == "unlabelled" else DEFAULT_HEAD), "head")
     check_head(head)
     entry, weights = _described(backbone, catalog)
@@ -233,22 +246,25 @@ def _taught(
     teachers: Mapping[str, tuple[Teacher, Bound]],
     told: Mapping[str, tuple[Modality | None, Target | None]],
 ) -> Target:
-    """The target of a trial: of a task without labels it is what its teacher predicts.
+    """The target of a trial on a task without labels: what its teacher predicts, if one does.
 
-    Raises RefusedError where labels are missing and nothing learns without them.
+    Raises RefusedError where nothing learns without labels.
     """
-    if "unlabelled" not in (target.kind, "unlabelled" if task and task.recipe.target.kind == "unlabelled" else ""):
-        return target
+    check_learns_unlabelled(task, adapters)
+    return taught_target(teachers, told) or target
+
+
+def check_learns_unlabelled(task: Bound | None, adapters: Sequence[Bound]) -> None:
+    """Raises RefusedError if no adapter learns from examples without labels, such as those of this task."""
     if not any(adapter.fact("unlabelled") for adapter in adapters):
         where = f"task {task.name}" if task else "this target"
         raise RefusedError(
             f'{where} has no labels, and nothing here learns without them: add +distill(teacher="RUN") or '
             f'+distill-features(teacher="BACKBONE")'
         )
-    return (taught_target(teachers, told) or target) if target.kind == "unlabelled" else target
 
 
-def _bind_chain(parts: Sequence[Part], registry: Registry) -> tuple[Bound, tuple[Bound, ...], Bound | None]:
+def bind_chain(parts: Sequence[Part], registry: Registry) -> tuple[Bound, tuple[Bound, ...], Bound | None]:
     """The backbone, adapters and head of a spec, if it names one. The registry decides the kind of each part, not the
     position.
 

@@ -20,6 +20,7 @@ from zoo_core.spec.parser import Part, parse_part
 
 __all__ = [
     "asked_of",
+    "bound_teacher",
     "bound_teachers",
     "check_teachers",
     "common_outputs",
@@ -38,7 +39,7 @@ def bound_teachers(adapters: Iterable[Bound], registry: Registry) -> dict[str, t
     for adapter in adapters:
         for asked in asked_of(adapter):
             if asked.of not in found:
-                found[asked.of] = (asked, _bound(asked.of, adapter, registry))
+                found[asked.of] = (asked, bound_teacher(asked.of, registry, by=f" of {adapter.name}"))
                 continue
             known, part = found[asked.of]
             if known.keep != asked.keep:
@@ -82,8 +83,11 @@ def _union(one: Teacher, other: Teacher) -> Teacher:
     )
 
 
-def _bound(of: str, adapter: Bound, registry: Registry) -> Bound:
-    """The backbone that a teacher's text names: that of a stored run if a folder with one lies there."""
+def bound_teacher(of: str, registry: Registry, *, by: str = "") -> Bound:
+    """The backbone that a teacher's text names: that of a stored run if a folder with one lies there.
+
+    by: what errors say of who asks for it, as " of distill". Raises NotFoundError, UsageError and AmbiguousError.
+    """
     folder = Path(of).expanduser()
     is_run = bool(of) and (folder / RUN).is_file()
     is_name = _names_backbone(of, registry)
@@ -97,17 +101,15 @@ def _bound(of: str, adapter: Bound, registry: Registry) -> Bound:
     if not is_name and (folder.exists() or of.startswith(("./", "../", "/", "~"))):
         there = "holds no fitted model" if folder.is_dir() else "is no folder" if folder.exists() else "is not there"
         raise NotFoundError(
-            f"the teacher {of} of {adapter.name} {there} ({RUN} is missing); `zoo fit SPEC --task T --out {of}` makes "
+            f"the teacher {of}{by} {there} ({RUN} is missing); `zoo fit SPEC --task T --out {of}` makes "
             f"one, and `zoo list backbone` shows the backbones that can teach features"
         )
     try:
         return registry.bind(parse_part(of), "backbone")
     except SpecError as error:
-        raise UsageError(
-            f"the teacher {of!r:.60} of {adapter.name} is no name of a backbone: {error.reason}"
-        ) from error
+        raise UsageError(f"the teacher {of!r:.60}{by} is no name of a backbone: {error.reason}") from error
     except NotFoundError as error:
-        raise NotFoundError(f"the teacher of {adapter.name}: there is no folder {of}, and {error}") from error
+        raise NotFoundError(f"the teacher{by}: there is no folder {of}, and {error}") from error
 
 
 def _names_backbone(of: str, registry: Registry) -> bool:
@@ -145,7 +147,7 @@ def check_teachers(
             raise RefusedError(f"teacher {of} reads {reads}, and the examples are {modality}")
         if not asked.predictions:
             continue
-        if not isinstance(part.recipe, Predicts):
+        if not isinstance(part.recipe, Predicts) or (predicts is not None and predicts.kind == "unlabelled"):
             raise RefusedError(
                 f"teacher {of} is a backbone, whose predictions nobody has trained; learn from its features, as "
                 f"distill-features(teacher=\"{of}\"), or from a fitted run of it: zoo fit '{of}' --task T --out DIR"
@@ -167,27 +169,30 @@ def taught_target(
     return None
 
 
-def common_outputs(of: str, teacher: Target, student: Target) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def common_outputs(
+    of: str, teacher: Target, student: Target, *, called: str = "teacher"
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The outputs that a teacher and a student share: their places in the teacher's order, and in the student's.
 
     They are matched by name, in the student's order; outputs without names are matched by place, if they are as many.
-    Raises RefusedError, with both lists, if the kinds of target differ or too little is shared.
+    called: what errors call the first. Raises RefusedError, with both lists, if the kinds of target differ or too
+    little is shared.
     """
     if teacher.kind != student.kind:
-        raise RefusedError(f"teacher {of} predicts {teacher.kind}, and the target is {student.kind}")
+        raise RefusedError(f"{called} {of} predicts {teacher.kind}, and the target is {student.kind}")
     if not (teacher.names and student.names):
         if teacher.size == student.size:
             places = tuple(range(teacher.size or 0))
             return places, places
         raise RefusedError(
-            f"teacher {of} has {teacher.size} outputs and the target {student.size}, and not both have names by which "
+            f"{called} {of} has {teacher.size} outputs and the target {student.size}, and not both have names by which "
             f"they could be matched"
         )
     place = {name: index for index, name in enumerate(teacher.names)}
     shared = [(place[name], index) for index, name in enumerate(student.names) if name in place]
     if len(shared) < (2 if student.kind in ("classes", "token_classes") else 1):
         raise RefusedError(
-            f"teacher {of} and the target share {len(shared)} outputs; the teacher has {_some(teacher.names)}; the "
+            f"{called} {of} and the target share {len(shared)} outputs; it has {_some(teacher.names)}; the "
             f"target has {_some(student.names)}"
         )
     return tuple(theirs for theirs, _ in shared), tuple(own for _, own in shared)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from zoo_core._process.interrupts import raise_interrupt
-from zoo_core.contracts import TARGET_KINDS, TRUSTS, LoadsFiles, Located, PartKind, Source, fact
+from zoo_core.contracts import TARGET_KINDS, TRUSTS, LoadsFiles, Located, PartKind, Source, Target, fact
 from zoo_core.contracts.old_words import current_word, digest_word
 from zoo_core.errors import PluginError, SpecError, UsageError, ZooError, nearest
 from zoo_core.registry.index import Provider
@@ -50,6 +50,7 @@ COMMON: Mapping[PartKind, tuple[Argument, ...]] = {
         Argument(name="shots", type=int | None, default=None, minimum=1, common=True),
         Argument(name="limit", type=int | None, default=None, minimum=1, common=True),
         Argument(name="rest", type=Literal["drop", "unlabelled"], default="drop", common=True, silent=True),
+        Argument(name="labels", type=Literal["keep", "drop"], default="keep", common=True, silent=True),
     ),
     **dict.fromkeys(("adapter", "head", "metric", "augmentation", "reader"), ()),
 }
@@ -92,6 +93,12 @@ class Bound:
             if self.kind == "head":
                 return self.recipe.source() if isinstance(self.recipe, LoadsFiles) else None
             return self.fact("source")() if self.kind in WITH_FILES else None
+
+    @property
+    def target(self) -> Target:
+        """What a task predicts: what its recipe says, or with labels=drop nothing."""
+        found: Target = self.recipe.target
+        return Target(kind="unlabelled") if self.common["labels"] == "drop" else found
 
     @property
     def reads(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from zoo_core.contracts import Change, Context, Learner, Seam, Teacher
 from zoo_core.errors import RefusedError, UsageError
@@ -57,6 +57,11 @@ class DistillFeatures:
     version: ClassVar[int] = 1
     changes: ClassVar[frozenset[Change]] = OBJECTIVE
     mergeable: ClassVar[bool] = True
+    distils: ClassVar[Literal["predictions", "features"]] = "features"
+
+    @classmethod
+    def without_labels(cls, teacher: str) -> DistillFeatures:
+        return cls(teacher=teacher)
 
     def __post_init__(self) -> None:
         if self.weight is not None and not 0 <= self.weight < math.inf:

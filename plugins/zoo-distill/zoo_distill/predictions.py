@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from zoo_core.contracts import Change, Context, Learner, TargetKind, Teacher
 from zoo_core.errors import RefusedError, UsageError
@@ -81,6 +81,11 @@ class Distill:
     version: ClassVar[int] = 1
     changes: ClassVar[frozenset[Change]] = OBJECTIVE
     mergeable: ClassVar[bool] = True
+    distils: ClassVar[Literal["predictions", "features"]] = "predictions"
+
+    @classmethod
+    def without_labels(cls, teacher: str) -> Distill:
+        return cls(teacher=teacher, alpha=1.0)
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
