@@ -23,7 +23,7 @@ from zoo_core.benchmark.grid import Suite, load_suite, starter_suite
 from zoo_core.benchmark.runner import RunEvent, open_grid, prepare_folder, run_grid
 from zoo_core.benchmark.trial import TrialProgress, open_task, plain_loader, run_trial
 from zoo_core.contracts import BackboneRecipe, Modality, Split, Target, TaskRecipe, as_backbone
-from zoo_core.data.splits import Splits, carve
+from zoo_core.data.splits import Splits, carve, rows_of
 from zoo_core.errors import RefusedError, UsageError
 from zoo_core.files.fetch import DownloadProgress, fetch_run, files_of, pin_plan
 from zoo_core.lock import lock_of, part_key, read_pins, write_lock
@@ -415,7 +415,7 @@ def _fit_into(
 def _tell_origin(learner: Learner, plan: Plan, splits: Splits) -> None:
     """Stores in the learner what it was built from, and how its input rows were made from a table."""
     assert plan.task is not None, "fit has a task"
-    learner.plan, learner.encoding = plan, encoding_of(splits.test)
+    learner.plan, learner.encoding = plan, encoding_of(rows_of(splits.test)[0])
     if plan.task.recipe.modality == "table":
         learner.num_columns = len(splits.train.raw(0))
 
@@ -505,7 +505,7 @@ def evaluate(
     learner = load_stored(run).to(device)
     splits = carve(open_task(plan), seed=plan.seed, **plan.task.common)
     chosen, target = _split(splits, split), run.target if task is None else splits.target
-    own = encoding_of(chosen)
+    own = encoding_of(rows_of(chosen)[0])
     if task is not None and run.encoding is not None and own is not None and own.columns != run.encoding.columns:
         raise RefusedError(
             f"{path} reads columns as they were scaled for its own table, and those of {plan.task.name} are scaled by "

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from zoo_core.benchmark.teaching import check_labels, is_unlabelled, replay_of
+from zoo_core.benchmark.teaching import check_columns, check_labels, is_unlabelled, replay_of
 from zoo_core.benchmark.trial import open_task, plain_loader, training_loader
 from zoo_core.contracts import Split, TaskData
 from zoo_core.data.decoding import decode
@@ -129,6 +129,7 @@ def dry_run(
     at = torch.device(device)
     splits = carve(data, seed=plan.seed, target=plan.target, **plan.task.common)
     check_labels(plan, splits.train, splits.target)
+    check_columns(plan, splits.train)
     reset_peak_memory(at)
     learner = build(plan, target=splits.target).to(at)
     building = time.perf_counter() - started

@@ -17,6 +17,7 @@ from zoo_core.data.model_outputs import ModelOutputs, outputs_room
 from zoo_core.data.splits import num_unknown, rows_of
 from zoo_core.data.token_labels import IGNORED, by_word
 from zoo_core.errors import RefusedError
+from zoo_core.files.fetch import files_of
 from zoo_core.model.learner import Learner
 from zoo_core.model.replay import Passes, Replay
 from zoo_core.plan.plan import Plan, identity_of
@@ -24,8 +25,11 @@ from zoo_core.plan.resolve import check_learns_unlabelled
 from zoo_core.registry.registry import registry
 from zoo_core.registry.scan import normalise
 from zoo_core.registry.settings import outputs_bytes
+from zoo_core.run_layout import RUN
+from zoo_core.runs.run_table import run_table
+from zoo_core.toolkit.table_encoding import encoding_from, encoding_of
 
-__all__ = ["check_labels", "is_unlabelled", "replay_of", "with_truth"]
+__all__ = ["check_columns", "check_labels", "is_unlabelled", "replay_of", "with_truth"]
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +52,35 @@ def check_labels(plan: Plan, train: Split, target: Target) -> None:
         )
     if missing and plan.head.fact("fit") == "closed_form":
         raise RefusedError(f"head {plan.head.name} is fitted from labels, and {missing} of {train.num} are missing")
+
+
+def check_columns(plan: Plan, split: Split) -> None:
+    """Raises RefusedError where a table is not made of columns as that of a teacher was.
+
+    A stored run reads numbers as they were scaled by the rows of its own table.
+    """
+    if plan.task is None or plan.task.recipe.modality != "table":
+        return
+    own = encoding_of(rows_of(split)[0])
+    for of, (_, part) in plan.teachers.items():
+        if part.source is None or RUN not in part.source.patterns:
+            continue
+        files = files_of(plan, part, weights="random")
+        assert files is not None, "a stored run has files"
+        table = run_table(files / RUN)
+        num, width = table.get("num_columns"), len(split.raw(0))
+        if num is not None and num != width:
+            raise RefusedError(
+                f"teacher {of} reads rows of {num} numbers, and those of task {plan.task.name} have {width}"
+            )
+        if own is None or "encoding" not in table:
+            continue
+        if own.columns != encoding_from(table["encoding"]).columns:
+            raise RefusedError(
+                f"teacher {of} reads columns as they were scaled for its own table, and those of {plan.task.name} are "
+                f"scaled by other rows; learn from it on the table that it was fitted on, as "
+                f"csv(path=..., labels=drop)"
+            )
 
 
 def replay_of(

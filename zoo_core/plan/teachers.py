@@ -148,10 +148,7 @@ def check_teachers(
         if not asked.predictions:
             continue
         if not isinstance(part.recipe, Predicts) or (predicts is not None and predicts.kind == "unlabelled"):
-            raise RefusedError(
-                f"teacher {of} is a backbone, whose predictions nobody has trained; learn from its features, as "
-                f"distill-features(teacher=\"{of}\"), or from a fitted run of it: zoo fit '{of}' --task T --out DIR"
-            )
+            raise _predicts_nothing(of)
         if predicts is not None and target.size is not None:  # else the data tell it, and build looks again
             common_outputs(of, predicts, target)
 
@@ -160,13 +157,22 @@ def taught_target(
     teachers: Mapping[str, tuple[Teacher, Bound]], told: Mapping[str, tuple[Modality | None, Target | None]]
 ) -> Target | None:
     """The target that examples without labels have: that of the first teacher that predicts; None if none does."""
-    for of, (asked, _) in teachers.items():
+    for of, (asked, part) in teachers.items():
         if asked.predictions:
             target = told[of][1]
+            if not isinstance(part.recipe, Predicts) or (target is not None and target.kind == "unlabelled"):
+                raise _predicts_nothing(of)
             if target is None:
                 raise RefusedError(f"what teacher {of} predicts is not known before its files are here: zoo fetch {of}")
             return target
     return None
+
+
+def _predicts_nothing(of: str) -> RefusedError:
+    return RefusedError(
+        f"teacher {of} is a backbone, whose predictions nobody has trained; learn from its features, as "
+        f"distill-features(teacher=\"{of}\"), or from a fitted run of it: zoo fit '{of}' --task T --out DIR"
+    )
 
 
 def common_outputs(

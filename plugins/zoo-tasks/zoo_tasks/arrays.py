@@ -64,7 +64,7 @@ class Npz:
     @property
     def modality(self) -> Modality:
         first = next(iter(self.shapes().values()))
-        return "image" if len(first[self.arrays()[0]].axes) in PICTURE_AXES else "table"
+        return "image" if len(first[self.inputs()].axes) in PICTURE_AXES else "table"
 
     @property
     def metric(self) -> str:
@@ -121,7 +121,11 @@ class Npz:
     def arrays(self) -> tuple[str, str]:
         """The names of the inputs and of the targets."""
         found = next(iter(self.shapes().values()))
-        return _pick(self.path, found, self.x, "x", INPUTS), _pick(self.path, found, self.y, "y", TARGETS)
+        return self.inputs(), _pick(self.path, found, self.y, "y", TARGETS)
+
+    def inputs(self) -> str:
+        """The name of the inputs alone."""
+        return _pick(self.path, next(iter(self.shapes().values())), self.x, "x", INPUTS)
 
     def shapes(self) -> dict[str, dict[str, Shape]]:
         """Of each file its arrays, from their headers alone."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from zoo_core.errors import AccessError, NotFoundError, UsageError
 
-__all__ = ["SPLITS", "ClassFolders", "find_class_folders", "is_split", "some"]
+__all__ = ["SPLITS", "ClassFolders", "files_below", "find_class_folders", "is_split", "some"]
 
 SPLITS = {
     "dev": "val",
@@ -74,7 +74,7 @@ def find_class_folders(root: Path, suffixes: Sequence[str], *, what: str, patter
         inside = _listed(root / folder)[0] if split else [folder]
         for label in inside:
             below = f"{folder}/{label}" if split else label
-            inner = _walk(root, below)
+            inner = files_below(root, below)
             kept = [name for name in inner if name.lower().endswith(tuple(suffixes))]
             names += [(name, label, split or "") for name in kept]
             ignored += [name for name in inner if not name.lower().endswith(tuple(suffixes))]
@@ -102,7 +102,7 @@ def find_class_folders(root: Path, suffixes: Sequence[str], *, what: str, patter
 
 def _fitted(root: Path, suffixes: Sequence[str], pattern: str, what: str) -> ClassFolders:
     """The files of a folder whose names hold their classes."""
-    files = sorted(_walk(root, ""))
+    files = sorted(files_below(root, ""))
     names = tuple(name for name in files if name.lower().endswith(tuple(suffixes)))
     if not names:
         raise UsageError(f"{root} holds no {what} ({', '.join(suffixes)})")
@@ -203,10 +203,11 @@ def _is_loop(path: str) -> bool:
     return False
 
 
-def _walk(root: Path, below: str) -> list[str]:
+def files_below(root: Path, below: str = "") -> list[str]:
+    """The names of all files in a folder and those below it, with `/`, but hidden ones."""
     folders, files = _listed(root / below)
     above = f"{below}/" if below else ""
     found = [f"{above}{name}" for name in files]
     for folder in folders:
-        found += _walk(root, f"{above}{folder}")
+        found += files_below(root, f"{above}{folder}")
     return found

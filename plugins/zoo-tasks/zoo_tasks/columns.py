@@ -32,9 +32,13 @@ SEPARATORS = ("|", ";", ",")  # of several labels in one cell
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """What the user says of the columns; None and empty: to be inferred."""
+    """What the user says of the columns; None and empty: to be inferred.
+
+    column: the one of the inputs, whatever lies in it. kind: unlabelled means that there is no target.
+    """
 
     target: tuple[str, ...] = ()
+    column: str | None = None
     text: str | None = None
     tokens: str | None = None
     image: str | None = None
@@ -80,7 +84,7 @@ def infer(rows: Sequence[Row], given: Given, *, where: str, complete: bool) -> C
     if not rows:
         raise UsageError(f"{where} has no rows; a task needs examples")
     names = list(dict.fromkeys(name for row in rows[:1000] for name in row))
-    for argument in ("text", "tokens", "image", "audio", "group", "split"):
+    for argument in ("column", "text", "tokens", "image", "audio", "group", "split"):
         _check(getattr(given, argument), names, argument, where)
     for name in given.target:
         _check(name, names, "target", where)
@@ -89,9 +93,15 @@ def infer(rows: Sequence[Row], given: Given, *, where: str, complete: bool) -> C
     split = given.split or (SPLIT if SPLIT in names and SPLIT not in given.target else None)
     free = [name for name in names if name not in {split, given.group, *given.target}]
     form, inputs, why = _inputs(rows[:SAMPLE], given, free)
-    target = given.target or (
-        _target(rows, names, {*inputs, split, given.group} if form != "row" else {split, given.group}, where),
-    )
+    if given.kind == "unlabelled" and form == "row":
+        raise UsageError(
+            f"{where} has no texts, and no paths of pictures or sounds; rows of numbers have to be scaled as those of "
+            f"their teacher were: give its own table with the labels dropped, as csv(path=..., labels=drop)"
+        )
+    target = given.target
+    if not target and given.kind != "unlabelled":
+        used = {*inputs, split, given.group} if form != "row" else {split, given.group}
+        target = (_target(rows, names, used, where),)
     if form == "row":
         inputs = given.features or tuple(name for name in free if name not in target)
         if not inputs:
@@ -104,7 +114,7 @@ def infer(rows: Sequence[Row], given: Given, *, where: str, complete: bool) -> C
         classes = target
     lines = [
         why,
-        f"target: {', '.join(target)}, {kind}{_shown(classes, kind)}; target=, kind= change it",
+        *([f"target: {', '.join(target)}, {kind}{_shown(classes, kind)}; target=, kind= change it"] if target else []),
         *(filter(None, (_nearly_numeric(rows, name) for name in inputs if form == "row" and name not in numeric))),
         *([f"split: column {split}; split=COLUMN changes it"] if split else []),
         *([f"group: column {given.group}, never divided"] if given.group else []),
@@ -146,6 +156,8 @@ def _inputs(rows: Sequence[Row], given: Given, free: Sequence[str]) -> tuple[Any
     for form, name in (("words", given.tokens), ("image", given.image), ("audio", given.audio), ("text", given.text)):
         if name is not None:
             return form, (name,), f"input: column {name}, {form}"
+    if given.column is not None:
+        return _form_of(rows, given.column), (given.column,), f"input: column {given.column}"
     if given.features:
         return "row", given.features, f"input: columns {', '.join(given.features)}"
     for name in TOKENS:
@@ -166,6 +178,17 @@ def _inputs(rows: Sequence[Row], given: Given, free: Sequence[str]) -> tuple[Any
     for name in (*sorted(named, key=lambda name: TEXTS.index(name.lower())), *(name for _, name in long)):
         return "text", (name,), f"input: column {name}, text; text=COLUMN changes it, features=[...] takes numbers"
     return "row", (), "input: every other column, a table of numbers and categories; features=[...], text= change it"
+
+
+def _form_of(rows: Sequence[Row], name: str) -> str:
+    """What lies in a column: media, lists of words, paths of media, or else texts."""
+    held = _first(rows, name)
+    if isinstance(held, Media):
+        return held.form
+    if isinstance(held, list):
+        return "words"
+    suffix = "." + str(held).lower().rpartition(".")[2]
+    return next((form for form, suffixes in SUFFIXES.items() if suffix in suffixes), "text")
 
 
 def _other_separator(names: Sequence[str]) -> str:
@@ -216,7 +239,7 @@ def _separator(values: Sequence[Any]) -> str:
 def _classes(
     rows: Sequence[Row], target: tuple[str, ...], kind: TargetKind, separator: str, strip: str
 ) -> tuple[str, ...] | None:
-    if kind == "regression":
+    if kind in ("regression", "unlabelled"):
         return target
     if kind == "multilabel" and len(target) > 1:
         return target

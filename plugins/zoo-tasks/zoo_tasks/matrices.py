@@ -57,10 +57,11 @@ class Matrices:
         splits: list[str] = []
         for file in self.recipe.files():
             with np.load(file.path, allow_pickle=False) as archive:
-                lacking = [name for name in (x_name, y_name) if name not in archive]
+                lacking = [name for name in (x_name, y_name) if name and name not in archive]
                 if lacking:
                     raise UsageError(f"{file.path} has no array {lacking[0]!r}; it has {', '.join(archive)}")
-                x, y = archive[x_name], archive[y_name]
+                x = archive[x_name]
+                y = archive[y_name] if y_name else np.zeros(len(x), dtype=np.int64)
             if len(x) != len(y):
                 raise UsageError(f"{file.path}: {len(x)} rows of {x_name} and {len(y)} of {y_name}; each row has both")
             if xs and x.shape[1:] != xs[0].shape[1:]:
@@ -100,7 +101,7 @@ class Matrices:
                     f"{self.recipe.path}: row {self.arrays[2][int(bad.argmax())]} has a target that is NaN"
                 )
             return known
-        if known.kind == "multilabel":
+        if known.kind in ("multilabel", "unlabelled"):
             return known
         if y.ndim != 1 or y.dtype.kind not in "uifb" or not np.equal(y, np.round(y)).all():
             raise UsageError(f"{self.recipe.path}: classes are whole numbers [N], found {y.dtype} {list(y.shape)}")
@@ -117,7 +118,9 @@ class Matrices:
     def items(self) -> Items:
         x, y, ids, splits = self.arrays
         targets: np.ndarray
-        if self.target.kind == "classes":
+        if self.target.kind == "unlabelled":
+            targets = y
+        elif self.target.kind == "classes":
             numbers = y.astype(np.int64)
             targets = numbers if self.recipe.target.names else np.searchsorted(np.unique(numbers), numbers)
         else:

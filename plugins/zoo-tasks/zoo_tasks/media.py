@@ -88,7 +88,7 @@ class Media:
         return Items(
             ids=names,
             contents=[self.checks[i].sha256 for i in self.readable],
-            targets=np.array([place[self.found.labels[i]] for i in self.readable], dtype=np.int64),
+            targets=np.array([place.get(self.found.labels[i], 0) for i in self.readable], dtype=np.int64),
             groups=groups,
             splits=splits,
         )

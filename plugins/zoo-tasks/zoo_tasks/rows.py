@@ -104,6 +104,8 @@ class Rows:
     def _target(self, row: Row, problems: list[str]) -> Any:
         """The target as JSON: a text (classes), a list of texts (labels, tags), a list of numbers (values)."""
         columns = self.columns
+        if columns.kind == "unlabelled":
+            return []
         values = [row.get(name) for name in columns.target]
         if columns.kind == "regression" or (columns.kind == "multilabel" and len(values) > 1):
             numbers = [number(value) for value in values]
@@ -185,6 +187,8 @@ class Rows:
     @cached_property
     def target(self) -> Target:
         columns = self.columns
+        if columns.kind == "unlabelled":
+            return Target(kind="unlabelled")
         if columns.kind == "regression" or (columns.kind == "multilabel" and len(columns.target) > 1):
             return Target(kind=columns.kind, names=columns.target)
         found: set[str] = set()
@@ -209,7 +213,9 @@ class Rows:
         place = {name: position for position, name in enumerate(self.target.names)}
         values = [json.loads(text) for text in self._kept("target")]
         targets: np.ndarray | list[list[int]]
-        if self.target.kind == "classes":
+        if self.target.kind == "unlabelled":
+            targets = np.zeros(len(values), dtype=np.int64)
+        elif self.target.kind == "classes":
             targets = np.array([place[value] for value in values], dtype=np.int64)
         elif self.target.kind == "token_classes":
             targets = [[place[tag] for tag in tags] for tags in values]

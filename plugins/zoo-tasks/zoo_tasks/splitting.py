@@ -27,6 +27,7 @@ from zoo_tasks.store import put
 __all__ = ["HELD", "Division", "Items", "Rules", "divide", "save_split"]
 
 HELD = 0.2  # the share of val, and of test
+TEST = 0.1  # the share of test where there are no labels: agreement with a teacher needs few examples to tell
 NUM_BINS = 10  # of values, which are drawn from as classes are
 NAMES = ("train", "val", "test")
 KEEPERS = {"test": 0, "val": 1, "train": 2}  # a copy stays in the first of these
@@ -94,6 +95,9 @@ def divide(items: Items, target: Target, rules: Rules) -> Division:
     labels = _strata(items.targets, target)
     conflicting = [rows for rows in multiple if len({_answer(items.targets, row) for row in rows}) > 1]
     given = _given(items, rules)
+    is_drawn = given is None
+    if given is None and target.kind == "unlabelled":
+        given = _held_out(items.ids, rules.seed)
     leaking = [rows for rows in multiple if given is not None and len({given[row] for row in rows}) > 1]
     left_out = _left_out(items.ids, multiple, conflicting, given) if rules.drop_copies else {}
     kept = np.array([row for row in range(num) if row not in left_out], dtype=np.int64)
@@ -112,12 +116,12 @@ def divide(items: Items, target: Target, rules: Rules) -> Division:
 
     return Division(
         splits=splits,
-        given=given is not None,
+        given=not is_drawn,
         copies=named(multiple),
         conflicting=named(conflicting),
-        leaking=named(leaking),
+        leaking=() if is_drawn else named(leaking),
         left_out={items.ids[row]: reason for row, reason in sorted(left_out.items())},
-        problems=tuple(_problems(items, target, splits, given is not None)),
+        problems=tuple(_problems(items, target, splits, not is_drawn)),
     )
 
 
@@ -159,7 +163,7 @@ def _answer(targets: np.ndarray | list[list[int]], row: int) -> object:
 
 def _strata(targets: np.ndarray | list[list[int]], target: Target) -> np.ndarray:
     """int64 [N]: what each split should hold in proportion."""
-    if target.kind == "classes":
+    if target.kind in ("classes", "unlabelled"):
         return np.asarray(targets)
     if target.kind == "regression":
         first = np.asarray(targets)[:, 0]
@@ -204,6 +208,15 @@ def _given(items: Items, rules: Rules) -> list[str] | None:
     if "test" not in items.splits:  # val is then what a result is told of, and the core carves another from train
         return ["test" if name == "val" else name for name in items.splits]
     return list(items.splits)
+
+
+def _held_out(ids: Sequence[str], seed: int) -> list[str]:
+    """The split of each example without labels: a tenth is held out for test, each by its own id, so that examples that
+    are added move no others; of a few examples one is.
+    """
+    ranks = [_rank(seed, name) for name in ids]
+    bound = max(int(TEST * 2**32).to_bytes(4, "big"), min(ranks))
+    return ["test" if rank <= bound else "train" for rank in ranks]
 
 
 def _rank(seed: int, name: str) -> bytes:
@@ -267,7 +280,7 @@ def _problems(items: Items, target: Target, splits: Mapping[str, np.ndarray], gi
     empty = [name for name in NAMES if name in splits and not len(splits[name])]
     if empty:
         return [f"no example is left for {empty[0]}: {len(items.ids)} examples, or their groups, are too few to divide"]
-    if target.kind == "regression":
+    if target.kind in ("regression", "unlabelled"):
         return []
     names = target.names or tuple(map(str, range(target.size or 0)))
     if target.kind == "classes":

@@ -24,7 +24,7 @@ from zoo_tasks.reading import Form, rows_of, table_files
 if TYPE_CHECKING:
     from zoo_tasks.rows import Rows
 
-__all__ = ["Arguments", "Conll", "Csv", "Jsonl", "Parquet", "Tsv"]
+__all__ = ["Arguments", "Conll", "Csv", "Jsonl", "Parquet", "Tsv", "source_of"]
 
 Kind = Literal["auto", "classes", "multilabel", "regression", "token_classes"]
 METRIC = {
@@ -43,7 +43,8 @@ def _target(recipe: Recipe) -> Target:
     return Target(kind=columns.kind, names=columns.classes)
 
 
-def _source(recipe: Recipe) -> Source:
+def source_of(recipe: Recipe) -> Source:
+    """Where the files of a table are, with those that its rows name."""
     layout = recipe.layout()
     names = tuple(glob.escape(file.path.name) for file in layout.files)
     columns = layout.columns()
@@ -103,7 +104,7 @@ class Reads:
         return _target(self)
 
     def source(self: Recipe) -> Source | None:
-        return _source(self)
+        return source_of(self)
 
     def open(self: Recipe, files: Path | None) -> TaskData:
         return _rows(self).open()
