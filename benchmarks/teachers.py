@@ -121,7 +121,7 @@ def kinds(case: Case) -> Iterator[tuple[str, Callable[[], None]]]:
     splits = carve(open_task(plan), seed=0, **plan.task.common)
     learner = build(plan, target=splits.target)
     alone = build(plain_plan, target=splits.target)
-    stored = replay_of(plan, learner, splits.train, device, Passes())
+    stored = replay_of(plan, learner, splits.train, device, Passes(), role="train")
     assert stored is not None
     assert learner.teachers is not None
     now = Replay(learner.teachers, {}, stored.rows, Passes())

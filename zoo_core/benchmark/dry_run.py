@@ -282,7 +282,7 @@ def _passes(plan: Plan, learner: Learner, splits: Splits, device: torch.device) 
         asked += [(splits.val, [AS_IT_IS], 1), (splits.test, [AS_IT_IS], 1)]
     made = stored = 0
     for split, names, times in asked:
-        replay = replay_of(plan, learner, split, device, Passes())
+        replay = replay_of(plan, learner, split, device, Passes(), role="train")
         for of in () if replay is None else replay.names:
             assert replay is not None, "it has names"
             if of not in replay.stores:  # each time anew
