@@ -277,12 +277,12 @@ def _passes(plan: Plan, learner: Learner, splits: Splits, device: torch.device) 
     budget = plan.budget
     draws = range(min(budget.epochs, budget.views or budget.epochs))
     views = [f"seed {plan.seed}, draw {draw}" for draw in draws] if plan.augmentation is not None else [AS_IT_IS]
-    asked = [(splits.train, views, budget.epochs * max(1, len(plan.learning_rates)))]
+    asked = [("train", splits.train, views, budget.epochs * max(1, len(plan.learning_rates)))]
     if is_unlabelled(plan):
-        asked += [(splits.val, [AS_IT_IS], 1), (splits.test, [AS_IT_IS], 1)]
+        asked += [("val", splits.val, [AS_IT_IS], 1), ("test", splits.test, [AS_IT_IS], 1)]
     made = stored = 0
-    for split, names, times in asked:
-        replay = replay_of(plan, learner, split, device, Passes(), role="train")
+    for role, split, names, times in asked:
+        replay = replay_of(plan, learner, split, device, Passes(), role=role)
         for of in () if replay is None else replay.names:
             assert replay is not None, "it has names"
             if of not in replay.stores:  # each time anew
