@@ -26,6 +26,8 @@ IDENTITIES = {
     'audio-folder(path="x",rates=mixed,duplicates=keep)': "6ce4371b4c3b025d",
     "hub-data/org/set": "12814ee780122e4a",
     'hub-data/org/set@main(config=c,target=t,audio=a,header=yes,separator="|",limit=9)': "6b7b0645a331aedc",
+    'unlabelled(path="x")': "dd9619ba1fc923b1",
+    'unlabelled(path="x",modality=text,column=a,seed=2,labels=drop)': "ec9dd0166017f39e",
 }
 
 

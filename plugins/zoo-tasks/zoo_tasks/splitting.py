@@ -109,7 +109,8 @@ def divide(items: Items, target: Target, rules: Rules) -> Division:
         splits = {name: kept[drawn == place] for place, name in enumerate(NAMES)}
     else:
         names = np.array(given)
-        splits = {name: kept[names[kept] == name] for name in NAMES if name in set(given)}
+        held = {*given, *(("train", "test") if is_drawn else ())}  # of a single example one of them is empty
+        splits = {name: kept[names[kept] == name] for name in NAMES if name in held}
 
     def named(groups: Sequence[Sequence[int]]) -> tuple[tuple[str, ...], ...]:
         return tuple(tuple(items.ids[row] for row in rows) for rows in groups)
