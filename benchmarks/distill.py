@@ -71,7 +71,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         teacher=f'hf(files="{MINILM}",max_length=32)+full',
         teacher_task=SST2.format(more=""),
         teacher_epochs=2,
-        student=f'hf(files="{MINILM}",max_length=32,until=2)+full',
+        student=f'hf(files="{MINILM}",max_length=32,until=2)+partial(n=2)',
         arms=(
             Arm(name="control", adapters="", task=SST2.format(more=",limit=400")),
             Arm(name="control, as many steps", adapters="", task=SST2.format(more=",limit=400"), longer=17),
