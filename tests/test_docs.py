@@ -290,6 +290,7 @@ ENTRY_POINTS = """
 surgical = zoo_surgical:Surgical
 shift = zoo_shift:Shift
 calm = zoo_calm:Calm
+echo = zoo_echo:Echo
 [zoo.backbones]
 tiny = zoo_mean:Tiny
 packed = zoo_packed:Packed
