@@ -17,6 +17,7 @@ import pytest
 
 from tests.far.fixture import far  # noqa: F401 -- a fixture
 from tests.hub_server.fixture import hub_server  # noqa: F401 -- a fixture
+from tests.taught.fixture import taught  # noqa: F401 -- a fixture
 from zoo_core.plan.plan import Plan
 from zoo_core.plan.resolve import resolve
 from zoo_core.registry.catalog import Catalog

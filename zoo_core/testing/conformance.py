@@ -27,6 +27,14 @@ depends on an argument. An adapter that cannot be folded into weights has `merge
 says so. A trainable tensor that
 gets no gradient within two steps is a mistake, also under an option that is rarely used.
 
+An adapter that learns from a teacher is checked with one. For features, name a tiny backbone in its spec. For
+predictions, store a learner of the target, trained or not, and name the folder:
+
+    zoo_core.save(zoo_core.load("starter/convnet-nano", classes=["a", "b", "c"]), folder)
+    Subject(f'starter/vit-nano+full+mine(teacher="{folder}")')
+
+The examples of the subject are prepared for the teacher too, and `learner.loss` asks it.
+
 Give the subject backbones of the kinds that your users have: transformers with fused and with separate projections, and
 a convolutional network with batch norms. Tiny ones are enough. `timm(files="DIR", weights=random)` reads a config.json
 with the sizes, and the kit perturbs random weights whose residual branches start at zero. The kit checks what all

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo_core.contracts import Batch, Change, Modality, Raw, Target
+from zoo_core.contracts import Batch, Change, Modality, Preparation, Raw, Target
 from zoo_core.data import randomness
 from zoo_core.data.decoding import decode
 from zoo_core.files.fetch import pin_plan
@@ -66,7 +66,7 @@ class Subject:
     @cached_property
     def plain(self) -> Learner:
         """The same backbone and head without any adapter. Do not change it."""
-        return build(replace(self.plan, adapters=())) if self.like is None else self.like.plain
+        return build(replace(self.plan, adapters=(), teachers={})) if self.like is None else self.like.plain
 
     def learner(self) -> Learner:
         """A copy of the learner, in evaluation mode."""
@@ -82,13 +82,19 @@ class Subject:
         return frozenset().union(*(part.fact("changes") for part in self.plan.adapters))
 
     def batch(self, size: int = 4, *, seed: int = 0) -> Batch:
-        """Different examples, prepared and normalised for the backbone, with targets drawn at random."""
-        source = self.built.source
+        """Different examples, prepared and normalised for the backbone, with targets drawn at random.
+
+        They are prepared for the teachers of the adapters too, which `learner.loss` asks.
+        """
+        source, teachers = self.built.source, self.built.teachers
         given = self.examples or examples_of(source.modality, size, seed=seed, columns=_columns(self.built))
+        if teachers is not None and self.built.target.kind == "token_classes":
+            given = [text.split() if isinstance(text, str) else text for text in given]  # matched word by word
         raw = [decode(source.modality, given[index % len(given)]) for index in range(size)]
-        preparation = source.preparation
-        inputs = preparation.normalise(preparation.collate(preparation.prepare(raw)))
-        return Batch(inputs=inputs, target=self._targets(size, inputs, seed), ids=tuple(map(str, range(size))))
+        inputs = _prepared(source.preparation, raw)
+        beside = {} if teachers is None else {of: _prepared(teachers.preparation(of), raw) for of in teachers.asked}
+        ids = tuple(map(str, range(size)))
+        return Batch(inputs=inputs, target=self._targets(size, inputs, seed), ids=ids, beside=beside)
 
     def _targets(self, size: int, inputs: Any, seed: int) -> Tensor:
         target, generator = self.built.target, torch.Generator().manual_seed(seed)
@@ -99,6 +105,10 @@ class Subject:
             return torch.randint(outputs, inputs["input_ids"].shape, generator=generator)
         drawn = torch.randn(size, outputs, generator=generator)
         return (drawn > 0).float() if target.kind == "multilabel" else drawn
+
+
+def _prepared(preparation: Preparation, examples: Sequence[Any]) -> dict[str, Tensor]:
+    return preparation.normalise(preparation.collate(preparation.prepare(examples)))
 
 
 def _columns(learner: Learner) -> int:
