@@ -645,7 +645,8 @@ def test_a_wrong_argument_is_told_with_what_is_allowed(acme: Registry, text: str
 def test_arguments_of_a_kind_are_the_cores(acme: Registry) -> None:
     assert acme.bind(parse_part("space/x")).common == {"weights": "pretrained", "until": None}
     assert acme.bind(parse_part("space/x(weights=random)")).common == {"weights": "random", "until": None}
-    assert acme.bind(parse_part("chore(shots=5)")).common == {"shots": 5, "limit": None, "rest": "drop", "labels": "keep"}
+    usual = {"limit": None, "rest": "drop", "labels": "keep"}
+    assert acme.bind(parse_part("chore(shots=5)")).common == {"shots": 5, **usual}
     assert acme.bind(parse_part("mend")).common == {}
 
 
