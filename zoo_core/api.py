@@ -542,6 +542,7 @@ def _on_task(run: StoredRun, task: str | TaskRecipe) -> Plan:
         pins=run.plan.pins,
         afresh=False,
         stored=f"the run {run.path}",
+        learns=False,
     )
     return pin_plan(plan)
 

@@ -26,7 +26,7 @@ KEYS = [
         "first_stage",
         "learning_rates",
     ),
-    *("parts", "files", "deferred", "base_digest", "digest"),
+    *("parts", "teachers", "files", "deferred", "base_digest", "digest"),
 ]
 SUITE = """
 tasks = ["digits(shots=2)", "diabetes"]

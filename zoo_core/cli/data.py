@@ -96,7 +96,8 @@ def _part(text: str) -> Part:
 
 def _survey_text(part: Part, found: Survey) -> str:
     lines = [str(part)]
-    kind = f"{found.target.kind}, {found.target.size} outputs"
+    outputs = "" if found.target.kind == "unlabelled" else f", {found.target.size} outputs"
+    kind = f"{found.target.kind}{outputs}"
     rows: list[tuple[str, str]] = [
         ("modality", found.modality),
         ("target", kind),
