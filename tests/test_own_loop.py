@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import zoo_core
+from tests.taught.fixture import Taught
 from zoo_core.contracts import Batch, Split, Target
 from zoo_core.data.loader import Loader
 from zoo_core.data.randomness import derive_seed
@@ -37,10 +38,15 @@ from zoo_core.testing.toys import ToyBackbone
 
 pytest.importorskip("zoo_starter")
 pytest.importorskip("zoo_adapters")
+pytest.importorskip("zoo_distill")
 
 TASK = "digits(shots=5)"
 SPECS = ("starter/vit-nano+partial(n=2)", "starter/vit-nano+lora(r=4)")
-EACH = pytest.mark.parametrize("spec", [SPECS[0], pytest.param(SPECS[1], marks=pytest.mark.slow)])
+TAUGHT = SPECS[0] + '+distill(teacher="{run}")+distill-features(teacher="{run}")'  # a map of widths trains beside it
+OF_FEATURES = SPECS[0] + '+distill-features(teacher="starter/convnet-nano")'
+EACH = pytest.mark.parametrize(
+    "spec", [SPECS[0], *(pytest.param(x, marks=pytest.mark.slow) for x in (SPECS[1], TAUGHT))]
+)
 BUDGET = zoo_core.Budget(epochs=2, num_rates=1, batch_size=10, keep="last")
 NORMS = "starter/convnet-nano+partial(n=2)"  # batch norms, of which half are frozen
 
@@ -83,9 +89,8 @@ def training_split() -> Split:
 
 
 def batches(learner: Learner) -> DataLoader[Any]:
-    backbone = learner.source
     split = training_split()
-    return DataLoader(Pairs(split, backbone.transform()), batch_sampler=InOrder(split.num), collate_fn=backbone.collate)
+    return DataLoader(Pairs(split, learner.transform()), batch_sampler=InOrder(split.num), collate_fn=learner.collate)
 
 
 def fresh(spec: str) -> Learner:
@@ -97,6 +102,12 @@ def optimiser_of(learner: Learner, rate: float) -> tuple[torch.optim.Optimizer, 
     optimiser = torch.optim.AdamW(learner.parameter_groups(rate, weight_decay=0.05), fused=True)
     share = [1.0, *(0.5 * (1 + math.cos(math.pi * step / 9)) for step in range(10))]
     return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: share[step])
+
+
+@pytest.fixture
+def named(spec: str, taught: Taught) -> str:
+    """The spec with the folder of its teacher, of another family and input size."""
+    return spec.format(run=taught.run)
 
 
 @pytest.fixture(scope="module")
@@ -124,9 +135,9 @@ def largest_difference(learner: Learner, expected: dict[str, Tensor]) -> float:
 
 
 @EACH
-def test_a_plain_loop_makes_what_fit_makes(spec: str, fitted: Callable[[str], Any]) -> None:
-    expected, rate = fitted(spec)
-    learner = fresh(spec)
+def test_a_plain_loop_makes_what_fit_makes(named: str, fitted: Callable[[str], Any]) -> None:
+    expected, rate = fitted(named)
+    learner = fresh(named)
     assert largest_difference(learner, expected) > 1e-3, "before it is trained"
     frozen = {name: tensor.clone() for name, tensor in learner.frozen().items()}
     optimiser, schedule = optimiser_of(learner, rate)
@@ -151,26 +162,27 @@ class ForTrainer(nn.Module):
         super().__init__()
         self.learner = learner
 
-    def forward(self, inputs: dict[str, Tensor], target: Tensor) -> dict[str, Tensor]:
+    def forward(self, inputs: dict[str, Tensor], target: Tensor, beside: Any) -> dict[str, Tensor]:
         output = self.learner(inputs)
-        return {"loss": self.learner.loss(output, Batch(inputs=inputs, target=target)), "logits": output.predictions}
+        batch = Batch(inputs=inputs, target=target, beside=beside)
+        return {"loss": self.learner.loss(output, batch), "logits": output.predictions}
 
 
 @EACH
 def test_the_trainer_of_transformers_makes_what_fit_makes(
-    spec: str, fitted: Callable[[str], Any], tmp_path: Path
+    named: str, fitted: Callable[[str], Any], tmp_path: Path
 ) -> None:
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
-    expected, rate = fitted(spec)
-    learner = fresh(spec)
+    expected, rate = fitted(named)
+    learner = fresh(named)
     loader = batches(learner)
 
     class Trainer(transformers.Trainer):  # type: ignore[misc, name-defined]
         def get_train_dataloader(self) -> DataLoader[Any]:
             def by_name(pairs: Any) -> dict[str, Any]:
                 batch = loader.collate_fn(pairs)
-                return {"inputs": batch.inputs, "target": batch.target}
+                return {"inputs": batch.inputs, "target": batch.target, "beside": batch.beside}
 
             return DataLoader(loader.dataset, batch_sampler=loader.batch_sampler, collate_fn=by_name)
 
@@ -192,16 +204,16 @@ def test_the_trainer_of_transformers_makes_what_fit_makes(
 
 
 @EACH
-def test_lightning_makes_what_fit_makes(spec: str, fitted: Callable[[str], Any], tmp_path: Path) -> None:
+def test_lightning_makes_what_fit_makes(named: str, fitted: Callable[[str], Any], tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what it imports
         lightning = pytest.importorskip("pytorch_lightning")
-    expected, rate = fitted(spec)
+    expected, rate = fitted(named)
 
     class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             super().__init__()
-            self.learner = fresh(spec)
+            self.learner = fresh(named)
 
         def training_step(self, batch: Batch, index: int) -> Tensor:
             return self.learner.loss(self.learner(batch.inputs), batch)
@@ -326,17 +338,18 @@ for seed in range(3):
     torch.manual_seed(seed)
     pixels, target = torch.randn(8, 3, 32, 32)[rank::2], torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])[rank::2]
     inputs = {"pixel_values": pixels}
-    learner.loss(model(inputs), Batch(inputs=inputs, target=target)).backward()
+    beside = dict.fromkeys(learner.teachers.asked if learner.teachers else (), inputs)
+    learner.loss(model(inputs), Batch(inputs=inputs, target=target, beside=beside)).backward()
     optimiser.step()
     optimiser.zero_grad()
 assert all(torch.equal(tensor, frozen[name]) for name, tensor in learner.frozen().items())
-torch.save(dict(learner.delta()), f"{sys.argv[2]}/{rank}.pt")
+torch.save(dict(learner.delta()) | learner.objective.state_dict(), f"{sys.argv[2]}/{rank}.pt")
 torch.distributed.destroy_process_group()
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("spec", [*SPECS, NORMS])
+@pytest.mark.parametrize("spec", [*SPECS, NORMS, OF_FEATURES])
 def test_two_processes_train_what_one_does(spec: str, tmp_path: Path) -> None:
     started = [
         subprocess.Popen([sys.executable, "-c", TWO, str(rank), str(tmp_path), spec], stderr=subprocess.PIPE, text=True)
@@ -345,7 +358,11 @@ def test_two_processes_train_what_one_does(spec: str, tmp_path: Path) -> None:
     told = [process.communicate()[1] for process in started]
     assert not any(process.returncode for process in started), told
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
-    assert first.keys() == second.keys() == zoo_core.load(spec, num_classes=3).delta().keys()
+    beside = zoo_core.load(spec, num_classes=3).objective
+    assert beside is not None
+    beside_names = beside.state_dict().keys()
+    assert first.keys() == second.keys() == zoo_core.load(spec, num_classes=3).delta().keys() | beside_names
+    assert bool(beside_names) == (spec == OF_FEATURES)
     parameters = [name for name in first if "running" not in name and "num_batches" not in name]
     assert all(torch.equal(first[name], second[name]) for name in parameters)
     if spec == NORMS:
@@ -355,11 +372,13 @@ def test_two_processes_train_what_one_does(spec: str, tmp_path: Path) -> None:
     for seed in range(3):
         torch.manual_seed(seed)
         inputs = {"pixel_values": torch.randn(8, 3, 32, 32)}
-        batch = Batch(inputs=inputs, target=torch.tensor([0, 1, 2, 0, 1, 2, 0, 1]))
+        looking = dict.fromkeys(learner.teachers.asked if learner.teachers else (), inputs)
+        batch = Batch(inputs=inputs, target=torch.tensor([0, 1, 2, 0, 1, 2, 0, 1]), beside=looking)
         learner.loss(learner(inputs), batch).backward()
         optimiser.step()
         optimiser.zero_grad()
-    assert largest_difference(learner, first) <= 1e-5  # a mean of two means, in another order
+    own = {name: tensor for name, tensor in first.items() if name not in beside_names}
+    assert largest_difference(learner, own) <= 1e-5  # a mean of two means, in another order
 
 
 # -- transform, collate, feature_dim ----------------------------------------------------------------------------------
