@@ -87,7 +87,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "flowers": Experiment(
         teacher='timm(files="../shared/data/weights/mobilenetv2_100.coral_in1k")+probe',
         teacher_task=FLOWERS.format(more=",shots=5"),
-        teacher_epochs=20,
+        teacher_epochs=10,
         student='hf(files="../shared/data/weights/mobilenet_v1_0.25_128-hf")+full',
         arms=(
             Arm(name="control", adapters="", task=FLOWERS.format(more=",shots=5")),
@@ -101,7 +101,6 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         ),
         epochs=(1, 2),
         each_seed=True,
-        teacher_rates=3,
     ),
     "cifar": Experiment(
         teacher="runs/cifar10-resnet56",
@@ -111,7 +110,6 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         arms=(
             Arm(name="control", adapters="", task=CIFAR),
             Arm(name="kd", adapters="+distill(teacher={teacher},alpha=0.9,T=4)", task=CIFAR),
-            Arm(name="dist", adapters="+distill(teacher={teacher},form=dist,alpha=0.9,T=4)", task=CIFAR),
         ),
         epochs=(4, 8),
         batch_size=32,
