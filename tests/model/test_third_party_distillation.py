@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -128,6 +129,23 @@ scores = zoo_core.predict(learner, pictures)[0].scores
 distributions = sorted({provider.distribution for provider in registry().providers() if provider.state == "ok"})
 print(json.dumps([scores, zoo_core.evaluate(sys.argv[1]).score, distributions]))
 """
+
+
+@pytest.mark.parametrize("chain", ["relational of a run", "distill", "distill-token"])
+def test_a_stored_student_needs_no_teacher(chain: str, taught: Taught, tmp_path: Path) -> None:
+    """Neither where its adapter is left out, nor where a part of it stays in the model."""
+    teacher, run = tmp_path / "teacher", tmp_path / "student"
+    shutil.copytree(taught.run, teacher)
+    learner = zoo_core.load(CHAINS[chain].format(run=teacher), target=THREE)
+    zoo_core.save(learner, run)
+    shutil.rmtree(teacher)
+    used = zoo_core.load_run(run)
+    inputs = learner.source.preparation.dummy(2)
+    with torch.no_grad():
+        assert torch.equal(used(inputs).predictions, learner(inputs).predictions)
+    assert used.plan is not None
+    assert not used.plan.teachers
+    assert ("distill-token" in str(used.plan.spec)) == (chain == "distill-token")
 
 
 @pytest.mark.slow

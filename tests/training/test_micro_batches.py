@@ -21,8 +21,8 @@ from zoo_core.model.objective import CrossEntropy, default_objective
 from zoo_core.plan.plan import Budget, Plan
 from zoo_core.testing.recipes import ToyAdapter, ToyBackbones, ToyHint, ToyOpen, ToyTasks, toy_plan
 from zoo_core.training.fit import Fitted, fit
-from zoo_core.training.gradient_trainer import MemoryOptions
-from zoo_core.training.micro_batches import pieces
+from zoo_core.training.gradient_trainer import GradientTrainer, MemoryOptions
+from zoo_core.training.micro_batches import pieces, weights_of
 
 MAP = ToyBackbones(kind="map")
 FLOAT32, FLOAT64 = 1e-6, 1e-12  # of the largest gradient: sums in another order
@@ -96,6 +96,55 @@ def test_pieces_add_up_to_the_whole(kind: Any, weighted: bool, size: int, dtype:
     expected = gradients(objective, x, [whole], [slice(None)])
     found = gradients(objective, x, parts, rows)
     assert float((found - expected).abs().max()) <= allowed * max(1.0, float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ([{"": 3.0}, {"": 1.0}], [{"": 0.75}, {"": 0.25}]),
+        ([{"": 0.0}, {"": 0.0}], [{"": 0.5}, {"": 0.5}]),  # no label is known, and a penalty enters once all the same
+        ([{"a": 1.0}, {"a": 0.0}], [{"": 0.5, "a": 1.0}, {"": 0.5, "a": 0.0}]),
+        ([{"": 2.0, "a": 0.0}, {"": 0.0, "a": 0.0}], [{"": 1.0, "a": 0.5}, {"": 0.0, "a": 0.5}]),
+    ],
+)
+def test_the_weights_of_a_term_add_up_to_one(counts: Any, expected: Any) -> None:
+    assert weights_of(counts) == expected
+
+
+class Penalised(nn.Module):
+    """Two means over different items, and a penalty that no batch enters and no count names."""
+
+    stages: tuple[int, ...] = ()
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.labelled, self.weight = CrossEntropy(), (weight,)
+
+    def forward(self, output: Output, batch: Batch) -> dict[str, Tensor]:
+        all_of_them = output.predictions.square().mean()
+        return {**self.labelled(output, batch), "all": all_of_them, "penalty": self.weight[0].square().sum()}
+
+    def num_items(self, batch: Batch) -> dict[str, Tensor]:
+        return {"cross_entropy": self.labelled.num_items(batch), "all": torch.tensor(float(len(batch)))}
+
+
+@pytest.mark.parametrize("known", [0, 1, 5, 8])
+def test_terms_over_different_items_and_a_penalty_add_up_in_pieces(known: int) -> None:
+    plan = toy_plan(ToyOpen(), budget=Budget(batch_size=8, epochs=1))
+    learner = build(plan).double()
+    learner.objective = Penalised(next(learner.head.parameters()))
+    learner.eval()
+    target = torch.arange(8) % 3
+    target[known:] = -100
+    inputs = {"pixel_values": torch.randn(8, 3, 8, 8, dtype=torch.float64)}
+    batch, found = Batch(inputs=inputs, target=target, ids=tuple("abcdefgh")), []
+    trainer = GradientTrainer(learner, loader_of(plan, learner), budget=plan.budget, learning_rate=1e-3, seed=0)
+    for parts in ([batch], list(pieces(batch, 3))):
+        trainer._gradient(batch, *parts)
+        found.append([parameter.grad.clone() for parameter in learner.parameters() if parameter.grad is not None])
+    assert len(found[0]) == len(found[1]) > 4
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, rtol=FLOAT64, atol=FLOAT64)
 
 
 def test_a_mean_of_means_is_another_gradient() -> None:
