@@ -96,7 +96,8 @@ class Teachers:
 
         word_ids_BT: of the student's tokens, for predictions of words. Raises what `raw` and `for_student` raise.
         """
-        return self.for_student(of, self.raw(of, inputs), inputs, word_ids_BT)
+        with torch.inference_mode(False):  # what it gives may be trained on
+            return self.for_student(of, self.raw(of, inputs), inputs, word_ids_BT)
 
     def raw(self, of: str, inputs: Mapping[str, Tensor]) -> TeacherOutput:
         """What a teacher gives for its own inputs, in its own order of outputs, as precise as was asked for.
@@ -109,11 +110,12 @@ class Teachers:
             if module is not None:
                 module.to(device)
         try:
-            with torch.no_grad(), _apart(device):
+            with _apart(device):
                 found = _pass(model, asked, inputs)
         except RefusedError as error:
             raise RefusedError(f"teacher {of}: {error}") from error
-        return found.each(lambda x: _held(of, x, asked.keep))
+        with torch.inference_mode(False):
+            return found.each(lambda x: _held(of, x, asked.keep))
 
     def for_student(
         self, of: str, found: TeacherOutput, inputs: Mapping[str, Tensor], word_ids_BT: Tensor | None
@@ -208,9 +210,14 @@ def _consumed(features: Features, pooled: Features | None, model: TeacherModel, 
 
 @contextmanager
 def _apart(device: torch.device) -> Iterator[None]:
-    """Leaves the generators of training where they are, and autocast outside."""
+    """Leaves the generators of training where they are, and autocast and inference mode outside."""
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.autocast(device.type, enabled=False):
+    with (
+        torch.random.fork_rng(devices=devices),
+        torch.autocast(device.type, enabled=False),
+        torch.inference_mode(False),
+        torch.no_grad(),
+    ):
         yield
 
 
