@@ -110,11 +110,9 @@ def kinds(case: Case) -> Iterator[tuple[str, Callable[[], None]]]:
     from zoo_core.model.build import build
     from zoo_core.model.replay import Passes, Replay
 
-    plan = pin_plan(zoo_core.resolve(case.spec, task=case.task, budget=zoo_core.Budget(augment=case.augment, views=1)))
+    plan = pin_plan(zoo_core.resolve(case.spec, task=case.task, budget=zoo_core.Budget(augment=case.augment)))
     plain_plan = pin_plan(
-        zoo_core.resolve(
-            case.spec.rpartition("+")[0], task=case.task, budget=zoo_core.Budget(augment=case.augment, views=1)
-        )
+        zoo_core.resolve(case.spec.rpartition("+")[0], task=case.task, budget=zoo_core.Budget(augment=case.augment))
     )
     assert plan.task is not None
     device = torch.device("cpu")

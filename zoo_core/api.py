@@ -487,6 +487,7 @@ def evaluate(
 ) -> Evaluation:
     """Scores a stored run on the train, val or test split of its task.
 
+    split: of another task also `all`, every example of it; not for token classes.
     task: another task, whose outputs are matched by name with what the run predicts, as after learning without labels.
     Of classes that the run does not know the examples count as wrong, and what it knows besides is not looked at; of
     labels and values it must know all.
@@ -504,29 +505,33 @@ def evaluate(
         raise UsageError(f"{path} {what}, so nothing says what is right; zoo evaluate {path} --task T scores it on T")
     learner = load_stored(run).to(device)
     splits = carve(open_task(plan), seed=plan.seed, **plan.task.common)
-    chosen, target = _split(splits, split), run.target if task is None else splits.target
-    own = encoding_of(rows_of(chosen)[0])
+    if split == "all" and (task is None or splits.target.kind == "token_classes"):
+        raise UsageError("split all is for another task than the fit's own, and not for token classes; take test")
+    chosen = [_split(splits, each) for each in (("train", "val", "test") if split == "all" else (split,))]
+    target = run.target if task is None else splits.target
+    own = encoding_of(rows_of(chosen[0])[0])
     if task is not None and run.encoding is not None and own is not None and own.columns != run.encoding.columns:
         raise RefusedError(
             f"{path} reads columns as they were scaled for its own table, and those of {plan.task.name} are scaled by "
             f"other rows; zoo predict {path} FILE.csv encodes a table as the run was fitted"
         )
-    loader = plain_loader(plan, learner, chosen, target, torch.device(device))
+    loaders = [plain_loader(plan, learner, each, target, torch.device(device)) for each in chosen]
     precision = precision_of(plan.budget.precision, torch.device(device))
     assert plan.metric is not None, "a task names its metric"
-    predictions, _ = forward(learner, loader, precision=precision)
+    predictions = torch.cat([forward(learner, loader, precision=precision)[0] for loader in loaders])
+    truth = torch.cat([loader.targets for loader in loaders])
     if task is not None:
         predictions = _in_order(str(path), predictions, run.target, target)
     classes = target.kind == "classes"
     names = target.names or tuple(str(index) for index in range(target.size or 0))
     return Evaluation(
         metric=plan.metric_name,
-        score=score(plan.metric, predictions, loader.targets, target),
+        score=score(plan.metric, predictions, truth, target),
         split=split,
-        num_examples=chosen.num,
+        num_examples=len(truth),
         names=names,
-        per_class=tuple(per_class(predictions, loader.targets, names)) if classes else (),
-        confusion=tuple(tuple(row) for row in confusion(predictions, loader.targets).tolist()) if classes else (),
+        per_class=tuple(per_class(predictions, truth, names)) if classes else (),
+        confusion=tuple(tuple(row) for row in confusion(predictions, truth).tolist()) if classes else (),
     )
 
 

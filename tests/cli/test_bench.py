@@ -137,6 +137,7 @@ def test_the_schema_of_results_is_stable(zoo: Zoo, mixed: Any) -> None:
             "unpublished",
             "sources",
             "superseded",
+            "teachers",
             "higher_is_better",
         ),
     ]

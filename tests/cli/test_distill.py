@@ -58,7 +58,7 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def draw(folder: Path, num: int = 30, *, size: int = 20) -> Path:
+def draw(folder: Path, num: int = 48, *, size: int = 20) -> Path:
     """Pictures of noise, flat and below folders whose names mean nothing."""
     rng = np.random.default_rng(0)
     for number in range(num):
@@ -129,7 +129,7 @@ def test_a_backbone_as_a_teacher_makes_a_run_that_is_a_backbone(
     told(zoo_here("evaluate", backbone), 2, "predicts nothing", "zoo fit")
     code, _, err = zoo_here("embed", backbone, photos, "--out", tmp_path / "features.npy")
     assert code == 0, err
-    assert np.load(tmp_path / "features.npy").shape[0] == 30
+    assert np.load(tmp_path / "features.npy").shape[0] == 48
     words = ("fit", f'run(path="{backbone}")', "--task", "digits(limit=40)", "--out", tmp_path / "probe", *SHORT)
     assert zoo_here(*words)[0] == 0
     with pytest.raises(zoo_core.ZooError, match="predicts nothing"):
@@ -269,12 +269,12 @@ def test_texts_with_another_tokeniser(tiny: Callable[[str], str], tmp_path: Path
 
 def test_sounds(tiny: Callable[[str], str], tmp_path: Path) -> None:  # noqa: F811
     rng = np.random.default_rng(0)
-    for number in range(16):
+    for number in range(90):
         with wave.open(str(tmp_path / f"{number}.wav"), "wb") as sound:
             sound.setnchannels(1)
             sound.setsampwidth(2)
             sound.setframerate(8000)
-            sound.writeframes(rng.integers(-3000, 3000, 600 + 40 * number).astype("<i2").tobytes())
+            sound.writeframes(rng.integers(-3000, 3000, 600 + 10 * number).astype("<i2").tobytes())
     teacher = tiny("wav2vec2")
     student = teacher.replace('")', '",weights=random)') + "+full"
     budget = zoo_core.Budget(epochs=1, num_rates=1, batch_size=4)

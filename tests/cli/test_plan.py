@@ -76,7 +76,7 @@ def test_a_plan_says_what_is_built_and_trained(zoo_here: Run) -> None:
     code, out, err = zoo_here("plan", "starter/vit-nano+partial(n=2)", "--task", "digits(shots=10)", "--seed", "3")
     assert (code, err) == (0, [])
     shown = dict(line.split(":", 1) for line in out.splitlines())
-    assert list(shown) == [key for key in KEYS if key != "unpublished"]  # nothing is
+    assert list(shown) == [key for key in KEYS if key not in ("unpublished", "teachers")]  # nothing is
     assert shown["trial"].strip() == "starter/vit-nano+partial(n=2)+linear task=digits(shots=10) keep=best seed=3"
     assert shown["target"].strip() == "classes, 10 outputs"
     assert (shown["weights"].strip(), shown["backbone_parameters"].strip()) == ("pretrained", "448,632")

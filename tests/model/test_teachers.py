@@ -186,7 +186,7 @@ def test_predictions_come_in_the_students_order_of_classes(
 
 
 def test_too_few_classes_in_common_are_refused_with_both_lists(taught: Taught) -> None:
-    told = "share 1 outputs; it has 0, 1, 2, 3, 4, 5, 6, 7, 8, 9; the target has 1, cat"
+    told = "share 1 outputs; the teacher has 0, 1, 2, 3, 4, 5, 6, 7, 8, 9; the target has 1, cat"
     with pytest.raises(RefusedError, match=told):
         zoo_core.load(f'starter/vit-nano+full+distill(teacher="{taught.run}")', classes=("1", "cat"))
 

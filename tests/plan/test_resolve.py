@@ -294,7 +294,6 @@ def test_two_texts_of_one_trial_have_one_digest_and_one_text(plan: Resolve, one:
                 "patience": 3,
                 "precision": "bfloat16",
                 "keep": "best",
-                "views": 4,
             }.items()
         ),
     ],
@@ -304,11 +303,18 @@ def test_whatever_changes_the_numbers_changes_the_digest(plan: Resolve, changed:
     assert digest(plan, **changed) != digest(plan)
 
 
+def test_views_are_of_an_augmentation_and_in_the_digest(plan: Resolve) -> None:
+    light, four = Budget(augment="light"), Budget(augment="light", views=4)
+    assert digest(plan, budget=light) != digest(plan, budget=four)
+    with pytest.raises(RefusedError, match="views=4 of examples that nothing varies"):
+        plan("nasty/tokens", budget=Budget(views=4))
+
+
 def test_every_field_of_the_budget_was_changed_above() -> None:
     marks = [mark for mark in test_whatever_changes_the_numbers_changes_the_digest.pytestmark if mark.args]
     changed = [case["budget"] for case in marks[0].args[1] if "budget" in case]
     default = Budget()
-    names = {field.name for field in fields(Budget)}
+    names = {field.name for field in fields(Budget)} - {"views"}
     assert names == {name for name in names for budget in changed if getattr(budget, name) != getattr(default, name)}
 
 

@@ -188,7 +188,7 @@ def test_outputs_are_matched_by_name(teacher: str, student: str, expected: Any) 
         (
             Target(kind="classes", names=("a", "b")),
             Target(kind="classes", names=("b", "c")),
-            "share 1 outputs; it has a, b; the target has b, c",
+            "share 1 outputs; the teacher has a, b; the target has b, c",
         ),
         (Target(kind="classes", size=3), Target(kind="classes", names=("b", "c")), "has 3 outputs and the target 2"),
         (Target(kind="regression", size=2), Target(kind="classes", size=2), "predicts regression, and the target is"),

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import itertools
+import math
+import statistics
 import time
 from typing import Any
 
@@ -18,7 +21,7 @@ from zoo_core.model.learner import Learner
 from zoo_core.registry.registry import registry
 from zoo_core.spec.parser import Part
 from zoo_core.testing.recipes import ToyHeads, ToyHint, ToyMemory, ToyOpen, ToyTasks, toy_plan
-from zoo_core.training.metrics import confusion, per_class, predict
+from zoo_core.training.metrics import agreement, confusion, per_class, predict
 from zoo_core.training.metrics import score as score_with
 from zoo_core.training.timing import (
     MIN_WINDOW_SECONDS,
@@ -375,3 +378,40 @@ def test_the_peak_of_memory_sees_what_was_held_and_let_go() -> None:
     held = torch.ones(64 * 2**20)  # 256 MiB
     del held
     assert peak_memory_bytes(CPU) - before > 200 * 2**20
+
+
+# -- agreement of features --------------------------------------------------------------------------------------------
+
+
+def alike(x: Tensor, y: Tensor) -> float:
+    return agreement(x, y, Target(kind="unlabelled", size=x.shape[1]))
+
+
+def test_features_agree_up_to_a_rotation_and_a_scale_and_unrelated_ones_do_not() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 16, generator=generator, dtype=torch.float64)
+    rotation, _ = torch.linalg.qr(torch.randn(16, 16, generator=generator, dtype=torch.float64))
+    assert alike(x, 3 * x @ rotation + 1) == pytest.approx(1, abs=1e-12)
+    pairs = [torch.randn(2, 12, 64, generator=generator) for _ in range(50)]
+    assert abs(statistics.mean(alike(one, other) for one, other in pairs)) < 0.05  # a biased estimate is near 0.9
+
+
+def test_agreement_of_features_is_what_the_sums_over_pairs_say() -> None:
+    generator = torch.Generator().manual_seed(1)
+    x, y = (torch.randn(6, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+
+    def dependence(a: Tensor, b: Tensor) -> float:
+        """Equation 5 of Song et al. 2012, as means over ordered tuples of distinct examples."""
+        k, m = (z @ z.T for z in (a - a.mean(0), b - b.mean(0)))
+        two = [float(k[i, j] * m[i, j]) for i, j in itertools.permutations(range(6), 2)]
+        three = [float(k[i, j] * m[i, q]) for i, j, q in itertools.permutations(range(6), 3)]
+        four = [float(k[i, j] * m[q, r]) for i, j, q, r in itertools.permutations(range(6), 4)]
+        return statistics.mean(two) + statistics.mean(four) - 2 * statistics.mean(three)
+
+    expected = dependence(x, y) / (dependence(x, x) * dependence(y, y)) ** 0.5
+    assert alike(x, y) == pytest.approx(expected, rel=1e-9)
+
+
+def test_agreement_of_features_is_not_defined_on_three_examples() -> None:
+    assert math.isnan(alike(torch.randn(3, 4), torch.randn(3, 4)))
+    assert alike(torch.ones(5, 4), torch.randn(5, 4)) == 0

@@ -29,7 +29,7 @@ from zoo_core.run_layout import RUN
 from zoo_core.runs.run_table import run_table
 from zoo_core.toolkit.table_encoding import encoding_from, encoding_of
 
-__all__ = ["check_columns", "check_labels", "is_unlabelled", "replay_of", "with_truth"]
+__all__ = ["check_columns", "check_enough", "check_labels", "is_unlabelled", "replay_of", "with_truth"]
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +52,16 @@ def check_labels(plan: Plan, train: Split, target: Target) -> None:
         )
     if missing and plan.head.fact("fit") == "closed_form":
         raise RefusedError(f"head {plan.head.name} is fitted from labels, and {missing} of {train.num} are missing")
+
+
+def check_enough(val: Split, test: Split, target: Target) -> None:
+    """Raises RefusedError where too few examples are held out for the agreement of features to be defined."""
+    fewest = min(val.num, test.num)
+    if target.kind == "unlabelled" and fewest < 4:
+        raise RefusedError(
+            f"{val.num} examples are held out for validation and {test.num} for test, and agreement of features needs "
+            f"4 of each; give more examples"
+        )
 
 
 def check_columns(plan: Plan, split: Split) -> None:
@@ -167,6 +177,9 @@ def with_truth(loader: Loader, plan: Plan, target: Target) -> Loader:
     said = [_said(batch.teachers[of], batch.inputs.get("word_ids"), loader, target).cpu() for batch in loader.epoch()]
     told = loader.without_beside()
     told.targets = torch.cat(said)
+    if target.kind == "classes" and len(told.targets) > 1 and len(told.targets.unique()) == 1:
+        name = target.names[int(told.targets[0])] if target.names else int(told.targets[0])
+        _log.warning("teacher %s says %s of all %d held-out examples, so agreement tells little", of, name, loader.num)
     return told
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from zoo_core.benchmark.grid import weights_of
-from zoo_core.benchmark.teaching import check_columns, check_labels, is_unlabelled, replay_of, with_truth
+from zoo_core.benchmark.teaching import check_columns, check_enough, check_labels, is_unlabelled, replay_of, with_truth
 from zoo_core.contracts import Split, Target, TaskData
 from zoo_core.data.augmentation import Augment
 from zoo_core.data.loader import Beside, Loader
@@ -120,6 +120,7 @@ def run_trial(
     data = data or open_task(plan)
     splits = carve(data, seed=plan.seed, target=plan.target, **plan.task.common)
     check_labels(plan, splits.train, splits.target)
+    check_enough(splits.val, splits.test, splits.target)
     check_columns(plan, splits.train)
     reset_peak_memory(device)
     passes = Passes()

@@ -278,10 +278,10 @@ def _dry_run(plan: Plan, device: str, num_workers: int, memory: MemoryOptions) -
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option(
     "--split",
-    type=click.Choice(["train", "val", "test"]),
+    type=click.Choice(["train", "val", "test", "all"]),
     default="test",
     show_default=True,
-    help="Which examples; those of the fit's own draw.",
+    help="Which examples; those of the fit's own draw. all: every example of another task.",
 )
 @click.option(
     "--task",
@@ -296,7 +296,7 @@ def evaluate(folder: Path, split: str, task: str | None, as_json: bool, threads:
 
     \b
     zoo evaluate runs/my-digits
-    zoo evaluate runs/small --task ./labelled
+    zoo evaluate runs/small --task ./labelled --split all
     """  # noqa: D301 - click reads the character \b as: keep these lines
     with held_back():
         from zoo_core.api import evaluate as run

@@ -89,7 +89,7 @@ class CrossEntropy(nn.Module):
     def forward(self, output: Output, batch: Batch) -> dict[str, Tensor]:
         logits, target = output.predictions.flatten(0, -2), batch.target.flatten()
         weights = None if self.weights is None else self.weights.to(logits.dtype)
-        if not bool((target != IGNORED).any()):  # the mean over nothing is no number
+        if _all(target == IGNORED, usually=False):  # the mean over nothing is no number
             return {"cross_entropy": logits.sum() * 0}
         return {"cross_entropy": nn.functional.cross_entropy(logits, target, weight=weights, ignore_index=IGNORED)}
 
@@ -116,7 +116,7 @@ class BinaryCrossEntropy(nn.Module):
         target = batch.target.to(output.predictions.dtype)  # else a float64 learner's loss is float32
         weights = None if self.weights is None else self.weights.to(target.dtype)
         known = ~target.isnan()
-        if not bool(known.all()):
+        if not _all(known, usually=True):
             weights = known.to(target.dtype) if weights is None else weights * known
             loss = nn.functional.binary_cross_entropy_with_logits(
                 output.predictions, target.nan_to_num(), weight=weights, reduction="sum"
@@ -169,7 +169,7 @@ class SquaredError(nn.Module):
 
     def forward(self, output: Output, batch: Batch) -> dict[str, Tensor]:
         known = ~batch.target.isnan()
-        if not bool(known.all()):
+        if not _all(known, usually=True):
             error = (output.predictions - batch.target.nan_to_num()) / self._head[0].scale * known
             return {"squared_error": error.square().sum() / known.sum().clamp(min=1)}
         error = (output.predictions - batch.target) / self._head[0].scale
@@ -191,6 +191,11 @@ class NoLabels(nn.Module):
     def num_items(self, batch: Batch) -> Tensor:
         """The number of examples."""
         return torch.tensor(float(len(batch)))
+
+
+def _all(each: Tensor, *, usually: bool) -> bool:
+    """Whether all of them are true; on the meta device, which has no values, what is usual."""
+    return usually if each.is_meta else bool(each.all())
 
 
 def _known(batch: Batch) -> Tensor:

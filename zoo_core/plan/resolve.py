@@ -129,6 +129,8 @@ def resolve(
         augmentation = augmentation_of(str(budget.augment), bound_task, target, registry)
     if augmentation is not None:
         budget = replace(budget, augment=str(augmentation.canonical()))
+    elif bound_task is not None and budget.views is not None:
+        raise RefusedError(f"views={budget.views} of examples that nothing varies are all the same: add augment=light")
     canonical = Spec((backbone.canonical(), *(part.canonical() for part in adapters), head.canonical()))
     plan = Plan(
         spec=canonical,

@@ -194,11 +194,11 @@ def common_outputs(
             f"{called} {of} has {teacher.size} outputs and the target {student.size}, and not both have names by which "
             f"they could be matched"
         )
-    place = {name: index for index, name in enumerate(teacher.names)}
+    place, noun = {name: index for index, name in enumerate(teacher.names)}, called.removeprefix("the ")
     shared = [(place[name], index) for index, name in enumerate(student.names) if name in place]
     if len(shared) < (2 if student.kind in ("classes", "token_classes") else 1):
         raise RefusedError(
-            f"{called} {of} and the target share {len(shared)} outputs; it has {_some(teacher.names)}; the "
+            f"{called} {of} and the target share {len(shared)} outputs; the {noun} has {_some(teacher.names)}; the "
             f"target has {_some(student.names)}"
         )
     return tuple(theirs for theirs, _ in shared), tuple(own for _, own in shared)

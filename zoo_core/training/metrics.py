@@ -179,14 +179,28 @@ def agreement(predictions: Tensor, truth: Tensor, target: Target) -> float:
 
 
 def _linear_cka(x_ND: Tensor, y_NE: Tensor) -> float:
-    """1 for features that differ by a rotation and a scale, 0 for unrelated ones; features that do not vary have 0.
+    """1 for features that differ by a rotation and a scale, about 0 for unrelated ones; 0 where features do not vary.
 
-    Source: Kornblith et al. 2019, section 3: |Y'X|^2 / (|X'X| |Y'Y|) of centred features, in Frobenius norms.
+    From unbiased estimates, so that few examples of many features do not look alike; not defined below four examples.
+    Source: Kornblith et al. 2019, equation 4; Song et al. 2012, "Feature Selection via Dependence Maximization",
+    equation 5.
     """
-    x_ND, y_NE = x_ND - x_ND.mean(0), y_NE - y_NE.mean(0)
-    both = (y_NE.T @ x_ND).square().sum()
-    alone = (x_ND.T @ x_ND).square().sum().sqrt() * (y_NE.T @ y_NE).square().sum().sqrt()
-    return float(both / alone) if float(alone) > 0 else 0.0
+    if len(x_ND) < 4:
+        return math.nan
+    x_NN, y_NN = (_without_diagonal(z @ z.T) for z in (x_ND - x_ND.mean(0), y_NE - y_NE.mean(0)))
+    alone = _dependence(x_NN, x_NN) * _dependence(y_NN, y_NN)
+    return float(_dependence(x_NN, y_NN) / alone.sqrt()) if float(alone) > 0 else 0.0
+
+
+def _without_diagonal(gram_NN: Tensor) -> Tensor:
+    return gram_NN - gram_NN.diag().diag()
+
+
+def _dependence(x_NN: Tensor, y_NN: Tensor) -> Tensor:
+    """The unbiased estimate of the dependence of two sets, from Gram matrices without their diagonals."""
+    num = len(x_NN)
+    pairs = (x_NN * y_NN).sum() + x_NN.sum() * y_NN.sum() / ((num - 1) * (num - 2))
+    return (pairs - 2 / (num - 2) * (x_NN.sum(0) * y_NN.sum(0)).sum()) / (num * (num - 3))
 
 
 def confusion(predictions: Tensor, target: Tensor) -> Tensor:

@@ -219,7 +219,7 @@ def test_more_shots_than_a_class_has_are_refused_and_so_are_shots_without_classe
 def test_a_task_is_found_by_its_name_with_the_arguments_of_the_core(name: str, recipe: type[TaskRecipe]) -> None:
     bound = registry().bind(parse_part(f"{name}(limit=50)"), "task")
     assert bound.recipe == recipe()
-    assert bound.common == {"shots": None, "limit": 50}
+    assert bound.common == {"shots": None, "limit": 50, "rest": "drop", "labels": "keep"}
 
 
 # -- other data under the same name -------------------------------------------------------------------------------
