@@ -1,4 +1,4 @@
-"""What a teacher is worth on three real tasks: students with and without one, at equal epochs, into results/.
+"""What a teacher is worth on three real tasks: students with and without one, at equal epochs, into results/distill.
 
     python benchmarks/distill.py [text flowers cifar]
     python benchmarks/distill.py --summary
@@ -27,7 +27,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS = ROOT / "benchmarks" / "results" / "distill"
 SEEDS = range(5)
 T_95 = 2.776  # of Student's t with four degrees of freedom
 
@@ -165,7 +165,7 @@ def rows_of(name: str, experiment: Experiment) -> Iterator[dict[str, Any]]:
                 row = known.get((arm.name, epochs, seed))
                 if row is None:
                     row = fitted(name, experiment, arm, epochs, seed, rate)
-                    with (RESULTS / f"distill-{name}.jsonl").open("a") as file:
+                    with (RESULTS / f"{name}.jsonl").open("a") as file:
                         file.write(json.dumps(row) + "\n")
                     print(f"{name}: {arm.name}, {epochs} epochs, seed {seed}: {row['score']:.4f}", flush=True)
                     yield row
@@ -213,7 +213,7 @@ def teacher_of(name: str, experiment: Experiment, seed: int) -> str:
 
 def stored(name: str) -> list[dict[str, Any]]:
     """The rows that are stored of an experiment."""
-    file = RESULTS / f"distill-{name}.jsonl"
+    file = RESULTS / f"{name}.jsonl"
     return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
 
