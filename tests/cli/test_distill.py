@@ -22,7 +22,7 @@ from zoo_core.benchmark import distilling
 from zoo_core.benchmark.distilling import plan_distillation, unlabelled_part
 from zoo_core.cli import main
 from zoo_core.contracts import Change, Context, Learner
-from zoo_core.errors import AmbiguousError
+from zoo_core.errors import AmbiguousError, RefusedError
 from zoo_core.plan.extensions import fitting
 from zoo_core.registry.registry import registry
 
@@ -332,6 +332,22 @@ def test_classes_are_matched_by_name_and_unknown_ones_are_wrong(big: Path, tmp_p
     assert rows["ten"]["recall"] == 0
     assert rows["ten"]["num"] > 0
     assert len(found.confusion) == 10
+
+
+def test_every_example_of_another_task_can_be_scored_and_of_its_own_none_that_it_saw(
+    zoo_here: Run, big: Path, tmp_path: Path
+) -> None:
+    task = f'image-folder(path="{named(tmp_path / "a", tuple("9876543210"))}")'
+    parts = [zoo_core.evaluate(big, task=task, split=split) for split in ("train", "val", "test")]
+    whole = zoo_core.evaluate(big, task=task, split="all")
+    assert whole.num_examples == sum(part.num_examples for part in parts)
+    assert whole.score == pytest.approx(sum(part.score * part.num_examples for part in parts) / whole.num_examples)
+    told(zoo_here("evaluate", big, "--split", "all"), 2, "split all is for another task")
+
+
+def test_too_few_pictures_for_features_are_refused_before_training(tmp_path: Path) -> None:
+    with pytest.raises(RefusedError, match="agreement of features needs 4 of each"):
+        zoo_core.distill("starter/vit-nano", STUDENT, data=str(draw(tmp_path / "few", 8)))
 
 
 def test_other_classes_are_refused_with_both_lists(zoo_here: Run, big: Path, tmp_path: Path) -> None:
