@@ -226,7 +226,7 @@ def test_what_is_no_run_or_a_damaged_one_is_told(zoo_here: Run, folders: dict[st
     told(zoo_here("evaluate", copy), 5, "truncated")
     (copy / "run.json").write_text("{")
     told(zoo_here("predict", copy, "a.png"), 5, "run.json is damaged")
-    told(zoo_here("evaluate", folders["classes"], "--split", "all"), 2, "'all' is not one of")
+    told(zoo_here("evaluate", folders["classes"], "--split", "whole"), 2, "'whole' is not one of")
 
 
 def test_the_folder_of_a_bench_holds_no_model_and_says_so(zoo_here: Run, tmp_path: Path) -> None:

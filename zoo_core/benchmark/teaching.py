@@ -56,8 +56,7 @@ def check_labels(plan: Plan, train: Split, target: Target) -> None:
 
 def check_enough(val: Split, test: Split, target: Target) -> None:
     """Raises RefusedError where too few examples are held out for the agreement of features to be defined."""
-    fewest = min(val.num, test.num)
-    if target.kind == "unlabelled" and fewest < 4:
+    if target.kind == "unlabelled" and min(val.num, test.num) < 4:
         raise RefusedError(
             f"{val.num} examples are held out for validation and {test.num} for test, and agreement of features needs "
             f"4 of each; give more examples"

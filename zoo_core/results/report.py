@@ -26,7 +26,7 @@ PERCENT = frozenset({"accuracy", "average_precision", "macro_f1", "top5_accuracy
 MIB = 2**20
 
 HEADER = (
-    *("rank", "spec", "score", "95 %", "seeds", "gain", "trainable"),
+    *("rank", "spec", "score", "95 %", "seeds", "gain", "trainable", "parameters"),
     *("train ex/s", "infer ex/s", "MiB", "train s", "missing"),
 )
 WORDS = frozenset({"spec", "missing"})  # columns that are not numbers
@@ -86,6 +86,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         str(row.score.num),
         _gain(row.gain, row.metric),
         _count(row.num_trainable),
+        _count(row.num_parameters),
         _rate(row.training),
         _rate(row.inference),
         "" if row.peak_memory_bytes is None else f"{row.peak_memory_bytes / MIB:,.0f}",
