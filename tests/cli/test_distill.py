@@ -389,7 +389,8 @@ def test_plan_fit_and_dry_run_tell_of_the_teacher(zoo_here: Run, big: Path, tmp_
 def test_the_end_of_a_bench_tells_the_passes_of_all(zoo: Zoo, big: Path, tmp_path: Path) -> None:
     adapters = f'full+distill(teacher="{big}")'
     words = ("bench", "--task", "digits(limit=40)", "--backbones", "starter/convnet-nano", "--adapters", adapters)
-    err = zoo(*words, "--seeds", "1", *SHORT, "--out", tmp_path / "run").err  # a process of its own, as it forks workers
+    # In a process of its own: the server that workers are forked from keeps the paths that it began with.
+    err = zoo(*words, "--seeds", "1", *SHORT, "--out", tmp_path / "run").err
     assert any(line.startswith("teacher: ") and "passes made" in line for line in err.splitlines()), err
 
 
