@@ -296,7 +296,7 @@ def evaluate(folder: Path, split: str, task: str | None, as_json: bool, threads:
 
     \b
     zoo evaluate runs/my-digits
-    zoo evaluate runs/small --task ./labelled --split all
+    zoo evaluate runs/my-digits --task digits
     """  # noqa: D301 - click reads the character \b as: keep these lines
     with held_back():
         from zoo_core.api import evaluate as run
