@@ -87,6 +87,15 @@ def pytest_runtest_setup() -> None:
 
 
 @pytest.fixture(autouse=True)
+def _no_server_left() -> Iterator[None]:
+    """The server that a bench forks workers from ends with the test: it keeps the environment that it began with."""
+    yield
+    forkserver = sys.modules.get("multiprocessing.forkserver")
+    if forkserver is not None:
+        forkserver._forkserver._stop()  # does nothing where none runs
+
+
+@pytest.fixture(autouse=True)
 def _seeded() -> None:
     """Fixed seeds, for the libraries that this process has imported so far."""
     random.seed(SEED)

@@ -15,8 +15,10 @@ from zoo_core.lock import part_key, pins_of, read_lock, unpublished_in
 from zoo_core.plan.plan import Plan
 from zoo_core.registry.catalog import catalog
 from zoo_core.results.store import Result, read
-from zoo_core.run_layout import DELTA, LOCK, RESULTS, RUN_FILES
+from zoo_core.run_layout import DELTA, LOCK, RESULTS, RUN, RUN_FILES
+from zoo_core.runs.run_table import run_table, text_in
 from zoo_core.runs.stored_run import StoredRun, read_run
+from zoo_core.spec.parser import parse
 
 __all__ = ["card_of", "push_run"]
 
@@ -51,8 +53,8 @@ def push_run(path: Path, repository: str, *, private: bool = False) -> str:
     Raises NotFoundError for a folder without a fitted model, UsageError if nobody else could load it, IntegrityError if
     it is damaged, AccessError if the Hub refuses.
     """
+    _refuse_unpublished(path)
     run = read_run(path)
-    _refuse_unpublished(run)
     verify(path / DELTA, run.delta)
     _refuse_what_only_this_machine_has(run)
     forbidden = hub.offline_by()
@@ -157,16 +159,18 @@ def _table(results: Sequence[Result]) -> str:
     return "\n".join([head, *rows]) + "\n\nThe learning rate was chosen on validation; this split was scored once."
 
 
-def _refuse_unpublished(run: StoredRun) -> None:
+def _refuse_unpublished(path: Path) -> None:
     """Raises UsageError for a run that is used with parts that only a file on this machine provides."""
-    used = {part_key(part) for part in run.plan.parts}
-    for key, row in unpublished_in(read_lock(run.path / LOCK)).items():
-        if key not in used:
-            continue
-        raise UsageError(
-            f"{run.path} was fitted with {key} of the file {row['distribution']}, which nobody else has; publish it as "
-            f"a package with an entry point, and fit again with that"
-        )
+    table = run_table(path / RUN)
+    backbone, *adapters, head = parse(text_in(table["spec"])).parts
+    taken = table.get("used", range(len(adapters)))  # the others are over once the model is trained
+    used = {part.name for part in (backbone, *(adapters[position] for position in taken), head)}
+    for key, row in unpublished_in(read_lock(path / LOCK)).items():
+        if key.partition(":")[2].partition("(")[0].partition("@")[0] in used:
+            raise UsageError(
+                f"{path} was fitted with {key} of the file {row['distribution']}, which nobody else has; publish it as "
+                f"a package with an entry point, and fit again with that"
+            )
 
 
 def _refuse_what_only_this_machine_has(run: StoredRun) -> None:

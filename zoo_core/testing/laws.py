@@ -192,14 +192,16 @@ def learns(subject: Subject) -> str | None:
         raise ConformanceError("it changes the features as any linear head can")
     inputs, target = {name: x[:_FEW] for name, x in inputs.items()}, target[:_FEW]
     distance = (start[:_FEW] - target).square().sum()
-    optimiser = torch.optim.LBFGS(
-        [parameter for _, parameter in learner.trainable()], max_iter=20, line_search_fn="strong_wolfe"
-    )
+    trained = [parameter for _, parameter in learner.trainable()]
+    optimiser = torch.optim.LBFGS(trained, max_iter=20, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimiser.zero_grad()
         left = (_features(learner, inputs) - target).square().sum() / distance
         left.backward()
+        for parameter in trained:
+            if parameter.grad is not None:
+                parameter.grad = parameter.grad.contiguous()  # LBFGS takes no gradient that lies channels last
         return left.detach()
 
     left = 1.0
