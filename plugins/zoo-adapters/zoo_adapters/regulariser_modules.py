@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +50,7 @@ class StartingPoint(nn.Module):
         size = torch.stack([parameter.square().sum() for parameter in self._new]).sum()
         return _with(terms, "l2", self.beta / 2 * size)
 
-    def num_items(self, batch: Batch) -> Tensor | None:
+    def num_items(self, batch: Batch) -> Tensor | Mapping[str, Tensor] | None:
         """As the wrapped objective says; the distances are the same on every micro-batch."""
         return self.objective.num_items(batch) if isinstance(self.objective, MicroBatchable) else None
 
