@@ -20,7 +20,7 @@ from zoo_core.benchmark.teaching import check_columns, check_labels, is_unlabell
 from zoo_core.benchmark.trial import open_task, plain_loader, training_loader
 from zoo_core.contracts import Split, TaskData
 from zoo_core.data.decoding import decode
-from zoo_core.data.loader import AS_IT_IS, KEEP_BYTES, Loader
+from zoo_core.data.loader import AS_IT_IS, KEEP_BYTES, Loader, drawn_view
 from zoo_core.data.randomness import forked_rng
 from zoo_core.data.splits import Splits, Subset, carve
 from zoo_core.errors import ZooError
@@ -276,7 +276,7 @@ def _passes(plan: Plan, learner: Learner, splits: Splits, device: torch.device) 
     """The passes of teachers that a fit makes, and how many of all that it asks for are stored before it begins."""
     budget = plan.budget
     draws = range(min(budget.epochs, budget.views or budget.epochs))
-    views = [f"seed {plan.seed}, draw {draw}" for draw in draws] if plan.augmentation is not None else [AS_IT_IS]
+    views = [drawn_view(plan.seed, draw) for draw in draws] if plan.augmentation is not None else [AS_IT_IS]
     asked = [("train", splits.train, views, budget.epochs * max(1, len(plan.learning_rates)))]
     if is_unlabelled(plan):
         asked += [("val", splits.val, [AS_IT_IS], 1), ("test", splits.test, [AS_IT_IS], 1)]

@@ -21,10 +21,15 @@ from zoo_core.data.randomness import derive_seed, example_rng
 from zoo_core.data.token_labels import IGNORED, on_tokens, word_targets
 from zoo_core.errors import RefusedError, UsageError, ZooError
 
-__all__ = ["AS_IT_IS", "Beside", "Loader"]
+__all__ = ["AS_IT_IS", "Beside", "Loader", "drawn_view"]
 
 AS_IT_IS = "as it is"  # the view of examples of which nothing is drawn
 KEEP_BYTES = 2**30  # prepared examples kept in memory for each loader; beyond, they are prepared again each epoch
+
+
+def drawn_view(seed: int, draw: int) -> str:
+    """The name of the view of examples that are augmented, by which what a model gave for them is stored."""
+    return f"seed {seed}, draw {draw}"
 
 
 class Beside(Protocol):
@@ -112,7 +117,7 @@ class _Prepared(Dataset[_Item | ZooError]):
 
     def view(self, draw: int) -> str:
         """The name of a way in which every example is seen."""
-        return AS_IT_IS if self.augment is None else f"seed {self.seed}, draw {draw}"
+        return AS_IT_IS if self.augment is None else drawn_view(self.seed, draw)
 
     def inputs_beside(
         self, of: str, draw: int, positions: Sequence[int], examples: dict[int, Any] | None = None

@@ -99,10 +99,6 @@ class Budget:
         silent = {"keep": ("last", None), "views": (None,)}
         return {name: value for name, value in asdict(self).items() if value not in silent.get(name, ())}
 
-    def view(self, epoch: int) -> int:
-        """The draw of the augmentation that an epoch sees, both counted from 0."""
-        return epoch if self.views is None else epoch % self.views
-
 
 _RANGES: Mapping[str, tuple[type[int] | type[float], float, float]] = {
     "epochs": (int, 1, 1_000_000),
