@@ -110,6 +110,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         arms=(
             Arm(name="control", adapters="", task=CIFAR),
             Arm(name="kd", adapters="+distill(teacher={teacher},alpha=0.9,T=4)", task=CIFAR),
+            Arm(name="kd, the defaults", adapters="+distill(teacher={teacher})", task=CIFAR),
         ),
         epochs=(4, 8),
         batch_size=32,

@@ -29,13 +29,13 @@ from zoo_core.files.fetch import DownloadProgress, fetch_run, files_of, pin_plan
 from zoo_core.lock import lock_of, part_key, read_pins, write_lock
 from zoo_core.model.build import build, build_backbone, check_outline
 from zoo_core.model.learner import Learner
-from zoo_core.plan.plan import Budget, Plan
+from zoo_core.plan.plan import Budget, Plan, contents_of
 from zoo_core.plan.resolve import bind_task, resolve
 from zoo_core.plan.teachers import common_outputs
 from zoo_core.registry.local_plugins import SpecLike, check_files
 from zoo_core.registry.registry import registry
 from zoo_core.results.store import Result, RunLock, append
-from zoo_core.run_layout import DELTA, LOCK, RESULTS, RUN_FILES, UNFINISHED
+from zoo_core.run_layout import DELTA, LOCK, RESULTS, RUN_FILES, UNFINISHED, refuse_held
 from zoo_core.runs.backbones import plans_below
 from zoo_core.runs.export import exporter, write_plain
 from zoo_core.runs.inference import Item, Pool, Prediction, SkippedItem, embedded, predicted
@@ -392,7 +392,7 @@ def _fit_into(
     prepare_folder(folder)
     unfinished = UnfinishedFit(folder / UNFINISHED, _identity(plan, device))
     if not unfinished.folder.is_dir():
-        _refuse_held(folder, RUN_FILES)  # before the lock too, which would mend a torn line of that run
+        refuse_held(folder)  # before the lock too, which would mend a torn line of that run
     with RunLock(folder):
         _refuse_another(folder, plan, unfinished)
         unfinished.begin()
@@ -428,11 +428,12 @@ def _identity(plan: Plan, device: str) -> dict[str, object]:
     """What must be equal for a fit to be continued: its digest, and in words what the digest is made from."""
     trial = plan.trial
     named = {"spec": str(trial.spec), "task": str(trial.task), "seed": plan.seed}
-    return {"digest": plan.digest, "device": torch.device(device).type, **named, **plan.budget.identity()}
+    made = {"digest": plan.digest, "device": torch.device(device).type, "contents": contents_of(plan)}
+    return {**made, **named, **plan.budget.identity()}
 
 
 def _refuse_a_run(folder: Path) -> None:
-    _refuse_held(folder, (*RUN_FILES, UNFINISHED))
+    refuse_held(folder, (*RUN_FILES, UNFINISHED))
 
 
 def _refuse_another(folder: Path, plan: Plan, unfinished: UnfinishedFit) -> None:
@@ -440,7 +441,7 @@ def _refuse_another(folder: Path, plan: Plan, unfinished: UnfinishedFit) -> None
     held = [name for name in RUN_FILES if (folder / name).exists()]
     told = any(name != DELTA and (folder / name).stat().st_size and _is_of(folder / name, plan) for name in held)
     is_this = unfinished.holds_states() or (unfinished.folder.is_dir() and told and len(held) < len(RUN_FILES))
-    _refuse_held(folder, [name for name in RUN_FILES if not (is_this and _is_of(folder / name, plan))])
+    refuse_held(folder, [name for name in RUN_FILES if not (is_this and _is_of(folder / name, plan))])
 
 
 def _is_of(file: Path, plan: Plan) -> bool:
@@ -458,12 +459,6 @@ def _is_of(file: Path, plan: Plan) -> bool:
         return all(row["digest"] == plan.digest for row in rows)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
-
-
-def _refuse_held(folder: Path, names: Iterable[str]) -> None:
-    held = [name for name in names if (folder / name).exists()]
-    if held:
-        raise UsageError(f"{folder} already holds a run ({held[0]}); give --out a new folder, or remove that one")
 
 
 @dataclass(frozen=True, kw_only=True)

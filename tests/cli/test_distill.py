@@ -384,6 +384,8 @@ def test_plan_fit_and_dry_run_tell_of_the_teacher(zoo_here: Run, big: Path, tmp_
     result = json.loads((tmp_path / "s" / "results.jsonl").read_text(encoding="utf-8"))
     assert f" {result['teachers']['made']:,} passes, one of each example and view" in forecast
     assert "teacher:             0 passes" in zoo_here(*words, tmp_path / "t", "--dry-run")[1]
+    told(zoo_here(*words, tmp_path / "s", "--dry-run"), 2, "already holds a run")
+    told(zoo_here("distill", STUDENT, big, *words[3:], tmp_path / "t"), 2, "the teacher comes first")
 
 
 def test_the_end_of_a_bench_tells_the_passes_of_all(zoo: Zoo, big: Path, tmp_path: Path) -> None:
@@ -392,6 +394,7 @@ def test_the_end_of_a_bench_tells_the_passes_of_all(zoo: Zoo, big: Path, tmp_pat
     # In a process of its own: the server that workers are forked from keeps the paths that it began with.
     err = zoo(*words, "--seeds", "1", *SHORT, "--out", tmp_path / "run").err
     assert any(line.startswith("teacher: ") and "passes made" in line for line in err.splitlines()), err
+    assert "passes made" not in zoo(*words, "--seeds", "1", *SHORT, "--out", tmp_path / "run").err, "nothing was left"
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------
@@ -461,7 +464,7 @@ def test_data_that_are_none_are_one_line(zoo_here: Run, big: Path, tmp_path: Pat
     told(zoo_here("distill", big, STUDENT, "--data", tmp_path / "gone", *out), 3, "no file or folder")
     photos = draw(tmp_path / "photos", 12)
     (photos / "bad.png").write_bytes(b"no picture")
-    told(zoo_here("distill", big, STUDENT, "--data", photos, *out), 2, "bad.png", "unreadable=skip")
+    told(zoo_here("distill", big, STUDENT, "--data", photos, *out), 2, "bad.png (is no picture", "unreadable=skip")
     assert zoo_here("distill", big, STUDENT, "--data", f'unlabelled(path="{photos}",unreadable=skip)', *out)[0] == 0
 
 

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import zoo_core
 from tests.far.fixture import BASE, FAR, Far
 from tests.hub_server import Drop, Flip, Slow
 from zoo_core.lock import read_lock
@@ -245,3 +247,23 @@ def test_commands_name_a_published_model(far: Far, monkeypatch: pytest.MonkeyPat
     assert code == 0
     assert [row["part"] for row in json.loads(out)] == [KEY]
     assert read_run(Path("run")).plan.pins[KEY].revision == far.server.head(BASE)
+
+
+def test_a_student_of_a_published_teacher_is_published_and_used_without_it(
+    far: Far, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", far.server.token("ann", write=("ann/*",)))
+    short = ("--epochs", "1", "--num-rates", "1", "--device", "cpu")
+    assert far.zoo("fit", f"far/{BASE}+full", "--task", "digits(shots=2)", "--out", "big", *short)[0] == 0
+    assert far.zoo("push", "big", "ann/big")[0] == 0
+    words = ("distill", "hub/ann/big", "starter/convnet-nano+full", "--data", "digits(limit=60)", *short)
+    code, out, err = far.zoo(*words, "--out", "small")
+    assert code == 0, err
+    assert "it predicts classes, 0, 1" in out
+    far.server.clear_log()
+    assert "ann/big" in Path("small", "zoo.lock").read_text(encoding="utf-8"), "of what it was made with"
+    shutil.rmtree(far.folder / "huggingface" / "hub")
+    assert far.zoo("push", "small", "ann/small")[0] == 0
+    assert zoo_core.load_run("hub/ann/small").target.names == tuple("0123456789")
+    assert not far.server.requests("*ann/big*")
+    assert not far.server.requests(f"*{BASE}*")

@@ -330,6 +330,11 @@ def test_a_torn_write_is_not_a_state(tmp_path: Path) -> None:
         ({"spec": "a", "seed": 0}, {"spec": "b", "seed": 1}, "seed 0 there, 1 here; spec a there, b here"),
         ({"digest": "a"}, {"digest": "b"}, "the files or the recipes behind its names have changed since"),
         ({}, {"keep": "best"}, "keep None there, best here"),
+        (
+            {"contents": {"full": "a", "big": "b"}},
+            {"contents": {"full": "a", "big": "c"}},
+            "the files or the recipe of big have changed since",
+        ),
     ],
 )
 def test_a_state_of_another_fit_is_refused(then: Any, now: Any, said: str, tmp_path: Path) -> None:

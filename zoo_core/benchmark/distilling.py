@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from zoo_core.contracts import Distils, Located, Predicts, Target, TaskRecipe
-from zoo_core.errors import AmbiguousError, NotFoundError, RefusedError
+from zoo_core.errors import AmbiguousError, NotFoundError, RefusedError, UsageError
 from zoo_core.files.fetch import fetch_run, folder
 from zoo_core.lock import Pinned, pin_of
 from zoo_core.plan.extensions import fitting
@@ -63,6 +63,8 @@ def plan_distillation(
     RefusedError if nothing of the student's backbone trains, and what `resolve` raises.
     """
     registry = default_registry()
+    if isinstance(student, str) and (Path(student).expanduser() / RUN).is_file():
+        raise UsageError(f"the student {student} is a stored run; the teacher comes first, then a spec")
     spec = spec_of(student, registry)
     backbone, adapters, _ = bind_chain(spec.parts, registry)
     if not any(adapter.fact("changes") & TRAINING for adapter in adapters):

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from zoo_core.benchmark.grid import Suite
     from zoo_core.benchmark.runner import RunEvent
     from zoo_core.files.fetch import DownloadProgress
+    from zoo_core.results.store import Result
 
 __all__ = ["bench", "report"]
 
@@ -106,13 +107,20 @@ def bench(
     expanded = open_grid(chosen, folder, lock=lock_file(lock), frozen=frozen)
     device = check_device(device)
     workers, threads = _shared(workers, threads, device)
-    with _watching(chosen.name, folder) as watch:
+    new: list[Result] = []
+    with _watching(chosen.name, folder) as shown:
+
+        def watch(event: RunEvent) -> None:
+            shown(event)
+            if event.result is not None:
+                new.append(event.result)
+
         results = run_grid(
             expanded, folder, num_workers=workers, threads=threads, device=device, retry=retry, watch=watch
         )
     click.echo(render(results, form=form))
     click.echo(f"{len(results)} results in {folder}; `zoo report {folder} --format md` prints them again", err=True)
-    taught = [result.teachers for result in results if result.teachers is not None]
+    taught = [result.teachers for result in new if result.teachers is not None]
     if taught:
         click.echo(passes_text({name: sum(row[name] for row in taught) for name in taught[0]}), err=True)
     num_failed = sum(result.status == "failed" for result in results)

@@ -32,7 +32,7 @@ from zoo_core.errors import ZooError
 from zoo_core.lock import part_key, read_pins
 from zoo_core.plan.plan import budget_from
 from zoo_core.plan.resolve import resolve
-from zoo_core.run_layout import UNFINISHED
+from zoo_core.run_layout import UNFINISHED, refuse_held
 
 if TYPE_CHECKING:
     from zoo_core.api import Evaluation
@@ -110,7 +110,7 @@ def fit(
     )
     memory = _memory(micro_batch, checkpoint_activations)
     if dry_run:
-        _dry_run(plan, device, num_workers, memory)
+        _dry_run(plan, out, device, num_workers, memory)
         return
     _fit(plan, out, title=spec, frozen=frozen, device=device, num_workers=num_workers, memory=memory)
 
@@ -170,7 +170,7 @@ def distill(
     )
     memory = _memory(micro_batch, checkpoint_activations)
     if dry_run:
-        _dry_run(plan, device, num_workers, memory)
+        _dry_run(plan, out, device, num_workers, memory)
         return
     _fit(plan, out, title=student, frozen=frozen, device=device, num_workers=num_workers, memory=memory)
     if plan.target.kind == "unlabelled":
@@ -247,31 +247,31 @@ def _result_lines(result: Result, plan: Plan) -> Iterator[str]:
         yield passes_text(result.teachers)
 
 
-def _dry_run(plan: Plan, device: str, num_workers: int, memory: MemoryOptions) -> None:
-    """Prints what a fit would build and download, and its memory and time.
+def _dry_run(plan: Plan, out: Path, device: str, num_workers: int, memory: MemoryOptions) -> None:
+    """Prints what a fit would build and download, and its memory and time, and refuses a folder that it would refuse.
 
     What cannot be known without a download is printed as not known, with the reason.
     """
     from zoo_core.benchmark.dry_run import downloads, forecast, shown
 
+    if not (out / UNFINISHED).is_dir():
+        refuse_held(out)
     check_shots(plan)
-    lines = lines_of(plan)
+    for line in lines_of(plan):
+        click.echo(line)
     for key, size in downloads(plan).items():
         found = "nothing, it is here" if size == 0 else f"{size / 2**20:,.1f} MiB" if size else "unknown"
         if size is None and plan.entry and plan.entry.num_parameters and key == part_key(plan.backbone):
             found += f"; {plan.entry.num_parameters * 4 / 2**20:,.0f} MiB if its weights are float32"
-        lines.append(f"{'download:':21}{key}, {found}")
+        click.echo(f"{'download:':21}{key}, {found}")
     if not plan.sources:
-        lines.append(f"{'download:':21}nothing")
+        click.echo(f"{'download:':21}nothing")
     try:
-        lines += [
-            f"{name + ':':21}{text}"
-            for name, text in shown(forecast(plan, device=device, num_workers=num_workers, memory=memory)).items()
-        ]
+        measured = shown(forecast(plan, device=device, num_workers=num_workers, memory=memory))
     except ZooError as error:
-        lines.append(f"{'memory and time:':21}not known: {error}")
-    for line in lines:
-        click.echo(line)
+        measured = {"memory and time": f"not known: {error}"}
+    for name, text in measured.items():
+        click.echo(f"{name + ':':21}{text}")
 
 
 @click.command()

@@ -329,6 +329,11 @@ def identity_of(plan: Plan, part: Bound) -> dict[str, object]:
     return identity | {"files": {name: pin.files[name].sha256 for name in needed(source, weights, pin.files)}}
 
 
+def contents_of(plan: Plan) -> dict[str, str]:
+    """A hash of what each part of a plan is made from, by its text: it tells which one has changed."""
+    return {part_key(part): _digest(identity_of(plan, part)) for part in plan.parts}
+
+
 _TEXTS = (str, str | None, tuple[str, ...], tuple[str, ...] | None)  # the types of arguments that may name teachers
 
 

@@ -262,9 +262,13 @@ def _difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """What differs between two identities, in words; the digest if it is nothing that has a name."""
     changed = [
         f"{name} {then.get(name)} there, {now.get(name)} here"
-        for name in sorted({*then, *now} - {"digest"})
+        for name in sorted({*then, *now} - {"digest", "contents"})
         if then.get(name) != now.get(name)
     ]
+    held, found = then.get("contents", {}), now.get("contents", {})
+    other = [name for name in found if name in held and held[name] != found[name]]
+    if not changed and other:
+        return f"the files or the recipe of {', '.join(other)} have changed since"
     return "; ".join(changed) or "the files or the recipes behind its names have changed since"
 
 

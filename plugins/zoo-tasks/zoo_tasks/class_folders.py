@@ -157,7 +157,7 @@ def _nothing(root: Path, what: str, suffixes: Sequence[str], loose: int, has_fol
     if loose:
         return (
             f"{root} holds {loose} {what} and no class folders; put each into a folder named after its class, or "
-            f"{IN_NAMES}"
+            f"{IN_NAMES}; without labels they are unlabelled(path=...)"
         )
     state = f"holds folders and no {what} in them" if has_folders else "is empty or holds no class folders"
     return f"{root} {state}; wanted: {root}/CLASS/NAME{suffixes[0]} ({', '.join(suffixes)})"

@@ -22,7 +22,7 @@ from zoo_tasks.store import key_of
 
 __all__ = ["FileCheck", "check_files", "pictures", "sizes", "sounds"]
 
-FORMAT = 2  # raised when a check would find something else in the same file
+FORMAT = 3  # raised when a check would find something else in the same file
 THREADS = 4  # PIL and hashlib let others run while they work
 PIECE = 64  # files that a thread takes at once
 REDUCED = 32  # pixels; a JPEG is decoded to no less than this, which finds damage all the same
@@ -86,7 +86,7 @@ def _check_file(path: Path, known: object, check: Check) -> tuple[FileCheck, Row
 
 def pictures(path: Path, content: bytes) -> tuple[int, int]:
     """The columns and rows of a picture, which is decoded to its end. Raises what PIL raises for a damaged one."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(content)) as picture:
@@ -96,6 +96,8 @@ def pictures(path: Path, content: bytes) -> tuple[int, int]:
             picture.draft(None, (REDUCED, REDUCED))
             picture.load()
             return size
+    except UnidentifiedImageError as error:  # its own message names the object in memory that PIL was given
+        raise ValueError("is no picture, or one of a kind that PIL does not read") from error
     except Image.DecompressionBombError as error:
         raise ValueError(str(error)) from error
 
