@@ -249,6 +249,7 @@ def test_commands_name_a_published_model(far: Far, monkeypatch: pytest.MonkeyPat
     assert read_run(Path("run")).plan.pins[KEY].revision == far.server.head(BASE)
 
 
+@pytest.mark.slow
 def test_a_student_of_a_published_teacher_is_published_and_used_without_it(
     far: Far, monkeypatch: pytest.MonkeyPatch
 ) -> None:
