@@ -43,6 +43,7 @@ def test_there_are_examples() -> None:
     assert EXAMPLES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_an_example_passes_its_tests(example: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tell(outcome(example, tmp_path), capsys)

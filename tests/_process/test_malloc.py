@@ -73,6 +73,7 @@ def measured(how: str, **environment: str) -> dict[str, int]:
     return found
 
 
+@pytest.mark.slow
 def test_kept_memory_is_mapped_once_and_given_back_when_asked() -> None:
     usual, kept = measured("leave"), measured("keep")
     assert kept["kept"] is True

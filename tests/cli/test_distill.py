@@ -388,6 +388,7 @@ def test_plan_fit_and_dry_run_tell_of_the_teacher(zoo_here: Run, big: Path, tmp_
     told(zoo_here("distill", STUDENT, big, *words[3:], tmp_path / "t"), 2, "the teacher comes first")
 
 
+@pytest.mark.slow
 def test_the_end_of_a_bench_tells_the_passes_of_all(zoo: Zoo, big: Path, tmp_path: Path) -> None:
     adapters = f'full+distill(teacher="{big}")'
     words = ("bench", "--task", "digits(limit=40)", "--backbones", "starter/convnet-nano", "--adapters", adapters)

@@ -286,6 +286,7 @@ def kill_at_random(writer: Callable[[int], subprocess.Popen[str]], store: ModelO
     return wrong + wrong_rows(store)[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_two_writers_killed_at_any_instant_leave_no_wrong_row(
     make: Make, writer: Callable[[int], subprocess.Popen[str]], seed: int

@@ -311,6 +311,7 @@ def test_threads_that_load_random_backbones_at_once_get_what_one_gets_alone() ->
     assert others(RANDOM) == 0
 
 
+@pytest.mark.slow
 def test_threads_that_load_adapters_and_heads_at_once_get_what_one_gets_alone() -> None:
     assert others(ADAPTED) == 0
 
@@ -367,6 +368,7 @@ def others_at_first(*specs: str, num: int = 4) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", [ADAPTED[0], RANDOM[4]])
 def test_the_first_loads_of_a_process_may_be_those_of_threads(spec: str) -> None:
     assert others_at_first(spec) == "0"

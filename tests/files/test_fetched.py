@@ -208,6 +208,7 @@ def test_the_command_fetches_the_whole_chain(published: Far) -> None:
     assert "hub/ann/first" in out
 
 
+@pytest.mark.slow
 def test_a_bench_goes_on_with_the_commit_it_began_with(far: Far, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(FAR))
     command = ("bench", "--backbones", NAME, *GRID, "--out", "run")

@@ -59,6 +59,7 @@ def test_minilm_pools_as_sentence_transformers_documents(minilm: Path) -> None:
     assert backbone.preparation.max_length == 256
 
 
+@pytest.mark.slow
 def test_minilm_and_a_linear_head_learn_sentiment(minilm: Path) -> None:
     """Built by its name; a probe on 120 sentences gets well over half of 120 others right."""
     learner = zoo_core.load(f'hf(files="{minilm}")+linear', classes=["negative", "positive"])

@@ -254,6 +254,7 @@ def test_a_tokeniser_of_another_model_is_told(bert: Path) -> None:
 # -- commands ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_fitted_model_reads_text_files_line_by_line(
     tiny: Callable[[str], Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
