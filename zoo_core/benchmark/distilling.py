@@ -64,7 +64,10 @@ def plan_distillation(
     """
     registry = default_registry()
     if isinstance(student, str) and (Path(student).expanduser() / RUN).is_file():
-        raise UsageError(f"the student {student} is a stored run; the teacher comes first, then a spec")
+        raise UsageError(
+            f"the student {student} is a stored run, not a spec; the teacher comes first: zoo distill {student} SPEC; "
+            f"to train it further it is 'run(path=\"{student}\")+full'"
+        )
     spec = spec_of(student, registry)
     backbone, adapters, _ = bind_chain(spec.parts, registry)
     if not any(adapter.fact("changes") & TRAINING for adapter in adapters):

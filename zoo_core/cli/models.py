@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,7 +30,7 @@ from zoo_core.cli.options import (
 from zoo_core.cli.plan import lines_of
 from zoo_core.errors import ZooError
 from zoo_core.lock import part_key, read_pins
-from zoo_core.plan.plan import budget_from
+from zoo_core.plan.plan import Budget, budget_from
 from zoo_core.plan.resolve import resolve
 from zoo_core.run_layout import UNFINISHED, refuse_held
 
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from zoo_core.api import Evaluation
     from zoo_core.plan.plan import Plan
     from zoo_core.results.store import Result
-    from zoo_core.training.gradient_trainer import MemoryOptions
 
 __all__ = ["distill", "evaluate", "fit"]
 
@@ -64,6 +63,37 @@ def fit_options(command: Command) -> Command:
     return command
 
 
+@dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """What the options of `fit_options` say. lock: the file of an own lock that was named or lies here."""
+
+    out: Path
+    seed: int
+    budget: Budget
+    micro_batch: int | str | None
+    checkpoint_activations: bool
+    dry_run: bool
+    lock: Path | None
+    frozen: bool
+    num_workers: int
+    device: str
+
+    @classmethod
+    def of(cls, *, threads: int | None, **given: Any) -> FitOptions:
+        """Checks what click has read, and sets the threads of this process. Raises UsageError."""
+        budget = {field.name: given.pop(field.name) for field in fields(Budget) if field.name in given}
+        given["micro_batch"] = taken_micro_batch(budget, given["micro_batch"])
+        chosen = budget_from({name: value for name, value in budget.items() if value is not None})
+        given["device"] = check_device(given["device"])
+        prepare_process(threads)
+        given["lock"] = lock_file(given["lock"])
+        return cls(budget=chosen.for_fit(), **given)
+
+    def trial(self) -> dict[str, Any]:
+        """What a plan is made from, beside spec and task."""
+        return {"budget": self.budget, "seed": self.seed, "pins": read_pins(self.lock), "offline": self.frozen}
+
+
 @click.command()
 @click.argument("spec", shell_complete=complete_spec)
 @click.option(
@@ -73,21 +103,7 @@ def fit_options(command: Command) -> Command:
     shell_complete=complete_tasks,
 )
 @fit_options
-def fit(
-    spec: str,
-    task: str,
-    out: Path,
-    seed: int,
-    micro_batch: int | str | None,
-    checkpoint_activations: bool,
-    dry_run: bool,
-    lock: Path | None,
-    frozen: bool,
-    num_workers: int,
-    threads: int | None,
-    device: str,
-    **budget: Any,
-) -> None:
+def fit(spec: str, task: str, **given: Any) -> None:
     """Fit one model: a learning rate is chosen on validation, the model is scored on test and stored.
 
     Interrupted or killed, the same command goes on after the last epoch that was stored, in OUT/unfinished.
@@ -95,24 +111,9 @@ def fit(
     \b
     zoo fit 'starter/vit-nano+partial(n=2)' --task digits --out runs/my-digits
     """  # noqa: D301 - click reads the character \b as: keep these lines
-    micro_batch = taken_micro_batch(budget, micro_batch)
-    chosen = budget_from({name: value for name, value in budget.items() if value is not None})
-    device = check_device(device)
-    prepare_process(threads)
-    pins = lock_file(lock)
-    plan = resolve(
-        spec,
-        task=told(task, lock=pins, frozen=frozen),
-        budget=chosen.for_fit(),
-        seed=seed,
-        pins=read_pins(pins),
-        offline=frozen,
-    )
-    memory = _memory(micro_batch, checkpoint_activations)
-    if dry_run:
-        _dry_run(plan, out, device, num_workers, memory)
-        return
-    _fit(plan, out, title=spec, frozen=frozen, device=device, num_workers=num_workers, memory=memory)
+    options = FitOptions.of(**given)
+    plan = resolve(spec, task=told(task, lock=options.lock, frozen=options.frozen), **options.trial())
+    _fit(plan, options, title=spec)
 
 
 @click.command()
@@ -125,22 +126,7 @@ def fit(
     shell_complete=complete_tasks,
 )
 @fit_options
-def distill(
-    teacher: str,
-    student: str,
-    data: str,
-    out: Path,
-    seed: int,
-    micro_batch: int | str | None,
-    checkpoint_activations: bool,
-    dry_run: bool,
-    lock: Path | None,
-    frozen: bool,
-    num_workers: int,
-    threads: int | None,
-    device: str,
-    **budget: Any,
-) -> None:
+def distill(teacher: str, student: str, data: str, **given: Any) -> None:
     """Fit a student that learns what a teacher says of examples, without any label.
 
     TEACHER is a folder that `zoo fit` made, hub/ORG/NAME, or the name of a backbone. From a fitted model comes one that
@@ -154,29 +140,16 @@ def distill(
     with held_back():
         from zoo_core.benchmark.distilling import plan_distillation, unlabelled_part
 
-    micro_batch = taken_micro_batch(budget, micro_batch)
-    chosen = budget_from({name: value for name, value in budget.items() if value is not None})
-    device = check_device(device)
-    prepare_process(threads)
-    pins = lock_file(lock)
-    plan = plan_distillation(
-        teacher,
-        student,
-        task=told(data, lock=pins, frozen=frozen, reads=unlabelled_part),
-        budget=chosen,
-        seed=seed,
-        pins=read_pins(pins),
-        offline=frozen,
-    )
-    memory = _memory(micro_batch, checkpoint_activations)
-    if dry_run:
-        _dry_run(plan, out, device, num_workers, memory)
+    options = FitOptions.of(**given)
+    task = told(data, lock=options.lock, frozen=options.frozen, reads=unlabelled_part)
+    plan = plan_distillation(teacher, student, task=task, **options.trial())
+    _fit(plan, options, title=student)
+    if options.dry_run:
         return
-    _fit(plan, out, title=student, frozen=frozen, device=device, num_workers=num_workers, memory=memory)
     if plan.target.kind == "unlabelled":
-        click.echo(f"it is a backbone: 'run(path=\"{out}\")' in a spec, or zoo embed {out} FILE...")
+        click.echo(f"it is a backbone: 'run(path=\"{options.out}\")' in a spec, or zoo embed {options.out} FILE...")
     else:
-        click.echo(f"it predicts {_shown_target(plan)}: zoo predict {out} FILE...")
+        click.echo(f"it predicts {_shown_target(plan)}: zoo predict {options.out} FILE...")
 
 
 def _shown_target(plan: Plan) -> str:
@@ -187,26 +160,21 @@ def _shown_target(plan: Plan) -> str:
     return f"{plan.target.kind}, {', '.join(names[:SHOWN])}{more}"
 
 
-def _memory(micro_batch: int | str | None, checkpoint_activations: bool) -> MemoryOptions:
-    with held_back():
-        from zoo_core.training.gradient_trainer import MemoryOptions
-
-    return MemoryOptions(micro_batch=micro_batch, checkpoint_activations=checkpoint_activations)
-
-
-def _fit(
-    plan: Plan, out: Path, *, title: str, frozen: bool, device: str, num_workers: int, memory: MemoryOptions
-) -> None:
-    """Fetches what a plan needs, runs it, stores the model, and prints what came of it."""
+def _fit(plan: Plan, options: FitOptions, *, title: str) -> None:
+    """Fetches what a plan needs, runs it, stores the model, and prints what came of it; or tells what it would do."""
+    if options.dry_run:
+        _dry_run(plan, options)
+        return
     with held_back():
         from zoo_core.api import fetch
         from zoo_core.api import fit as run
         from zoo_core.files.fetch import pin_plan
         from zoo_core.training.snapshots import standing
 
-    plan = pin_plan(plan, frozen=frozen)
+    out = options.out
+    plan = pin_plan(plan, frozen=options.frozen)
     with downloading() as progress:
-        fetch(plan, frozen=frozen, progress=progress)
+        fetch(plan, frozen=options.frozen, progress=progress)
     stands = standing(out / UNFINISHED)
     if stands is not None:
         click.echo(f"an unfinished fit is in {out}: {stands}", err=True)
@@ -214,11 +182,11 @@ def _fit(
         _, result = run(
             plan,
             out=out,
-            device=device,
-            num_workers=num_workers,
-            frozen=frozen,
-            micro_batch=memory.micro_batch,
-            checkpoint_activations=memory.checkpoint_activations,
+            device=options.device,
+            num_workers=options.num_workers,
+            frozen=options.frozen,
+            micro_batch=options.micro_batch,
+            checkpoint_activations=options.checkpoint_activations,
             report=report,
         )
     for line in _result_lines(result, plan):
@@ -247,15 +215,16 @@ def _result_lines(result: Result, plan: Plan) -> Iterator[str]:
         yield passes_text(result.teachers)
 
 
-def _dry_run(plan: Plan, out: Path, device: str, num_workers: int, memory: MemoryOptions) -> None:
+def _dry_run(plan: Plan, options: FitOptions) -> None:
     """Prints what a fit would build and download, and its memory and time, and refuses a folder that it would refuse.
 
     What cannot be known without a download is printed as not known, with the reason.
     """
     from zoo_core.benchmark.dry_run import downloads, forecast, shown
+    from zoo_core.training.gradient_trainer import MemoryOptions
 
-    if not (out / UNFINISHED).is_dir():
-        refuse_held(out)
+    if not (options.out / UNFINISHED).is_dir():
+        refuse_held(options.out)
     check_shots(plan)
     for line in lines_of(plan):
         click.echo(line)
@@ -266,8 +235,9 @@ def _dry_run(plan: Plan, out: Path, device: str, num_workers: int, memory: Memor
         click.echo(f"{'download:':21}{key}, {found}")
     if not plan.sources:
         click.echo(f"{'download:':21}nothing")
+    memory = MemoryOptions(micro_batch=options.micro_batch, checkpoint_activations=options.checkpoint_activations)
     try:
-        measured = shown(forecast(plan, device=device, num_workers=num_workers, memory=memory))
+        measured = shown(forecast(plan, device=options.device, num_workers=options.num_workers, memory=memory))
     except ZooError as error:
         measured = {"memory and time": f"not known: {error}"}
     for name, text in measured.items():
