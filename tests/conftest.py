@@ -1,4 +1,4 @@
-"""What tests of the runner and the commands share: the plugin in nasty/, and `zoo` as a process of its own."""
+"""What tests of the runner and the commands share: the plugin in nasty/, and `zoo` in this process or its own."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import pytest
 from tests.far.fixture import far  # noqa: F401 -- a fixture
 from tests.hub_server.fixture import hub_server  # noqa: F401 -- a fixture
 from tests.taught.fixture import taught  # noqa: F401 -- a fixture
+from zoo_core.cli import main
 from zoo_core.plan.plan import Plan
 from zoo_core.plan.resolve import resolve
 from zoo_core.registry.catalog import Catalog
@@ -111,6 +112,32 @@ class Zoo:
         return subprocess.Popen(
             self.command(*words), cwd=self.cwd, env=self.variables(), text=True, start_new_session=True, **pipes
         )
+
+
+Shown = tuple[int, str, list[str]]
+Run = Callable[..., Shown]
+
+
+@pytest.fixture
+def zoo_here(capfd: pytest.CaptureFixture[str]) -> Run:
+    """A command in this process, which has imported torch already: exit code, output, lines of standard error."""
+
+    def run(*words: str | Path) -> Shown:
+        capfd.readouterr()
+        code = main([str(word) for word in words])
+        out, err = capfd.readouterr()
+        return code, out, err.splitlines()
+
+    return run
+
+
+def told(shown: Shown, code: int, *reasons: str) -> None:
+    """One line on standard error and nothing else."""
+    assert shown[0] == code, shown
+    assert len(shown[2]) == 1, shown
+    assert shown[1] == ""
+    for reason in reasons:
+        assert reason in shown[2][0]
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What the files of a run's folder are called. Stored runs, published ones and whatever stands on them rely on it."""
+"""What the files of a run are called, and whether a folder has some. Stored and published runs rely on the names."""
 
 from __future__ import annotations
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.conftest import Run
 from zoo_core.benchmark.dry_run import downloads, dry_run
-from zoo_core.cli import main
 from zoo_core.model.build import build
 from zoo_core.plan.plan import Budget
 from zoo_core.plan.resolve import resolve
@@ -18,8 +17,6 @@ from zoo_core.testing.recipes import ToyBackbones, ToyMemory, ToyOpen, ToyTasks,
 from zoo_core.training.gradient_trainer import MemoryOptions
 from zoo_core.training.memory import activations, available_bytes, fitting_batch, state_bytes
 from zoo_core.training.timing import count_parameters
-
-Shown = tuple[int, str, list[str]]
 
 
 def inputs_of(num: int) -> dict[str, Tensor]:
@@ -133,18 +130,7 @@ def test_downloads_are_known_from_pins_alone() -> None:
 # -- zoo fit --dry-run ----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def zoo_here(capfd: pytest.CaptureFixture[str]) -> Callable[..., Shown]:
-    def run(*words: str | Path) -> Shown:
-        capfd.readouterr()
-        code = main([str(word) for word in words])
-        out, err = capfd.readouterr()
-        return code, out, err.splitlines()
-
-    return run
-
-
-def test_a_dry_run_tells_and_stores_nothing(zoo_here: Callable[..., Shown], tmp_path: Path) -> None:
+def test_a_dry_run_tells_and_stores_nothing(zoo_here: Run, tmp_path: Path) -> None:
     words = ("--task", "digits(shots=2)", "--epochs", "3", "--out", tmp_path / "run", "--device", "cpu", "--dry-run")
     code, out, err = zoo_here("fit", "starter/vit-nano+bitfit", *words, "--micro-batch", "7")
     assert (code, err) == (0, [])
@@ -157,7 +143,7 @@ def test_a_dry_run_tells_and_stores_nothing(zoo_here: Callable[..., Shown], tmp_
 
 
 def test_a_dry_run_says_what_cannot_be_known_without_a_download(
-    zoo_here: Callable[..., Shown], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    zoo_here: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
     words = ("--task", "digits(shots=2)", "--out", tmp_path / "run", "--device", "cpu", "--dry-run")
@@ -168,7 +154,7 @@ def test_a_dry_run_says_what_cannot_be_known_without_a_download(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_dry_run_of_what_is_refused_is_refused(zoo_here: Callable[..., Shown], tmp_path: Path) -> None:
+def test_a_dry_run_of_what_is_refused_is_refused(zoo_here: Run, tmp_path: Path) -> None:
     words = ("--task", "digits", "--out", tmp_path / "run", "--dry-run")
     assert zoo_here("fit", "starter/vit-nanoo", *words)[0] == 3
     assert zoo_here("fit", "starter/vit-nano", *words, "--micro-batch", "0")[0] == 2

@@ -9,36 +9,25 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from zoo_core.cli import main
+from tests.conftest import Run, Zoo
 from zoo_core.cli.options import WITHOUT
 from zoo_core.plan.plan import Budget
 
 COMMANDS = ("plan", "bench", "report", "fit", "evaluate", "predict")
 BUDGET = ("--epochs", "1", "--num-rates", "1", "--device", "cpu")
 COLOUR = re.compile(r"\x1b\[[0-9;]*3[0-9]")  # the other sequences move the cursor, or make text bold
-Zoo = Any  # conftest.Zoo; tests are no package
-Shown = tuple[int, str, list[str]]
-Run = Callable[..., Shown]
 
 
 @pytest.fixture
-def zoo_here(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def zoo_here(zoo_here: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.chdir(tmp_path)
-
-    def run(*words: str | Path) -> Shown:
-        capfd.readouterr()
-        code = main([str(word) for word in words])
-        out, err = capfd.readouterr()
-        return code, out, err.splitlines()
-
-    return run
+    return zoo_here
 
 
 # --- mistakes --------------------------------------------------------------------------------------------------------

@@ -16,33 +16,17 @@ import torch
 from PIL import Image
 
 import zoo_core
-from tests.conftest import Zoo
+from tests.conftest import Run, Shown, Zoo
 from tests.tiny import tiny  # noqa: F401 -- a fixture
 from zoo_core.benchmark import distilling
 from zoo_core.benchmark.distilling import plan_distillation, unlabelled_part
-from zoo_core.cli import main
 from zoo_core.contracts import Change, Context, Learner
 from zoo_core.errors import AmbiguousError, RefusedError
 from zoo_core.plan.extensions import fitting
 from zoo_core.registry.registry import registry
 
-Shown = tuple[int, str, list[str]]
-Run = Callable[..., Shown]
 SHORT = ("--epochs", "1", "--num-rates", "1", "--device", "cpu")
 STUDENT = "starter/convnet-nano+full"
-
-
-@pytest.fixture
-def zoo_here(capfd: pytest.CaptureFixture[str]) -> Run:
-    """A command in this process: exit code, output, lines of standard error."""
-
-    def run(*words: str | Path) -> Shown:
-        capfd.readouterr()
-        code = main([str(word) for word in words])
-        out, err = capfd.readouterr()
-        return code, out, err.splitlines()
-
-    return run
 
 
 @pytest.fixture(scope="module")

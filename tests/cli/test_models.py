@@ -10,49 +10,10 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import Run, told
 from zoo_core import api
-from zoo_core.cli import data, main, models
+from zoo_core.cli import data, models
 from zoo_core.plan import resolve as resolving
-
-Shown = tuple[int, str, list[str]]
-Run = Callable[..., Shown]
-
-
-@pytest.fixture
-def zoo_here(capfd: pytest.CaptureFixture[str]) -> Run:
-    """A command in this process, which has imported torch already: exit code, output, lines of standard error."""
-
-    def run(*words: str | Path) -> Shown:
-        capfd.readouterr()
-        code = main([str(word) for word in words])
-        out, err = capfd.readouterr()
-        return code, out, err.splitlines()
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Fitted models for each kind of target."""
-    base = tmp_path_factory.mktemp("models")
-    specs = {
-        "classes": ("starter/convnet-nano+probe+ncm", "digits(shots=3)"),
-        "multilabel": ("starter/convnet-nano", "digits-attributes(limit=30)"),
-        "regression": ("starter/mlp-nano(weights=random)+full", "diabetes"),
-    }
-    for name, (spec, task) in specs.items():
-        words = ("--task", task, "--out", str(base / name), "--epochs", "1", "--num-rates", "1", "--device", "cpu")
-        assert main(["fit", spec, *words]) == 0
-    return {name: base / name for name in specs}
-
-
-def told(shown: Shown, code: int, *reasons: str) -> None:
-    assert shown[0] == code, shown
-    assert len(shown[2]) == 1, shown
-    assert shown[1] == ""
-    for reason in reasons:
-        assert reason in shown[2][0]
-
 
 # --- fit -------------------------------------------------------------------------------------------------------------
 

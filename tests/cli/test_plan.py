@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from zoo_core.cli import main
+from tests.conftest import Run
 
 KEYS = [
     *(
@@ -50,19 +49,6 @@ class Unlisted:
     def build(self, files, weights):
         raise AssertionError("a plan builds nothing")
 '''
-Shown = tuple[int, str, list[str]]
-Run = Callable[..., Shown]
-
-
-@pytest.fixture
-def zoo_here(capfd: pytest.CaptureFixture[str]) -> Run:
-    def run(*words: str | Path) -> Shown:
-        capfd.readouterr()
-        code = main([str(word) for word in words])
-        out, err = capfd.readouterr()
-        return code, out, err.splitlines()
-
-    return run
 
 
 @pytest.fixture

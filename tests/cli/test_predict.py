@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 import wave
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,43 +17,12 @@ import pytest
 from PIL import Image
 
 import zoo_core
-from zoo_core.cli import main
+from tests.conftest import Run, told
 from zoo_core.cli.inputs import Inputs
 from zoo_core.cli.lines import Lines
 from zoo_core.contracts import Modality, Target
 from zoo_core.runs.inference import Item, Prediction, SkippedItem, Word
 from zoo_core.toolkit.table_encoding import Encoding
-
-Shown = tuple[int, str, list[str]]
-Run = Callable[..., Shown]
-
-
-@pytest.fixture
-def zoo_here(capfd: pytest.CaptureFixture[str]) -> Run:
-    """A command in this process, which has imported torch already: exit code, output, lines of standard error."""
-
-    def run(*words: str | Path) -> Shown:
-        capfd.readouterr()
-        code = main([str(word) for word in words])
-        out, err = capfd.readouterr()
-        return code, out, err.splitlines()
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Fitted models for each kind of target."""
-    base = tmp_path_factory.mktemp("models")
-    specs = {
-        "classes": ("starter/convnet-nano+probe+ncm", "digits(shots=3)"),
-        "multilabel": ("starter/convnet-nano", "digits-attributes(limit=30)"),
-        "regression": ("starter/mlp-nano(weights=random)+full", "diabetes"),
-    }
-    for name, (spec, task) in specs.items():
-        words = ("--task", task, "--out", str(base / name), "--epochs", "1", "--num-rates", "1", "--device", "cpu")
-        assert main(["fit", spec, *words]) == 0
-    return {name: base / name for name in specs}
 
 
 @pytest.fixture
@@ -63,15 +31,6 @@ def digit(tmp_path: Path) -> np.ndarray[Any, Any]:
     picture = np.zeros((24, 24), dtype=np.uint8)
     picture[3:21, 10:14] = 250
     return picture
-
-
-def told(shown: Shown, code: int, *reasons: str) -> None:
-    """One line on standard error and nothing else."""
-    assert shown[0] == code, shown
-    assert len(shown[2]) == 1, shown
-    assert shown[1] == ""
-    for reason in reasons:
-        assert reason in shown[2][0]
 
 
 def rows_of(zoo_here: Run, folder: Path, *words: str | Path) -> tuple[int, list[dict[str, Any]]]:

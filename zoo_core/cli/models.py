@@ -35,7 +35,7 @@ from zoo_core.plan.resolve import resolve
 from zoo_core.run_layout import UNFINISHED, refuse_held
 
 if TYPE_CHECKING:
-    from zoo_core.api import Evaluation
+    from zoo_core.benchmark.evaluation import Evaluation
     from zoo_core.plan.plan import Plan
     from zoo_core.results.store import Result
 
