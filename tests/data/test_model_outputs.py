@@ -113,7 +113,6 @@ def test_rows_that_are_not_held_are_told_and_completed(make: Make) -> None:
     store.write("v", [7, 999, 0], missing)
     whole = store.read("v", ROWS)
     assert whole.completed({})["predictions"].equal(outputs_of(ROWS)["predictions"])
-    assert (store.made, store.used) == (5, 2 + 5)
 
 
 def test_no_rows_are_read_and_written(make: Make) -> None:
@@ -454,7 +453,6 @@ def test_a_disk_that_is_full_amid_a_row_ends_the_writing_and_not_the_reading(
     assert len(told) == 1
     assert "File too large" in told[0]
     assert "set ZOO_CACHE to another folder" in told[0]
-    assert store.made == 7
     found = store.read("v", range(8))
     assert set(found.missing.tolist()) >= {4, 5, 6, 7}
     assert found.is_held[:2].all()
@@ -552,7 +550,7 @@ def test_a_budget_of_nothing_turns_the_store_off(make: Make, told: list[str]) ->
     assert not off.read("v", ROWS).is_held.any()
     off.write("w", ROWS, outputs_of(ROWS))
     assert not make().held("w", ROWS).any()
-    assert (off.made, off.used, told) == (5, 0, [])
+    assert told == []
 
 
 def test_over_budget_writing_ends_and_reading_goes_on(make: Make, told: list[str]) -> None:
@@ -565,7 +563,6 @@ def test_over_budget_writing_ends_and_reading_goes_on(make: Make, told: list[str
     assert "`zoo cache rm zoo:outputs`" in told[0]
     (path,) = files_of(store)
     assert path.stat().st_blocks * 512 <= 10 * MIB + MIB // 2
-    assert store.made == 20
 
 
 def test_the_budget_is_of_all_stores(make: Make, told: list[str]) -> None:
@@ -639,8 +636,8 @@ def test_what_a_batch_costs_is_printed(make: Make, width: int) -> None:
         for batch in rows:
             given = (outputs_of(batch, width),) if verb == "write" else ()
             start = time.perf_counter()
-            getattr(store, verb)("v", batch, *given)
+            found = getattr(store, verb)("v", batch, *given)
             times.append(time.perf_counter() - start)
+            assert verb != "read" or found.is_held.all()
     told = {verb: f"{1e6 * float(np.median(times)):.0f} us" for verb, times in spent.items()}
     sys.stdout.write(f"{width} floats: {told}\n")
-    assert store.used == rows.size

@@ -96,8 +96,6 @@ class ModelOutputs:
     the disk in between. `write` stores what was. Several processes may do both at once.
 
     A copy, such as a worker process of a loader is sent, is small and only reads.
-
-    made, used: the rows that this process was given to store, and those that it read, for its user to tell.
     """
 
     def __init__(
@@ -117,7 +115,6 @@ class ModelOutputs:
         text = json.dumps({"key": key, "num_rows": num_rows}, sort_keys=True, indent=2)
         self.folder = room / hashlib.sha256(text.encode()).hexdigest()[:32]
         self.num_rows = num_rows
-        self.made = self.used = 0
         self._key_text = text
         self._max_bytes = max_bytes
         self._on_full: Callable[[str], None] | None = on_full if max_bytes else None  # None: nothing is written
@@ -146,7 +143,6 @@ class ModelOutputs:
             return nothing
         if not len(found):
             return nothing
-        self.used += len(found)
         names = found.dtype.names or ()
         return Stored(is_held, {name: torch.from_numpy(np.array(found[name], order="C")) for name in names})
 
@@ -156,7 +152,6 @@ class ModelOutputs:
         float32, float16, int64 and bool are stored, bit for bit.
         """
         index = self._checked(rows)
-        self.made += len(index)
         if self._on_full is None or not len(index):
             return
         arrays = {name: outputs[name].detach().cpu().numpy() for name in sorted(outputs)}
@@ -180,7 +175,7 @@ class ModelOutputs:
         self._files.clear()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"made": 0, "used": 0, "_on_full": None, "_granted": 0, "_files": {}, "_key_text": ""}
+        return self.__dict__ | {"_on_full": None, "_granted": 0, "_files": {}, "_key_text": ""}
 
     def _checked(self, rows: Rows) -> np.ndarray[Any, np.dtype[np.int64]]:
         index = np.asarray(rows, dtype=np.int64)
