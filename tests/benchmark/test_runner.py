@@ -21,6 +21,8 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import Zoo
+
 ROOT = Path(__file__).parents[2]
 GRID = (
     *("--task", "thirds"),
@@ -33,7 +35,6 @@ SLEEPING = (
     *("--task", "thirds", "--backbones", "nasty/tokens", "--adapters", "probe,trouble(how=sleep)"),
     *("--seeds", "1", "--epochs", "1", "--device", "cpu", "--workers", "2"),
 )
-Zoo = Any  # conftest.Zoo; tests are no package
 Rows = Callable[[Path], list[dict[str, Any]]]
 Scores = Callable[[Path], dict[str, dict[str, Any]]]
 
