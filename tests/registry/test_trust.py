@@ -238,6 +238,7 @@ def test_a_record_asks_unless_its_user_writes_the_argument_too(here: Path) -> No
         known.bind(zoo_core.parse("small").parts[0])
 
 
+@pytest.mark.slow
 def test_the_command_line_says_it_with_a_flag(zoo: Zoo) -> None:
     saved("loose(unsafe=true)+linear")
     words = ("export", "run", "out", "--plugin", "loose.py")

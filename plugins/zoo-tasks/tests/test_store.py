@@ -101,6 +101,7 @@ sys.exit(sum(bool(os.waitpid(child, 0)[1]) for child in children))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["table", "matrix", "pictures in npz", "pictures", "texts"])
 def test_eight_processes_may_be_the_first_to_read_a_task(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two_classes: Path, kind: str
