@@ -88,7 +88,7 @@ def write_split(spec: str, task: str, seed: int, folder: Path) -> float:
         "import csv, sys, zoo_core\n"
         "from zoo_core.data.splits import carve\n"
         "from zoo_core.files.fetch import pin_plan\n"
-        "from zoo_core.benchmark.trial import open_task\n"
+        "from zoo_core.benchmark.loaders import open_task\n"
         "spec, task, seed, out = sys.argv[1:]\n"
         "plan = pin_plan(zoo_core.resolve(spec, task=task, seed=int(seed), budget=zoo_core.Budget(num_rates=1)))\n"
         "splits = carve(open_task(plan), seed=plan.seed, **plan.task.common)\n"

@@ -88,7 +88,8 @@ def measure(what: str, row: int, threads: int) -> None:
     import torch
 
     from zoo_core.benchmark.dry_run import dry_run
-    from zoo_core.benchmark.trial import open_task, run_trial
+    from zoo_core.benchmark.loaders import open_task
+    from zoo_core.benchmark.trial import run_trial
     from zoo_core.data.splits import Subset
     from zoo_core.files.fetch import pin_plan
     from zoo_core.plan.plan import Budget

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 import zoo_core
 import zoo_starter
-from zoo_core.benchmark.trial import choose, open_task
+from zoo_core.benchmark.loaders import open_task
+from zoo_core.benchmark.trial import choose
 from zoo_core.data.splits import carve
 from zoo_starter.digits_split import split_digits
 from zoo_starter.networks import ConvNetNano

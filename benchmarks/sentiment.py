@@ -96,7 +96,7 @@ def scores(folder: Path) -> dict[str, float]:
 def compare(task: str, probes: list[dict[str, Any]]) -> float:
     """Prints the probe's accuracy beside logistic regression's for each seed; the difference of the means in points."""
     import zoo_core
-    from zoo_core.benchmark.trial import open_task
+    from zoo_core.benchmark.loaders import open_task
     from zoo_core.data.splits import carve
     from zoo_core.files.fetch import pin_plan
 

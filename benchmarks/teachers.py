@@ -103,8 +103,8 @@ def kinds(case: Case) -> Iterator[tuple[str, Callable[[], None]]]:
     import torch
 
     import zoo_core
+    from zoo_core.benchmark.loaders import open_task, training_loader
     from zoo_core.benchmark.teaching import replay_of
-    from zoo_core.benchmark.trial import open_task, training_loader
     from zoo_core.data.splits import carve
     from zoo_core.files.fetch import pin_plan
     from zoo_core.model.build import build

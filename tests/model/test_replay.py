@@ -13,8 +13,8 @@ from torch import Tensor
 
 import zoo_core
 from tests.taught.fixture import Taught
+from zoo_core.benchmark.loaders import open_task, training_loader
 from zoo_core.benchmark.teaching import replay_of
-from zoo_core.benchmark.trial import open_task, training_loader
 from zoo_core.contracts import Batch, Target, Teacher
 from zoo_core.data.loader import AS_IT_IS, Loader
 from zoo_core.data.model_outputs import ModelOutputs

@@ -194,7 +194,7 @@ def test_a_recipe_that_breaks_its_contract_is_its_plugins_fault(
 
 
 def test_a_task_that_opens_as_another_one_is_its_plugins_fault(plan: Resolve) -> None:
-    from zoo_core.benchmark.trial import open_task
+    from zoo_core.benchmark.loaders import open_task
 
     assert open_task(plan("nasty/tokens")).target.kind == "classes"
     with pytest.raises(

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from zoo_core.benchmark.loaders import open_task, plain_loader, training_loader
 from zoo_core.benchmark.teaching import check_columns, check_labels, is_unlabelled, replay_of
-from zoo_core.benchmark.trial import open_task, plain_loader, training_loader
 from zoo_core.contracts import Split, TaskData
 from zoo_core.data.decoding import decode
 from zoo_core.data.loader import AS_IT_IS, KEEP_BYTES, Loader, drawn_view

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo_core.benchmark.trial import open_task, plain_loader
+from zoo_core.benchmark.loaders import open_task, plain_loader
 from zoo_core.contracts import Split, Target, TaskRecipe
 from zoo_core.data.splits import Splits, carve, rows_of
 from zoo_core.errors import RefusedError, UsageError

@@ -29,7 +29,7 @@ from zoo_core.run_layout import RUN
 from zoo_core.runs.run_table import run_table
 from zoo_core.toolkit.table_encoding import encoding_from, encoding_of
 
-__all__ = ["check_columns", "check_enough", "check_labels", "is_unlabelled", "replay_of", "with_truth"]
+__all__ = ["check_columns", "check_enough", "check_labels", "is_unlabelled", "replay_of", "split_key", "with_truth"]
 
 _log = logging.getLogger(__name__)
 
@@ -128,15 +128,21 @@ def _have_one_shape(plan: Plan, of: str) -> bool:
 def _key(plan: Plan, of: str, root: Split, role: str, device: torch.device) -> dict[str, object]:
     """All that a teacher's outputs for a split depend on, besides the view and the row."""
     asked, part = plan.teachers[of]
-    assert plan.task is not None, "a trial has a task"
-    task = {name: value for name, value in identity_of(plan, plan.task).items() if name != "common"}
-    ids = hashlib.sha256("\0".join(root.ids).encode()).hexdigest()
     return {
         "teacher": identity_of(plan, part),
         "asked": {name: value for name, value in asdict(asked).items() if name != "of"},
+        **split_key(plan, root, role, device),
+    }
+
+
+def split_key(plan: Plan, root: Split, role: str, device: torch.device) -> dict[str, object]:
+    """All that the outputs of any model for a split depend on, besides the model, the view and the row."""
+    assert plan.task is not None, "a trial has a task"
+    task = {name: value for name, value in identity_of(plan, plan.task).items() if name != "common"}
+    return {
         "task": task,
         "split": role,
-        "ids": ids,
+        "ids": hashlib.sha256("\0".join(root.ids).encode()).hexdigest(),
         "augmentation": None if plan.augmentation is None else plan.augmentation.identity(),
         "device": device.type,
         "versions": _versions(),

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from functools import cache, partial
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,31 +19,30 @@ import torch
 from torch import Tensor
 
 from zoo_core.benchmark.grid import weights_of
-from zoo_core.benchmark.teaching import check_columns, check_enough, check_labels, is_unlabelled, replay_of, with_truth
+from zoo_core.benchmark.loaders import open_task, scoring_loader, training_loader
+from zoo_core.benchmark.sharing import Measured, SharedWork
+from zoo_core.benchmark.teaching import check_columns, check_enough, check_labels, replay_of
 from zoo_core.contracts import Split, Target, TaskData
-from zoo_core.data.augmentation import Augment
-from zoo_core.data.loader import Beside, Loader
+from zoo_core.data.loader import Loader
 from zoo_core.data.splits import Splits, carve
 from zoo_core.errors import DivergedError, IntegrityError
 from zoo_core.files.folders import look
-from zoo_core.lock import part_key
 from zoo_core.model.build import build
 from zoo_core.model.learner import Learner
 from zoo_core.model.replay import Passes
 from zoo_core.plan.plan import Plan
 from zoo_core.registry.local_plugins import plugin_hashes
-from zoo_core.registry.recipe_checks import broken, plugin_call
 from zoo_core.registry.registry import Bound
 from zoo_core.results.store import UNMEASURED, Result
 from zoo_core.spec.parser import Part
-from zoo_core.training.fit import FitProgress, Fitted, calibrate, fit
+from zoo_core.training.fit import FitProgress, Fitted, calibrate, fit, time_training
 from zoo_core.training.gradient_trainer import MemoryOptions, moving, projectors, put
 from zoo_core.training.metrics import predict, score
 from zoo_core.training.snapshots import SaveSnapshot, Snapshot, UnfinishedFit
 from zoo_core.training.timing import (
-    INFERENCE_BATCH,
     count_parameters,
     inference_rate,
+    inference_rate_of,
     peak_memory_bytes,
     precision_of,
     reset_peak_memory,
@@ -53,12 +52,9 @@ __all__ = [
     "Chosen",
     "TrialProgress",
     "choose",
-    "open_task",
-    "plain_loader",
     "provenance",
     "run_trial",
     "score_split",
-    "training_loader",
 ]
 
 PACKAGES = ("zoo-core", "torch", "torchvision", "numpy", "safetensors")
@@ -75,29 +71,18 @@ class TrialProgress:
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """The learner that validation picked, how it was fitted, and the validation score of every candidate."""
+    """The learner that validation picked, how it was fitted, and the validation score of every candidate.
+
+    refusal: why it was not fitted on features that its group has in common. how: see Result.shared.
+    """
 
     learner: Learner
     fitted: Fitted
     train_seconds: float
     candidates: tuple[dict[str, Any], ...]
     best: int
-
-
-def open_task(plan: Plan) -> TaskData:
-    """The task's data, its files verified."""
-    assert plan.task is not None, "a trial has a task"
-    files = None
-    if part_key(plan.task) in plan.sources:
-        from zoo_core.files.fetch import files_of  # a quarter of a second, for plans that need it
-
-        files = files_of(plan, plan.task)
-    with plugin_call(plan.task):
-        data: TaskData = plan.task.recipe.open(files)
-        said, found = plan.task.recipe.target.kind, data.target.kind
-    if found != said:
-        raise broken(plan.task, f"it says that its target is {said}, and opened it is {found}")
-    return data
+    refusal: str = ""
+    how: str = "alone"
 
 
 def run_trial(
@@ -109,15 +94,17 @@ def run_trial(
     report: Callable[[TrialProgress], None] = lambda _: None,
     unfinished: UnfinishedFit | None = None,
     memory: MemoryOptions | None = None,
+    shared: SharedWork | None = None,
 ) -> tuple[Result, Learner, Splits]:
     """Runs a trial. Returns its result, the chosen learner in evaluation mode on the device, and the splits it used.
 
     unfinished: the folder for snapshots; an interrupted trial continues from the last one.
     memory: how to save memory. The micro-batch that was given or found is in the result's `chosen`.
+    shared: what it has in common with the trials of its group; None: it computes everything itself.
     """
     assert plan.task is not None, "a trial has a task"
     device = torch.device(device)
-    data = data or open_task(plan)
+    data = (data or open_task(plan)) if shared is None else shared.data
     splits = carve(data, seed=plan.seed, target=plan.target, **plan.task.common)
     check_labels(plan, splits.train, splits.target)
     check_enough(splits.val, splits.test, splits.target)
@@ -135,24 +122,32 @@ def run_trial(
         unfinished=unfinished,
         memory=memory,
         passes=passes,
+        shared=shared,
     )
-    result = _measured(plan, chosen, splits, device, num_workers, passes)
+    result = _measured(plan, chosen, splits, device, num_workers, passes, shared)
     check_still(plan)
     return result, chosen.learner, splits
 
 
 def _measured(
-    plan: Plan, chosen: Chosen, splits: Splits, device: torch.device, num_workers: int, passes: Passes
+    plan: Plan,
+    chosen: Chosen,
+    splits: Splits,
+    device: torch.device,
+    num_workers: int,
+    passes: Passes,
+    shared: SharedWork | None,
 ) -> Result:
     """What a fit that has just ended needed, and how good and how fast its learner is on the test split."""
-    assert plan.task is not None, "a trial has a task"
-    peak = peak_memory_bytes(device)
     assert plan.metric is not None, "a task names its metric"
+    peak = peak_memory_bytes(device)
     precision = precision_of(plan.budget.precision, device)
-    loader = scoring_loader(plan, chosen.learner, splits.test, splits.target, device, num_workers, passes, role="test")
+    plain = scoring_loader(plan, chosen.learner, splits.test, splits.target, device, num_workers, passes, role="test")
+    on_features = shared is not None and not chosen.refusal
+    loader = shared.features(plan, plain, splits.test, "test").loader() if shared and on_features else plain
     found, _ = score_split(chosen.learner, loader, plan.metric, splits.target, precision)
     trainable, total = count_parameters(chosen.learner)
-    return replace(
+    result = replace(
         provenance(plan, device),
         status="ok",
         score=found,
@@ -163,10 +158,27 @@ def _measured(
         num_parameters=total,
         train_seconds=chosen.train_seconds,
         training=chosen.fitted.training,
-        inference=inference_rate(chosen.learner, loader, precision=precision),
         peak_memory_bytes=peak,
         coverage=_coverage(chosen.learner),
         teachers=asdict(passes) if plan.teachers else None,
+    )
+    if shared is None:
+        return replace(result, inference=inference_rate(chosen.learner, plain, precision=precision))
+    told = shared.told(chosen.how, chosen.train_seconds, chosen.refusal)
+    if not on_features:
+        return replace(result, inference=inference_rate(chosen.learner, plain, precision=precision), shared=told)
+    once = shared.measured[plan.combination or ""]
+    if once.inference is None:
+        watch = shared.passed.watch
+        known = watch and inference_rate_of(watch, chosen.learner, loader, precision=precision)
+        once.inference = known or inference_rate(chosen.learner, plain, precision=precision)
+    return replace(
+        result,
+        train_seconds=chosen.train_seconds + shared.pass_seconds,
+        training=once.training,
+        inference=once.inference,
+        peak_memory_bytes=once.peak_memory_bytes,
+        shared=told,
     )
 
 
@@ -193,16 +205,17 @@ def choose(
     unfinished: UnfinishedFit | None = None,
     memory: MemoryOptions | None = None,
     passes: Passes | None = None,
+    shared: SharedWork | None = None,
 ) -> Chosen:
     """Fits one candidate for each learning rate and keeps the best on validation; on a tie the one nearest the middle.
 
     Every candidate starts from the same state and sees the same examples in the same order. It ends with its last epoch
     or with the best on validation, as the budget says; its "epoch" of so many "epochs" then tells which. A candidate
     that diverges, in training or in its predictions, has the score None and is not chosen.
-    unfinished, memory: as for `run_trial`. passes: counts what teachers are asked for.
+    unfinished, memory, shared: as for `run_trial`. passes: counts what teachers are asked for.
     Raises DivergedError if all candidates diverge.
     """
-    start = _started(plan, train, val, target, device, num_workers, memory, passes or Passes())
+    start = _started(plan, train, val, target, device, num_workers, memory, passes or Passes(), shared)
     rates: tuple[float | None, ...] = plan.learning_rates or (None,)
     order = sorted(range(len(rates)), key=lambda index: abs(index - len(rates) // 2))
     trying = _Trying(candidates=[{} for _ in rates])
@@ -236,15 +249,16 @@ def _started(
     num_workers: int,
     memory: MemoryOptions | None,
     passes: Passes,
+    shared: SharedWork | None,
 ) -> _Start:
     """Builds the learner of a trial and what it is fitted and judged on."""
-    learner = build(plan, target=target).to(device)
+    learner = build(plan, target=target).to(device) if shared is None else shared.learner(plan, target)
     beside = replay_of(plan, learner, train, device, passes, role="train")
     fitting = training_loader(plan, learner, train, target, device, num_workers, beside)
     validating = scoring_loader(plan, learner, val, target, device, num_workers, passes, role="val")
-    if plan.weights == "random":
+    if plan.weights == "random" and shared is None:
         calibrate(learner, fitting.without_beside())
-    return _Start(
+    start = _Start(
         plan=plan,
         learner=learner,
         fitting=fitting,
@@ -252,6 +266,17 @@ def _started(
         memory=memory,
         delta=_copied(learner.delta()),
         trained_beside=_copied(projectors(learner)),
+        refusal="" if shared is None else shared.refusal(learner, fitting),
+    )
+    if shared is None or start.refusal:
+        return start
+    if (plan.combination or "") not in shared.measured:
+        shared.measured[plan.combination or ""] = start.measured(device)
+    return replace(
+        start,
+        fitting=shared.features(plan, fitting, train, "train").loader(),
+        validating=shared.features(plan, validating, val, "val").loader(),
+        how="features",
     )
 
 
@@ -261,7 +286,10 @@ def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Start:
-    """What the candidates of a trial share: the learner, and the values that it has where each of them starts."""
+    """What the candidates of a trial share: the learner, and the values that it has where each of them starts.
+
+    refusal: why it is not fitted on features that its group has in common; empty if it is. how: as Result.shared.
+    """
 
     plan: Plan
     learner: Learner
@@ -270,6 +298,25 @@ class _Start:
     memory: MemoryOptions | None
     delta: Mapping[str, Tensor]
     trained_beside: Mapping[str, Tensor]
+    refusal: str = ""
+    how: str = "alone"
+
+    def measured(self, device: torch.device) -> Measured:
+        """What steps cost that compute all they need. The learner is where it was."""
+        plan = self.plan
+        rates = plan.learning_rates
+        reset_peak_memory(device)
+        training = time_training(
+            self.learner,
+            self.fitting,
+            budget=plan.budget,
+            learning_rate=rates[len(rates) // 2] if rates else None,
+            seed=plan.seed,
+            memory=self.memory,
+        )
+        peak = peak_memory_bytes(device)
+        self.put_back()
+        return Measured(training=training, peak_memory_bytes=peak)
 
     def put_back(self) -> None:
         self.learner.load_delta(self.delta)
@@ -374,6 +421,8 @@ class _Trying:
             train_seconds=self.seconds,
             candidates=tuple(self.candidates),
             best=self.best.index,
+            refusal=start.refusal,
+            how=start.how,
         )
 
     def state(self, under_way: Snapshot | None = None) -> Snapshot:
@@ -417,73 +466,6 @@ def score_split(
     """The metric on a whole split, and the predictions it was computed from, float32 [N, C] on the CPU."""
     predictions, _ = predict(learner, loader, precision=precision)
     return score(metric, predictions, loader.targets, target), predictions
-
-
-def training_loader(
-    plan: Plan,
-    learner: Learner,
-    split: Split,
-    target: Target,
-    device: torch.device,
-    num_workers: int,
-    beside: Beside | None = None,
-) -> Loader:
-    """The batches that a trial trains on, drawn and augmented as its plan says; in order for a closed form."""
-    return _loader(plan, learner, target, device, num_workers)(
-        split,
-        batch_size=plan.budget.batch_size,
-        shuffled=bool(plan.learning_rates),
-        augment=None if plan.augmentation is None else Augment(plan.augmentation),
-        seed=plan.seed,
-        views=plan.budget.views,
-        beside=beside,
-        may_lack=True,  # it was checked that somebody learns from such examples
-    )
-
-
-def scoring_loader(
-    plan: Plan,
-    learner: Learner,
-    split: Split,
-    target: Target,
-    device: torch.device,
-    num_workers: int,
-    passes: Passes,
-    *,
-    role: str,
-) -> Loader:
-    """As `plain_loader`; where a task has no labels, its targets are what the teacher says of the examples.
-
-    role: which split of the trial it is.
-    """
-    if not is_unlabelled(plan):
-        return plain_loader(plan, learner, split, target, device, num_workers)
-    beside = replay_of(plan, learner, split, device, passes, role=role)
-    loader = _loader(plan, learner, target, device, num_workers)(
-        split, batch_size=INFERENCE_BATCH, beside=beside, may_lack=True
-    )
-    return with_truth(loader, plan, target)
-
-
-def plain_loader(
-    plan: Plan, learner: Learner, split: Split, target: Target, device: torch.device, num_workers: int = 0
-) -> Loader:
-    """The batches that a trial is scored on: all examples in order."""
-    make = _loader(plan, learner, target, device, num_workers)
-    return make(split, batch_size=INFERENCE_BATCH, may_lack=is_unlabelled(plan))
-
-
-def _loader(plan: Plan, learner: Learner, target: Target, device: torch.device, num_workers: int) -> partial[Loader]:
-    """What makes the loader of a split: all that it has from the trial and its learner."""
-    assert plan.task is not None, "a trial has a task"
-    return partial(
-        Loader,
-        modality=plan.task.recipe.modality,
-        target=target,
-        preparation=learner.source.preparation,
-        device=device,
-        num_workers=num_workers,
-    )
 
 
 def _chosen_row(chosen: Chosen) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from zoo_core.data.randomness import derive_seed, example_rng
 from zoo_core.data.token_labels import IGNORED, on_tokens, word_targets
 from zoo_core.errors import RefusedError, UsageError, ZooError
 
-__all__ = ["AS_IT_IS", "Beside", "Loader", "drawn_view"]
+__all__ = ["AS_IT_IS", "Beside", "Loader", "StoredInputs", "drawn_view"]
 
 AS_IT_IS = "as it is"  # the view of examples of which nothing is drawn
 KEEP_BYTES = 2**30  # prepared examples kept in memory for each loader; beyond, they are prepared again each epoch
@@ -61,6 +61,12 @@ class Beside(Protocol):
         ...
 
 
+class StoredInputs(Protocol):
+    """What a loader gives in place of prepared inputs, by draw and positions in its split."""
+
+    def __call__(self, draw: int, positions: Sequence[int], /) -> dict[str, Tensor]: ...
+
+
 @dataclass(frozen=True)
 class _Item:
     """A batch on its way from a worker, before normalisation. read: for each model beside, whose inputs are in it."""
@@ -91,6 +97,7 @@ class _Prepared(Dataset[_Item | ZooError]):
     kept_bytes: int = 0
     whole: dict[str, Tensor] | None = None
     beside: Beside | None = None
+    stored: StoredInputs | None = None
 
     def __getitem__(self, key: tuple[int, Sequence[int]]) -> _Item | ZooError:
         """A batch, or the error, returned and not raised: from a worker process it would come with a traceback."""
@@ -140,6 +147,8 @@ class _Prepared(Dataset[_Item | ZooError]):
         self, draw: int, positions: Sequence[int], index: Tensor, examples: dict[int, Any]
     ) -> dict[str, Tensor]:
         """Prepared once and kept if nothing is drawn; moved into one tensor for all examples when none is missing."""
+        if self.stored is not None:
+            return self.stored(draw, positions)
         if self.augment is not None or self.preparation.random:
             found = self._examples(draw, positions, examples)
             return self.preparation.collate(self._prepare(self.preparation, draw, positions, found))
@@ -295,15 +304,46 @@ class Loader:
         found._prepared = replace(self._prepared, beside=None)
         return found
 
+    def of_stored(self, stored: StoredInputs) -> Loader:
+        """The same batches in the same order, whose inputs are stored ones instead of prepared examples."""
+        found = copy.copy(self)
+        found._prepared, found._num_workers = replace(self._prepared, stored=stored), 0
+        return found
+
     @property
     def num_batches(self) -> int:
         """The number of batches in one epoch."""
-        return len(self._order(0))
+        return len(self.order(0))
+
+    @property
+    def draws(self) -> tuple[int, ...]:
+        """The draws of the augmentation that epochs take, if they take them in turn; (0,) if nothing is drawn."""
+        return (0,) if self._prepared.augment is None or self._views is None else tuple(range(self._views))
+
+    @property
+    def repeats(self) -> bool:
+        """Whether later epochs show what earlier ones have shown: nothing is drawn, or draws are taken in turn."""
+        return not self.preparation.random and (self._prepared.augment is None or self._views is not None)
+
+    def draw(self, epoch: int) -> int:
+        """The draw of the augmentation that an epoch takes."""
+        return epoch if self._views is None else epoch % self._views
+
+    def view(self, draw: int) -> str:
+        """The name of the way in which a draw shows every example, by which what models give for it is stored."""
+        return self._prepared.view(draw)
 
     def epoch(self, epoch: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, which is counted from 0."""
-        draw = epoch if self._views is None else epoch % self._views
-        keys = [(draw, positions) for positions in self._order(epoch)]
+        return self._batches(self.draw(epoch), self.order(epoch))
+
+    def seen(self, draw: int, positions: Sequence[int], batch_size: int) -> Iterator[Batch]:
+        """Batches of these examples, in their order, as a draw shows them to the learner alone."""
+        parts = [list(positions[start : start + batch_size]) for start in range(0, len(positions), batch_size)]
+        return self.without_beside()._batches(draw, parts)
+
+    def _batches(self, draw: int, parts: Sequence[list[int]]) -> Iterator[Batch]:
+        keys = [(draw, positions) for positions in parts]
         if self._prepared.beside is not None:
             self._prepared.beside.begin(self._prepared.view(draw))
         ahead: Iterable[_Item | ZooError] = (self._prepared[key] for key in keys)
@@ -325,8 +365,12 @@ class Loader:
 
     def on_device(self, batch: Batch) -> Batch:
         """A collated batch, moved to the device and normalised."""
+        if self._prepared.stored is None:
+            inputs = self._normalised(self.preparation, batch.inputs)
+        else:
+            inputs = {name: x.to(self.device, non_blocking=True) for name, x in batch.inputs.items()}
         return Batch(
-            inputs=self._normalised(self.preparation, batch.inputs),
+            inputs=inputs,
             target=batch.target.to(self.device, non_blocking=True),
             ids=batch.ids,
         )
@@ -351,7 +395,8 @@ class Loader:
             given[of] = found.each(lambda x: x.to(self.device))  # what was stored comes from the disk
         return replace(batch, teachers=given)
 
-    def _order(self, epoch: int) -> list[list[int]]:
+    def order(self, epoch: int) -> list[list[int]]:
+        """The positions in the split of each batch of an epoch."""
         order = list(range(self.num))
         if self.shuffled:
             order = np.random.default_rng(derive_seed("order", self.seed, epoch)).permutation(self.num).tolist()

@@ -149,7 +149,7 @@ class ModelOutputs:
     def write(self, view: str, rows: Rows, outputs: Mapping[str, Tensor]) -> None:
         """Stores rows of a view. outputs: each [num, ...]; names, shapes and dtypes are those of its first write.
 
-        float32, float16, int64 and bool are stored, bit for bit.
+        float64, float32, float16, int64 and bool are stored, bit for bit.
         """
         index = self._checked(rows)
         if self._on_full is None or not len(index):

@@ -29,7 +29,7 @@ from zoo_core._process.atomic_files import alone_in, replacing
 __all__ = ["Layout", "RowFile"]
 
 FORMAT = 1
-DTYPES = ("bool", "float16", "float32", "int64")
+DTYPES = ("bool", "float16", "float32", "float64", "int64")
 PAGE = 4096
 LONGEST = 1 << 16  # bytes of the first line
 CHECKSUM = np.dtype("<u4")

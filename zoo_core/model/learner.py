@@ -19,6 +19,7 @@ from zoo_core import contracts
 from zoo_core.contracts import Batch, Features, Kind, MergesItself, Output, Source, Target
 from zoo_core.errors import IncompatibleError, LawError, RefusedError, UsageError
 from zoo_core.lock import part_key
+from zoo_core.model.given_features import features_in
 from zoo_core.model.objective import Given, ScaledHead, needs_of, total_of
 from zoo_core.model.transforms import BesideCollate, BesideTransform, Collate, Transform
 from zoo_core.toolkit.features import convert
@@ -103,7 +104,7 @@ class Learner(nn.Module):
     # -- one pass ---------------------------------------------------------------------------------------------------
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Output:
-        """inputs: normalised, by the names in contracts.Batch.
+        """inputs: normalised, by the names in contracts.Batch; or features, see model/given_features.py.
 
         Raises UsageError for other inputs, and for a closed-form head that has not been fitted.
         """
@@ -113,18 +114,26 @@ class Learner(nn.Module):
         if not isinstance(inputs, Mapping):
             raise UsageError(f"a learner takes a mapping of inputs, found {type(inputs).__name__}; {self._reads()}")
         with capture(self.backbone, needs.stages) as states, capture_sites(self.backbone, needs.sites) as sites:
-            try:
-                features: Features = self.backbone(inputs)
-            except KeyError as error:
-                if error.args[0] in inputs:
-                    raise
-                found = ", ".join(map(str, inputs)) or "nothing"
-                raise UsageError(f"inputs lack {error}, they hold {found}; {self._reads()}") from None
+            features = self.features(inputs)
         consumed = convert(features, self.consumes, self.source.pool)
         pooled = None
         if needs.pooled:
             pooled = consumed.x if consumed.kind == "pooled" else convert(features, "pooled", self.source.pool).x
         return Output(predictions=self.head(consumed), features=features, pooled=pooled, stages=states, sites=sites)
+
+    def features(self, inputs: Mapping[str, Tensor]) -> Features:
+        """What the backbone makes of inputs, or what is in their place."""
+        found = features_in(inputs)
+        if found is not None:
+            return found
+        try:
+            found = self.backbone(inputs)
+        except KeyError as error:
+            if error.args[0] in inputs:
+                raise
+            held = ", ".join(map(str, inputs)) or "nothing"
+            raise UsageError(f"inputs lack {error}, they hold {held}; {self._reads()}") from None
+        return cast("Features", found)
 
     def loss(self, output: Output, batch: Batch) -> Tensor:
         """The scalar to minimise, the sum of the objective's named terms."""
@@ -179,6 +188,16 @@ class Learner(nn.Module):
                 "or learner.head.fit(features, target) in a loop of your own"
             )
         self._unfitted = {}
+
+    @property
+    def reads_features(self) -> bool:
+        """Whether features of the backbone can stand in for inputs all through training.
+
+        That is so if nothing of the backbone trains or draws, and the objective looks at nothing inside it.
+        """
+        opened = any(parameter.requires_grad for parameter in self.backbone.parameters())
+        follows = _trains(self.backbone)[self.backbone] is None  # without parameters it is in training mode as we are
+        return not (opened or follows or self._needs.stages or self._needs.sites)
 
     # -- what trains ------------------------------------------------------------------------------------------------
 

@@ -48,6 +48,9 @@ class Result:
     higher_is_better: of two scores the larger is the better one; of metrics of zoo-core their name says it.
     teachers: outputs of teachers that were made and those that were read where they are stored (saved), and the seconds
     of making; None without a teacher.
+    shared: the group of trials that it ran in, their number (size), how (heads: its rates and seeds trained together,
+    features: on features made once, alone: as if there were no others, for the reason), the seconds of its own fit and
+    its share of those in which features were made. None if nothing was to be shared.
     """
 
     trial: str
@@ -81,6 +84,7 @@ class Result:
     sources: Json | None = None
     superseded: str | None = None
     teachers: Json | None = None
+    shared: Json | None = None
     higher_is_better: bool = True
 
 

@@ -25,7 +25,9 @@ from zoo_core.toolkit.features import convert, joined
 from zoo_core.training.gradient_trainer import FitProgress, GradientTrainer, MemoryOptions
 from zoo_core.training.snapshots import SaveSnapshot, Snapshot
 
-__all__ = ["FitProgress", "Fitted", "calibrate", "fit"]
+__all__ = ["FitProgress", "Fitted", "calibrate", "fit", "time_training"]
+
+TIMED_WINDOWS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +96,30 @@ def fit(
     return fitted
 
 
+def time_training(
+    learner: Learner,
+    loader: Loader,
+    *,
+    budget: Budget,
+    learning_rate: float | None,
+    seed: int,
+    memory: MemoryOptions | None = None,
+) -> dict[str, Any] | None:
+    """The rate of training steps from three windows of them, as a result stores it; None for a head in closed form,
+    whose features are computed for one batch. The learner moves: its user puts it back.
+    """
+    learner.to(loader.device)
+    with forked_rng(loader.device, "time", seed), _delayed_for_now(learner):
+        if learning_rate is None:
+            with torch.no_grad():
+                learner.backbone(next(iter(loader.epoch())).inputs)
+            return None
+        trainer = GradientTrainer(learner, loader, budget=budget, learning_rate=learning_rate, seed=seed, memory=memory)
+        trainer.time_steps(TIMED_WINDOWS)
+    learner.eval()
+    return trainer.rate
+
+
 def _fit_scale(learner: Learner, loader: Loader) -> None:
     """Takes the unit of a regression from the targets that are known, else from the teacher, else leaves it at 1."""
     targets = loader.targets.to(loader.device)
@@ -141,7 +167,7 @@ def _fit_closed_form(learner: Learner, loader: Loader) -> None:
     parts, targets = [], []
     with torch.no_grad():
         for batch in loader.epoch():
-            features = learner.backbone(batch.inputs)
+            features = learner.features(batch.inputs)
             parts.append(convert(features, learner.consumes, learner.source.pool))
             targets.append(batch.target)
         head.fit(joined(parts), torch.cat(targets))

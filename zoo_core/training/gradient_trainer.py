@@ -141,6 +141,18 @@ class GradientTrainer:
         if keeps_best and self._best_weights is not None:
             self._put_best_back()
 
+    def time_steps(self, num_windows: int) -> None:
+        """Takes steps of the first epoch, again and again, until so many windows of them are timed; see `rate`."""
+        self._watch = Stopwatch(self._loader.device, warmup=1)
+        self._join()
+        while self._watch.windows < num_windows:
+            for batch in self._loader.epoch():
+                self._watch.start()
+                self._update(batch)
+                self._watch.stop(len(batch))
+                if self._watch.windows == num_windows:
+                    break
+
     def state(self) -> Snapshot:
         """A snapshot of everything that an epoch changes. `restore` on a new trainer continues from it, bit for bit."""
         learner, optimiser = self._learner, self._optimiser.state_dict()["state"]

@@ -22,6 +22,7 @@ __all__ = [
     "autocast",
     "count_parameters",
     "inference_rate",
+    "inference_rate_of",
     "peak_memory_bytes",
     "precision_of",
     "reset_peak_memory",
@@ -110,21 +111,44 @@ class Stopwatch:
         }
 
 
-def inference_rate(learner: Learner, loader: Loader, *, precision: str = "float32") -> dict[str, Any] | None:
+def inference_rate(
+    learner: Learner,
+    loader: Loader,
+    *,
+    precision: str = "float32",
+    seconds: float = INFERENCE_SECONDS,
+    windows: int = 3,
+) -> dict[str, Any] | None:
     """The rate of forward passes on one batch that is already on the device, so without loading.
 
     Call it after a split was scored with the same loader, which has warmed up everything that a pass needs.
+    seconds, windows: the least that is measured.
     """
     batch: Batch = next(iter(loader.epoch()))
     learner.eval()
     watch = Stopwatch(loader.device, warmup=0)
     with torch.inference_mode(), autocast(loader.device, precision):
-        end = time.perf_counter() + INFERENCE_SECONDS
-        while time.perf_counter() < end or watch.windows < 3:
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end or watch.windows < windows:
             watch.start()
             learner(batch.inputs)
             watch.stop(len(batch))
     return watch.rate(batch_size=len(batch), precision=precision)
+
+
+def inference_rate_of(
+    watch: Stopwatch, learner: Learner, features: Loader, *, precision: str = "float32"
+) -> dict[str, Any] | None:
+    """The rate of forward passes whose backbone was timed when it made features; None without one window of these.
+
+    watch: of full batches through the backbone. features: a loader of features, on which the head is timed.
+    """
+    backbone = watch.rate(batch_size=INFERENCE_BATCH, precision=precision)
+    head = inference_rate(learner, features, precision=precision, seconds=0, windows=1) if backbone else None
+    if backbone is None or head is None:
+        return None
+    seconds = 1 / backbone["examples_per_second"] + 1 / head["examples_per_second"]
+    return {**backbone, "examples_per_second": 1 / seconds}
 
 
 def count_parameters(learner: Learner) -> tuple[int, int]:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 import zoo_core
 from zoo_adapters.regulariser_modules import Interpolation, SpectralShrinkage, StartingPoint
 from zoo_adapters.regularisers import Bss, L2sp, Wise
-from zoo_core.benchmark.trial import choose, open_task
+from zoo_core.benchmark.loaders import open_task
+from zoo_core.benchmark.trial import choose
 from zoo_core.contracts import Batch, Features, Output
 from zoo_core.data.loader import Loader
 from zoo_core.data.splits import Subset, carve

@@ -14,7 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import zoo_core
 from zoo_adapters.schedules import GradualUnfreeze, LayerDecay, LpFt
-from zoo_core.benchmark.trial import open_task
+from zoo_core.benchmark.loaders import open_task
 from zoo_core.data.loader import Loader
 from zoo_core.errors import RefusedError, UsageError
 from zoo_core.model.learner import Learner

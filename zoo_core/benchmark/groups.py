@@ -1,0 +1,88 @@
+"""Plans what the trials of a grid share: which of them are run together, and why the others are run alone. No torch.
+
+The groups are a function of the grid alone, not of what is done already, so a continued run has the same ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from zoo_core.contracts import Kind
+from zoo_core.plan.plan import Plan, identity_of
+from zoo_core.plan.resolve import consumed
+
+__all__ = ["Group", "key_of", "kinds_of", "plan_groups"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Trials that one process runs together. id: a digest of what they share. positions: of its trials in the grid.
+
+    alone: why its one trial shares nothing with others, and computes its frozen part for every epoch; empty if the
+    frozen part is computed once.
+    """
+
+    id: str
+    positions: tuple[int, ...]
+    alone: str = ""
+
+
+def plan_groups(plans: Sequence[Plan], *, share: bool = True) -> tuple[Group, ...]:
+    """The groups of a grid, each trial in one, those with most trials first. share: False puts each trial alone."""
+    known: dict[str, str] = {}  # by combination, of whose seeds the key does not depend
+    members: dict[str, list[int]] = {}
+    alone: list[Group] = []
+    for position, plan in enumerate(plans):
+        reason = _reason(plan) if share else "nothing is shared (--no-share)"
+        if reason:
+            alone.append(Group(id=(plan.digest or str(plan.trial))[:12], positions=(position,), alone=reason))
+        else:
+            combination = plan.combination if plan.weights != "random" else None
+            key = known.get(combination or "") or _digest(key_of(plan))
+            if combination is not None:
+                known[combination] = key
+            members.setdefault(key, []).append(position)
+    shared = [Group(id=key, positions=tuple(found)) for key, found in members.items()]
+    return (*sorted(shared, key=lambda group: -len(group.positions)), *alone)
+
+
+def key_of(plan: Plan) -> dict[str, object]:
+    """What the frozen features of a trial's examples depend on, besides the split, the example and the view.
+
+    Draws of examples are not among it, so trials of several seeds share features; but the weights of a random backbone
+    are drawn by the seed, and its batch norms take their statistics from the trial's own training examples.
+    """
+    assert plan.task is not None, "a trial has a task"
+    task = identity_of(plan, plan.task)
+    drawn = {"seed": plan.seed, "common": task["common"], "batch_size": plan.budget.batch_size}
+    return {
+        "base": identity_of(plan, plan.backbone),
+        "weights": plan.weights,
+        "drawn": drawn if plan.weights == "random" else None,
+        "task": {name: value for name, value in task.items() if name != "common"},
+        "precision": plan.budget.precision,
+        "augmentation": None if plan.augmentation is None else plan.augmentation.identity(),
+    }
+
+
+def kinds_of(plans: Sequence[Plan], own: Kind) -> tuple[Kind, ...]:
+    """The kinds of features that trials read. own: that of their backbone, which objectives of adapters may look at."""
+    kinds = {own if plan.adapters else consumed(plan.head, plan.target) for plan in plans}
+    return tuple(sorted(kinds))
+
+
+def _reason(plan: Plan) -> str:
+    """Why the frozen features of a trial cannot be computed once; empty if they can."""
+    changing = [part.name for part in plan.adapters if part.fact("changes") & {"base", "added"}]
+    if changing:
+        return f"{changing[0]} changes what the backbone computes"
+    if plan.augmentation is not None and plan.budget.views is None:
+        return f"augment={plan.budget.augment} draws anew in every epoch; views=N draws N times"
+    return ""
+
+
+def _digest(key: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,150 @@
+"""What the trials of one group share while a process runs them: data, a frozen backbone, its features, its rates."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from zoo_core.benchmark.groups import Group, key_of, kinds_of
+from zoo_core.benchmark.loaders import open_task, plain_loader, training_loader
+from zoo_core.benchmark.teaching import split_key
+from zoo_core.contracts import Kind, Split, Target, TaskData
+from zoo_core.data.loader import Loader
+from zoo_core.data.model_outputs import ModelOutputs, outputs_room
+from zoo_core.data.splits import Splits, carve, rows_of
+from zoo_core.errors import ZooError
+from zoo_core.model.build import build, build_backbone
+from zoo_core.model.learner import Learner
+from zoo_core.plan.plan import Plan
+from zoo_core.registry.settings import outputs_bytes
+from zoo_core.training.fit import calibrate
+from zoo_core.training.frozen_features import FeatureMemory, FeaturePass, FrozenFeatures
+from zoo_core.training.timing import precision_of
+
+__all__ = ["Measured", "SharedWork"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class Measured:
+    """What is measured once for all trials that differ in their seed alone, as results have it."""
+
+    training: Mapping[str, Any] | None
+    peak_memory_bytes: int
+    inference: Mapping[str, Any] | None = None
+
+
+class SharedWork:
+    """What the trials of a group share. `fill` makes their features; a trial asks for what it needs when it runs.
+
+    passed: how often the backbone was asked. measured: by the combination of a plan.
+    """
+
+    def __init__(
+        self,
+        group: Group,
+        plans: Sequence[Plan],
+        *,
+        device: torch.device,
+        num_workers: int = 0,
+        data: TaskData | None = None,
+    ) -> None:
+        """plans: the trials of the group. data: of their task, if it is open."""
+        self.group = group
+        self._plans, self._device, self._num_workers = plans, device, num_workers
+        self._memory, self.passed = FeatureMemory(), FeaturePass()
+        self._stores: dict[tuple[str, Kind], ModelOutputs] = {}
+        self.measured: dict[str, Measured] = {}
+        self.data = open_task(plans[0]) if data is None else data
+
+    def splits(self, plan: Plan) -> Splits:
+        assert plan.task is not None, "a trial has a task"
+        return carve(self.data, seed=plan.seed, target=plan.target, **plan.task.common)
+
+    def learner(self, plan: Plan, target: Target) -> Learner:
+        """The learner of a trial around the backbone that all have in common, whose statistics are taken."""
+        return build(plan, target=target, backbone=self._first.backbone).to(self._device)
+
+    @cached_property
+    def _first(self) -> Learner:
+        """A learner with the backbone; one with random weights is calibrated on what the first trial trains on."""
+        plan = self._plans[0]
+        splits = self.splits(plan)
+        learner = build(plan, target=splits.target, backbone=build_backbone(plan)).to(self._device)
+        if plan.weights == "random":
+            calibrate(learner, self._training_loader(plan, learner, splits))
+        return learner
+
+    def _training_loader(self, plan: Plan, learner: Learner, splits: Splits) -> Loader:
+        return training_loader(plan, learner, splits.train, splits.target, self._device, self._num_workers)
+
+    def told(self, how: str, own_seconds: float, reason: str = "") -> dict[str, Any]:
+        """What a result says of its sharing, see Result.shared."""
+        return {
+            "group": self.group.id,
+            "size": len(self._plans),
+            "how": how,
+            "reason": reason or None,
+            "own_seconds": own_seconds,
+            "pass_seconds": 0.0 if how == "alone" else self.pass_seconds,
+        }
+
+    @property
+    def pass_seconds(self) -> float:
+        """What one trial of the group bears of the seconds in which features were made."""
+        return self.passed.seconds / len(self._plans)
+
+    def fill(self, report: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Makes the features that the trials will read. What goes wrong here comes up again in the trial it is of.
+
+        report: is told of how many of the trials all features are there.
+        """
+        for done, plan in enumerate(self._plans):
+            report(done, len(self._plans))
+            with suppress(ZooError):
+                splits = self.splits(plan)
+                training = self._training_loader(plan, self._first, splits)
+                if self.refusal(self._first, training):
+                    return
+                self.features(plan, training, splits.train, "train").fill()
+                for role, split in (("val", splits.val), ("test", splits.test)):
+                    loader = plain_loader(plan, self._first, split, splits.target, self._device, self._num_workers)
+                    self.features(plan, loader, split, role).fill()
+
+    def refusal(self, learner: Learner, loader: Loader) -> str:
+        """Why a learner cannot be fitted on features that were made once; empty if it can."""
+        if loader.preparation.random:
+            return "its preparation draws"
+        return "" if learner.reads_features else "its objective looks inside the backbone, or the backbone draws"
+
+    def features(self, plan: Plan, loader: Loader, split: Split, role: str) -> FrozenFeatures:
+        """The features of a split. loader: of its inputs. role: train, val or test."""
+        source = self._first.source
+        root, rows = rows_of(split)
+        precision = precision_of(plan.budget.precision, self._device)
+        kinds = kinds_of(self._plans, source.features.kind)
+        for kind in kinds:
+            if (role, kind) not in self._stores:
+                key = {**key_of(plan), **split_key(plan, root, role, self._device)}
+                key |= {"features": kind, "precision": precision, "preparation": source.preparation.digest}
+                self._stores[role, kind] = ModelOutputs(
+                    outputs_room(), key, root.num, max_bytes=outputs_bytes(), on_full=_log.warning
+                )
+        (kind,) = kinds_of([plan], source.features.kind)
+        return FrozenFeatures(
+            self._first.backbone,
+            loader,
+            kind=kind,
+            rows=rows,
+            stores={kind: self._stores[role, kind] for kind in kinds},
+            memory=self._memory,
+            passed=self.passed,
+            precision=precision,
+        )
