@@ -31,7 +31,7 @@ from zoo_core.training.micro_batches import check_divides, num_items, pieces, we
 from zoo_core.training.snapshots import SaveSnapshot, Snapshot, laid_out_like
 from zoo_core.training.timing import Stopwatch, autocast, precision_of
 
-__all__ = ["FitProgress", "GradientTrainer", "MemoryOptions", "moving", "projectors"]
+__all__ = ["FitProgress", "GradientTrainer", "MemoryOptions", "moving", "projectors", "rate_at"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ class GradientTrainer:
         self._firsts = {one: _first_step(learner.start_of(one), self.num_steps) for one in self._parameters}
         groups = learner.parameter_groups(learning_rate, budget.weight_decay)
         self._shares = [
-            _rate_at(self.num_steps, budget.warmup, _first_step(group["start"], self.num_steps)) for group in groups
+            rate_at(self.num_steps, budget.warmup, _first_step(group["start"], self.num_steps)) for group in groups
         ]
         drawn = random.getstate()
         with held_back():  # the first optimiser of a process imports torch._dynamo, and that what draws by `random`
@@ -388,7 +388,7 @@ def _first_step(start: float, num_steps: int) -> int:
     return min(round(start * num_steps), num_steps - 1)
 
 
-def _rate_at(num_steps: int, warmup: float, first: int) -> Callable[[int], float]:
+def rate_at(num_steps: int, warmup: float, first: int) -> Callable[[int], float]:
     """The share of the learning rate at each step: a linear rise, then half a cosine down to 0.
 
     Parameters that join at step `first` have the same warm-up from then on, below the same cosine.
