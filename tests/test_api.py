@@ -512,12 +512,12 @@ def test_bench_runs_a_file_and_a_second_call_runs_nothing(tmp_path: Path, monkey
     first = zoo_core.bench(suite)
     assert [(result.status, result.seed) for result in first] == [("ok", 3)]
     assert (tmp_path / "runs" / "tiny" / "results.jsonl").is_file()
-    import zoo_core.benchmark.workers as workers
+    import zoo_core.benchmark.runner as runner
 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("nothing is missing")
 
-    monkeypatch.setattr(workers, "run_all", never)
+    monkeypatch.setattr(runner, "run_all", never)
     assert zoo_core.bench(str(suite)) == first
 
 

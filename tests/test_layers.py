@@ -49,10 +49,22 @@ LAYERS = (
 )
 LEVELS = {name: level for level, name in enumerate(LAYERS)}
 FACADES = {CORE, f"{CORE}.__main__"}  # they name what lies below them, wherever it lies
-# What loads without torch: whole rooms, and of the other rooms these modules. Commands import the rest when they run.
+# What loads without torch: whole rooms, and of the other rooms these modules. Commands, and the main process of a
+# bench, import the rest when they run and need it.
 LIGHT_ROOMS = ("errors", "_process", "contracts", "spec", "run_layout", "lock", "registry", "plan", "results")
-LIGHT_MODULES = ("files.folders", "files.hashing", "toolkit.files", "toolkit.locks", "toolkit.table_encoding")
-LIGHT_COMMANDS = ("cli", "cli.completion", "cli.config", "cli.data", "cli.names", "cli.plan")
+LIGHT_MODULES = (
+    "benchmark.forking",
+    "benchmark.grid",
+    "benchmark.progress",
+    "files.folders",
+    "files.hashing",
+    "toolkit.files",
+    "toolkit.locks",
+    "toolkit.table_encoding",
+    "training.progress",
+)
+LIGHT_COMMANDS = ("cli", "cli.bench", "cli.completion", "cli.config", "cli.data", "cli.names", "cli.plan")
+LIGHT_BENCH = ("benchmark.pool", "benchmark.provenance", "benchmark.runner")
 LIGHT_LIBRARIES = frozenset({"click", "rich"})
 FORBIDDEN = ("torch", "numpy", "pydantic", "huggingface_hub")  # named by the promise; the probes look for these
 
@@ -203,11 +215,11 @@ def wrong_arrows(sources: Sources) -> list[str]:
 
 
 def light_modules(sources: Sources) -> list[str]:
-    """The core modules that must load without torch: the light rooms, the facade and the listing commands."""
+    """The core modules that load without torch: the light rooms, the facade, some commands, a bench's main process."""
     return sorted(
         name
         for name in map(module_name, sources)
-        if name == CORE or _is_light(name) or _is_one_of(name, LIGHT_COMMANDS)
+        if name == CORE or _is_light(name) or _is_one_of(name, LIGHT_COMMANDS + LIGHT_BENCH)
     )
 
 

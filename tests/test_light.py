@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from zoo_core.results.store import Result, append
+from zoo_core.results.store import Result, append, read
 
 HEAVY = frozenset({"torch", "numpy", "pydantic", "huggingface_hub", "torchvision", "sklearn", "scipy"})
 SLOW = frozenset({"click", "rich", "importlib.metadata", "pydantic", "asyncio", "tempfile"})
@@ -93,6 +93,15 @@ def test_a_report_loads_nothing_heavy(tmp_path: Path, form: str) -> None:
     append(tmp_path / "results.jsonl", RESULT)
     code, modules = loaded(["report", str(tmp_path), "--format", form])
     assert (code, modules & HEAVY) == (0, set())
+
+
+@pytest.mark.slow
+def test_the_main_process_of_a_bench_loads_no_torch(tmp_path: Path) -> None:
+    """Its workers do, and what they say of their trials is read here."""
+    grid = ["--task", "digits(shots=5)", "--backbones", "starter/convnet-nano", "--adapters", "full", "--epochs", "10"]
+    code, modules = loaded(["bench", *grid, "--seeds", "1", "--device", "cpu", "--out", str(tmp_path / "run")])
+    (row,) = read(tmp_path / "run" / "results.jsonl")
+    assert (code, row.status, modules & {"torch", "numpy"}) == (0, "ok", set())
 
 
 @pytest.mark.parametrize("words", [["list"], ["list", "--json"], ["list", "head"]], ids=" ".join)

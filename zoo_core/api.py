@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from zoo_core.benchmark.distilling import plan_distillation, unlabelled_part
 from zoo_core.benchmark.evaluation import Evaluation, evaluate
 from zoo_core.benchmark.grid import Suite, load_suite, starter_suite
+from zoo_core.benchmark.progress import TrialProgress
 from zoo_core.benchmark.runner import RunEvent, open_grid, prepare_folder, run_grid
-from zoo_core.benchmark.trial import TrialProgress, run_trial
+from zoo_core.benchmark.trial import run_trial
 from zoo_core.contracts import BackboneRecipe, Modality, Target, TaskRecipe, as_backbone
 from zoo_core.data.splits import Splits, rows_of
 from zoo_core.errors import UsageError
@@ -560,6 +561,7 @@ def bench(
     threads: int = 1,
     device: str = "cpu",
     retry: bool = False,
+    share: bool = True,
     lock: str | Path | None = None,
     frozen: bool = False,
     watch: Callable[[RunEvent], None] = lambda _: None,
@@ -568,10 +570,20 @@ def bench(
 
     suite: the path of a suite file, or None for the starter suite. out: the folder of the run; None means `runs/NAME`.
     num_workers: the number of processes; threads: of each. Scores do not depend on the number of processes.
+    share: whether trials share work, such as the features of a frozen backbone; False runs each trial by itself.
     lock, frozen: as for `load`. What the run's own lock pins takes precedence.
     """
     if not isinstance(suite, Suite):
         suite = load_suite(Path(suite) if suite is not None else starter_suite())
     folder = Path(out) if out is not None else Path("runs") / suite.name
     grid = open_grid(suite, folder, lock=Path(lock) if lock else None, frozen=frozen)
-    return run_grid(grid, folder, num_workers=num_workers, threads=threads, device=device, retry=retry, watch=watch)
+    return run_grid(
+        grid,
+        folder,
+        num_workers=num_workers,
+        threads=threads,
+        device=device,
+        retry=retry,
+        share=share,
+        watch=watch,
+    )

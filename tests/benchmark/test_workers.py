@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from zoo_core.benchmark import forking
+from zoo_core.benchmark.pool import run_all
 from zoo_core.benchmark.trial import run_trial
-from zoo_core.benchmark.workers import attempt, run_all
+from zoo_core.benchmark.workers import attempt
 from zoo_core.errors import DivergedError
 from zoo_core.plan.plan import Budget, Plan
 from zoo_core.results.store import Result

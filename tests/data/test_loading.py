@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
-from zoo_core.benchmark.trial import TrialProgress, run_trial
+from zoo_core.benchmark.progress import TrialProgress
+from zoo_core.benchmark.trial import run_trial
 from zoo_core.contracts import Batch, Preparation, Split, Target
 from zoo_core.data.augmentation import Augment
 from zoo_core.data.decoding import decode

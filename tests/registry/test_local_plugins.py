@@ -21,7 +21,7 @@ import zoo_core
 from zoo_adapters.heads import Linear
 from zoo_adapters.lora import Lora
 from zoo_core.benchmark.grid import Suite, expand
-from zoo_core.benchmark.trial import provenance
+from zoo_core.benchmark.provenance import provenance
 from zoo_core.cli import main
 from zoo_core.errors import AmbiguousError, IncompatibleError, NotFoundError, UsageError
 from zoo_core.plan.plan import Budget
@@ -447,7 +447,7 @@ def test_suite_takes_objects_and_its_report_is_marked(hada: Path, tmp_path: Path
         "starter/vit-nano+lora(r=2)+linear",
     ]
     results = [
-        replace(provenance(plan, "cpu"), status="ok", metric="accuracy", score=score)
+        replace(provenance(plan, device="cpu", threads=1), status="ok", metric="accuracy", score=score)
         for plan, score in zip(grid.plans, (0.5, 0.6, 0.7), strict=True)
     ]
     table = render(results, form="md")

@@ -16,8 +16,8 @@ import pytest
 from tests.conftest import Zoo
 from zoo_core.benchmark import trial
 from zoo_core.benchmark.grid import Grid, Suite, suite_from
+from zoo_core.benchmark.provenance import provenance
 from zoo_core.benchmark.runner import _supersede, open_grid
-from zoo_core.benchmark.trial import provenance
 from zoo_core.benchmark.workers import attempt
 from zoo_core.errors import IntegrityError, NotFoundError
 from zoo_core.lock import lock_of, write_lock
@@ -109,7 +109,10 @@ def stored(grid: Grid, out: str = "out") -> list[Result]:
     Path(out).mkdir(exist_ok=True)
     _supersede(grid, Path(out))
     for plan in grid.plans:
-        append(Path(out, "results.jsonl"), replace(provenance(plan, "cpu"), status="ok", score=0.5, reason=None))
+        append(
+            Path(out, "results.jsonl"),
+            replace(provenance(plan, device="cpu", threads=1), status="ok", score=0.5, reason=None),
+        )
     return rows(out)
 
 

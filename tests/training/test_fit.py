@@ -25,8 +25,9 @@ from zoo_core.plan.plan import Budget, Plan
 from zoo_core.testing.recipes import ToyAdapter, ToyBackbones, ToyHeads, ToyHint, ToyMemory, ToyOpen, ToyTasks, toy_plan
 from zoo_core.testing.toys import ToySplit
 from zoo_core.toolkit.preparations import ImagePreparation
-from zoo_core.training.fit import FitProgress, Fitted, calibrate, fit
+from zoo_core.training.fit import Fitted, calibrate, fit
 from zoo_core.training.metrics import predict
+from zoo_core.training.progress import FitProgress
 
 MAP = ToyBackbones(kind="map")
 SHORT = Budget(epochs=2, batch_size=16)

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 import zoo_core
 from zoo_core import contracts
-from zoo_core.benchmark.trial import Chosen, TrialProgress, choose
+from zoo_core.benchmark.progress import TrialProgress
+from zoo_core.benchmark.trial import Chosen, choose
 from zoo_core.contracts import Context, Target, Weights
 from zoo_core.errors import AccessError, DivergedError, IntegrityError, UsageError
 from zoo_core.model.build import build

@@ -10,6 +10,7 @@ import os
 
 import torch._dynamo  # noqa: F401 - imported to be there
 
+import zoo_core.benchmark.pool
 import zoo_core.benchmark.workers  # noqa: F401
 
 __all__: list[str] = []

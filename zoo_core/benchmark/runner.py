@@ -13,9 +13,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zoo_core._process.interrupts import held_back
 from zoo_core.benchmark import forking
 from zoo_core.benchmark.grid import Grid, Refusal, Suite, expand
+from zoo_core.benchmark.groups import Group, plan_groups
+from zoo_core.benchmark.pool import run_all
+from zoo_core.benchmark.progress import TrialProgress
+from zoo_core.benchmark.provenance import without_score
 from zoo_core.contracts.old_words import current_text
 from zoo_core.errors import AccessError, NotFoundError, UsageError, ZooError
 from zoo_core.lock import check_lock, lock_of, part_key, pins_of, read_lock, read_pins, told_apart, write_lock
@@ -26,7 +29,6 @@ from zoo_core.results.store import UNMEASURED, Result, RunLock, amend, append, l
 from zoo_core.run_layout import LOCK, RESULTS, RUN
 
 if TYPE_CHECKING:
-    from zoo_core.benchmark.trial import TrialProgress
     from zoo_core.files.fetch import DownloadProgress
     from zoo_core.registry.bind import Bound
 
@@ -81,12 +83,15 @@ def run_grid(
     threads: int = 1,
     device: str = "cpu",
     retry: bool = False,
+    share: bool = True,
     watch: Callable[[RunEvent], None] = lambda _: None,
 ) -> list[Result]:
     """Runs what is missing of a grid. Returns all results, old and new, in the order of the grid.
 
     threads: of each worker. Another number may change the last bits of a score on a CPU.
     retry: run failed trials again. Otherwise a failure is a result like any other.
+    share: whether trials share work. A group of which a result is missing is run whole, as it was planned, and what is
+    missing is kept of it.
     Raises UsageError (the folder holds a fitted model), AccessError (it cannot be written), IntegrityError (damaged
     results), IncompatibleError (it was made with other versions or weights). Stored results are never lost.
     """
@@ -113,8 +118,15 @@ def run_grid(
         def tell(progress: DownloadProgress) -> None:
             watch(RunEvent(done=done, total=total, download=progress))
 
-        with closing(_run(missing, tell, num_workers=num_workers, threads=threads, device=device)) as events:
+        groups = [
+            group
+            for group in plan_groups(grid.plans, share=share)
+            if any(_key(grid.plans[position]) in missing for position in group.positions)
+        ]
+        with closing(_run(grid.plans, groups, tell, num_workers=num_workers, threads=threads, device=device)) as events:
             for plan, report, result in events:
+                if result is not None and _key(plan) not in missing:
+                    continue  # it has a result, and its group was run for another one
                 if result is not None:
                     keep(result)
                     done += 1
@@ -124,22 +136,29 @@ def run_grid(
 
 
 def _run(
-    plans: Sequence[Plan], tell: Callable[[DownloadProgress], None], *, num_workers: int, threads: int, device: str
+    plans: Sequence[Plan],
+    groups: Sequence[Group],
+    tell: Callable[[DownloadProgress], None],
+    *,
+    num_workers: int,
+    threads: int,
+    device: str,
 ) -> Generator[tuple[Plan, TrialProgress | None, Result | None]]:
-    """Runs plans: what is new of which. Those whose files cannot be had come first. tell: is told of downloads."""
-    if not plans:
+    """Runs groups of plans: what is new of which. Those whose files cannot be had come first. tell: is told of
+    downloads.
+    """
+    if not groups:
         return
     forking.begin()
-    lost = _fetch(plans, tell)
-    with held_back():
-        from zoo_core.benchmark.workers import run_all, without_score  # torch: what came before is told at once
-
-    for plan, reason in lost:
-        yield plan, None, without_score(plan, device, reason)
-    left = [plan for plan in plans if all(plan is not each for each, _ in lost)]
-    with closing(run_all(left, num_workers=num_workers, device=device, threads=threads)) as events:
+    wanted = [position for group in groups for position in group.positions]
+    lost = _fetch({position: plans[position] for position in wanted}, tell)
+    for position, reason in lost.items():
+        yield plans[position], None, without_score(plans[position], reason, device=device, threads=threads)
+    left = [replace(group, positions=tuple(each for each in group.positions if each not in lost)) for group in groups]
+    left = [group for group in left if group.positions]
+    with closing(run_all(plans, left, num_workers=num_workers, device=device, threads=threads)) as events:
         for event in events:
-            yield left[event.position], event.report, event.result
+            yield plans[event.position], event.report, event.result
 
 
 def prepare_folder(out: Path) -> None:
@@ -152,14 +171,18 @@ def prepare_folder(out: Path) -> None:
         raise AccessError(f"{out} cannot be made ({error.strerror}); give --out another folder") from error
 
 
-def _fetch(plans: Sequence[Plan], report: Callable[[DownloadProgress], None]) -> list[tuple[Plan, str]]:
-    """Downloads the files of all plans before any of them runs. Returns plans whose files are missing, with reasons.
+def _fetch(plans: Mapping[int, Plan], report: Callable[[DownloadProgress], None]) -> dict[int, str]:
+    """Downloads the files of all plans before any of them runs. Returns why those of some are missing, by position.
 
     A backbone that must be inspected before its weights are fetched is left to the worker that builds it.
     """
-    parts = [(plan, part) for plan, part in _distinct_parts(plans) if not (plan.deferred and part is plan.backbone)]
+    parts = [
+        (plan, part)
+        for plan, part in _distinct_parts(list(plans.values()))
+        if not (plan.deferred and part is plan.backbone)
+    ]
     if not parts:
-        return []
+        return {}
     from zoo_core.files.fetch import files_of  # a quarter of a second, for runs that need it
 
     reasons: dict[str, str] = {}
@@ -168,8 +191,11 @@ def _fetch(plans: Sequence[Plan], report: Callable[[DownloadProgress], None]) ->
             files_of(plan, part, progress=report)
         except ZooError as error:
             reasons[part_key(part)] = str(error)
-    found = ((plan, [reasons[part_key(part)] for part in plan.parts if part_key(part) in reasons]) for plan in plans)
-    return [(plan, why[0]) for plan, why in found if why]
+    lost = {
+        position: [reasons[part_key(part)] for part in plan.parts if part_key(part) in reasons]
+        for position, plan in plans.items()
+    }
+    return {position: why[0] for position, why in lost.items() if why}
 
 
 def _distinct_parts(plans: Sequence[Plan]) -> list[tuple[Plan, Bound]]:
@@ -217,9 +243,12 @@ def _known(out: Path) -> dict[str, Result]:
         return {}
 
 
-def _missing(grid: Grid, known: Mapping[str, Result], *, retry: bool) -> list[Plan]:
-    results = ((plan, known.get(_key(plan))) for plan in grid.plans)
-    return [plan for plan, result in results if result is None or (retry and result.status == "failed")]
+def _missing(grid: Grid, known: Mapping[str, Result], *, retry: bool) -> frozenset[str]:
+    """The digests of the trials that are to be run."""
+    results = {_key(plan): known.get(_key(plan)) for plan in grid.plans}
+    return frozenset(
+        digest for digest, found in results.items() if found is None or (retry and found.status == "failed")
+    )
 
 
 def _refused(refusal: Refusal) -> Result:

@@ -25,6 +25,7 @@ from zoo_core.plan.plan import Plan
 from zoo_core.registry.settings import outputs_bytes
 from zoo_core.training.fit import calibrate
 from zoo_core.training.frozen_features import FeatureMemory, FeaturePass, FrozenFeatures
+from zoo_core.training.rows import RowEnd
 from zoo_core.training.timing import precision_of
 
 __all__ = ["Measured", "SharedWork"]
@@ -44,7 +45,8 @@ class Measured:
 class SharedWork:
     """What the trials of a group share. `fill` makes their features; a trial asks for what it needs when it runs.
 
-    passed: how often the backbone was asked. measured: by the combination of a plan.
+    passed: how often the backbone was asked. measured: by the combination of a plan. rows: how candidates ended that
+    were trained together, by the digest of the plan and the learning rate. apart: why those of a combination were not.
     """
 
     def __init__(
@@ -62,6 +64,8 @@ class SharedWork:
         self._memory, self.passed = FeatureMemory(), FeaturePass()
         self._stores: dict[tuple[str, Kind], ModelOutputs] = {}
         self.measured: dict[str, Measured] = {}
+        self.rows: dict[str, Mapping[float | None, RowEnd]] = {}
+        self.apart: dict[str, str] = {}
         self.data = open_task(plans[0]) if data is None else data
 
     def splits(self, plan: Plan) -> Splits:

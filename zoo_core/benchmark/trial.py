@@ -5,21 +5,17 @@ The choice uses only the training and validation splits; `choose` does not get t
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
-from functools import cache
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from zoo_core.benchmark.grid import weights_of
 from zoo_core.benchmark.loaders import open_task, scoring_loader, training_loader
+from zoo_core.benchmark.progress import TrialProgress
+from zoo_core.benchmark.provenance import provenance
 from zoo_core.benchmark.sharing import Measured, SharedWork
 from zoo_core.benchmark.teaching import check_columns, check_enough, check_labels, replay_of
 from zoo_core.contracts import Split, Target, TaskData
@@ -31,13 +27,13 @@ from zoo_core.model.build import build
 from zoo_core.model.learner import Learner
 from zoo_core.model.replay import Passes
 from zoo_core.plan.plan import Plan
-from zoo_core.registry.local_plugins import plugin_hashes
 from zoo_core.registry.registry import Bound
-from zoo_core.results.store import UNMEASURED, Result
-from zoo_core.spec.parser import Part
-from zoo_core.training.fit import FitProgress, Fitted, calibrate, fit, time_training
+from zoo_core.results.store import Result
+from zoo_core.training.fit import Fitted, calibrate, fit, time_training
 from zoo_core.training.gradient_trainer import MemoryOptions, moving, projectors, put
 from zoo_core.training.metrics import predict, score
+from zoo_core.training.progress import FitProgress
+from zoo_core.training.rows import RowEnd
 from zoo_core.training.snapshots import SaveSnapshot, Snapshot, UnfinishedFit
 from zoo_core.training.timing import (
     count_parameters,
@@ -50,23 +46,12 @@ from zoo_core.training.timing import (
 
 __all__ = [
     "Chosen",
-    "TrialProgress",
+    "Start",
     "choose",
-    "provenance",
     "run_trial",
     "score_split",
+    "started",
 ]
-
-PACKAGES = ("zoo-core", "torch", "torchvision", "numpy", "safetensors")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialProgress:
-    """The progress of a trial: which of the candidates is being fitted, and how far its fit is."""
-
-    candidate: int
-    num_candidates: int
-    progress: FitProgress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +133,7 @@ def _measured(
     found, _ = score_split(chosen.learner, loader, plan.metric, splits.target, precision)
     trainable, total = count_parameters(chosen.learner)
     result = replace(
-        provenance(plan, device),
+        provenance(plan, device=str(device), threads=torch.get_num_threads()),
         status="ok",
         score=found,
         split="test",
@@ -164,7 +149,7 @@ def _measured(
     )
     if shared is None:
         return replace(result, inference=inference_rate(chosen.learner, plain, precision=precision))
-    told = shared.told(chosen.how, chosen.train_seconds, chosen.refusal)
+    told = shared.told(chosen.how, chosen.train_seconds, chosen.refusal or shared.apart.get(plan.combination or "", ""))
     if not on_features:
         return replace(result, inference=inference_rate(chosen.learner, plain, precision=precision), shared=told)
     once = shared.measured[plan.combination or ""]
@@ -215,7 +200,7 @@ def choose(
     unfinished, memory, shared: as for `run_trial`. passes: counts what teachers are asked for.
     Raises DivergedError if all candidates diverge.
     """
-    start = _started(plan, train, val, target, device, num_workers, memory, passes or Passes(), shared)
+    start = started(plan, train, val, target, device, num_workers, memory, passes or Passes(), shared)
     rates: tuple[float | None, ...] = plan.learning_rates or (None,)
     order = sorted(range(len(rates)), key=lambda index: abs(index - len(rates) // 2))
     trying = _Trying(candidates=[{} for _ in rates])
@@ -240,7 +225,7 @@ def choose(
     return trying.chosen(start)
 
 
-def _started(
+def started(
     plan: Plan,
     train: Split,
     val: Split,
@@ -250,7 +235,7 @@ def _started(
     memory: MemoryOptions | None,
     passes: Passes,
     shared: SharedWork | None,
-) -> _Start:
+) -> Start:
     """Builds the learner of a trial and what it is fitted and judged on."""
     learner = build(plan, target=target).to(device) if shared is None else shared.learner(plan, target)
     beside = replay_of(plan, learner, train, device, passes, role="train")
@@ -258,7 +243,7 @@ def _started(
     validating = scoring_loader(plan, learner, val, target, device, num_workers, passes, role="val")
     if plan.weights == "random" and shared is None:
         calibrate(learner, fitting.without_beside())
-    start = _Start(
+    start = Start(
         plan=plan,
         learner=learner,
         fitting=fitting,
@@ -272,11 +257,13 @@ def _started(
         return start
     if (plan.combination or "") not in shared.measured:
         shared.measured[plan.combination or ""] = start.measured(device)
+    rows = shared.rows.get(plan.digest or "", {})
     return replace(
         start,
         fitting=shared.features(plan, fitting, train, "train").loader(),
         validating=shared.features(plan, validating, val, "val").loader(),
-        how="features",
+        how="heads" if rows else "features",
+        rows=rows,
     )
 
 
@@ -285,10 +272,11 @@ def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Start:
+class Start:
     """What the candidates of a trial share: the learner, and the values that it has where each of them starts.
 
     refusal: why it is not fitted on features that its group has in common; empty if it is. how: as Result.shared.
+    rows: how candidates ended that were trained together with those of other trials, by learning rate.
     """
 
     plan: Plan
@@ -300,6 +288,7 @@ class _Start:
     trained_beside: Mapping[str, Tensor]
     refusal: str = ""
     how: str = "alone"
+    rows: Mapping[float | None, RowEnd] = field(default_factory=dict)
 
     def measured(self, device: torch.device) -> Measured:
         """What steps cost that compute all they need. The learner is where it was."""
@@ -331,28 +320,50 @@ class _Start:
     ) -> tuple[Fitted, float]:
         """Fits at one learning rate; what the fit did, and the validation score of the weights that it kept."""
         plan = self.plan
-        assert plan.task is not None, "a trial has a task"
-        metric = plan.metric
-        assert metric is not None, "a trial has a task, and that a metric"
-        precision = precision_of(plan.budget.precision, self.fitting.device)
-        sign = 1 if metric.recipe.higher_is_better else -1
-
-        def validate(candidate: Learner) -> float:
-            return sign * score_split(candidate, self.validating, metric, self.learner.target, precision)[0]
-
+        sign = 1 if self._metric.recipe.higher_is_better else -1
+        if rate in self.rows:
+            fitted = self._taken(self.rows[rate])
+            return fitted, sign * (self.validate(self.learner) if fitted.score is None else fitted.score)
         fitted = fit(
             self.learner,
             self.fitting,
             budget=plan.budget,
             learning_rate=rate,
             seed=plan.seed,
-            validate=validate,
+            validate=self.validate,
             progress=progress,
             state=state,
             save_snapshot=save_snapshot,
             memory=self.memory,
         )
-        return fitted, sign * (validate(self.learner) if fitted.score is None else fitted.score)
+        return fitted, sign * (self.validate(self.learner) if fitted.score is None else fitted.score)
+
+    @property
+    def _metric(self) -> Bound:
+        metric = self.plan.metric
+        assert metric is not None, "a trial has a task, and that a metric"
+        return metric
+
+    def validate(self, learner: Learner) -> float:
+        """The validation score of a learner, where more is better."""
+        precision = precision_of(self.plan.budget.precision, self.fitting.device)
+        sign = 1 if self._metric.recipe.higher_is_better else -1
+        return sign * score_split(learner, self.validating, self._metric, self.learner.target, precision)[0]
+
+    def _taken(self, end: RowEnd) -> Fitted:
+        """What training as a row of many did, its weights in the learner. Raises DivergedError if there are none."""
+        if end.weights is None:
+            raise DivergedError(end.diverged)
+        put(moving(self.learner), end.weights)
+        self.learner.eval()
+        return Fitted(
+            losses=tuple(end.losses),
+            num_steps=end.num_steps,
+            seconds=end.seconds,
+            training=None,
+            epoch=end.epoch,
+            score=end.score,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -381,7 +392,7 @@ class _Trying:
 
     def fit(
         self,
-        start: _Start,
+        start: Start,
         index: int,
         rate: float | None,
         progress: Callable[[FitProgress], None],
@@ -408,7 +419,7 @@ class _Trying:
             weights = _copied(moving(learner))
             self.best = _Best(worth=worth, index=index, weights=weights, fitted=fitted)
 
-    def chosen(self, start: _Start) -> Chosen:
+    def chosen(self, start: Start) -> Chosen:
         """The best candidate, its weights in the learner. Raises DivergedError where there is none."""
         if self.best is None:
             assert self.diverged is not None, "there is at least one candidate"
@@ -418,7 +429,7 @@ class _Trying:
         return Chosen(
             learner=start.learner,
             fitted=self.best.fitted,
-            train_seconds=self.seconds,
+            train_seconds=self.seconds + sum(end.seconds for end in start.rows.values()),
             candidates=tuple(self.candidates),
             best=self.best.index,
             refusal=start.refusal,
@@ -478,57 +489,3 @@ def _coverage(learner: Learner) -> dict[str, int]:
     """How much of the backbone trains: the number of trained tensors and of all. Added tensors count as trained."""
     parameters = list(learner.backbone.parameters())
     return {"trained": sum(parameter.requires_grad for parameter in parameters), "of": len(parameters)}
-
-
-def provenance(plan: Plan, device: torch.device | str) -> Result:
-    """A result without measurements: what was run, on which device, with which versions. Its status is failed."""
-    device = torch.device(device)
-    return Result(
-        **UNMEASURED,
-        trial=str(plan.trial),
-        digest=plan.digest or "",
-        record=plan.entry.name if plan.entry else None,
-        status="failed",
-        reason=None,
-        metric=plan.metric_name,
-        higher_is_better=plan.metric is None or plan.metric.recipe.higher_is_better,
-        versions=_versions() | {part.provider.distribution: part.provider.version for part in _parts(plan)},
-        device=_device_name(device),
-        threads=torch.get_num_threads(),
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        backbone=str(_without_weights(plan.backbone.canonical())),
-        adapters="+".join(str(part.canonical()) for part in plan.adapters) or "probe",
-        head=str(plan.head.canonical()),
-        task=str(plan.task.canonical()) if plan.task else "",
-        seed=plan.seed,
-        weights=weights_of(plan),
-        unpublished=plugin_hashes(plan.parts),
-        sources=plan.contents,
-    )
-
-
-def _without_weights(part: Part) -> Part:
-    return replace(part, arguments=tuple(argument for argument in part.arguments if argument[0] != "weights"))
-
-
-def _parts(plan: Plan) -> list[Bound]:
-    return [plan.backbone, *plan.adapters, plan.head, *([plan.task] if plan.task else []), *plan.extensions]
-
-
-@cache
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
-
-
-@cache
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"cpu: {_processor()}"
-
-
-def _processor() -> str:
-    known = Path("/proc/cpuinfo")
-    lines = known.read_text(encoding="utf-8").splitlines() if known.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()

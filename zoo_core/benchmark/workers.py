@@ -1,6 +1,6 @@
-"""Processes that run trials. Each has its own pipe, so that a process that dies costs only the trial it worked on.
+"""The process of a worker: it takes groups of plans from a pipe, runs their trials, and sends results back.
 
-A worker ends when its parent does, however that ends. A worker sends whole results, and only the parent writes them.
+It ends when its parent does, however that ends.
 """
 
 from __future__ import annotations
@@ -12,155 +12,99 @@ import pickle
 import signal
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from multiprocessing.connection import Connection, wait
-from multiprocessing.reduction import ForkingPickler
-from typing import Any
 
 import torch
 
 from zoo_core import errors
 from zoo_core._process.malloc import keep_freed
-from zoo_core.benchmark import forking
-from zoo_core.benchmark.trial import TrialProgress, provenance, run_trial
+from zoo_core.benchmark.groups import Group
+from zoo_core.benchmark.progress import TrialProgress
+from zoo_core.benchmark.provenance import explained, without_score
+from zoo_core.benchmark.sharing import SharedWork
+from zoo_core.benchmark.together import train_together
+from zoo_core.benchmark.trial import run_trial
 from zoo_core.errors import RefusedError, ZooError
 from zoo_core.plan.plan import Plan
 from zoo_core.registry.local_plugins import load_again
-from zoo_core.registry.registry import registry
-from zoo_core.registry.trust import trusted, trusting
+from zoo_core.registry.trust import trusting
 from zoo_core.results.store import Result, Status
+from zoo_core.training.progress import FitProgress
+from zoo_core.training.rows import NotTogether
 
-__all__ = ["Event", "attempt", "run_all", "without_score"]
+__all__ = ["attempt", "attempt_group", "work"]
 
+ALONE = {"size": 1, "how": "alone", "own_seconds": None, "pass_seconds": 0.0}
 REPORT_SECONDS = 0.2
-STOP_SECONDS = 2.0  # a worker that does not end when asked is killed after this
-MAX_REASON = 500  # characters; a reason is one line of a table
+MEMORY_ERRORS = (MemoryError, torch.OutOfMemoryError)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Event:
-    """Something happened to the plan at a position: its trial started, made progress, or ended with a result."""
-
-    position: int
-    report: TrialProgress | None = None
-    result: Result | None = None
-
-
-def attempt(plan: Plan, *, device: str, report: Callable[[TrialProgress], None] = lambda _: None) -> Result:
+def attempt(
+    plan: Plan,
+    *,
+    device: str,
+    report: Callable[[TrialProgress], None] = lambda _: None,
+    shared: SharedWork | None = None,
+) -> Result:
     """The result of a trial. If anything goes wrong in it, that is a result too, with its reason."""
+
+    def without(reason: str, status: Status = "failed") -> Result:
+        return without_score(plan, reason, device=device, threads=torch.get_num_threads(), status=status)
+
     try:
-        return run_trial(plan, device=device, report=report)[0]
+        return run_trial(plan, device=device, report=report, shared=shared)[0]
     except RefusedError as error:  # a check that needed the data or the built backbone
-        return without_score(plan, device, str(error), status="refused")
+        return without(str(error), status="refused")
     except ZooError as error:
-        return without_score(plan, device, str(error) or type(error).__name__)
+        return without(str(error) or type(error).__name__)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - one trial's failure is a row, not the end of the suite
-        return without_score(plan, device, _explained(error))
+        return without(explained(error, MEMORY_ERRORS))
 
 
-def run_all(plans: Sequence[Plan], *, num_workers: int, device: str, threads: int) -> Generator[Event]:
-    """Runs every plan once, several at a time, and yields events as they happen. Results come in order of completion.
+def attempt_group(
+    group: Group,
+    plans: Mapping[int, Plan],
+    *,
+    device: str,
+    report: Callable[[int, TrialProgress], None] = lambda position, progress: None,
+) -> Iterator[tuple[int, Result]]:
+    """The results of the trials of a group, by position, as they end: trials that differ in their seed together.
 
-    threads: of each worker. Close the iterator to end the workers early.
+    What cannot be shared for whatever reason is not, and the results say so.
     """
-    pool = _Pool(plans, num_workers, device, threads)
-    try:
-        while True:
-            yield from pool.hand_out()
-            busy = pool.busy()
-            if not busy:
-                return
-            for pipe in wait(list(busy)):
-                assert isinstance(pipe, Connection)
-                yield pool.hear(busy[pipe])
-    finally:
-        pool.stop()
-
-
-@dataclass(kw_only=True)
-class _Worker:
-    """A process, our end of its pipe, and the position of the plan that it works on."""
-
-    process: Any
-    pipe: Connection
-    position: int | None = None
-
-
-class _Pool:
-    """Up to num_workers processes, each started when there is a plan for it. One that died is replaced."""
-
-    def __init__(self, plans: Sequence[Plan], num_workers: int, device: str, threads: int) -> None:
-        self._context: Any = forking.context()
-        self._plans, self._num_workers = plans, num_workers
-        self._device, self._threads = device, threads
-        self._waiting = deque(range(len(plans)))
-        self._workers: list[_Worker] = []
-
-    def hand_out(self) -> Iterator[Event]:
-        """Gives plans to workers until all are busy. Yields a failure for each plan that cannot be sent."""
-        while self._waiting and (worker := self._idle()) is not None:
-            position = self._waiting.popleft()
-            try:
-                message = bytes(ForkingPickler.dumps(self._plans[position]))
-            except Exception as error:  # noqa: BLE001 - a plugin's recipe that cannot be pickled fails alone
-                reason = f"its plan cannot be sent to a process: {_explained(error)}"
-                yield Event(position=position, result=self._failed(position, reason))
-                continue
-            worker.position = position
-            with contextlib.suppress(OSError):  # it died: `hear` says so
-                worker.pipe.send_bytes(message)
-
-    def busy(self) -> dict[Connection, _Worker]:
-        return {worker.pipe: worker for worker in self._workers if worker.position is not None}
-
-    def hear(self, worker: _Worker) -> Event:
-        """What a worker says, or how it died."""
-        position = worker.position
-        assert position is not None, "only a worker with a plan is waited for"
+    if group.alone:
+        for position, plan in plans.items():
+            told = {**ALONE, "group": group.id, "reason": group.alone} if len(group.positions) == 1 else None
+            yield position, replace(attempt(plan, device=device, report=partial(report, position)), shared=told)
+        return
+    shared = SharedWork(group, list(plans.values()), device=torch.device(device))
+    combinations: dict[str | None, list[int]] = {}
+    for position, plan in plans.items():
+        combinations.setdefault(plan.combination, []).append(position)
+    for combination, positions in combinations.items():
+        some = [plans[position] for position in positions]
         try:
-            message = worker.pipe.recv()
-        except (EOFError, OSError, pickle.UnpicklingError):
-            self._workers.remove(worker)
-            message = f"its process {_death(worker)}; run the same command with --retry to try it again"
-        if isinstance(message, TrialProgress):
-            return Event(position=position, report=message)
-        worker.position = None
-        result = message if isinstance(message, Result) else self._failed(position, message)
-        return Event(position=position, result=replace(result, threads=self._threads))
-
-    def stop(self) -> None:
-        for worker in self._workers:
-            worker.process.terminate()
-        for worker in self._workers:
-            worker.process.join(STOP_SECONDS)
-            if worker.process.is_alive():
-                worker.process.kill()
-                worker.process.join()
-
-    def _idle(self) -> _Worker | None:
-        """A worker without a plan, a new one if there may be one more, or None."""
-        for worker in self._workers:
-            if worker.position is None:
-                return worker
-        if len(self._workers) == self._num_workers:
-            return None
-        ours, theirs = self._context.Pipe()
-        held = (registry().files, str(errors.__file__), trusted())
-        arguments = (theirs, dict(os.environ), self._device, self._threads, *held)
-        process = self._context.Process(target=_work, args=arguments, daemon=True)
-        with forking.without_main():
-            process.start()
-        theirs.close()
-        self._workers.append(_Worker(process=process, pipe=ours))
-        return self._workers[-1]
-
-    def _failed(self, position: int, reason: str) -> Result:
-        return without_score(self._plans[position], self._device, reason)
+            shared.fill()
+            train_together(some, shared, device=torch.device(device), progress=partial(_tell, report, positions))
+        except NotTogether as error:
+            shared.apart[combination or ""] = str(error)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - each of its trials says what is wrong with it
+            shared.apart[combination or ""] = explained(error, MEMORY_ERRORS)
+        for position in positions:
+            yield position, attempt(plans[position], device=device, report=partial(report, position), shared=shared)
 
 
-def _work(
+def _tell(
+    report: Callable[[int, TrialProgress], None], positions: Sequence[int], step: int, num_steps: int, loss: float
+) -> None:
+    progress = FitProgress(step=step, num_steps=num_steps, loss=loss, examples_per_second=0.0)
+    report(positions[0], TrialProgress(candidate=1, num_candidates=1, progress=progress))
+
+
+def work(
     pipe: Connection,
     environment: Mapping[str, str],
     device: str,
@@ -169,6 +113,11 @@ def _work(
     core: str,
     trust: frozenset[str],
 ) -> None:
+    """Runs what comes through the pipe until the other end closes it. The whole life of a worker.
+
+    environment, threads: what this process has from now on. files, trust: the unpublished plugins of the parent, and
+    whom it trusts. core: the file of the parent's zoo_core.errors; no other zoo-core may run its plans.
+    """
     _end_with_parent()
     os.environ.clear()  # what the fork server began with may have changed since: a token, a cache folder
     os.environ.update(environment)
@@ -178,26 +127,31 @@ def _work(
     keep_freed()
     last = 0.0
 
-    def report(trial: TrialProgress) -> None:
+    def report(position: int, trial: TrialProgress) -> None:
         nonlocal last
         now = time.monotonic()
         if now - last >= REPORT_SECONDS:
             last = now
-            pipe.send(trial)
+            pipe.send((position, trial))
 
     with contextlib.suppress(EOFError, BrokenPipeError), trusting(*trust):
         while True:
-            message = pipe.recv_bytes()
-            if errors.__file__ != core:  # before Python 3.13 a preload sees nothing that a program put on its path
-                pipe.send(f"its process has the zoo-core of {errors.__file__}, not {core}; put that on PYTHONPATH")
-                continue
-            try:
-                load_again(files)
-                plan = pickle.loads(message)  # noqa: S301 - our own parent's bytes
-            except Exception as error:  # noqa: BLE001 - it imports the plan's plugins; one that breaks fails alone
-                pipe.send(f"its plan cannot be read in a process: {_explained(error)}")
-            else:
-                pipe.send(attempt(plan, device=device, report=report))
+            group, messages = pipe.recv()
+            plans: dict[int, Plan] = {}
+            for position, message in messages.items():
+                if errors.__file__ != core:  # before Python 3.13 a preload sees nothing that a program put on its path
+                    reason = f"its process has the zoo-core of {errors.__file__}, not {core}; put that on PYTHONPATH"
+                    pipe.send((position, reason))
+                    continue
+                try:
+                    load_again(files)
+                    plans[position] = pickle.loads(message)  # noqa: S301 - our own parent's bytes
+                except Exception as error:  # noqa: BLE001 - it imports the plan's plugins; one that breaks fails alone
+                    reason = f"its plan cannot be read in a process: {explained(error, MEMORY_ERRORS)}"
+                    pipe.send((position, reason))
+            if plans:
+                for told in attempt_group(group, plans, device=device, report=report):
+                    pipe.send(told)
 
 
 def _end_with_parent() -> None:
@@ -210,32 +164,3 @@ def _end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _death(worker: _Worker) -> str:
-    worker.process.join()
-    code = worker.process.exitcode
-    if code is None or code >= 0:
-        return f"ended with exit code {code}"
-    return f"was killed by {_signal_name(-code)}" + (", perhaps for memory" if -code == signal.SIGKILL else "")
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-
-
-def _explained(error: BaseException) -> str:
-    """The type and message of an error. torch reports a lack of CPU memory only in the message."""
-    text = " ".join(str(error).split())
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
-        return f"out of memory: {text}" if text else "out of memory"
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def without_score(plan: Plan, device: str, reason: str, status: Status = "failed") -> Result:
-    """The row of a trial that gave no score, with the first line of the reason."""
-    line = reason.strip().splitlines()[0] if reason.strip() else "it gave no reason"
-    return replace(provenance(plan, device), status=status, reason=line[:MAX_REASON])

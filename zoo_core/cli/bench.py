@@ -67,6 +67,7 @@ FORMATS = ("table", "md", "csv", "json")
 )
 @device_option
 @lock_options
+@click.option("--no-share", is_flag=True, help="Run each trial by itself, the reference for what sharing gives.")
 @click.option("--retry", is_flag=True, help="Run again what failed before.")
 @click.option("--format", "form", type=click.Choice(FORMATS), default="table", help="How the results are printed.")
 def bench(
@@ -82,6 +83,7 @@ def bench(
     device: str,
     lock: Path | None,
     frozen: bool,
+    no_share: bool,
     retry: bool,
     form: str,
     **budget: Any,
@@ -116,7 +118,14 @@ def bench(
                 new.append(event.result)
 
         results = run_grid(
-            expanded, folder, num_workers=workers, threads=threads, device=device, retry=retry, watch=watch
+            expanded,
+            folder,
+            num_workers=workers,
+            threads=threads,
+            device=device,
+            retry=retry,
+            share=not no_share,
+            watch=watch,
         )
     click.echo(render(results, form=form))
     click.echo(f"{len(results)} results in {folder}; `zoo report {folder} --format md` prints them again", err=True)

@@ -19,7 +19,7 @@ from zoo_core.run_layout import LOCK
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    from zoo_core.benchmark.trial import TrialProgress
+    from zoo_core.benchmark.progress import TrialProgress
 
 __all__ = [
     "budget_options",

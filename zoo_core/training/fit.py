@@ -22,10 +22,11 @@ from zoo_core.model.build import checksum
 from zoo_core.model.learner import Learner
 from zoo_core.plan.plan import Budget
 from zoo_core.toolkit.features import convert, joined
-from zoo_core.training.gradient_trainer import FitProgress, GradientTrainer, MemoryOptions
+from zoo_core.training.gradient_trainer import GradientTrainer, MemoryOptions
+from zoo_core.training.progress import FitProgress
 from zoo_core.training.snapshots import SaveSnapshot, Snapshot
 
-__all__ = ["FitProgress", "Fitted", "calibrate", "fit", "time_training"]
+__all__ = ["Fitted", "calibrate", "fit", "take_unit", "time_training"]
 
 TIMED_WINDOWS = 3
 
@@ -77,8 +78,7 @@ def fit(
     learner.to(loader.device)
     frozen = {name: checksum(tensor) for name, tensor in learner.frozen().items()}
     started = time.perf_counter()
-    if learner.target.kind == "regression":
-        _fit_scale(learner, loader)
+    take_unit(learner, loader)
     with forked_rng(loader.device, "train", seed), _delayed_for_now(learner):
         if learning_rate is None:
             _fit_closed_form(learner, loader)
@@ -120,8 +120,10 @@ def time_training(
     return trainer.rate
 
 
-def _fit_scale(learner: Learner, loader: Loader) -> None:
+def take_unit(learner: Learner, loader: Loader) -> None:
     """Takes the unit of a regression from the targets that are known, else from the teacher, else leaves it at 1."""
+    if learner.target.kind != "regression":
+        return
     targets = loader.targets.to(loader.device)
     known = targets[~targets.isnan().any(dim=1)]
     if len(known):

@@ -28,23 +28,11 @@ from zoo_core.plan.plan import Budget
 from zoo_core.training.activation_checkpointing import recomputed, still
 from zoo_core.training.memory import activations, available_bytes, fitting_batch, state_bytes
 from zoo_core.training.micro_batches import check_divides, num_items, pieces, weights_of
+from zoo_core.training.progress import FitProgress
 from zoo_core.training.snapshots import SaveSnapshot, Snapshot, laid_out_like
 from zoo_core.training.timing import Stopwatch, autocast, precision_of
 
-__all__ = ["FitProgress", "GradientTrainer", "MemoryOptions", "moving", "projectors", "rate_at"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitProgress:
-    """The progress of a fit after a step.
-
-    step: of num_steps in all. loss: of this step. examples_per_second: in this epoch.
-    """
-
-    step: int
-    num_steps: int
-    loss: float
-    examples_per_second: float
+__all__ = ["GradientTrainer", "MemoryOptions", "moving", "projectors", "rate_at"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,8 @@
 """Trains many heads of one shape as one computation: rows that differ in seed and learning rate, each on its own order.
 
 The parameters and buffers of all heads are stacked, [R, ...], and one forward pass, vectorised by torch.func, serves
-all rows. Each row is what GradientTrainer makes of it alone, up to the rounding of sums that are taken in another order:
-its own batches, its own rate and schedule, its gradient clipped by its own norm, its own best epoch. A row that diverges
+all rows. Each row is what GradientTrainer makes of it alone, up to the rounding of sums that are taken in another
+order: its own batches, its own rate, its gradient clipped by its own norm, its own best epoch. A row that diverges
 holds numbers that are none, and no other row reads them.
 
 Some heads cannot: they draw, or compute with numbers that are outside tensors. What is tried first tells.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,7 +24,7 @@ from torch.func import functional_call, vmap
 from zoo_core.contracts import Batch, Features, Output
 from zoo_core.data.loader import Loader
 from zoo_core.data.token_labels import IGNORED
-from zoo_core.model.given_features import features_in
+from zoo_core.model.given_features import MASK, features_in
 from zoo_core.model.learner import Learner
 from zoo_core.model.objective import BinaryCrossEntropy, CrossEntropy, ScaledHead, SquaredError
 from zoo_core.plan.plan import Budget
@@ -56,8 +57,8 @@ class Row:
 class RowEnd:
     """How the training of a row ended. weights: of the head, by name as in the learner; None if it diverged.
 
-    losses: for each epoch the mean over its steps. epoch: the one whose weights these are, from 1. score: of validation,
-    None if nobody looked. diverged: why there are no weights.
+    losses: for each epoch the mean over its steps. epoch: the one whose weights these are, from 1. score: their
+    validation score, None if nobody looked. diverged: why there are no weights. seconds: its share of the wall time.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -66,6 +67,7 @@ class RowEnd:
     epoch: int = 0
     score: float | None = None
     diverged: str = ""
+    seconds: float = 0.0
 
 
 def train_rows(
@@ -148,6 +150,9 @@ class _Rows:
             lacks = loader.targets == IGNORED if loader.target.kind == "classes" else loader.targets.isnan()
             if loader.target.kind != "token_classes" and bool(lacks.any()):
                 raise NotTogether("labels of some examples are not known")
+        inputs = next(iter(self._loaders[0].epoch())).inputs
+        if MASK in inputs and len(self._loaders) > 1:
+            raise NotTogether("their tokens differ in number")
 
     def _stacked(self, heads: Sequence[nn.Module]) -> dict[str, Tensor]:
         """All of the heads that no gradient trains, [R, ...] by name."""
@@ -216,7 +221,7 @@ class _Rows:
             given = [features_in(batch.inputs) for batch in batches]
             xs = [each.x for each in given if each is not None]
             masks = [each.mask for each in given if each is not None and each.mask is not None]
-            assert len(xs) == len(batches) and given[0] is not None, "rows train on features"
+            assert given[0] is not None, "rows train on features"
             mask = torch.stack(masks)[self._loader_of] if masks else None
             features = Features(kind=given[0].kind, x=torch.stack(xs)[self._loader_of], mask=mask)
             yield features, torch.stack([batch.target for batch in batches])[self._loader_of]
@@ -241,12 +246,10 @@ class _Rows:
                 found = head(Features(kind=features.kind, x=features.x[row], mask=mask))
                 alone = self._alone(found, features.x[row], target[row], row)
             own = dict(head.named_parameters())
-            gradient_P = torch.cat(
-                [x.flatten() for x in torch.autograd.grad(alone, [own[name] for name in self._names])]
-            )
-            for one, other in ((together[row], alone), (gradient_RP[row], gradient_P)):
-                if not torch.allclose(one, other, rtol=TOLERANCE, atol=TOLERANCE * float(other.abs().max())):
-                    raise NotTogether("together they compute something else than alone")
+            gradients = torch.autograd.grad(alone, [own[name] for name in self._names])
+            pairs = ((together[row], alone), (gradient_RP[row], torch.cat([x.flatten() for x in gradients])))
+            if not all(_alike(one, other) for one, other in pairs):
+                raise NotTogether("together they compute something else than alone")
 
     def _alone(self, predictions: Tensor, x: Tensor, target: Tensor, row: int) -> Tensor:
         """The loss of one row as its learner computes it."""
@@ -259,6 +262,7 @@ class _Rows:
         validate: Callable[[int, Mapping[str, Tensor]], float],
         progress: Callable[[int, int, float], None],
     ) -> list[RowEnd]:
+        started = time.perf_counter()
         self._try()
         budget, num_batches = self._budget, self._loaders[0].num_batches
         num_steps = num_batches * budget.epochs
@@ -278,7 +282,10 @@ class _Rows:
                     self._close_epoch(row, state, loss, step, validate)
             if all(state.is_over for state in states):
                 break
-        return [self._end(row, state) for row, state in enumerate(states)]
+        ends = [self._end(row, state) for row, state in enumerate(states)]
+        for end in ends:
+            end.seconds = (time.perf_counter() - started) / len(ends)
+        return ends
 
     def _step(
         self, features: Features, target: Tensor, mean: Tensor, square: Tensor, share: float, step: int
@@ -362,6 +369,10 @@ class _State:
     waited: int = 0
     weights: Mapping[str, Tensor] | None = None
     is_over: bool = False
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return torch.allclose(one, other, rtol=TOLERANCE, atol=TOLERANCE * float(other.abs().max()))
 
 
 def _layout(head: nn.Module) -> list[tuple[str, torch.Size, torch.dtype, bool]]:

@@ -1,0 +1,18 @@
+"""How far a trial is, as a worker tells its parent. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from zoo_core.training.progress import FitProgress
+
+__all__ = ["TrialProgress"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialProgress:
+    """The progress of a trial: which of the candidates is being fitted, and how far its fit is."""
+
+    candidate: int
+    num_candidates: int
+    progress: FitProgress

@@ -1,0 +1,54 @@
+"""Trains the candidates of many trials together, where their heads can be rows of one computation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from zoo_core.benchmark.sharing import SharedWork
+from zoo_core.benchmark.trial import Start, started
+from zoo_core.model.replay import Passes
+from zoo_core.plan.plan import Plan
+from zoo_core.training.fit import take_unit
+from zoo_core.training.gradient_trainer import moving, put
+from zoo_core.training.rows import NotTogether, Row, train_rows
+
+__all__ = ["train_together"]
+
+
+def train_together(
+    plans: Sequence[Plan],
+    shared: SharedWork,
+    *,
+    device: torch.device,
+    num_workers: int = 0,
+    progress: Callable[[int, int, float], None] = lambda step, num_steps, loss: None,
+) -> None:
+    """Trains every candidate of trials that differ in their seed alone, and leaves in `shared` how they ended.
+
+    Raises NotTogether where that cannot be done, or where there is nothing to gain.
+    """
+    rates = plans[0].learning_rates
+    if plans[0].adapters or not rates or len(plans) * len(rates) == 1:
+        raise NotTogether("" if not plans[0].adapters else "an adapter has a part in what is learned")
+    starts: list[Start] = []
+    for plan in plans:
+        splits = shared.splits(plan)
+        start = started(plan, splits.train, splits.val, splits.target, device, num_workers, None, Passes(), shared)
+        if start.refusal:
+            raise NotTogether(start.refusal)
+        take_unit(start.learner, start.fitting)
+        starts.append(start)
+    rows = [Row(learner=start.learner, loader=start.fitting, learning_rate=rate) for start in starts for rate in rates]
+
+    def validate(row: int, weights: Mapping[str, Tensor]) -> float:
+        start = starts[row // len(rates)]
+        put(moving(start.learner), weights)
+        return start.validate(start.learner)
+
+    ends = train_rows(rows, budget=plans[0].budget, validate=validate, progress=progress)
+    for at, plan in enumerate(plans):
+        mine = ends[at * len(rates) : (at + 1) * len(rates)]
+        shared.rows[plan.digest or ""] = dict(zip(rates, mine, strict=True))
