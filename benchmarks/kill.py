@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-TIMED = frozenset({"train_seconds", "training", "inference", "peak_memory_bytes", "created_at"})
+TIMED = frozenset({"train_seconds", "training", "inference", "peak_memory_bytes", "created_at", "shared"})
 GRID = (
     *("--task", "digits(shots=2)"),
     *("--backbones", "starter/convnet-nano,starter/convnet-nano(weights=random),starter/vit-nano"),

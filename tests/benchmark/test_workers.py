@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from zoo_core.benchmark import forking
+from zoo_core.benchmark.groups import plan_groups
 from zoo_core.benchmark.pool import run_all
 from zoo_core.benchmark.trial import run_trial
 from zoo_core.benchmark.workers import attempt
@@ -23,7 +24,7 @@ from zoo_core.results.store import Result
 
 pytestmark = pytest.mark.usefixtures("nasty_in_workers")
 
-TIMED = ("train_seconds", "training", "inference", "peak_memory_bytes", "created_at")
+TIMED = ("train_seconds", "training", "inference", "peak_memory_bytes", "created_at", "shared")
 BUDGET = Budget(epochs=2, num_rates=2)
 FAILURES = {
     "raise": ("failed", "adapter 'trouble' of zoo-nasty 1.0 raised KeyError: 'a key\\nover two lines' at "),
@@ -52,7 +53,7 @@ def plan(nasty: Any) -> Resolve:
 def outcomes(plans: list[Plan], num_workers: int = 2, threads: int = 1) -> list[Result]:
     """The result of each plan; each has exactly one."""
     found: dict[int, Result] = {}
-    for event in run_all(plans, num_workers=num_workers, device="cpu", threads=threads):
+    for event in run_all(plans, plan_groups(plans), num_workers=num_workers, device="cpu", threads=threads):
         if event.result is not None:
             assert event.position not in found
             found[event.position] = event.result
@@ -104,7 +105,7 @@ def test_a_result_says_how_many_threads_it_had(plan: Resolve) -> None:
 
 def test_reports_come_while_a_trial_runs(nasty: Any) -> None:
     slow = nasty.resolve("nasty/tokens+full", budget=Budget(epochs=60, batch_size=8, num_rates=1))
-    events = list(run_all([slow], num_workers=1, device="cpu", threads=1))
+    events = list(run_all([slow], plan_groups([slow]), num_workers=1, device="cpu", threads=1))
     reports = [event.report for event in events if event.report is not None]
     assert reports
     assert events[-1].result is not None
@@ -112,7 +113,8 @@ def test_reports_come_while_a_trial_runs(nasty: Any) -> None:
 
 
 def test_closing_ends_workers_that_are_busy(plan: Resolve) -> None:
-    events = run_all([plan(), plan("nasty/tokens+trouble(how=sleep)")], num_workers=2, device="cpu", threads=1)
+    plans = [plan(), plan("nasty/tokens+trouble(how=sleep)")]
+    events = run_all(plans, plan_groups(plans), num_workers=2, device="cpu", threads=1)
     for event in events:
         if event.result is not None:
             break

@@ -127,6 +127,7 @@ def test_the_schema_of_results_is_stable(zoo: Zoo, mixed: Any) -> None:
             "sources",
             "superseded",
             "teachers",
+            "shared",
             "higher_is_better",
         ),
     ]
