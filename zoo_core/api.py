@@ -22,7 +22,7 @@ from zoo_core.benchmark.evaluation import Evaluation, evaluate
 from zoo_core.benchmark.grid import Suite, load_suite, starter_suite
 from zoo_core.benchmark.progress import TrialProgress
 from zoo_core.benchmark.runner import RunEvent, open_grid, prepare_folder, run_grid
-from zoo_core.benchmark.trial import run_trial
+from zoo_core.benchmark.trial import run_on_features, run_trial
 from zoo_core.contracts import BackboneRecipe, Modality, Target, TaskRecipe, as_backbone
 from zoo_core.data.splits import Splits, rows_of
 from zoo_core.errors import UsageError
@@ -303,6 +303,7 @@ def fit(
     frozen: bool = False,
     micro_batch: int | str | None = None,
     checkpoint_activations: bool = False,
+    share: bool = True,
     report: Callable[[TrialProgress], None] = lambda _: None,
 ) -> tuple[Learner, Result]:
     """Fits one model, with a learning rate that validation chooses, and stores it if `out` names a folder.
@@ -314,6 +315,7 @@ def fit(
     takes as many as fit into memory.
     checkpoint_activations: stages keep only their inputs and are computed twice, which needs less memory. Neither
     option is part of the trial's identity, and a head that is fitted in closed form needs neither.
+    share: whether the features of a backbone that stays frozen are computed once for all epochs and learning rates.
     After an interruption or a kill, the same call continues after the last epoch that was stored below `out`. On a CPU
     it ends with the same bits as an uninterrupted fit.
     Returns the learner, in evaluation mode, and its result on the test split. Raises UsageError for a folder that
@@ -325,7 +327,8 @@ def fit(
         budget = (budget or Budget()).for_fit()
     plan = _pinned(spec, lock, frozen, task=task, budget=budget, seed=seed)
     memory = MemoryOptions(micro_batch=micro_batch, checkpoint_activations=checkpoint_activations)
-    trial = partial(run_trial, plan, device=device, num_workers=num_workers, report=report, memory=memory)
+    run = run_on_features if share else run_trial
+    trial = partial(run, plan, device=device, num_workers=num_workers, report=report, memory=memory)
     if out is not None:
         return _fit_into(Path(out), plan, device, trial)
     result, learner, splits = trial()
@@ -347,6 +350,7 @@ def distill(
     frozen: bool = False,
     micro_batch: int | str | None = None,
     checkpoint_activations: bool = False,
+    share: bool = True,
     report: Callable[[TrialProgress], None] = lambda _: None,
 ) -> tuple[Learner, Result]:
     """Fits a student that learns from a teacher on examples without labels, as `fit` does.
@@ -376,6 +380,7 @@ def distill(
         frozen=frozen,
         micro_batch=micro_batch,
         checkpoint_activations=checkpoint_activations,
+        share=share,
         report=report,
     )
 

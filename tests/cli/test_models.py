@@ -28,8 +28,12 @@ def test_fit_tells_what_it_chose_and_where_it_stands(zoo_here: Run, tmp_path: Pa
     assert sum("learning rate" in line for line in lines) == 3
     assert sum("<- chosen" in line for line in lines) == 1
     assert lines[-1] == f"1290 of 474986 parameters trained; stored in {tmp_path / 'run'}"
-    assert [line.partition(":")[0] for line in err] == [f"learning rate {number} of 3" for number in (1, 2, 3)]
-    assert all("2 of 2 steps" in line and "examples/s, loss" in line for line in err)
+    features, fits = err[:3], err[3:]
+    assert [line.partition(" examples,")[0] for line in features] == [
+        f"features of {num} of {num}" for num in (20, 300, 600)
+    ]
+    assert [line.partition(":")[0] for line in fits] == [f"learning rate {number} of 3" for number in (1, 2, 3)]
+    assert all("2 of 2 steps" in line and "examples/s, loss" in line for line in fits)
 
 
 @pytest.mark.parametrize("flags", [(), ("--dry-run",)])

@@ -16,11 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from zoo_core.benchmark.groups import kinds_of, plan_groups
 from zoo_core.benchmark.loaders import open_task, plain_loader, training_loader
+from zoo_core.benchmark.sharing import refusal
 from zoo_core.benchmark.teaching import check_columns, check_labels, is_unlabelled, replay_of
 from zoo_core.contracts import Split, TaskData
 from zoo_core.data.decoding import decode
 from zoo_core.data.loader import AS_IT_IS, KEEP_BYTES, Loader, drawn_view
+from zoo_core.data.model_outputs import ModelOutputs, outputs_room
 from zoo_core.data.randomness import forked_rng
 from zoo_core.data.splits import Splits, Subset, carve
 from zoo_core.errors import ZooError
@@ -31,6 +34,7 @@ from zoo_core.model.learner import Learner
 from zoo_core.model.replay import Passes, Replay
 from zoo_core.plan.plan import Plan, needed
 from zoo_core.training.fit import fit
+from zoo_core.training.frozen_features import FeatureMemory, FeaturePass, FrozenFeatures
 from zoo_core.training.gradient_trainer import MemoryOptions, moving
 from zoo_core.training.memory import activations, available_bytes, fitting_batch, state_bytes
 from zoo_core.training.metrics import predict
@@ -92,7 +96,14 @@ def downloads(plan: Plan) -> dict[str, int | None]:
     return found
 
 
-def forecast(plan: Plan, *, device: str = "cpu", num_workers: int = 0, memory: MemoryOptions | None = None) -> Forecast:
+def forecast(
+    plan: Plan,
+    *,
+    device: str = "cpu",
+    num_workers: int = 0,
+    memory: MemoryOptions | None = None,
+    share: bool = True,
+) -> Forecast:
     """Builds the model and does a dry run of its fit, offline. If its files are not here, the weights are random.
 
     Raises ZooError if the task's own files or the backbone's configuration are not here.
@@ -105,7 +116,7 @@ def forecast(plan: Plan, *, device: str = "cpu", num_workers: int = 0, memory: M
         sources = {name: source for name, source in plan.sources.items() if name != key}
         plan = replace(plan, sources=sources, weights="random", entry=None)
         assumed = ("random weights, as the backbone's files are not here",)
-    found = dry_run(plan, open_task(plan), device=device, num_workers=num_workers, memory=memory)
+    found = dry_run(plan, open_task(plan), device=device, num_workers=num_workers, memory=memory, share=share)
     return replace(found, assumed=(*assumed, *found.assumed))
 
 
@@ -121,9 +132,18 @@ def _is_here(plan: Plan, key: str) -> bool:
 
 
 def dry_run(
-    plan: Plan, data: TaskData, *, device: str = "cpu", num_workers: int = 0, memory: MemoryOptions | None = None
+    plan: Plan,
+    data: TaskData,
+    *,
+    device: str = "cpu",
+    num_workers: int = 0,
+    memory: MemoryOptions | None = None,
+    share: bool = True,
 ) -> Forecast:
-    """The forecast of a trial from a few of its own steps, on the task's own examples."""
+    """The forecast of a trial from a few of its own steps, on the task's own examples.
+
+    share: whether features of a frozen backbone are computed once.
+    """
     assert plan.task is not None, "a trial has a task"
     started = time.perf_counter()
     at = torch.device(device)
@@ -144,7 +164,8 @@ def dry_run(
     )
     few = _few(splits.train, NUM_STEPS * dry_run_size)
     loading = _loading(training_loader(small, learner, few, splits.target, at, num_workers)) / few.num
-    step = _step_seconds(small, learner, few, splits, at, num_workers, memory) / dry_run_size  # for each example
+    steps = training_loader(small, learner, few, splits.target, at, num_workers, _live(learner, few))
+    step = _step_seconds(small, learner, steps, memory) / dry_run_size  # for each example
     looking_on = _pass_seconds(small, learner, few, splits, at, num_workers) / few.num
     step = max(0.0, step - looking_on)
     passes, stored = _passes(plan, learner, splits, at)
@@ -153,10 +174,18 @@ def dry_run(
     num_rates, epochs = max(1, len(plan.learning_rates)), budget.epochs if plan.learning_rates else 1
     again = plan.augmentation is not None or preparation.random  # each epoch prepares anew
     looks = epochs if budget.keep == "best" or budget.patience is not None else 1
+    on_features = _on_features(small, learner, few, splits, at, num_workers) if share else None
+    if on_features is None:
+        training = num_rates * (epochs * splits.train.num * step + looks * splits.val.num * looking)
+        training += splits.train.num * loading * (num_rates * epochs if again else 1)
+    else:
+        views = min(budget.epochs, budget.views or 1)
+        training = splits.train.num * views * (loading + looking) + splits.val.num * looking
+        step = _step_seconds(small, learner, on_features, memory) / dry_run_size
+        training += num_rates * epochs * splits.train.num * step
     seconds = (
         building
-        + num_rates * (epochs * splits.train.num * step + looks * splits.val.num * looking)
-        + splits.train.num * loading * (num_rates * epochs if again else 1)
+        + training
         + (splits.val.num + splits.test.num) * reading
         + splits.test.num * looking
         + passes * looking_on
@@ -181,7 +210,7 @@ def dry_run(
         seconds=seconds,
         peak_memory_bytes=peak,
         free_bytes=free,
-        assumed=_assumed(plan, dry_run_size, size, again),
+        assumed=_assumed(plan, dry_run_size, size, again and on_features is None),
     )
 
 
@@ -220,17 +249,30 @@ def _loading(loader: Loader) -> float:
     return time.perf_counter() - started
 
 
-def _step_seconds(
-    plan: Plan,
-    learner: Learner,
-    few: Split,
-    splits: Splits,
-    device: torch.device,
-    num_workers: int,
-    memory: MemoryOptions | None,
-) -> float:
+def _on_features(
+    plan: Plan, learner: Learner, few: Split, splits: Splits, device: torch.device, num_workers: int
+) -> Loader | None:
+    """A loader of features of a few examples, of which nothing is stored; None if the fit cannot be on features."""
+    (group,) = plan_groups([plan])
+    loader = training_loader(plan, learner, few, splits.target, device, num_workers)
+    if group.alone or refusal(learner, loader):
+        return None
+    (kind,) = kinds_of([plan], learner.source.features.kind)
+    features = FrozenFeatures(
+        learner.backbone,
+        loader,
+        kind=kind,
+        rows=np.arange(few.num, dtype=np.int64),
+        stores={kind: ModelOutputs(outputs_room(), {}, few.num, max_bytes=0, on_full=lambda _: None)},
+        memory=FeatureMemory(),
+        passed=FeaturePass(),
+    )
+    features.fill()
+    return features.loader()
+
+
+def _step_seconds(plan: Plan, learner: Learner, loader: Loader, memory: MemoryOptions | None) -> float:
     """The seconds of one step on prepared examples. For a fit in closed form, of one batch."""
-    loader = training_loader(plan, learner, few, splits.target, device, num_workers, _live(learner, few))
     if not plan.learning_rates:
         _loading(loader)
         started = time.perf_counter()

@@ -11,7 +11,10 @@ __all__ = ["TrialProgress"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrialProgress:
-    """The progress of a trial: which of the candidates is being fitted, and how far its fit is."""
+    """The progress of a trial: which of the candidates is being fitted, from 1, and how far its fit is.
+
+    candidate: 0 while features are made that all of them are fitted on; `progress` counts examples then.
+    """
 
     candidate: int
     num_candidates: int

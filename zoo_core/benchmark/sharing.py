@@ -13,6 +13,7 @@ import torch
 
 from zoo_core.benchmark.groups import Group, key_of, kinds_of
 from zoo_core.benchmark.loaders import open_task, plain_loader, training_loader
+from zoo_core.benchmark.progress import TrialProgress
 from zoo_core.benchmark.teaching import split_key
 from zoo_core.contracts import Kind, Split, Target, TaskData
 from zoo_core.data.loader import Loader
@@ -25,10 +26,11 @@ from zoo_core.plan.plan import Plan
 from zoo_core.registry.settings import outputs_bytes
 from zoo_core.training.fit import calibrate
 from zoo_core.training.frozen_features import FeatureMemory, FeaturePass, FrozenFeatures
+from zoo_core.training.progress import FitProgress
 from zoo_core.training.rows import RowEnd
 from zoo_core.training.timing import precision_of
 
-__all__ = ["Measured", "SharedWork"]
+__all__ = ["Measured", "SharedWork", "refusal"]
 
 _log = logging.getLogger(__name__)
 
@@ -105,28 +107,22 @@ class SharedWork:
         """What one trial of the group bears of the seconds in which features were made."""
         return self.passed.seconds / len(self._plans)
 
-    def fill(self, report: Callable[[int, int], None] = lambda done, total: None) -> None:
-        """Makes the features that the trials will read. What goes wrong here comes up again in the trial it is of.
+    def fill(self, report: Callable[[TrialProgress], None] = lambda _: None) -> None:
+        """Makes the features that the trials will read. What goes wrong here comes up again in the trial it is of."""
 
-        report: is told of how many of the trials all features are there.
-        """
-        for done, plan in enumerate(self._plans):
-            report(done, len(self._plans))
+        def tell(progress: FitProgress) -> None:
+            report(TrialProgress(candidate=0, num_candidates=1, progress=progress))
+
+        for plan in self._plans:
             with suppress(ZooError):
                 splits = self.splits(plan)
                 training = self._training_loader(plan, self._first, splits)
-                if self.refusal(self._first, training):
+                if refusal(self._first, training):
                     return
-                self.features(plan, training, splits.train, "train").fill()
+                self.features(plan, training, splits.train, "train").fill(tell)
                 for role, split in (("val", splits.val), ("test", splits.test)):
                     loader = plain_loader(plan, self._first, split, splits.target, self._device, self._num_workers)
-                    self.features(plan, loader, split, role).fill()
-
-    def refusal(self, learner: Learner, loader: Loader) -> str:
-        """Why a learner cannot be fitted on features that were made once; empty if it can."""
-        if loader.preparation.random:
-            return "its preparation draws"
-        return "" if learner.reads_features else "its objective looks inside the backbone, or the backbone draws"
+                    self.features(plan, loader, split, role).fill(tell)
 
     def features(self, plan: Plan, loader: Loader, split: Split, role: str) -> FrozenFeatures:
         """The features of a split. loader: of its inputs. role: train, val or test."""
@@ -152,3 +148,10 @@ class SharedWork:
             passed=self.passed,
             precision=precision,
         )
+
+
+def refusal(learner: Learner, loader: Loader) -> str:
+    """Why a learner cannot be fitted on features that were made once; empty if it can."""
+    if loader.preparation.random:
+        return "its preparation draws"
+    return "" if learner.reads_features else "its objective looks inside the backbone, or the backbone draws"

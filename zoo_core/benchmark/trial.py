@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoo_core.benchmark.groups import plan_groups
 from zoo_core.benchmark.loaders import open_task, scoring_loader, training_loader
 from zoo_core.benchmark.progress import TrialProgress
 from zoo_core.benchmark.provenance import provenance
-from zoo_core.benchmark.sharing import Measured, SharedWork
+from zoo_core.benchmark.sharing import Measured, SharedWork, refusal
 from zoo_core.benchmark.teaching import check_columns, check_enough, check_labels, replay_of
 from zoo_core.contracts import Split, Target, TaskData
 from zoo_core.data.loader import Loader
@@ -48,6 +49,7 @@ __all__ = [
     "Chosen",
     "Start",
     "choose",
+    "run_on_features",
     "run_trial",
     "score_split",
     "started",
@@ -112,6 +114,26 @@ def run_trial(
     result = _measured(plan, chosen, splits, device, num_workers, passes, shared)
     check_still(plan)
     return result, chosen.learner, splits
+
+
+def run_on_features(
+    plan: Plan,
+    *,
+    device: torch.device | str = "cpu",
+    num_workers: int = 0,
+    report: Callable[[TrialProgress], None] = lambda _: None,
+    **given: Any,
+) -> tuple[Result, Learner, Splits]:
+    """As `run_trial`, which gets all else that is given; the frozen part, if all of it is, runs once over each example.
+
+    The learning rates and epochs of the one trial share its features.
+    """
+    (group,) = plan_groups([plan])
+    shared = None
+    if not group.alone:
+        shared = SharedWork(group, [plan], device=torch.device(device), num_workers=num_workers)
+        shared.fill(report)
+    return run_trial(plan, device=device, num_workers=num_workers, report=report, shared=shared, **given)
 
 
 def _measured(
@@ -251,7 +273,7 @@ def started(
         memory=memory,
         delta=_copied(learner.delta()),
         trained_beside=_copied(projectors(learner)),
-        refusal="" if shared is None else shared.refusal(learner, fitting),
+        refusal="" if shared is None else refusal(learner, fitting),
     )
     if shared is None or start.refusal:
         return start

@@ -80,14 +80,20 @@ def attempt_group(
             told = {**ALONE, "group": group.id, "reason": group.alone} if len(group.positions) == 1 else None
             yield position, replace(attempt(plan, device=device, report=partial(report, position)), shared=told)
         return
-    shared = SharedWork(group, list(plans.values()), device=torch.device(device))
+    first = next(iter(plans))
+    try:
+        shared = SharedWork(group, list(plans.values()), device=torch.device(device))
+        shared.fill(partial(report, first))
+    except (Exception, SystemExit):  # noqa: BLE001 - each of its trials says what is wrong with it
+        for position, plan in plans.items():
+            yield position, attempt(plan, device=device, report=partial(report, position))
+        return
     combinations: dict[str | None, list[int]] = {}
     for position, plan in plans.items():
         combinations.setdefault(plan.combination, []).append(position)
     for combination, positions in combinations.items():
         some = [plans[position] for position in positions]
         try:
-            shared.fill()
             train_together(some, shared, device=torch.device(device), progress=partial(_tell, report, positions))
         except NotTogether as error:
             shared.apart[combination or ""] = str(error)

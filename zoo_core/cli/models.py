@@ -56,6 +56,7 @@ def fit_options(command: Command) -> Command:
         lock_options,
         click.option("--dry-run", is_flag=True, help=dry_run),
         memory_options,
+        click.option("--no-share", is_flag=True, help="Run a frozen backbone again in every epoch, for reference."),
         click.option("--seed", type=int, default=0, show_default=True, help="Decides draws, new weights and order."),
         click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the fitted model."),
     ):
@@ -72,6 +73,7 @@ class FitOptions:
     budget: Budget
     micro_batch: int | str | None
     checkpoint_activations: bool
+    no_share: bool
     dry_run: bool
     lock: Path | None
     frozen: bool
@@ -187,6 +189,7 @@ def _fit(plan: Plan, options: FitOptions, *, title: str) -> None:
             frozen=options.frozen,
             micro_batch=options.micro_batch,
             checkpoint_activations=options.checkpoint_activations,
+            share=not options.no_share,
             report=report,
         )
     for line in _result_lines(result, plan):
@@ -237,7 +240,14 @@ def _dry_run(plan: Plan, options: FitOptions) -> None:
         click.echo(f"{'download:':21}nothing")
     memory = MemoryOptions(micro_batch=options.micro_batch, checkpoint_activations=options.checkpoint_activations)
     try:
-        measured = shown(forecast(plan, device=options.device, num_workers=options.num_workers, memory=memory))
+        expected = forecast(
+            plan,
+            device=options.device,
+            num_workers=options.num_workers,
+            memory=memory,
+            share=not options.no_share,
+        )
+        measured = shown(expected)
     except ZooError as error:
         measured = {"memory and time": f"not known: {error}"}
     for name, text in measured.items():

@@ -233,6 +233,9 @@ def fitting(title: str) -> Iterator[Callable[[TrialProgress], None]]:
 
         def report(trial: TrialProgress) -> None:
             step, steps = trial.progress.step, trial.progress.num_steps
+            if trial.candidate == 0:
+                progress.update(bar, total=steps, completed=step, rate=trial.progress.examples_per_second)
+                return
             progress.update(
                 bar,
                 total=steps * trial.num_candidates,
@@ -245,7 +248,7 @@ def fitting(title: str) -> Iterator[Callable[[TrialProgress], None]]:
 
 
 def _lines() -> Callable[[TrialProgress], None]:
-    """Prints a line at the end of each candidate, and otherwise every LINE_SECONDS."""
+    """Prints a line at the end of each candidate and of each split's features, and otherwise every LINE_SECONDS."""
     last = time.monotonic()
 
     def report(trial: TrialProgress) -> None:
@@ -253,6 +256,12 @@ def _lines() -> Callable[[TrialProgress], None]:
         step, now = trial.progress, time.monotonic()
         if step.step == step.num_steps or now - last >= LINE_SECONDS:
             last = now
+            if trial.candidate == 0:
+                click.echo(
+                    f"features of {step.step} of {step.num_steps} examples, {step.examples_per_second:.0f} examples/s",
+                    err=True,
+                )
+                return
             click.echo(
                 f"learning rate {trial.candidate} of {trial.num_candidates}: {step.step} of {step.num_steps} steps, "
                 f"{step.examples_per_second:.0f} examples/s, loss {step.loss:.3f}",

@@ -93,6 +93,7 @@ class _Prepared(Dataset[_Item | ZooError]):
     augment: Augment | None
     seed: int
     tags_words: bool = False  # whether the targets are of words, int64 [num, W]
+    keeps: bool = True
     kept: dict[int, Mapping[str, Tensor]] = field(default_factory=dict)
     kept_bytes: int = 0
     whole: dict[str, Tensor] | None = None
@@ -158,7 +159,7 @@ class _Prepared(Dataset[_Item | ZooError]):
         decoded = self._examples(draw, missing, examples)
         fresh = dict(zip(missing, self._prepare(self.preparation, draw, missing, decoded), strict=True))
         found = [self.kept[position] if position in self.kept else fresh[position] for position in positions]
-        if fresh and self.kept_bytes < KEEP_BYTES:
+        if fresh and self.keeps and self.kept_bytes < KEEP_BYTES:
             self.kept.update(fresh)
             self.kept_bytes += sum(x.nbytes for example in fresh.values() for x in example.values())
             self._join()
@@ -338,9 +339,11 @@ class Loader:
         return self._batches(self.draw(epoch), self.order(epoch))
 
     def seen(self, draw: int, positions: Sequence[int], batch_size: int) -> Iterator[Batch]:
-        """Batches of these examples, in their order, as a draw shows them to the learner alone."""
+        """Batches of these examples, in their order, as a draw shows them to the learner alone; none of it is kept."""
         parts = [list(positions[start : start + batch_size]) for start in range(0, len(positions), batch_size)]
-        return self.without_beside()._batches(draw, parts)
+        found = self.without_beside()
+        found._prepared.keeps = False
+        return found._batches(draw, parts)
 
     def _batches(self, draw: int, parts: Sequence[list[int]]) -> Iterator[Batch]:
         keys = [(draw, positions) for positions in parts]

@@ -11,7 +11,7 @@ sounds, as many as an example has, are kept in memory alone. What is kept nowher
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -25,6 +25,7 @@ from zoo_core.data.loader import Loader
 from zoo_core.data.model_outputs import ModelOutputs
 from zoo_core.model.given_features import MASK, X, inputs_of
 from zoo_core.toolkit.features import convert
+from zoo_core.training.progress import FitProgress
 from zoo_core.training.timing import INFERENCE_BATCH, Stopwatch, autocast
 
 __all__ = ["FeatureMemory", "FeaturePass", "FrozenFeatures"]
@@ -155,10 +156,10 @@ class FrozenFeatures:
         self._backbone, self._loader, self._kind, self._rows = backbone, loader, kind, rows
         self._stores, self._memory, self._pass, self._precision = stores, memory, passed, precision
 
-    def fill(self) -> None:
+    def fill(self, report: Callable[[FitProgress], None] = lambda _: None) -> None:
         """Computes now what the epochs of the loader will show and nobody has computed before."""
         for draw in self._loader.draws:
-            self._fill(draw)
+            self._fill(draw, report)
 
     def loader(self) -> Loader:
         """The loader of the split with features for inputs."""
@@ -183,14 +184,16 @@ class FrozenFeatures:
                 return some.at(rows)
         return kept.at(rows)
 
-    def _fill(self, draw: int) -> None:
+    def _fill(self, draw: int, report: Callable[[FitProgress], None]) -> None:
         """Brings what is missing into memory, or into the store where memory is full, a batch at a time."""
         kept, store, view = self._kept(self._kind, draw), self._stores[self._kind], self._loader.view(draw)
-        missing = np.flatnonzero(~kept.held(self._rows)).tolist()
+        missing, began = np.flatnonzero(~kept.held(self._rows)).tolist(), time.perf_counter()
         for start in range(0, len(missing), INFERENCE_BATCH):
             positions = missing[start : start + INFERENCE_BATCH]
             self._brought(draw, positions)
-            rows = self._rows[positions]
+            rows, done = self._rows[positions], start + len(positions)
+            rate = done / (time.perf_counter() - began)
+            report(FitProgress(step=done, num_steps=len(missing), loss=0.0, examples_per_second=rate))
             if not (kept.held(rows).all() or store.held(view, rows).all()):
                 break  # they are kept nowhere, so whoever reads them has them computed
 
