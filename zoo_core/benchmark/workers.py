@@ -6,6 +6,7 @@ It ends when its parent does, however that ends.
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import pickle
@@ -124,6 +125,8 @@ def work(
     environment, threads: what this process has from now on. files, trust: the unpublished plugins of the parent, and
     whom it trusts. core: the file of the parent's zoo_core.errors; no other zoo-core may run its plans.
     """
+    gc.freeze()  # what the fork server imported is no garbage, and a search of it would copy its pages
+    gc.enable()
     _end_with_parent()
     os.environ.clear()  # what the fork server began with may have changed since: a token, a cache folder
     os.environ.update(environment)
