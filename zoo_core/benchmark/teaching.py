@@ -17,7 +17,6 @@ from zoo_core.data.model_outputs import ModelOutputs, outputs_room
 from zoo_core.data.splits import num_unknown, rows_of
 from zoo_core.data.token_labels import IGNORED, by_word
 from zoo_core.errors import RefusedError
-from zoo_core.files.fetch import files_of
 from zoo_core.model.learner import Learner
 from zoo_core.model.replay import Passes, Replay
 from zoo_core.plan.plan import Plan, identity_of
@@ -74,6 +73,8 @@ def check_columns(plan: Plan, split: Split) -> None:
     for of, (_, part) in plan.teachers.items():
         if part.source is None or RUN not in part.source.patterns:
             continue
+        from zoo_core.files.fetch import files_of  # a quarter of a second, for plans that need it
+
         files = files_of(plan, part, weights="random")
         assert files is not None, "a stored run has files"
         table = run_table(files / RUN)
