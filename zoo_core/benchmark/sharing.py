@@ -30,7 +30,7 @@ from zoo_core.training.progress import FitProgress
 from zoo_core.training.rows import RowEnd
 from zoo_core.training.timing import precision_of
 
-__all__ = ["Measured", "SharedWork", "refusal"]
+__all__ = ["Measured", "SharedWork", "combination_of", "refusal"]
 
 _log = logging.getLogger(__name__)
 
@@ -155,3 +155,9 @@ def refusal(learner: Learner, loader: Loader) -> str:
     if loader.preparation.random:
         return "its preparation draws"
     return "" if learner.reads_features else "its objective looks inside the backbone, or the backbone draws"
+
+
+def combination_of(plan: Plan) -> str:
+    """The identity of a trial without its seed."""
+    assert plan.combination is not None, "trials that share work are pinned"
+    return plan.combination

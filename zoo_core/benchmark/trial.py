@@ -17,7 +17,7 @@ from zoo_core.benchmark.groups import plan_groups
 from zoo_core.benchmark.loaders import open_task, scoring_loader, training_loader
 from zoo_core.benchmark.progress import TrialProgress
 from zoo_core.benchmark.provenance import provenance
-from zoo_core.benchmark.sharing import Measured, SharedWork, refusal
+from zoo_core.benchmark.sharing import Measured, SharedWork, combination_of, refusal
 from zoo_core.benchmark.teaching import check_columns, check_enough, check_labels, replay_of
 from zoo_core.contracts import Split, Target, TaskData
 from zoo_core.data.loader import Loader
@@ -171,10 +171,10 @@ def _measured(
     )
     if shared is None:
         return replace(result, inference=inference_rate(chosen.learner, plain, precision=precision))
-    told = shared.told(chosen.how, chosen.train_seconds, chosen.refusal or shared.apart.get(plan.combination or "", ""))
+    told = shared.told(chosen.how, chosen.train_seconds, chosen.refusal or shared.apart.get(combination_of(plan), ""))
     if not on_features:
         return replace(result, inference=inference_rate(chosen.learner, plain, precision=precision), shared=told)
-    once = shared.measured[plan.combination or ""]
+    once = shared.measured[combination_of(plan)]
     if once.inference is None:
         watch = shared.passed.watch
         known = watch and inference_rate_of(watch, chosen.learner, loader, precision=precision)
@@ -277,8 +277,8 @@ def started(
     )
     if shared is None or start.refusal:
         return start
-    if (plan.combination or "") not in shared.measured:
-        shared.measured[plan.combination or ""] = start.measured(device)
+    if combination_of(plan) not in shared.measured:
+        shared.measured[combination_of(plan)] = start.measured(device)
     rows = shared.rows.get(plan.digest or "", {})
     return replace(
         start,

@@ -25,7 +25,7 @@ from zoo_core._process.malloc import keep_freed
 from zoo_core.benchmark.groups import Group
 from zoo_core.benchmark.progress import TrialProgress
 from zoo_core.benchmark.provenance import explained, without_score
-from zoo_core.benchmark.sharing import SharedWork
+from zoo_core.benchmark.sharing import SharedWork, combination_of
 from zoo_core.benchmark.together import train_together
 from zoo_core.benchmark.trial import run_trial
 from zoo_core.errors import RefusedError, ZooError
@@ -89,17 +89,17 @@ def attempt_group(
         for position, plan in plans.items():
             yield position, attempt(plan, device=device, report=partial(report, position))
         return
-    combinations: dict[str | None, list[int]] = {}
+    combinations: dict[str, list[int]] = {}
     for position, plan in plans.items():
-        combinations.setdefault(plan.combination, []).append(position)
+        combinations.setdefault(combination_of(plan), []).append(position)
     for combination, positions in combinations.items():
         some = [plans[position] for position in positions]
         try:
             train_together(some, shared, device=torch.device(device), progress=partial(_tell, report, positions))
         except NotTogether as error:
-            shared.apart[combination or ""] = str(error)
+            shared.apart[combination] = str(error)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - each of its trials says what is wrong with it
-            shared.apart[combination or ""] = explained(error, MEMORY_ERRORS)
+            shared.apart[combination] = explained(error, MEMORY_ERRORS)
         for position in positions:
             yield position, attempt(plans[position], device=device, report=partial(report, position), shared=shared)
 

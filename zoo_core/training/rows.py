@@ -20,6 +20,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from zoo_core.contracts import Batch, Features, Output
 from zoo_core.data.loader import Loader
@@ -126,7 +127,8 @@ class _Rows:
         self._rest = self._stacked(heads)
         self._module = copy.deepcopy(first.head).train()
         self._scales_P, self._decays_P = self._groups(first)
-        self._rates_R1 = torch.tensor([[row.learning_rate] for row in rows], device=self._device).to(self._flat_RP)
+        rates = [[row.learning_rate] for row in rows]
+        self._rates_R1 = self._flat_RP.new_tensor(rates)
         self._scale_RC = self._units()
 
     # -- what they have in common -----------------------------------------------------------------------------------
@@ -193,9 +195,10 @@ class _Rows:
             return found
 
         in_dims = (0, 0, 0, None if features.mask is None else 0)
-        predictions: Tensor = vmap(one, in_dims=in_dims, randomness="error")(
-            parameters, dict(rest), features.x, features.mask
-        )
+        with sdpa_kernel(SDPBackend.MATH):  # the only one of attention that is vectorised
+            predictions: Tensor = vmap(one, in_dims=in_dims, randomness="error")(
+                parameters, dict(rest), features.x, features.mask
+            )
         return predictions
 
     def _losses(self, predictions: Tensor, target: Tensor) -> Tensor:
@@ -372,6 +375,7 @@ class _State:
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:
+    one, other = one.detach(), other.detach()
     return torch.allclose(one, other, rtol=TOLERANCE, atol=TOLERANCE * float(other.abs().max()))
 
 
