@@ -74,8 +74,9 @@ def test_a_plan_says_what_is_built_and_trained(zoo_here: Run) -> None:
 def test_the_schema_of_a_plan_is_stable(zoo_here: Run) -> None:
     code, out, _ = zoo_here("plan", "starter/vit-nano", "--task", "digits", "--json")
     found = json.loads(out)
-    assert (code, list(found)) == (0, ["plans", "refusals"])
-    (plan,) = found["plans"]
+    assert (code, list(found)) == (0, ["plans", "groups", "refusals"])
+    (plan,), (group,) = found["plans"], found["groups"]
+    assert list(group) == ["group", "trials", "shares", "reason", "bytes", "done", "seconds"]
     assert list(plan) == KEYS
     assert list(plan["target"]) == ["kind", "size", "names"]
     assert [list(part) for part in plan["parts"]] == [["name", "kind", "distribution", "version"]] * 3
@@ -101,6 +102,28 @@ def test_a_suite_lists_its_trials_and_its_refusals_with_reasons(zoo_here: Run, s
     found = json.loads(out)
     assert [len(found["plans"]), len(found["refusals"])] == [8, 16]
     assert {tuple(row) for row in found["refusals"]} == {("trial", "reason")}
+
+
+def test_a_suite_says_what_is_shared_and_what_a_run_has_done_of_it(zoo_here: Run, suite: Path, tmp_path: Path) -> None:
+    suite.write_text(
+        'tasks = ["digits(shots=2)"]\nbackbones = ["starter/convnet-nano"]\nseeds = 2\n'
+        'adapters = ["probe", "probe+ncm", "partial(n=1)"]\nbudget.epochs = 1\n'
+    )
+    _, out, _ = zoo_here("plan", suite)
+    shared, alone = (line for line in out.splitlines() if line.startswith(("group ", "alone: ")))
+    assert ": 4 trials, 0 done, seconds unknown; features of starter/convnet-nano on digits, " in shared
+    assert alone == "alone: 2 trials, 0 done, seconds unknown; partial changes what the backbone computes"
+    assert zoo_here("bench", suite, "--out", tmp_path / "run", "--device", "cpu")[0] == 0
+    _, out, _ = zoo_here("plan", suite, "--out", tmp_path / "run")
+    shared, alone = (line for line in out.splitlines() if line.startswith(("group ", "alone: ")))
+    assert ": 4 trials, 4 done, about " in shared
+    assert alone.startswith("alone: 2 trials, 2 done, about ")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "results.jsonl").read_text().splitlines()]
+    assert {(row["adapters"], row["head"]): row["shared"]["how"] for row in rows} == {
+        ("probe", "linear"): "heads",
+        ("probe", "ncm"): "features",
+        ("partial", "linear"): "alone",
+    }
 
 
 def test_a_suite_says_where_stages_are_not_known(zoo_here: Run, tmp_path: Path) -> None:

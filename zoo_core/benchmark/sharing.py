@@ -63,7 +63,7 @@ class SharedWork:
         """plans: the trials of the group. data: of their task, if it is open."""
         self.group = group
         self._plans, self._device, self._num_workers = plans, device, num_workers
-        self._memory, self.passed = FeatureMemory(), FeaturePass()
+        self.memory, self.passed = FeatureMemory(), FeaturePass()
         self._stores: dict[tuple[str, Kind], ModelOutputs] = {}
         self.measured: dict[str, Measured] = {}
         self.rows: dict[str, Mapping[float | None, RowEnd]] = {}
@@ -144,7 +144,7 @@ class SharedWork:
             kind=kind,
             rows=rows,
             stores={kind: self._stores[role, kind] for kind in kinds},
-            memory=self._memory,
+            memory=self.memory,
             passed=self.passed,
             precision=precision,
         )

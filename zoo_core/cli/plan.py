@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from zoo_core.benchmark.grid import check_shots, expand, load_suite, weights_of
+from zoo_core.benchmark.groups import plan_groups
 from zoo_core.cli.completion import complete_spec, complete_tasks
 from zoo_core.cli.data import told
 from zoo_core.cli.options import lock_file, lock_option
@@ -16,9 +18,12 @@ from zoo_core.contracts import Source, Teacher
 from zoo_core.errors import UsageError
 from zoo_core.lock import Pinned, read_pins
 from zoo_core.plan.plan import Budget, Plan
-from zoo_core.plan.resolve import resolve
+from zoo_core.plan.resolve import consumed, resolve
 from zoo_core.registry.bind import Bound
+from zoo_core.registry.catalog import catalog
 from zoo_core.registry.local_plugins import plugin_hashes
+from zoo_core.results.store import Result, latest, read
+from zoo_core.run_layout import RESULTS
 
 __all__ = ["lines_of", "plan"]
 
@@ -30,9 +35,15 @@ LISTED = ("unpublished", "teachers")  # what is left out where there is none
 @click.option("--task", help="The task that a spec is planned for.", shell_complete=complete_tasks)
 @click.option("--seed", type=int, help="The seed that a spec is planned with; 0 unless given.")
 @lock_option
+@click.option(
+    "--out",
+    "done",
+    type=click.Path(path_type=Path),
+    help="Folder of a run, which says what is done and how long.",
+)
 @click.option("--json", "as_json", is_flag=True, help="A stable schema for programs.")
-def plan(what: str, task: str | None, seed: int | None, lock: Path | None, as_json: bool) -> None:
-    """Show what a spec or a suite file would build and train, and what would be refused, with reasons.
+def plan(what: str, task: str | None, seed: int | None, lock: Path | None, done: Path | None, as_json: bool) -> None:
+    """Show what a spec or a suite file would build, train and share, and what would be refused, with reasons.
 
     A spec is planned as `zoo fit` runs it, which keeps the best epoch; a suite as `zoo bench` does.
 
@@ -46,16 +57,17 @@ def plan(what: str, task: str | None, seed: int | None, lock: Path | None, as_js
         if task is not None or seed is not None:
             raise UsageError("a suite file names its tasks and seeds; leave --task and --seed out")
         grid = expand(load_suite(Path(what)), pins=pins)
-        plans = [_row(each) for each in grid.plans]
+        found, plans = grid.plans, [_row(each) for each in grid.plans]
         refusals = [{"trial": str(refusal.trial), "reason": refusal.reason} for refusal in grid.refusals]
     else:
         if task is None:
             raise UsageError("zoo plan SPEC needs --task; `zoo list task` shows what there is")
-        found = resolve(what, task=told(task, lock=lock), budget=Budget().for_fit(), seed=seed or 0, pins=pins)
-        check_shots(found)
-        plans, refusals = [_row(found)], []
+        one = resolve(what, task=told(task, lock=lock), budget=Budget().for_fit(), seed=seed or 0, pins=pins)
+        check_shots(one)
+        found, plans, refusals = (one,), [_row(one)], []
+    groups = _groups(found, _known(done))
     if as_json:
-        click.echo(json.dumps({"plans": plans, "refusals": refusals}, indent=2))
+        click.echo(json.dumps({"plans": plans, "groups": groups, "refusals": refusals}, indent=2))
         return
     for row in plans if len(plans) == 1 else ():
         for line in _lines(row):
@@ -65,8 +77,76 @@ def plan(what: str, task: str | None, seed: int | None, lock: Path | None, as_js
             files = f"  unpublished: {', '.join(row['unpublished'])}" if row["unpublished"] else ""
             click.echo(f"{row['trial']}  {_stages(row['first_stage'], row['num_stages'])}{files}")
         click.echo(f"{len(plans)} trials, {sum(max(1, len(row['learning_rates'])) for row in plans)} fits")
+    for line in _group_lines(groups) if what.endswith(".toml") else ():
+        click.echo(line)
     for refusal in refusals:
         click.echo(f"refused: {refusal['trial']}: {refusal['reason']}")
+
+
+def _known(folder: Path | None) -> Mapping[str, Result]:
+    """The results of a run that count, by digest."""
+    if folder is None:
+        return {}
+    return latest(read(folder / RESULTS))
+
+
+def _groups(plans: Sequence[Plan], known: Mapping[str, Result]) -> list[dict[str, Any]]:
+    """The groups of trials that run together. seconds: of those of which a result is stored, else of one like them."""
+    rows = []
+    for group in plan_groups(plans):
+        members = [plans[position] for position in group.positions]
+        results = [known[each.digest or ""] for each in members if each.digest in known]
+        seconds = [result.train_seconds for result in results if result.train_seconds is not None]
+        rows.append(
+            {
+                "group": group.id,
+                "trials": [str(each.trial) for each in members],
+                "shares": None if group.alone else _shared_by(members),
+                "reason": group.alone or None,
+                "bytes": _feature_bytes(members) if not group.alone else None,
+                "done": len(results),
+                "seconds": sum(seconds) / len(seconds) * len(members) if seconds else None,
+            }
+        )
+    return rows
+
+
+def _shared_by(plans: Sequence[Plan]) -> str:
+    first = plans[0]
+    assert first.task is not None, "a trial has a task"
+    return f"features of {first.backbone.canonical()} on {first.task.name}"
+
+
+def _feature_bytes(plans: Sequence[Plan]) -> int | None:
+    """What the pooled features of a task take in float32; None where the catalogue does not know both their sizes."""
+    first = plans[0]
+    task = catalog().find(first.task.name, "task") if first.task is not None else None
+    entry = first.entry
+    if task is None or entry is None or entry.features is None or not task.splits:
+        return None
+    if any(consumed(each.head, each.target) != "pooled" for each in plans):
+        return None
+    return 4 * sum(task.splits.values()) * entry.features.width("pooled")
+
+
+def _group_lines(groups: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A line for each group whose trials share something, and one for each reason why trials share nothing."""
+    alone: dict[str, list[Mapping[str, Any]]] = {}
+    for row in groups:
+        if row["reason"] is not None:
+            alone.setdefault(row["reason"], []).append(row)
+            continue
+        size = "bytes unknown" if row["bytes"] is None else f"{row['bytes'] / 2**20:,.1f} MiB"
+        yield f"group {row['group']}: {_counted([row])}; {row['shares']}, {size}"
+    for reason, rows in alone.items():
+        yield f"alone: {_counted(rows)}; {reason}"
+
+
+def _counted(rows: Sequence[Mapping[str, Any]]) -> str:
+    num, done = sum(len(row["trials"]) for row in rows), sum(row["done"] for row in rows)
+    known = [row["seconds"] for row in rows if row["seconds"] is not None]
+    seconds = f"about {sum(known):.3g} s" if len(known) == len(rows) else "seconds unknown"
+    return f"{num} trial{'s' if num > 1 else ''}, {done} done, {seconds}"
 
 
 def lines_of(found: Plan) -> list[str]:

@@ -183,6 +183,7 @@ class Quiet(Trouble):
         return num_stages
 
     def apply(self, learner: Learner, context: Context) -> Learner:
+        _go_wrong(self.how)
         return learner
 
 

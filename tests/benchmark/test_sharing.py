@@ -1,0 +1,223 @@
+"""Trials that share work have the results of trials that do not, whatever becomes of the store or of the process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import zoo_core
+from zoo_core.benchmark.groups import Group, plan_groups
+from zoo_core.benchmark.pool import run_all
+from zoo_core.benchmark.sharing import SharedWork
+from zoo_core.benchmark.trial import run_trial
+from zoo_core.benchmark.workers import attempt_group
+from zoo_core.data.model_outputs import outputs_room
+from zoo_core.plan.plan import Budget, Plan, pinned, reseeded
+from zoo_core.plan.resolve import resolve
+from zoo_core.results.store import Result
+
+BUDGET = Budget(epochs=3, num_rates=2)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+
+
+def plans_of(spec: str, task: str = "digits(shots=4)", budget: Budget = BUDGET, seeds: int = 2) -> list[Plan]:
+    first = pinned(resolve(spec, task=task, budget=budget), {})
+    return [reseeded(first, seed) for seed in range(seeds)]
+
+
+def together(plans: Sequence[Plan], groups: Sequence[Group] | None = None) -> list[Result]:
+    """What a worker makes of the groups of these plans."""
+    found: dict[int, Result] = {}
+    for group in plan_groups(plans) if groups is None else groups:
+        found |= dict(attempt_group(group, {at: plans[at] for at in group.positions}, device="cpu"))
+    return [found[at] for at in range(len(plans))]
+
+
+def scores(results: Sequence[Result]) -> list[Any]:
+    """What must not depend on sharing: score, choice, every validation score, the counts of parameters."""
+    return [(each.status, each.score, each.chosen, each.num_trainable, each.num_parameters) for each in results]
+
+
+def how(result: Result) -> tuple[Any, Any, Any]:
+    assert result.shared is not None
+    return result.shared["how"], result.shared["size"], result.shared["reason"]
+
+
+SHARED = {
+    "linear": ("starter/vit-nano", "heads", None),
+    "mlp": ("starter/convnet-nano+probe+mlp(hidden_dim=8)", "heads", None),
+    "attention-pool": ("starter/vit-nano+probe+attention-pool", "heads", None),
+    "dropout": ("starter/convnet-nano+probe+linear(dropout=0.3)", "features", "they cannot be vectorised: "),
+    "ncm": ("starter/convnet-nano+probe+ncm", "features", None),
+    "knn": ("starter/convnet-nano+probe+knn(k=3)", "features", None),
+    "random weights, batch norms": ("starter/convnet-nano(weights=random)", "heads", None),
+}
+
+
+SLOW = ("mlp", "attention-pool", "knn")  # rows of every head are compared in tests/training/test_rows.py
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in SHARED]
+)
+def test_shared_equals_unshared(name: str) -> None:
+    spec, wanted, reason = SHARED[name]
+    plans = plans_of(spec)
+    alone = [run_trial(plan)[0] for plan in plans]
+    found = together(plans)
+    assert scores(found) == scores(alone)
+    for result in found:
+        said, size, because = how(result)
+        assert (said, size) == (wanted, 1 if "random" in spec else 2)
+        assert (because is None) == (reason is None)
+        assert reason is None or because.startswith(reason)
+
+
+@pytest.mark.slow
+def test_a_head_that_learns_from_a_teacher_on_features(tmp_path: Path) -> None:
+    zoo_core.fit("starter/vit-nano", task="digits(shots=4)", budget=BUDGET, out=tmp_path / "teacher")
+    plans = plans_of(f'starter/convnet-nano+distill(teacher="{tmp_path / "teacher"}")')
+    found = together(plans)
+    assert scores(found) == scores([run_trial(plan)[0] for plan in plans])
+    assert {how(result) for result in found} == {("features", 2, "an adapter has a part in what is learned")}
+
+
+@pytest.mark.slow
+def test_kept_epochs_and_patience_are_those_of_trials_alone() -> None:
+    plans = plans_of("starter/convnet-nano", budget=Budget(epochs=6, num_rates=2, keep="best", patience=1))
+    assert scores(together(plans)) == scores([run_trial(plan)[0] for plan in plans])
+
+
+@pytest.mark.slow
+def test_views_are_stored_and_shared_by_epochs_and_rates() -> None:
+    plans = plans_of("starter/convnet-nano", budget=Budget(epochs=4, num_rates=2, augment="light", views=2))
+    assert scores(together(plans)) == scores([run_trial(plan)[0] for plan in plans])
+    (group,) = plan_groups(plans)
+    shared = SharedWork(group, plans, device=CPU)
+    shared.fill()
+    assert shared.passed.made == 0
+
+
+def test_the_backbone_sees_each_example_once_and_never_again() -> None:
+    plans = [*plans_of("starter/convnet-nano"), *plans_of("starter/convnet-nano+probe+ncm")]
+    (group,) = plan_groups(plans)
+    shared = SharedWork(group, plans, device=CPU)
+    shared.fill()
+    splits = [shared.splits(plan) for plan in plans]
+    train = {name for each in splits for name in each.train.ids}
+    assert shared.passed.made == len(train) + splits[0].val.num + splits[0].test.num
+    later = SharedWork(group, plans, device=CPU)
+    later.fill()
+    assert (later.passed.made, later.passed.read) == (0, shared.passed.made)
+
+
+def damage(room: Path) -> None:
+    for file in room.rglob("*.rows"):
+        content = bytearray(file.read_bytes())
+        content[-2000:] = bytes(2000)
+        file.write_bytes(content)
+
+
+def truncate(room: Path) -> None:
+    for file in room.rglob("*.rows"):
+        file.write_bytes(file.read_bytes()[:5000])
+
+
+def remove(room: Path) -> None:
+    for file in room.rglob("*.rows"):
+        file.unlink()
+
+
+@pytest.mark.parametrize(
+    "spoil", [damage, *(pytest.param(each, marks=pytest.mark.slow) for each in (truncate, remove))]
+)
+def test_a_damaged_store_is_noticed_and_made_again(spoil: Callable[[Path], None]) -> None:
+    plans = plans_of("starter/convnet-nano")
+    before = together(plans)
+    assert list(outputs_room().rglob("*.rows"))
+    spoil(outputs_room())
+    assert scores(together(plans)) == scores(before)
+
+
+def test_without_a_store_and_without_memory_features_are_computed_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    plans = plans_of("starter/convnet-nano")
+    alone = [run_trial(plan)[0] for plan in plans]
+    monkeypatch.setenv("ZOO_OUTPUTS_BYTES", "0")
+    monkeypatch.setattr("zoo_core.training.frozen_features.MEMORY_BYTES", 0)
+    (group,) = plan_groups(plans)
+    shared = SharedWork(group, plans, device=CPU)
+    shared.memory.max_bytes = 0
+    assert scores([run_trial(plan, shared=shared)[0] for plan in plans]) == scores(alone)
+    assert not outputs_room().exists()
+
+
+def test_rates_and_memory_are_of_steps_that_share_nothing() -> None:
+    plans = plans_of("starter/vit-nano", seeds=3)
+    found = together(plans)
+    alone, _, _ = run_trial(plans[0])
+    assert alone.inference is not None
+    for result in found:
+        assert result.training == found[0].training  # measured once
+        assert result.training is not None
+        assert result.inference is not None
+        for name, rate in (("training", result.training), ("inference", result.inference)):
+            assert rate["repeats"] >= 1, name
+            assert rate["examples_per_second"] < 4 * alone.inference["examples_per_second"], (
+                name
+            )  # heads alone: 20 times
+
+
+# --- in processes of their own ---------------------------------------------------------------------------------------
+
+
+def slow(*values: str) -> Any:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.fixture
+def crowd(nasty: Any, nasty_in_workers: None) -> Callable[[str], list[Plan]]:
+    """Four trials of one group, the second of which goes wrong in some way."""
+
+    def plans(how: str) -> list[Plan]:
+        specs = ("nasty/tokens", f'nasty/tokens+quiet(how="{how}")', "nasty/tokens+probe+ncm", "nasty/tokens+probe+mlp")
+        return [pinned(nasty.resolve(spec, budget=Budget(epochs=2, num_rates=2)), {}) for spec in specs]
+
+    return plans
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("kill", "its process was killed by SIGKILL"),
+        slow("segfault", "its process was killed by SIGSEGV"),
+        slow("exit", "its process ended with exit code 3"),
+        slow("numpy", "out of memory: "),
+        slow("leave", "SystemExit: leaving"),
+        slow("raise", "raised KeyError"),
+    ],
+)
+def test_a_trial_that_goes_wrong_in_a_group_fails_and_the_others_do_not(
+    crowd: Callable[[str], list[Plan]], how: str, reason: str
+) -> None:
+    plans = crowd(how)
+    (group,) = plan_groups(plans)
+    found: dict[int, Result] = {}
+    for event in run_all(plans, [group], num_workers=1, device="cpu", threads=1):
+        if event.result is not None:
+            assert event.position not in found
+            found[event.position] = event.result
+    assert [found[at].status for at in range(4)] == ["ok", "failed", "ok", "ok"]
+    assert reason in (found[1].reason or "")
+    if how in ("kill", "segfault", "exit"):
+        assert found[3].shared is not None
+        assert found[3].shared["how"] == "alone"
+        assert "a process of its group" in found[3].shared["reason"]
