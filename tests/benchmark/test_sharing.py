@@ -16,6 +16,8 @@ from zoo_core.benchmark.sharing import SharedWork
 from zoo_core.benchmark.trial import run_trial
 from zoo_core.benchmark.workers import attempt_group
 from zoo_core.data.model_outputs import outputs_room
+from zoo_core.errors import IntegrityError
+from zoo_core.files.fetch import pin_plan
 from zoo_core.plan.plan import Budget, Plan, pinned, reseeded
 from zoo_core.plan.resolve import resolve
 from zoo_core.results.store import Result
@@ -158,6 +160,35 @@ def test_without_a_store_and_without_memory_features_are_computed_each_time(monk
     shared.memory.max_bytes = 0
     assert scores([run_trial(plan, shared=shared)[0] for plan in plans]) == scores(alone)
     assert not outputs_room().exists()
+
+
+def test_of_files_that_change_while_features_are_made_nothing_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path / "flowers.csv"
+    rows = [f"{number % 7},{number % 3},{'ab'[number % 2]}" for number in range(60)]
+    table.write_text("\n".join(["x,y,label", *rows]), encoding="utf-8")
+    plan = pin_plan(
+        resolve("starter/mlp-nano(weights=random)", task=f'csv(path="{table}", target="label")', budget=BUDGET)
+    )
+    (group,) = plan_groups([plan])
+    SharedWork(group, [plan], device=CPU).fill()
+    assert list(outputs_room().rglob("*.rows"))
+    shared = SharedWork(group, [plan], device=CPU)
+    table.write_text("\n".join(["x,y,label", *reversed(rows)]), encoding="utf-8")
+    with pytest.raises(IntegrityError, match="has changed while the trial ran"):
+        shared.fill()
+    assert not list(outputs_room().rglob("*.rows"))
+    (result,) = together([plan])
+    assert (result.status, result.score) == ("failed", None)
+
+
+def test_half_precision_features_are_those_of_each_epoch() -> None:
+    plans = plans_of("starter/vit-nano", budget=Budget(epochs=3, num_rates=2, precision="bfloat16"))
+    alone = [run_trial(plan)[0] for plan in plans]
+    for one, other in zip(together(plans), alone, strict=True):
+        assert one.score is not None
+        assert one.score == pytest.approx(other.score, abs=0.02)  # bfloat16 has three digits, and rows round elsewhere
 
 
 def test_rates_and_memory_are_of_steps_that_share_nothing() -> None:

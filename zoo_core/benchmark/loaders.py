@@ -10,6 +10,8 @@ from zoo_core.benchmark.teaching import is_unlabelled, replay_of, with_truth
 from zoo_core.contracts import Split, Target, TaskData
 from zoo_core.data.augmentation import Augment
 from zoo_core.data.loader import Beside, Loader
+from zoo_core.errors import IntegrityError
+from zoo_core.files.folders import look
 from zoo_core.lock import part_key
 from zoo_core.model.learner import Learner
 from zoo_core.model.replay import Passes
@@ -17,7 +19,7 @@ from zoo_core.plan.plan import Plan
 from zoo_core.registry.recipe_checks import broken, plugin_call
 from zoo_core.training.timing import INFERENCE_BATCH
 
-__all__ = ["open_task", "plain_loader", "scoring_loader", "training_loader"]
+__all__ = ["check_still", "open_task", "plain_loader", "scoring_loader", "training_loader"]
 
 
 def open_task(plan: Plan) -> TaskData:
@@ -34,6 +36,17 @@ def open_task(plan: Plan) -> TaskData:
     if found != said:
         raise broken(plan.task, f"it says that its target is {said}, and opened it is {found}")
     return data
+
+
+def check_still(plan: Plan) -> None:
+    """Raises IntegrityError if a local folder has changed since the plan was made.
+
+    Some of its files are read while a trial runs, so nobody could say what its result was made from.
+    """
+    for key, source in plan.sources.items():
+        pin = plan.pins.get(key)
+        if source.folder is not None and pin is not None and look(source, "random").files != pin.files:
+            raise IntegrityError(f"{key} has changed while the trial ran; give the same command again")
 
 
 def training_loader(

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 
 from zoo_core.benchmark.groups import Group, key_of, kinds_of
-from zoo_core.benchmark.loaders import open_task, plain_loader, training_loader
+from zoo_core.benchmark.loaders import check_still, open_task, plain_loader, training_loader
 from zoo_core.benchmark.progress import TrialProgress
 from zoo_core.benchmark.teaching import split_key
 from zoo_core.contracts import Kind, Split, Target, TaskData
 from zoo_core.data.loader import Loader
 from zoo_core.data.model_outputs import ModelOutputs, outputs_room
 from zoo_core.data.splits import Splits, carve, rows_of
-from zoo_core.errors import ZooError
+from zoo_core.errors import IntegrityError, ZooError
 from zoo_core.model.build import build, build_backbone
 from zoo_core.model.learner import Learner
 from zoo_core.plan.plan import Plan
@@ -108,8 +108,19 @@ class SharedWork:
         return self.passed.seconds / len(self._plans)
 
     def fill(self, report: Callable[[TrialProgress], None] = lambda _: None) -> None:
-        """Makes the features that the trials will read. What goes wrong here comes up again in the trial it is of."""
+        """Makes the features that the trials will read. What goes wrong here comes up again in the trial it is of.
 
+        Raises IntegrityError if files of the task have changed since it was planned; nothing is stored of them then.
+        """
+        self._fill(report)
+        try:
+            check_still(self._plans[0])
+        except IntegrityError:
+            for store in self._stores.values():
+                store.discard()
+            raise
+
+    def _fill(self, report: Callable[[TrialProgress], None]) -> None:
         def tell(progress: FitProgress) -> None:
             report(TrialProgress(candidate=0, num_candidates=1, progress=progress))
 

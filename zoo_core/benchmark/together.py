@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from zoo_core.benchmark.progress import TrialProgress
 from zoo_core.benchmark.sharing import SharedWork
 from zoo_core.benchmark.trial import Start, started
 from zoo_core.model.replay import Passes
 from zoo_core.plan.plan import Plan
 from zoo_core.training.fit import take_unit
 from zoo_core.training.gradient_trainer import moving, put
+from zoo_core.training.progress import FitProgress
 from zoo_core.training.rows import NotTogether, Row, train_rows
 
 __all__ = ["train_together"]
@@ -24,7 +26,7 @@ def train_together(
     *,
     device: torch.device,
     num_workers: int = 0,
-    progress: Callable[[int, int, float], None] = lambda step, num_steps, loss: None,
+    report: Callable[[TrialProgress], None] = lambda _: None,
 ) -> None:
     """Trains every candidate of trials that differ in their seed alone, and leaves in `shared` how they ended.
 
@@ -47,6 +49,9 @@ def train_together(
         start = starts[row // len(rates)]
         put(moving(start.learner), weights)
         return start.validate(start.learner)
+
+    def progress(of_all: FitProgress) -> None:
+        report(TrialProgress(candidate=1, num_candidates=1, progress=of_all))
 
     ends = train_rows(rows, budget=plans[0].budget, validate=validate, progress=progress)
     for at, plan in enumerate(plans):

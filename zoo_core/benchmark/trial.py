@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from zoo_core.benchmark.groups import plan_groups
-from zoo_core.benchmark.loaders import open_task, scoring_loader, training_loader
+from zoo_core.benchmark.loaders import check_still, open_task, scoring_loader, training_loader
 from zoo_core.benchmark.progress import TrialProgress
 from zoo_core.benchmark.provenance import provenance
 from zoo_core.benchmark.sharing import Measured, SharedWork, combination_of, refusal
@@ -22,8 +22,7 @@ from zoo_core.benchmark.teaching import check_columns, check_enough, check_label
 from zoo_core.contracts import Split, Target, TaskData
 from zoo_core.data.loader import Loader
 from zoo_core.data.splits import Splits, carve
-from zoo_core.errors import DivergedError, IntegrityError
-from zoo_core.files.folders import look
+from zoo_core.errors import DivergedError
 from zoo_core.model.build import build
 from zoo_core.model.learner import Learner
 from zoo_core.model.replay import Passes
@@ -187,17 +186,6 @@ def _measured(
         peak_memory_bytes=once.peak_memory_bytes,
         shared=told,
     )
-
-
-def check_still(plan: Plan) -> None:
-    """Raises IntegrityError if a local folder has changed since the plan was made.
-
-    Some of its files are read while a trial runs, so nobody could say what its result was made from.
-    """
-    for key, source in plan.sources.items():
-        pin = plan.pins.get(key)
-        if source.folder is not None and pin is not None and look(source, "random").files != pin.files:
-            raise IntegrityError(f"{key} has changed while the trial ran; give the same command again")
 
 
 def choose(

@@ -13,7 +13,7 @@ import pickle
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection, wait
@@ -33,7 +33,6 @@ from zoo_core.plan.plan import Plan
 from zoo_core.registry.local_plugins import load_again
 from zoo_core.registry.trust import trusting
 from zoo_core.results.store import Result, Status
-from zoo_core.training.progress import FitProgress
 from zoo_core.training.rows import NotTogether
 
 __all__ = ["attempt", "attempt_group", "work"]
@@ -95,20 +94,13 @@ def attempt_group(
     for combination, positions in combinations.items():
         some = [plans[position] for position in positions]
         try:
-            train_together(some, shared, device=torch.device(device), progress=partial(_tell, report, positions))
+            train_together(some, shared, device=torch.device(device), report=partial(report, positions[0]))
         except NotTogether as error:
             shared.apart[combination] = str(error)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - each of its trials says what is wrong with it
             shared.apart[combination] = explained(error, MEMORY_ERRORS)
         for position in positions:
             yield position, attempt(plans[position], device=device, report=partial(report, position), shared=shared)
-
-
-def _tell(
-    report: Callable[[int, TrialProgress], None], positions: Sequence[int], step: int, num_steps: int, loss: float
-) -> None:
-    progress = FitProgress(step=step, num_steps=num_steps, loss=loss, examples_per_second=0.0)
-    report(positions[0], TrialProgress(candidate=1, num_candidates=1, progress=progress))
 
 
 def work(

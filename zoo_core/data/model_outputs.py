@@ -168,6 +168,13 @@ class ModelOutputs:
                 "computed each time; free space or mend its rights, or set ZOO_CACHE to another folder"
             )
 
+    def discard(self) -> None:
+        """Removes all that is stored, of every view: it turned out to be of something else than the key says."""
+        self.close()
+        for view in _views(self.folder.parent):
+            if view.path.parent == self.folder:
+                _removed(view)
+
     def close(self) -> None:
         """Closes the files; the next call opens them again."""
         for file, _ in self._files.values():

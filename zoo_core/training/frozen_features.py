@@ -30,7 +30,7 @@ from zoo_core.training.timing import INFERENCE_BATCH, Stopwatch, autocast
 
 __all__ = ["FeatureMemory", "FeaturePass", "FrozenFeatures"]
 
-MEMORY_BYTES = 2**31  # of features that the trials of one process keep
+MEMORY_BYTES = 2**30  # of features that the trials of one process keep
 WORDS = "word_ids"  # an input that targets and scores of words need beside features
 PADDING: Mapping[str, float] = {X: 0.0, MASK: False, WORDS: -1}
 AS_BFLOAT16 = " as bfloat16"  # of a stored array's name: its values are in float32, which holds them exactly

@@ -30,6 +30,7 @@ from zoo_core.model.learner import Learner
 from zoo_core.model.objective import BinaryCrossEntropy, CrossEntropy, ScaledHead, SquaredError
 from zoo_core.plan.plan import Budget
 from zoo_core.training.gradient_trainer import moving, rate_at
+from zoo_core.training.progress import FitProgress
 from zoo_core.training.timing import autocast, precision_of
 
 __all__ = ["NotTogether", "Row", "RowEnd", "train_rows"]
@@ -76,12 +77,12 @@ def train_rows(
     *,
     budget: Budget,
     validate: Callable[[int, Mapping[str, Tensor]], float],
-    progress: Callable[[int, int, float], None] = lambda step, num_steps, loss: None,
+    progress: Callable[[FitProgress], None] = lambda _: None,
 ) -> list[RowEnd]:
     """Trains rows of one budget. Returns how each ended, in their order.
 
     validate: the validation score, more is better, of a row with these weights; asked for after each epoch where the
-    budget has a patience or keeps the best. progress: is told of step, number of steps and mean loss of the rows.
+    budget has a patience or keeps the best. progress: is told after each epoch, of all rows together.
     Raises NotTogether for heads that cannot be trained so, before any of them is.
     """
     ends: list[RowEnd] = []
@@ -263,7 +264,7 @@ class _Rows:
     def train(
         self,
         validate: Callable[[int, Mapping[str, Tensor]], float],
-        progress: Callable[[int, int, float], None],
+        progress: Callable[[FitProgress], None],
     ) -> list[RowEnd]:
         started = time.perf_counter()
         self._try()
@@ -279,7 +280,9 @@ class _Rows:
                 totals_R += self._step(features, target, mean, square, share(step), step)
                 step += 1
             losses = (totals_R / num_batches).tolist()
-            progress(step, num_steps, sum(losses) / len(losses))
+            rate = step * self._loaders[0].batch_size * len(losses) / (time.perf_counter() - started)
+            mean_loss = sum(losses) / len(losses)
+            progress(FitProgress(step=step, num_steps=num_steps, loss=mean_loss, examples_per_second=rate))
             for row, (state, loss) in enumerate(zip(states, losses, strict=True)):
                 if not state.is_over:
                     self._close_epoch(row, state, loss, step, validate)
