@@ -416,7 +416,7 @@ def catalogue() -> str:
     text += f"\n## Backbones by namespace\n\n{backbones(rows)}"
     text += f"\n## Recorded backbones\n\n{recorded(rows, 'backbone')}"
     text += f"\n## Recorded data sets\n\n{recorded(rows, 'task')}"
-    for kind in ("adapter", "head", "task", "metric", "augmentation", "reader"):
+    for kind in ("adapter", "head", "task", "metric", "augmentation", "reader", "score"):
         named = [row for row in rows if row["kind"] == kind and row["distribution"] != "zoo-registry"]
         text += f"\n## {kind.capitalize()}s\n\n"
         text += table(

@@ -43,6 +43,7 @@ LAYERS = (
     "training",
     "runs",
     "benchmark",
+    "selection",
     "api",
     "cli",
     "testing",

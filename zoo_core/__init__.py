@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         load_run,
         load_runs,
         predict,
+        rank,
         save,
     )
     from zoo_core.contracts import Batch, Target
@@ -59,6 +60,7 @@ __all__ = [
     "load_runs",
     "parse",
     "predict",
+    "rank",
     "resolve",
     "save",
     "show",
@@ -69,7 +71,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     **dict.fromkeys(("bench", "distill", "embed", "evaluate", "export", "fetch", "fit"), "api"),
-    **dict.fromkeys(("load", "load_backbone", "load_run", "load_runs", "predict", "save"), "api"),
+    **dict.fromkeys(("load", "load_backbone", "load_run", "load_runs", "predict", "rank", "save"), "api"),
     **dict.fromkeys(("Batch", "Target"), "contracts"),
     "ZooError": "errors",
     **dict.fromkeys(("list_names", "show"), "registry.registry"),

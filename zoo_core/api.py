@@ -1,6 +1,6 @@
 """The Python calls, which the commands use too.
 
-load, load_backbone, load_run, load_runs, save, fetch, fit, distill, evaluate, predict, embed, bench.
+load, load_backbone, load_run, load_runs, save, fetch, fit, distill, evaluate, predict, embed, rank, bench.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ from zoo_core.runs.backbones import plans_below
 from zoo_core.runs.export import exporter, write_plain
 from zoo_core.runs.inference import Item, Pool, Prediction, SkippedItem, embedded, predicted
 from zoo_core.runs.stored_run import StoredRun, load_stored, load_together, read_run, save_run
+from zoo_core.selection.candidates import Filters
+from zoo_core.selection.rank import SCORES, RankEvent, Ranking, run_shortlist, shortlisted
 from zoo_core.spec.parser import Spec, parse_part
 from zoo_core.toolkit.table_encoding import Encoding, encoding_of
 from zoo_core.training.gradient_trainer import MemoryOptions
@@ -62,6 +64,7 @@ __all__ = [
     "load_run",
     "load_runs",
     "predict",
+    "rank",
     "save",
 ]
 
@@ -556,6 +559,50 @@ def _check_items(call: str, items: object, modality: Modality) -> None:
 
 def _called(item: object, position: int) -> str:
     return str(item) if isinstance(item, str | Path) else str(position)
+
+
+def rank(
+    backbones: str | Sequence[SpecLike],
+    *,
+    task: str | TaskRecipe,
+    scores: str = SCORES,
+    by: str | None = None,
+    licences: Sequence[str] = (),
+    max_parameters: int | None = None,
+    input_size: int | None = None,
+    num_examples: int = 1000,
+    seed: int = 0,
+    time_limit: float | None = None,
+    device: str = "cpu",
+    num_workers: int = 0,
+    lock: str | Path | None = None,
+    frozen: bool = False,
+    watch: Callable[[RankEvent], None] = lambda _: None,
+) -> Ranking:
+    """Ranks backbones for a task without training, by scores of their features; its rows are in the order of `by`.
+
+    backbones: names and patterns, as "starter/*,timm/*tiny*", or a list of them; with `until=N` each depth is one.
+    Each passes once over at most num_examples training examples, and a second call reads what was stored. The test
+    split is not looked at.
+    scores: their names with commas between. by: the one that orders; None: the first.
+    licences, max_parameters, input_size: only backbones of which the catalogue knows that they are such.
+    time_limit: in seconds; when it is over no backbone is begun. lock, frozen: as for `load`.
+    A backbone that fails is a row with its reason. Raises RefusedError for token classes and if nothing is left.
+    Example: `zoo_core.rank("starter/*", task="digits").rows[0].name`.
+    """
+    filters = Filters(licences=tuple(licences), max_parameters=max_parameters, input_size=input_size)
+    pins = read_pins(Path(lock) if lock else None)
+    shortlist = shortlisted(backbones, task=task, filters=filters, scores=scores, by=by, pins=pins, frozen=frozen)
+    return run_shortlist(
+        shortlist,
+        num_examples=num_examples,
+        seed=seed,
+        time_limit=time_limit,
+        device=device,
+        num_workers=num_workers,
+        frozen=frozen,
+        watch=watch,
+    )
 
 
 def bench(

@@ -131,7 +131,7 @@ def test_list_takes_a_kind_and_a_pattern(
         (
             ["adaptr", "x"],
             2,
-            "allowed are backbone, adapter, head, task, metric, augmentation, reader; did you mean adapter",
+            "allowed are backbone, adapter, head, task, metric, augmentation, reader, score; did you mean adapter",
         ),
         (["a", "b", "c"], 2, "found 3 words, allowed are a kind and a pattern"),
         (["--jsn"], 2, "No such option"),
@@ -339,7 +339,12 @@ def test_doctor_tells_of_a_group_that_is_none_of_zoos(
 
 @pytest.mark.parametrize(
     ("group", "near"),
-    [("metric", "zoo.metrics"), ("augmentation", "zoo.augmentations"), ("reader", "zoo.readers")],
+    [
+        ("metric", "zoo.metrics"),
+        ("augmentation", "zoo.augmentations"),
+        ("reader", "zoo.readers"),
+        ("score", "zoo.scores"),
+    ],
 )
 def test_doctor_names_the_nearest_group_and_all_there_are(
     site: Path, capsys: pytest.CaptureFixture[str], group: str, near: str
@@ -351,7 +356,7 @@ def test_doctor_names_the_nearest_group_and_all_there_are(
     assert f"did you mean {near}" in line
     assert line.endswith(
         "there are zoo.backbones, zoo.adapters, zoo.heads, zoo.tasks, zoo.metrics, zoo.augmentations, zoo.readers, "
-        "zoo.records"
+        "zoo.scores, zoo.records"
     )
 
 

@@ -19,6 +19,7 @@ INTERRUPTED = {
     "bench": "interrupted; what is done is stored, and the same command runs the rest",
     "distill": "interrupted; the same command goes on after the last epoch that was stored",
     "fit": "interrupted; the same command goes on after the last epoch that was stored",
+    "rank": "interrupted; the features of finished backbones are stored, and the same command reads them",
 }
 
 

@@ -21,6 +21,7 @@ from zoo_core.registry.recipe_checks import (
     check_head,
     check_metric,
     check_reader,
+    check_score,
     check_task,
     plugin_call,
 )
@@ -37,6 +38,7 @@ CHECKS: Mapping[PartKind, Callable[[Bound], None]] = {
     "head": check_head,
     "metric": check_metric,
     "reader": check_reader,
+    "score": check_score,
     "task": check_task,
 }
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zoo_core.contracts.extensions import AugmentationRecipe, MetricRecipe, ReaderRecipe
+from zoo_core.contracts.extensions import AugmentationRecipe, MetricRecipe, ReaderRecipe, ScoreRecipe
 from zoo_core.contracts.modules import (
     Backbone,
     ClosedForm,
@@ -126,6 +126,7 @@ __all__ = [
     "Preparation",
     "Raw",
     "ReaderRecipe",
+    "ScoreRecipe",
     "Seam",
     "Site",
     "Source",

@@ -1,7 +1,7 @@
-"""The recipes of what is no part of a spec: how a task is scored, how examples are varied, what a path stands for.
+"""The recipes of what is no part of a spec: how a task or features are scored, examples varied, what a path stands for.
 
 Like all recipes they are frozen, keyword-only dataclasses that an entry point names, and their fields are the arguments
-that a user may write. Their groups are `zoo.metrics`, `zoo.augmentations` and `zoo.readers`.
+that a user may write. Their groups are `zoo.metrics`, `zoo.augmentations`, `zoo.readers` and `zoo.scores`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from zoo_core.contracts.vocabulary import Modality, TargetKind
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["AugmentationRecipe", "MetricRecipe", "ReaderRecipe"]
+__all__ = ["AugmentationRecipe", "MetricRecipe", "ReaderRecipe", "ScoreRecipe"]
 
 
 class MetricRecipe(Protocol):
@@ -79,5 +79,29 @@ class ReaderRecipe(Protocol):
 
         path: a file or a folder. files: names of the file itself, or of those in the folder that told of this reader.
         It looks at names alone, or at the first bytes of a file: it is asked whenever a command is given a path.
+        """
+        ...
+
+
+class ScoreRecipe(Protocol):
+    """How well features of a frozen backbone suit a target, told without training; `zoo rank` orders backbones by it.
+
+    targets: the kinds of target that it is for. Higher is better.
+    """
+
+    version: ClassVar[int]
+    targets: ClassVar[frozenset[TargetKind]]
+
+    def judge(self, features: Tensor, truth: Tensor, target: Target) -> Tensor:
+        """What each example says, float [N], or one number for all of them, float [].
+
+        features: float64 [N, D] on the CPU, finite and not all equal; not to be changed.
+        truth: int64 [N] (classes), or float64 [N, C], 0 or 1 (multilabel) or finite (regression).
+        target: the kind, the size and the names of the outputs.
+        [N]: the score is the mean, as a share of examples that were predicted rightly. Nothing that is learned may
+        predict the example that it was learned from. Its interval comes from the spread of these values.
+        []: the score is this number. Its interval comes from more calls, each on nine tenths of the examples, so it
+        must mean the same for any number of them.
+        Two calls give the same; what is not finite says that the score is not defined on these examples.
         """
         ...

@@ -36,7 +36,7 @@ TargetKind = Literal["classes", "multilabel", "regression", "token_classes", "un
 
 Nothing is known of unlabelled examples; a teacher may tell, and a model that nobody tells gives its pooled features.
 """
-PartKind = Literal["backbone", "adapter", "head", "task", "metric", "augmentation", "reader"]
+PartKind = Literal["backbone", "adapter", "head", "task", "metric", "augmentation", "reader", "score"]
 """Kinds of parts. Each kind has its own group of entry points."""
 Seam = Literal["stage", "attention", "prompt"]
 """A place in the forward pass that an adapter hooks into."""

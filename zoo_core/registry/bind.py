@@ -52,7 +52,7 @@ COMMON: Mapping[PartKind, tuple[Argument, ...]] = {
         Argument(name="rest", type=Literal["drop", "unlabelled"], default="drop", common=True, silent=True),
         Argument(name="labels", type=Literal["keep", "drop"], default="keep", common=True, silent=True),
     ),
-    **dict.fromkeys(("adapter", "head", "metric", "augmentation", "reader"), ()),
+    **dict.fromkeys(("adapter", "head", "metric", "augmentation", "reader", "score"), ()),
 }
 WITH_FILES: frozenset[PartKind] = frozenset({"backbone", "adapter", "task"})  # a head may have a source, see LoadsFiles
 

@@ -49,12 +49,12 @@ __all__ = [
 
 State: TypeAlias = Literal["ok", "broken", "incompatible", "ambiguous", "disallowed"]
 
-FORMAT = 2  # raised when scan.py extracts different facts from the same files
+FORMAT = 3  # raised when scan.py extracts different facts from the same files
 NUM_KEPT = 16  # index files in the cache folder: one for each environment and way of starting Python
 RACY_NS = 100_000_000  # a folder that changed less long ago may change again with the same modification time
 PART_KINDS: tuple[PartKind, ...] = (  # a copy of contracts.PART_KINDS, because importing that takes too long
     *("backbone", "adapter", "head", "task"),
-    *("metric", "augmentation", "reader"),
+    *("metric", "augmentation", "reader", "score"),
 )
 HEX = frozenset("0123456789abcdef")
 

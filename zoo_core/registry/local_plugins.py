@@ -29,6 +29,7 @@ from zoo_core.contracts import (
     MetricRecipe,
     PartKind,
     ReaderRecipe,
+    ScoreRecipe,
     TaskRecipe,
 )
 from zoo_core.errors import AccessError, NotFoundError, SpecError, UsageError, ZooError
@@ -53,7 +54,7 @@ __all__ = [
 ]
 
 InSpec: TypeAlias = BackboneRecipe | AdapterRecipe | HeadRecipe | TaskRecipe
-Recipe: TypeAlias = InSpec | MetricRecipe | AugmentationRecipe | ReaderRecipe
+Recipe: TypeAlias = InSpec | MetricRecipe | AugmentationRecipe | ReaderRecipe | ScoreRecipe
 SpecLike: TypeAlias = str | Spec | InSpec | Sequence[str | Spec | Part | InSpec]
 
 PREFIX = "zoo_file_"  # before the names of the modules that plugin files become
@@ -70,6 +71,7 @@ VERBS: tuple[tuple[PartKind, set[str]], ...] = (
     ("metric", {"score"}),
     ("augmentation", {"augment"}),
     ("reader", {"task"}),
+    ("score", {"judge"}),
 )
 
 

@@ -39,6 +39,7 @@ __all__ = [
     "check_head",
     "check_metric",
     "check_reader",
+    "check_score",
     "check_task",
     "plugin_call",
 ]
@@ -111,6 +112,11 @@ def check_reader(reader: Bound) -> None:
         raise broken(reader, f"{wrong[0]!r} is no suffix; allowed: a dot and lower case, as in '.csv'")
     if not any(told.values()):
         raise broken(reader, "it has no suffixes and no names, so it reads nothing")
+
+
+def check_score(score: Bound) -> None:
+    """Raises PluginError if a score does not declare the target kinds that it is for."""
+    _check_set(score, "targets", TARGET_KINDS)
 
 
 def _check_rates(part: Bound) -> None:

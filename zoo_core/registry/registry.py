@@ -34,6 +34,7 @@ PLACES_OF_KINDS: tuple[
     frozenset({"metric"}),
     frozenset({"augmentation"}),
     frozenset({"reader"}),
+    frozenset({"score"}),
 )
 VERBS: dict[PartKind, str] = {
     "backbone": "build",
@@ -43,6 +44,7 @@ VERBS: dict[PartKind, str] = {
     "metric": "score",
     "augmentation": "augment",
     "reader": "task",
+    "score": "judge",
 }
 
 

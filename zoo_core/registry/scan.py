@@ -42,6 +42,7 @@ GROUPS = {
     "zoo.metrics": "metric",
     "zoo.augmentations": "augmentation",
     "zoo.readers": "reader",
+    "zoo.scores": "score",
 }
 RECORDS_GROUP = "zoo.records"
 RECORD_FOLDERS = {"models": "backbone", "tasks": "task"}
