@@ -15,7 +15,8 @@ __all__ = ["blocks", "knn", "logme", "ridge"]
 MANY_NEIGHBOURS, FEW_NEIGHBOURS = 20, 5
 PENALTIES = tuple(10.0**power for power in range(-4, 4))  # in units of the mean eigenvalue of the features
 MOST_STEPS = 11  # of LogME's fixed point, as in its authors' code
-SETTLED = 1e-7  # relative change of alpha / beta; the evidence is flat there, so its own error is the square of that
+FURTHEST = 30.0  # from where log(a / b) begins: beyond, the evidence is at its limit for nothing known, or everything
+SETTLED = 1e-7  # change of log(a / b); the evidence is flat there, so its own error is of the order of the square
 SEED = 20261129
 
 
@@ -87,38 +88,78 @@ def logme(features: Tensor, truth: Tensor, target: Target) -> Tensor:
     classes that occur, 1 or 0, or the labels, or values that are standardised here so that their unit does not matter.
     Source: You et al. 2021, algorithm 3; the fixed point as in their code at github.com/thuml/LogME.
     """
-    num, dim = features.shape
+    num = len(features)
     y_NC = _values(truth, target)
     y_NC = _standardised(y_NC) if target.kind == "regression" else y_NC[:, y_NC.any(0)]
     if not y_NC.shape[1]:  # labels of which none is true
         return torch.tensor(torch.nan, dtype=features.dtype)
     spectrum = _spectrum(features)
-    squares_R1 = spectrum.squares_R[:, None]
-    z_RC = (spectrum.left_NR.T @ y_NC).square()
-    length_C = y_NC.square().sum(0)
-    outside_C = (length_C - z_RC.sum(0)).clamp_min(0)  # what no linear model of these features can fit
-    a_C, b_C = torch.ones_like(length_C), torch.ones_like(length_C)
-    for _ in range(MOST_STEPS):
-        ratio_C = a_C / b_C
-        m_C, rss_C = _fitted(squares_R1, z_RC, outside_C, length_C, ratio_C)
-        known_C = (squares_R1 / (squares_R1 + ratio_C)).sum(0)
-        a_C, b_C = known_C / m_C, (num - known_C) / rss_C
-        if bool(((a_C / b_C) / ratio_C - 1).abs().max() < SETTLED):
-            break
-    m_C, rss_C = _fitted(squares_R1, z_RC, outside_C, length_C, a_C / b_C)
-    logdet_C = (a_C + b_C * squares_R1).log().sum(0) + (dim - len(z_RC)) * a_C.log()
-    evidence_C = (dim * a_C.log() + num * b_C.log() - b_C * rss_C - a_C * m_C - logdet_C) / 2
+    evidence_C = _Evidence(
+        squares_R1=spectrum.squares_R[:, None],
+        z_RC=(spectrum.left_NR.T @ y_NC).square(),
+        length_C=y_NC.square().sum(0),
+        num=num,
+    ).largest()
     return (evidence_C / num).mean() - torch.log(torch.tensor(2 * torch.pi, dtype=features.dtype)) / 2
 
 
-def _fitted(
-    squares_R1: Tensor, z_RC: Tensor, outside_C: Tensor, length_C: Tensor, ratio_C: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The squared lengths of the mean weights and of the residuals, each float64 [C], and neither 0."""
-    m_C = (squares_R1 * z_RC / (squares_R1 + ratio_C).square()).sum(0)
-    rss_C = ((ratio_C / (squares_R1 + ratio_C)).square() * z_RC).sum(0) + outside_C
-    least = torch.finfo(z_RC.dtype).eps
-    return m_C.clamp_min(least * length_C), rss_C.clamp_min(least * length_C)
+@dataclass(frozen=True, kw_only=True)
+class _Evidence:
+    """The evidence of linear models of C columns, as a function of the ratio a / b alone: b is then the best one.
+
+    squares_R1, z_RC: squared singular values, and what of each column lies along their vectors, squared. length_C: of
+    the columns, squared.
+    """
+
+    squares_R1: Tensor
+    z_RC: Tensor
+    length_C: Tensor
+    num: int
+
+    def largest(self) -> Tensor:
+        """Without the constant, float64 [C]. The fixed point on log(a / b), with the steps of a secant where it may.
+
+        The fixed point alone converges linearly and would need some dozens of steps where features say little.
+        """
+        middle = self.squares_R1.mean().log()
+        at_C = middle.expand_as(self.length_C)
+        before: tuple[Tensor, Tensor] | None = None
+        for _ in range(MOST_STEPS):
+            step_C = self._next(at_C) - at_C
+            if bool(step_C.abs().max() < SETTLED):
+                break
+            moved_C = step_C
+            if before is not None:
+                slope_C = (step_C - before[1]) / (at_C - before[0])
+                secant_C = -step_C / slope_C
+                may = (slope_C < -0.02) & (slope_C > -1) & secant_C.isfinite()
+                moved_C = torch.where(may, secant_C, step_C)
+            before = at_C, step_C
+            at_C = (at_C + moved_C).clamp(middle - FURTHEST, middle + FURTHEST)
+        return self._at(at_C)
+
+    def _next(self, at_C: Tensor) -> Tensor:
+        """The fixed point's step: a = known / |m|^2, b = (N - known) / |y - Fm|^2, as log(a / b)."""
+        m_C, rss_C = self._fitted(at_C.exp())
+        unknown_RC = at_C.exp() / (self.squares_R1 + at_C.exp())  # summed, as N - known is 0 once it is rounded
+        known_C = (1 - unknown_RC).sum(0)
+        unknown_C = unknown_RC.sum(0) + (self.num - len(self.z_RC))
+        return (known_C * rss_C / (m_C * unknown_C)).log()
+
+    def _at(self, at_C: Tensor) -> Tensor:
+        ratio_C = at_C.exp()
+        m_C, rss_C = self._fitted(ratio_C)
+        b_C = self.num / (rss_C + ratio_C * m_C)
+        logdet_C = (ratio_C + self.squares_R1).log().sum(0) - len(self.z_RC) * at_C
+        return (self.num * b_C.log() - self.num - logdet_C) / 2
+
+    def _fitted(self, ratio_C: Tensor) -> tuple[Tensor, Tensor]:
+        """The squared lengths of the mean weights and of the residuals, each float64 [C], and neither 0."""
+        outside_C = (self.length_C - self.z_RC.sum(0)).clamp_min(0)  # what no linear model of these features can fit
+        m_C = (self.squares_R1 * self.z_RC / (self.squares_R1 + ratio_C).square()).sum(0)
+        rss_C = ((ratio_C / (self.squares_R1 + ratio_C)).square() * self.z_RC).sum(0) + outside_C
+        least_C = torch.finfo(self.z_RC.dtype).eps * self.length_C
+        return m_C.clamp_min(least_C / self.squares_R1.mean()), rss_C.clamp_min(least_C)
 
 
 # --- what they share --------------------------------------------------------------------------------------------------
