@@ -222,7 +222,7 @@ def test_every_spec_is_quoted_where_a_shell_would_trip() -> None:
 
 def test_the_commands_of_the_readmes_table_are_among_those_that_run() -> None:
     told = re.findall(r"^\| [^|`]+ \| `(zoo .*)` \|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert len(told) == 6
+    assert len(told) == 7
     assert set(told) <= {line for block in blocks("sh") for line in block.lines}
 
 
@@ -304,6 +304,8 @@ within = zoo_small:Within
 shift-right = zoo_small:Shift
 [zoo.readers]
 toy-files = zoo_small:ToyFiles
+[zoo.scores]
+nearest-mean = zoo_small:Nearest
 """
 RECIPES = re.findall(r"^([\w-]+) = (\w+):", ENTRY_POINTS, flags=re.MULTILINE)
 

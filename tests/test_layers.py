@@ -59,12 +59,14 @@ LIGHT_MODULES = (
     "benchmark.progress",
     "files.folders",
     "files.hashing",
+    "selection.candidates",
+    "selection.scores",
     "toolkit.files",
     "toolkit.locks",
     "toolkit.table_encoding",
     "training.progress",
 )
-LIGHT_COMMANDS = ("cli", "cli.bench", "cli.completion", "cli.config", "cli.data", "cli.names", "cli.plan")
+LIGHT_COMMANDS = ("cli", "cli.bench", "cli.completion", "cli.config", "cli.data", "cli.names", "cli.plan", "cli.rank")
 LIGHT_BENCH = ("benchmark.pool", "benchmark.provenance", "benchmark.runner")
 LIGHT_LIBRARIES = frozenset({"click", "rich"})
 FORBIDDEN = ("torch", "numpy", "pydantic", "huggingface_hub")  # named by the promise; the probes look for these

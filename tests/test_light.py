@@ -30,6 +30,7 @@ COMMANDS = [
     ["list", "--json"],
     ["list", "backbone", "starter/*"],
     ["list", "--help"],
+    ["rank", "--help"],
     ["show", "starter/vit-nano"],
     ["show", "digits", "--json"],
     ["show", "linear"],

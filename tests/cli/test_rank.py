@@ -93,6 +93,9 @@ def test_downloads_are_told_before_anything_is_fetched(zoo_here: Run, tmp_path: 
     words = ("--backbones", "timm/resnet18.a1_in1k,starter/vit-nano")
     before = ["2 backbones to compare", "46.8 MB to download", "  backbone:timm/resnet18.a1_in1k  46.8 MB"]
     assert zoo_here("rank", *TASK, *words, "--dry-run") == (0, "", before)
+    planned = _json(zoo_here("rank", *TASK, *words, "--dry-run", "--json"))
+    assert planned["downloads"] == {"backbone:timm/resnet18.a1_in1k": 46_799_000}
+    assert planned["candidates"] == ["timm/resnet18.a1_in1k", "starter/vit-nano"]
     code, out, err = zoo_here("rank", *TASK, *words)  # which fails, as tests have no network
     assert err[:3] == before
     assert code == 1

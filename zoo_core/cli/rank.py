@@ -134,6 +134,8 @@ def rank(
     for line in _before(shortlist):
         click.echo(line, err=True)
     if dry_run:
+        if as_json:
+            click.echo(json.dumps(_planned(shortlist), indent=2))
         return 0
     prepare_process(threads)
     device = check_device(device)
@@ -207,7 +209,7 @@ def _left_out(rows: Sequence[LeftOut]) -> Iterator[str]:
 def _some(lines: Sequence[str]) -> Iterator[str]:
     yield from lines[:SHOWN]
     if len(lines) > SHOWN:
-        yield f"  and {len(lines) - SHOWN} more; --json has them all"
+        yield f"  and {len(lines) - SHOWN} more; --dry-run --json has them all"
 
 
 def _outcome(row: Ranked) -> str:
@@ -261,6 +263,16 @@ def _remarks(found: Ranking) -> list[str]:
     if largest is not None:
         lines.append(f"by size alone {largest} would come first")
     return lines
+
+
+def _planned(shortlist: Shortlist) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "task": str(shortlist.task.canonical()),
+        "candidates": [candidate.name for candidate in shortlist.candidates],
+        "left_out": [asdict(row) for row in shortlist.left_out],
+        "downloads": dict(shortlist.downloads),
+    }
 
 
 def _json(found: Ranking, benched: Sequence[Result] | None) -> dict[str, Any]:

@@ -29,7 +29,6 @@ from zoo_core.plan.plan import pinned
 from zoo_core.plan.resolve import bind_task
 from zoo_core.registry.bind import Bound
 from zoo_core.registry.local_plugins import SpecLike
-from zoo_core.registry.readers import task_part
 from zoo_core.registry.recipe_checks import broken, check_score, plugin_call
 from zoo_core.registry.registry import Registry
 from zoo_core.registry.registry import registry as default_registry
@@ -158,9 +157,7 @@ def shortlisted(
     frozen: send no request. A candidate whose files cannot be pinned is left out, with its reason.
     """
     registry = registry or default_registry()
-    bound = (
-        task if isinstance(task, Bound) else bind_task(task_text(task), pins or {}, offline=frozen, registry=registry)
-    )
+    bound = task if isinstance(task, Bound) else bind_task(task, pins or {}, offline=frozen, registry=registry)
     check_target(bound)
     judges, order = _judges(scores, by, bound.target, registry)
     found, left_out = find_candidates(backbones, bound, filters=filters, pins=pins, offline=frozen, registry=registry)
@@ -188,11 +185,6 @@ def shortlisted(
         by=order,
         downloads=missing,
     )
-
-
-def task_text(task: Any) -> Any:
-    """A task as `bind_task` takes it: a path becomes the task that it stands for."""
-    return task_part(task) if isinstance(task, str) else task
 
 
 def _judges(text: str, by: str | None, target: Target, registry: Registry) -> tuple[tuple[Bound, ...], str]:
