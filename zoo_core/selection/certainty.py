@@ -4,11 +4,13 @@ Two ways, by what a score gives.
 
 A value for each example: a bootstrap over these values. Neighbours are not looked for again in each resample, because
 an example that is drawn twice would be its own nearest neighbour and leaving one out would leave nothing out. So the
-interval says what other examples to be predicted would change, and not what others to learn from would.
+interval says what other examples to be predicted would change, and not what others to learn from would. Simulated on
+60 and 200 examples of three classes it holds the score of other samples in 88 to 93 cases of 100, and tells two equally
+good backbones apart in 6 to 10 of 100.
 
 One number of all examples, as an evidence: a jackknife over ten blocks. The score is computed ten times without a
 block, on examples that are all different, and the spread of ten times the whole minus nine times the part is that of
-ten independent estimates; Student's t allows for their small number.
+ten independent estimates; Student's t allows for their small number. In the same simulation 94 to 96, and 1 to 6.
 Source: Efron & Tibshirani 1993, chapters 6 and 11; for blocks Shao & Wu 1989.
 """
 
