@@ -157,7 +157,7 @@ def has_weights(network: Path) -> bool:
 
 def drawn(task: str) -> list[str]:
     """The photographs of the training split that `zoo rank` looks at, by their paths in the folder."""
-    from zoo_core.benchmark.trial import open_task
+    from zoo_core.benchmark.loaders import open_task
     from zoo_core.data.splits import carve
     from zoo_core.files.fetch import pin_plan
     from zoo_core.plan.resolve import resolve
@@ -171,7 +171,7 @@ def difference(network: Path, task: str, by_hand: Path) -> float:
     """How far the stored features of a network are from those of the loop, over the largest of those."""
     import torch
 
-    from zoo_core.benchmark.trial import open_task
+    from zoo_core.benchmark.loaders import open_task
     from zoo_core.data.splits import carve
     from zoo_core.selection.pooled import pooled_features
     from zoo_core.selection.rank import shortlisted

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from zoo_core.benchmark.teaching import versions_in_use
-from zoo_core.benchmark.trial import check_still
+from zoo_core.benchmark.loaders import check_still
+from zoo_core.benchmark.teaching import split_key
 from zoo_core.contracts import Split, as_backbone
 from zoo_core.data.loader import AS_IT_IS, Loader
 from zoo_core.data.model_outputs import ModelOutputs, outputs_room
@@ -84,11 +83,8 @@ def _made(plan: Plan, split: Split, device: torch.device, num_workers: int) -> t
 
 def _key(plan: Plan, root: Split, device: torch.device) -> dict[str, object]:
     """All that the features depend on, besides the view and the row."""
-    assert plan.task is not None, "features are of a task's examples"
     return {
         "pooled features of": identity_of(plan, plan.backbone),
-        "task": {name: value for name, value in identity_of(plan, plan.task).items() if name != "common"},
-        "ids": hashlib.sha256("\0".join(root.ids).encode()).hexdigest(),
-        "device": device.type,
-        "versions": versions_in_use(),
+        **split_key(plan, root, "train", device),
+        "augmentation": None,
     }

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from zoo_core._process.interrupts import raise_interrupt
 from zoo_core.benchmark.dry_run import downloads
-from zoo_core.benchmark.trial import open_task
+from zoo_core.benchmark.loaders import open_task
 from zoo_core.contracts import Split, Target, TaskData
 from zoo_core.data.randomness import derive_seed
 from zoo_core.data.splits import Subset, Unlabelled, carve
