@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import zoo_core
-from zoo_core.benchmark import trial
+from zoo_core.benchmark import loaders
 from zoo_core.contracts import Target, TargetKind, Weights, as_backbone
 from zoo_core.data.splits import Subset
 from zoo_core.errors import RefusedError, UsageError
@@ -143,7 +143,7 @@ def test_more_examples_pass_only_the_new_ones_through_the_backbone() -> None:
 def test_stored_features_are_those_that_the_backbone_gives() -> None:
     (_, recipe) = PAIR[0]
     plan = replace(toy_plan(backbone=recipe), target=Target(kind="unlabelled"))
-    split = trial.open_task(plan).splits["train"]
+    split = loaders.open_task(plan).splits["train"]
     some = Subset(split, np.arange(7, 30))
     made = pooled.pooled_features(plan, some, device=torch.device("cpu"))
     again = pooled.pooled_features(plan, Subset(split, np.arange(20, 40)), device=torch.device("cpu"))
@@ -178,7 +178,7 @@ def test_the_test_split_is_never_looked_at(monkeypatch: pytest.MonkeyPatch) -> N
         splits["val"] = Shut()
         return data
 
-    open_task = trial.open_task
+    open_task = loaders.open_task
     monkeypatch.setattr(module, "open_task", opened)
     assert ranked(shortlist(*PAIR)).rows[0].status == "ok"
     with pytest.raises(pytest.fail.Exception, match="looked at num"):  # the trap can be seen to snap

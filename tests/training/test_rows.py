@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zoo_core.contracts import Features, FeatureSpec, Kind, Target
+from zoo_core.contracts import Features, FeatureSpec, Target, TargetKind
 from zoo_core.data.loader import Loader
 from zoo_core.errors import DivergedError
 from zoo_core.model.build import build
@@ -69,18 +69,17 @@ def head_of(text: str) -> Any:
 
 
 def world(
-    head: Any, *, kind: str = "classes", budget: Budget = BUDGET, tokens: bool = False
+    head: Any, *, kind: TargetKind = "classes", budget: Budget = BUDGET, tokens: bool = False
 ) -> list[tuple[Learner, Loader]]:
     """A learner in float64 and a loader of random features for each seed."""
     found = []
     for seed in SEEDS:
-        backbone: Kind = "tokens" if tokens else "map"
         plan = toy_plan(
-            backbone=ToyBackbones(kind=backbone),
+            backbone=ToyBackbones(kind="tokens" if tokens else "map"),
             head=head,
             task=ToyTasks(kind=kind),
             budget=budget,
-            seed=seed,  # type: ignore[arg-type]
+            seed=seed,
         )
         learner = build(plan).double()
         assert plan.task is not None
@@ -135,7 +134,7 @@ def alone(learner: Learner, loader: Loader, rate: float, budget: Budget) -> tupl
     return learner, fitted
 
 
-HEADS = {
+HEADS: dict[str, tuple[Callable[[], Any], TargetKind, bool]] = {
     "linear": (lambda: head_of("linear"), "classes", False),
     "mlp": (lambda: head_of("mlp(hidden_dim=8)"), "classes", False),
     "attention-pool": (lambda: head_of("attention-pool(num_heads=2)"), "classes", True),
