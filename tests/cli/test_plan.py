@@ -104,6 +104,7 @@ def test_a_suite_lists_its_trials_and_its_refusals_with_reasons(zoo_here: Run, s
     assert {tuple(row) for row in found["refusals"]} == {("trial", "reason")}
 
 
+@pytest.mark.slow
 def test_a_suite_says_what_is_shared_and_what_a_run_has_done_of_it(zoo_here: Run, suite: Path, tmp_path: Path) -> None:
     suite.write_text(
         'tasks = ["digits(shots=2)"]\nbackbones = ["starter/convnet-nano"]\nseeds = 2\n'

@@ -235,6 +235,12 @@ def test_what_cannot_be_trained_together_says_why_before_it_trains(head: Any, re
         assert all(torch.equal(x, tensors[name]) for name, x in learner.delta().items())
 
 
+def test_large_heads_are_not_trained_together_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_rows, "MOST_VALUES", 10)
+    with pytest.raises(NotTogether, match="parameters train faster one after the other on a CPU"):
+        together(world(head_of("linear")), BUDGET)
+
+
 def test_heads_of_two_shapes_are_not_trained_together() -> None:
     found = [world(head_of("mlp(hidden_dim=8)"))[0], world(head_of("mlp(hidden_dim=9)"))[1]]
     with pytest.raises(NotTogether, match="differ in shape"):

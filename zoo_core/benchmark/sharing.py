@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -75,18 +76,34 @@ class SharedWork:
         return carve(self.data, seed=plan.seed, target=plan.target, **plan.task.common)
 
     def learner(self, plan: Plan, target: Target) -> Learner:
-        """The learner of a trial around the backbone that all have in common, whose statistics are taken."""
-        return build(plan, target=target, backbone=self._first.backbone).to(self._device)
+        """The learner of a trial around the backbone that all have in common, whose statistics are taken.
+
+        One with adapters has a copy: what a plugin does to its backbone, against its word, is done to no other trial.
+        """
+        backbone = self._first.backbone
+        return build(plan, target=target, backbone=copy.deepcopy(backbone) if plan.adapters else backbone).to(
+            self._device
+        )
 
     @cached_property
     def _first(self) -> Learner:
-        """A learner with the backbone; one with random weights is calibrated on what the first trial trains on."""
-        plan = self._plans[0]
-        splits = self.splits(plan)
-        learner = build(plan, target=splits.target, backbone=build_backbone(plan)).to(self._device)
-        if plan.weights == "random":
-            calibrate(learner, self._training_loader(plan, learner, splits))
-        return learner
+        """The backbone, with the head of the first trial on whose examples random weights are calibrated.
+
+        A trial that cannot be built is passed over. Raises what building raises if there is no other.
+        """
+        backbone = build_backbone(self._plans[0])
+        for plan in self._plans:
+            splits, bare = self.splits(plan), replace(plan, adapters=(), places=None, teachers={})
+            try:
+                learner = build(bare, target=splits.target, purpose="use", backbone=backbone).to(self._device)
+            except ZooError:
+                if plan is self._plans[-1]:
+                    raise
+                continue
+            if plan.weights == "random":
+                calibrate(learner, self._training_loader(plan, learner, splits))
+            return learner
+        raise AssertionError("a group has trials")
 
     def _training_loader(self, plan: Plan, learner: Learner, splits: Splits) -> Loader:
         return training_loader(plan, learner, splits.train, splits.target, self._device, self._num_workers)

@@ -71,13 +71,13 @@ def attempt_group(
     device: str,
     report: Callable[[int, TrialProgress], None] = lambda position, progress: None,
 ) -> Iterator[tuple[int, Result]]:
-    """The results of the trials of a group, by position, as they end: trials that differ in their seed together.
+    """The results of the trials of a group, by position, as they end; trials that differ in their seed train together.
 
     What cannot be shared for whatever reason is not, and the results say so.
     """
     if group.alone:
         for position, plan in plans.items():
-            told = {**ALONE, "group": group.id, "reason": group.alone} if len(group.positions) == 1 else None
+            told = {**ALONE, "group": group.id, "reason": group.alone}
             yield position, replace(attempt(plan, device=device, report=partial(report, position)), shared=told)
         return
     first = next(iter(plans))

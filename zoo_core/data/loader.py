@@ -314,19 +314,14 @@ class Loader:
     @property
     def num_batches(self) -> int:
         """The number of batches in one epoch."""
-        return len(self.order(0))
+        return len(self._order(0))
 
     @property
     def draws(self) -> tuple[int, ...]:
         """The draws of the augmentation that epochs take, if they take them in turn; (0,) if nothing is drawn."""
         return (0,) if self._prepared.augment is None or self._views is None else tuple(range(self._views))
 
-    @property
-    def repeats(self) -> bool:
-        """Whether later epochs show what earlier ones have shown: nothing is drawn, or draws are taken in turn."""
-        return not self.preparation.random and (self._prepared.augment is None or self._views is not None)
-
-    def draw(self, epoch: int) -> int:
+    def _draw(self, epoch: int) -> int:
         """The draw of the augmentation that an epoch takes."""
         return epoch if self._views is None else epoch % self._views
 
@@ -336,7 +331,7 @@ class Loader:
 
     def epoch(self, epoch: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, which is counted from 0."""
-        return self._batches(self.draw(epoch), self.order(epoch))
+        return self._batches(self._draw(epoch), self._order(epoch))
 
     def seen(self, draw: int, positions: Sequence[int], batch_size: int) -> Iterator[Batch]:
         """Batches of these examples, in their order, as a draw shows them to the learner alone; none of it is kept."""
@@ -398,7 +393,7 @@ class Loader:
             given[of] = found.each(lambda x: x.to(self.device))  # what was stored comes from the disk
         return replace(batch, teachers=given)
 
-    def order(self, epoch: int) -> list[list[int]]:
+    def _order(self, epoch: int) -> list[list[int]]:
         """The positions in the split of each batch of an epoch."""
         order = list(range(self.num))
         if self.shuffled:

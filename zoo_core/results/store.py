@@ -50,7 +50,7 @@ class Result:
     of making; None without a teacher.
     shared: the group of trials that it ran in, their number (size), how (heads: its rates and seeds trained together,
     features: on features made once, alone: as if there were no others, for the reason), the seconds of its own fit and
-    its share of those in which features were made. None if nothing was to be shared.
+    its share of those in which features were made. None if it was not run, or failed in its group.
     """
 
     trial: str

@@ -165,10 +165,6 @@ class FrozenFeatures:
         """The loader of the split with features for inputs."""
         return self._loader.of_stored(self._inputs)
 
-    def at(self, draw: int, positions: Sequence[int]) -> dict[str, Tensor]:
-        """The features of some examples, as a batch of them holds it, on the loader's device."""
-        return {name: x.to(self._loader.device) for name, x in self._inputs(draw, positions).items()}
-
     def _inputs(self, draw: int, positions: Sequence[int]) -> dict[str, Tensor]:
         rows = self._rows[list(positions)]
         kept = self._kept(self._kind, draw)
