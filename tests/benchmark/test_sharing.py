@@ -32,7 +32,7 @@ def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def plans_of(spec: str, task: str = "digits(shots=4)", budget: Budget = BUDGET, seeds: int = 2) -> list[Plan]:
-    first = pinned(resolve(spec, task=task, budget=budget), {})
+    first = pin_plan(resolve(spec, task=task, budget=budget))
     return [reseeded(first, seed) for seed in range(seeds)]
 
 
