@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 GATES_SECONDS = {"closed form": 5.0, "by gradient": 6.0}  # of the least; the second one tries three rates
@@ -29,8 +30,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each trial, at least 3")
     rounds = max(3, parser.parse_args().rounds)
-    # A fork server outlives the main process for a moment; it then becomes our child, so that its time is counted too.
-    assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+    adopt_orphans()
     print(f"Python {sys.version.split()[0]}, CPU seconds, {rounds} rounds\n")
     print(f"{'one trial':14}{'least':>7}{'median':>8}{'main':>7}{'gate':>6}")
     missed = 0
@@ -50,18 +50,28 @@ def cpu_seconds(words: tuple[str, ...]) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, *BENCH, *GRID, *words, "--out", str(Path(folder) / "run")]
         env = kept | {"HOME": folder, "ZOO_CACHE": folder}
-        main = subprocess.Popen(command, env=env, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        of_main = total = 0.0
-        while True:
-            try:
-                pid, status, used = os.wait4(-1, 0)
-            except ChildProcessError:
-                return of_main, total
-            total += used.ru_utime + used.ru_stime
-            if pid == main.pid:
-                main.returncode = os.waitstatus_to_exitcode(status)
-                of_main = used.ru_utime + used.ru_stime
-                assert main.returncode == 0, command
+        return cpu_seconds_of(command, env=env, cwd=folder)
+
+
+def adopt_orphans() -> None:
+    """From now on a fork server that outlives its parent for a moment is our child, so that its time is counted too."""
+    assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+
+
+def cpu_seconds_of(command: Sequence[str], *, env: Mapping[str, str], cwd: str) -> tuple[float, float]:
+    """Runs a command that must end with 0. The CPU seconds of its main process, and of all of its processes."""
+    main = subprocess.Popen(command, env=env, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    of_main = total = 0.0
+    while True:
+        try:
+            pid, status, used = os.wait4(-1, 0)
+        except ChildProcessError:
+            return of_main, total
+        total += used.ru_utime + used.ru_stime
+        if pid == main.pid:
+            main.returncode = os.waitstatus_to_exitcode(status)
+            of_main = used.ru_utime + used.ru_stime
+            assert main.returncode == 0, command
 
 
 if __name__ == "__main__":

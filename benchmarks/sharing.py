@@ -13,10 +13,8 @@ are of ../shared/data; without them it is skipped.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -29,7 +27,6 @@ GATES = {"digits": 0.10, "probes": 0.04}
 PROBES = ("--adapters", "probe", "--epochs", "10", "--workers", "1", "--device", "cpu")
 ALL = ("--num-rates", "4", "--seeds", "6")
 NUM_PROBES = 24
-PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
 def main() -> int:
@@ -41,11 +38,11 @@ def main() -> int:
     if chosen.what == "probes" and not PHOTOGRAPHS.is_dir():
         print(f"skipped: {PHOTOGRAPHS} is not there")
         return 0
-    # A fork server outlives the main process for a moment; it then becomes our child, so that its time is counted too.
-    assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
     sys.path[:0] = [str(ROOT)]
+    from benchmarks.fixed_cost import adopt_orphans
     from benchmarks.tasks import mobilenet_folder
 
+    adopt_orphans()
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
         if chosen.what == "digits":
@@ -87,20 +84,12 @@ FIXED = (
 
 def run(words: Sequence[str], out: Path) -> tuple[float, dict[str, Any]]:
     """The processor seconds of a bench with a store of its own, and score and choice of each trial by its digest."""
+    from benchmarks.fixed_cost import cpu_seconds_of
+
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("ZOO_", "XDG_"))}
     command = [sys.executable, "-m", "zoo_core.cli", "bench", *words, "--out", str(out)]
     env = kept | {"HOME": str(out.parent), "ZOO_CACHE": str(out.with_suffix(".cache"))}
-    main = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    total = 0.0
-    while True:
-        try:
-            pid, status, used = os.wait4(-1, 0)
-        except ChildProcessError:
-            break
-        total += used.ru_utime + used.ru_stime
-        if pid == main.pid:
-            main.returncode = os.waitstatus_to_exitcode(status)
-            assert main.returncode == 0, command
+    _, total = cpu_seconds_of(command, env=env, cwd=str(out.parent))
     rows = [json.loads(line) for line in (out / "results.jsonl").read_text(encoding="utf-8").splitlines()]
     return total, {row["digest"]: (row["score"], row["chosen"]) for row in rows}
 

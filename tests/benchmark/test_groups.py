@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from zoo_core.benchmark.grid import expand, suite_from
-from zoo_core.benchmark.groups import Group, kinds_of, plan_groups
+from zoo_core.benchmark.groups import kinds_of, plan_groups
 from zoo_core.plan.plan import Budget, Plan, pinned
 from zoo_core.plan.resolve import resolve
 
@@ -98,7 +98,3 @@ def test_an_objective_of_an_adapter_may_look_at_the_backbones_own_features() -> 
     probe = plan("starter/vit-nano")
     assert kinds_of([probe], "tokens") == ("pooled",)
     assert kinds_of([probe, replace(probe, adapters=(probe.head,))], "tokens") == ("pooled", "tokens")
-
-
-def test_a_group_is_a_value() -> None:
-    assert Group(id="a", positions=(0,)) == Group(id="a", positions=(0,), alone="")

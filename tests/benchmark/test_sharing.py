@@ -155,7 +155,6 @@ def test_without_a_store_and_without_memory_features_are_computed_each_time(monk
     plans = plans_of("starter/convnet-nano")
     alone = [run_trial(plan)[0] for plan in plans]
     monkeypatch.setenv("ZOO_OUTPUTS_BYTES", "0")
-    monkeypatch.setattr("zoo_core.training.frozen_features.MEMORY_BYTES", 0)
     (group,) = plan_groups(plans)
     shared = SharedWork(group, plans, device=CPU)
     shared.memory.max_bytes = 0

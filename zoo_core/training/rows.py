@@ -175,9 +175,11 @@ class _Rows:
             for one in group["params"]
         }
         own = dict(learner.head.named_parameters())
-        told = [(*of[id(own[name])], own[name].numel()) for name in self._names]
-        like = self._flat_RP
-        return tuple(torch.cat([like.new_full((each[2],), each[place]) for each in told]) for place in (0, 1))  # type: ignore[return-value]
+        each = [own[name] for name in self._names]
+        scales, decays = (
+            torch.cat([self._flat_RP.new_full((one.numel(),), of[id(one)][place]) for one in each]) for place in (0, 1)
+        )
+        return scales, decays
 
     def _units(self) -> Tensor | None:
         heads = [row.learner.head for row in self._rows]
