@@ -51,6 +51,22 @@ def test_trials_with_one_frozen_part_are_one_group(name: str) -> None:
     assert sizes([plan(*each) for each in SAME[name]]) == [2]
 
 
+@pytest.mark.parametrize(
+    ("spec", "num"),
+    [
+        ("starter/vit-nano+partial(n=1)", 1),
+        ("starter/vit-nano+partial(n=3)", 3),
+        ("starter/vit-nano", 0),
+    ],
+)
+def test_a_group_says_how_many_of_the_last_stages_are_open(spec: str, num: int) -> None:
+    plans = [plan(spec, seed=seed) for seed in range(2)]
+    (group,) = plan_groups(plans)
+    assert (group.open_stages, group.alone) == (num, "")
+    counted = [replace(each, num_stages=None, first_stage=None) for each in plans]  # as for files that nobody knows
+    assert plan_groups(counted)[0].open_stages == num
+
+
 @pytest.mark.parametrize("name", OTHER)
 def test_trials_with_two_frozen_parts_are_two_groups(name: str) -> None:
     assert sizes([plan(*each) for each in OTHER[name]]) == [1, 1]
@@ -59,8 +75,8 @@ def test_trials_with_two_frozen_parts_are_two_groups(name: str) -> None:
 @pytest.mark.parametrize(
     ("spec", "budget", "reason"),
     [
-        ("starter/vit-nano+lora", {}, "lora changes what the backbone computes"),
-        ("starter/vit-nano+full", {}, "full changes what the backbone computes"),
+        ("starter/vit-nano+lora", {}, "lora changes what the backbone computes from its first stage on"),
+        ("starter/vit-nano+full", {}, "full changes what the backbone computes from its first stage on"),
         ("starter/vit-nano", {"augment": "light"}, "augment=light draws anew in every epoch; views=N draws N times"),
     ],
 )

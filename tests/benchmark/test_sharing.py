@@ -61,11 +61,18 @@ SHARED = {
     "dropout": ("starter/convnet-nano+probe+linear(dropout=0.3)", "features", "they cannot be vectorised: "),
     "ncm": ("starter/convnet-nano+probe+ncm", "features", None),
     "knn": ("starter/convnet-nano+probe+knn(k=3)", "features", None),
+    "last stage": ("starter/vit-nano+partial(n=1)", "stages", "an adapter has a part in what is learned"),
+    "last stage, batch norms": ("starter/convnet-nano+partial(n=1)", "stages", "an adapter has a part in"),
     "random weights, batch norms": ("starter/convnet-nano(weights=random)", "heads", None),
 }
 
 
-SLOW = ("mlp", "attention-pool", "knn")  # rows of every head are compared in tests/training/test_rows.py
+SLOW = (
+    "mlp",
+    "attention-pool",
+    "knn",
+    "last stage, batch norms",
+)  # rows of every head are compared in tests/training/test_rows.py
 
 
 @pytest.mark.parametrize(

@@ -255,13 +255,13 @@ def _on_features(
     """A loader of features of a few examples, of which nothing is stored; None if the fit cannot be on features."""
     (group,) = plan_groups([plan])
     loader = training_loader(plan, learner, few, splits.target, device, num_workers)
-    if group.alone or refusal(learner, loader):
+    if group.alone or group.open_stages or refusal(learner, loader):
         return None
     (kind,) = kinds_of([plan], learner.source.features.kind)
     features = FrozenFeatures(
         learner.backbone,
         loader,
-        kind=kind,
+        what=kind,
         rows=np.arange(few.num, dtype=np.int64),
         stores={kind: ModelOutputs(outputs_room(), {}, few.num, max_bytes=0, on_full=lambda _: None)},
         memory=FeatureMemory(),
@@ -374,6 +374,8 @@ def _assumed(plan: Plan, dry_run_size: int, size: int, again: bool) -> tuple[str
         found.append(f"scaled to batches of {size}, whose activations do not fit into the memory that is free")
     if plan.budget.patience is not None:
         found.append("patience stops no fit early")
+    if plan_groups([plan])[0].open_stages:
+        found.append("every step computes the whole backbone, although the fit may start from stored states")
     if again:
         found.append("every epoch prepares the examples anew")
     return tuple(found)

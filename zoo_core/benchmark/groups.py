@@ -11,22 +11,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from zoo_core.contracts import Kind
+from zoo_core.errors import ZooError
 from zoo_core.plan.plan import Plan, identity_of
-from zoo_core.plan.resolve import consumed
+from zoo_core.plan.resolve import consumed, first_stage_of
+from zoo_core.registry.registry import Bound
 
-__all__ = ["Group", "key_of", "kinds_of", "plan_groups"]
+__all__ = ["Group", "key_of", "kinds_of", "open_stages", "plan_groups"]
+
+ALL = 10_000  # stages: more than a backbone has
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
     """Trials that one process runs together. id: a digest of what they share. positions: of its trials in the grid.
 
-    alone: why its one trial shares nothing with others, and computes its frozen part for every epoch; empty if the
-    frozen part is computed once.
+    open_stages: how many of the last stages are computed in every step, from the hidden state that enters them; 0 where
+    the whole backbone is frozen. alone: why its one trial shares nothing with others, and computes its frozen part for
+    every epoch; empty if the frozen part is computed once.
     """
 
     id: str
     positions: tuple[int, ...]
+    open_stages: int = 0
     alone: str = ""
 
 
@@ -34,6 +40,7 @@ def plan_groups(plans: Sequence[Plan], *, share: bool = True) -> tuple[Group, ..
     """The groups of a grid, each trial in one, those with most trials first. share: False puts each trial alone."""
     known: dict[str, str] = {}  # by combination, of whose seeds the key does not depend
     members: dict[str, list[int]] = {}
+    opened: dict[str, int] = {}
     alone: list[Group] = []
     for position, plan in enumerate(plans):
         reason = _reason(plan) if share else "nothing is shared (--no-share)"
@@ -45,7 +52,8 @@ def plan_groups(plans: Sequence[Plan], *, share: bool = True) -> tuple[Group, ..
             if combination is not None:
                 known[combination] = key
             members.setdefault(key, []).append(position)
-    shared = [Group(id=key, positions=tuple(found)) for key, found in members.items()]
+            opened[key] = open_stages(plan)
+    shared = [Group(id=key, positions=tuple(found), open_stages=opened[key]) for key, found in members.items()]
     return (*sorted(shared, key=lambda group: -len(group.positions)), *alone)
 
 
@@ -64,6 +72,7 @@ def key_of(plan: Plan) -> dict[str, object]:
         "drawn": drawn if plan.weights == "random" else None,
         "task": {name: value for name, value in task.items() if name != "common"},
         "precision": plan.budget.precision,
+        "open_stages": open_stages(plan),
         "augmentation": None if plan.augmentation is None else plan.augmentation.identity(),
     }
 
@@ -74,11 +83,40 @@ def kinds_of(plans: Sequence[Plan], own: Kind) -> tuple[Kind, ...]:
     return tuple(sorted(kinds))
 
 
+def open_stages(plan: Plan) -> int:
+    """How many of the last stages a trial changes, as far as can be told before its backbone is built.
+
+    0 if it changes nothing of the backbone, and ALL if it changes the first stage or what is before it.
+    """
+    firsts = _firsts(plan)
+    if not firsts:
+        return 0
+    first, num = min(firsts), _num_stages(plan)
+    return max(1, num - first) if first > 0 else ALL
+
+
+def _num_stages(plan: Plan) -> int:
+    return ALL if plan.num_stages is None else plan.num_stages
+
+
+def _changing(plan: Plan) -> list[Bound]:
+    return [part for part in plan.adapters if part.fact("changes") & {"base", "added"}]
+
+
+def _firsts(plan: Plan) -> list[int]:
+    """The first stage that each adapter changes, of those that change the backbone."""
+    try:
+        return [first_stage_of(part, plan.backbone, _num_stages(plan)) for part in _changing(plan)]
+    except ZooError:  # the trial will say so
+        return [0 for _ in _changing(plan)]
+
+
 def _reason(plan: Plan) -> str:
-    """Why the frozen features of a trial cannot be computed once; empty if they can."""
-    changing = [part.name for part in plan.adapters if part.fact("changes") & {"base", "added"}]
-    if changing:
-        return f"{changing[0]} changes what the backbone computes"
+    """Why the frozen part of a trial cannot be computed once; empty if it can."""
+    if open_stages(plan) == ALL:
+        firsts = _firsts(plan)
+        name = _changing(plan)[firsts.index(min(firsts))].name
+        return f"{name} changes what the backbone computes from its first stage on"
     if plan.augmentation is not None and plan.budget.views is None:
         return f"augment={plan.budget.augment} draws anew in every epoch; views=N draws N times"
     return ""

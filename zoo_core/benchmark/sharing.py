@@ -16,17 +16,20 @@ from zoo_core.benchmark.groups import Group, key_of, kinds_of
 from zoo_core.benchmark.loaders import check_still, open_task, plain_loader, training_loader
 from zoo_core.benchmark.progress import TrialProgress
 from zoo_core.benchmark.teaching import split_key
-from zoo_core.contracts import Kind, Split, Target, TaskData
+from zoo_core.contracts import Split, Target, TaskData
 from zoo_core.data.loader import Loader
 from zoo_core.data.model_outputs import ModelOutputs, outputs_room
 from zoo_core.data.splits import Splits, carve, rows_of
 from zoo_core.errors import IntegrityError, ZooError
 from zoo_core.model.build import build, build_backbone
+from zoo_core.model.given_features import What
 from zoo_core.model.learner import Learner
 from zoo_core.plan.plan import Plan
 from zoo_core.registry.settings import outputs_bytes
+from zoo_core.training.entering_states import states_refusal
 from zoo_core.training.fit import calibrate
 from zoo_core.training.frozen_features import FeatureMemory, FeaturePass, FrozenFeatures
+from zoo_core.training.gradient_trainer import MemoryOptions
 from zoo_core.training.progress import FitProgress
 from zoo_core.training.rows import RowEnd
 from zoo_core.training.timing import precision_of
@@ -65,7 +68,7 @@ class SharedWork:
         self.group = group
         self._plans, self._device, self._num_workers = plans, device, num_workers
         self.memory, self.passed = FeatureMemory(), FeaturePass()
-        self._stores: dict[tuple[str, Kind], ModelOutputs] = {}
+        self._stores: dict[tuple[str, What], ModelOutputs] = {}
         self.measured: dict[str, Measured] = {}
         self.rows: dict[str, Mapping[float | None, RowEnd]] = {}
         self.apart: dict[str, str] = {}
@@ -104,6 +107,16 @@ class SharedWork:
                 calibrate(learner, self._training_loader(plan, learner, splits))
             return learner
         raise AssertionError("a group has trials")
+
+    @cached_property
+    def stage(self) -> int | None:
+        """The stage whose entering states are stored, from 0; None where features are. Not positive: there is none."""
+        opened = self.group.open_stages
+        return len(self._first.source.stages) - opened if opened else None
+
+    def _read_by(self, plans: Sequence[Plan]) -> tuple[What, ...]:
+        """What the learners of these trials read in place of inputs."""
+        return kinds_of(plans, self._first.source.features.kind) if self.stage is None else (self.stage,)
 
     def _training_loader(self, plan: Plan, learner: Learner, splits: Splits) -> Loader:
         return training_loader(plan, learner, splits.train, splits.target, self._device, self._num_workers)
@@ -145,33 +158,46 @@ class SharedWork:
             with suppress(ZooError):
                 splits = self.splits(plan)
                 training = self._training_loader(plan, self._first, splits)
-                if refusal(self._first, training):
+                if refusal(self._first, training) or (self.stage is not None and self.stage < 1):
                     return
                 self.features(plan, training, splits.train, "train").fill(tell)
                 for role, split in (("val", splits.val), ("test", splits.test)):
                     loader = plain_loader(plan, self._first, split, splits.target, self._device, self._num_workers)
                     self.features(plan, loader, split, role).fill(tell)
 
+    def refusal(
+        self, plan: Plan, learner: Learner, loader: Loader, split: Split, memory: MemoryOptions | None = None
+    ) -> str:
+        """Why a trial cannot be fitted on what its group has in common; empty if it can. loader, split: to train on."""
+        if self.stage is None:
+            return refusal(learner, loader)
+        if loader.preparation.random:
+            return "its preparation draws"
+        if memory is not None and memory.checkpoint_activations:
+            return "its stages are computed again for the backward pass"
+        stored = self.features(plan, loader, split, "train").loader
+        return states_refusal(learner, self._first.backbone, self.stage, loader, stored)
+
     def features(self, plan: Plan, loader: Loader, split: Split, role: str) -> FrozenFeatures:
         """The features of a split. loader: of its inputs. role: train, val or test."""
         source = self._first.source
         root, rows = rows_of(split)
         precision = precision_of(plan.budget.precision, self._device)
-        kinds = kinds_of(self._plans, source.features.kind)
-        for kind in kinds:
-            if (role, kind) not in self._stores:
+        whole = self._read_by(self._plans)
+        for what in whole:
+            if (role, what) not in self._stores:
                 key = {**key_of(plan), **split_key(plan, root, role, self._device)}
-                key |= {"features": kind, "precision": precision, "preparation": source.preparation.digest}
-                self._stores[role, kind] = ModelOutputs(
+                key |= {"features": what, "precision": precision, "preparation": source.preparation.digest}
+                self._stores[role, what] = ModelOutputs(
                     outputs_room(), key, root.num, max_bytes=outputs_bytes(), on_full=_log.warning
                 )
-        (kind,) = kinds_of([plan], source.features.kind)
+        (what,) = self._read_by([plan])
         return FrozenFeatures(
             self._first.backbone,
             loader,
-            kind=kind,
+            what=what,
             rows=rows,
-            stores={kind: self._stores[role, kind] for kind in kinds},
+            stores={what: self._stores[role, what] for what in whole},
             memory=self.memory,
             passed=self.passed,
             precision=precision,

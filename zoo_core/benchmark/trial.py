@@ -17,7 +17,7 @@ from zoo_core.benchmark.groups import plan_groups
 from zoo_core.benchmark.loaders import check_still, open_task, scoring_loader, training_loader
 from zoo_core.benchmark.progress import TrialProgress
 from zoo_core.benchmark.provenance import provenance
-from zoo_core.benchmark.sharing import Measured, SharedWork, combination_of, refusal
+from zoo_core.benchmark.sharing import Measured, SharedWork, combination_of
 from zoo_core.benchmark.teaching import check_columns, check_enough, check_labels, replay_of
 from zoo_core.contracts import Split, Target, TaskData
 from zoo_core.data.loader import Loader
@@ -175,7 +175,7 @@ def _measured(
         return replace(result, inference=inference_rate(chosen.learner, plain, precision=precision), shared=told)
     once = shared.measured[combination_of(plan)]
     if once.inference is None:
-        watch = shared.passed.watch
+        watch = shared.passed.watch if shared.stage is None else None  # else it saw the first stages alone
         known = watch and inference_rate_of(watch, chosen.learner, loader, precision=precision)
         once.inference = known or inference_rate(chosen.learner, plain, precision=precision)
     return replace(
@@ -261,7 +261,7 @@ def started(
         memory=memory,
         delta=_copied(learner.delta()),
         trained_beside=_copied(projectors(learner)),
-        refusal="" if shared is None else refusal(learner, fitting),
+        refusal="" if shared is None else shared.refusal(plan, learner, fitting, train, memory),
     )
     if shared is None or start.refusal:
         return start
@@ -272,7 +272,7 @@ def started(
         start,
         fitting=shared.features(plan, fitting, train, "train").loader(),
         validating=shared.features(plan, validating, val, "val").loader(),
-        how="heads" if rows else "features",
+        how="heads" if rows else "features" if shared.stage is None else "stages",
         rows=rows,
     )
 

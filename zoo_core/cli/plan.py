@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from zoo_core.benchmark.grid import check_shots, expand, load_suite, weights_of
-from zoo_core.benchmark.groups import plan_groups
+from zoo_core.benchmark.groups import open_stages, plan_groups
 from zoo_core.cli.completion import complete_spec, complete_tasks
 from zoo_core.cli.data import told
 from zoo_core.cli.options import lock_file, lock_option
@@ -114,7 +114,9 @@ def _groups(plans: Sequence[Plan], known: Mapping[str, Result]) -> list[dict[str
 def _shared_by(plans: Sequence[Plan]) -> str:
     first = plans[0]
     assert first.task is not None, "a trial has a task"
-    return f"features of {first.backbone.canonical()} on {first.task.name}"
+    num = open_stages(first)
+    what = f"states that enter the last {f'{num} stages' if num > 1 else 'stage'}" if num else "features"
+    return f"{what} of {first.backbone.canonical()} on {first.task.name}"
 
 
 def _feature_bytes(plans: Sequence[Plan]) -> int | None:
@@ -124,7 +126,7 @@ def _feature_bytes(plans: Sequence[Plan]) -> int | None:
     entry = first.entry
     if task is None or entry is None or entry.features is None or not task.splits:
         return None
-    if any(consumed(each.head, each.target) != "pooled" for each in plans):
+    if open_stages(first) or any(consumed(each.head, each.target) != "pooled" for each in plans):
         return None
     return 4 * sum(task.splits.values()) * entry.features.width("pooled")
 

@@ -19,12 +19,12 @@ from zoo_core import contracts
 from zoo_core.contracts import Batch, Features, Kind, MergesItself, Output, Source, Target
 from zoo_core.errors import IncompatibleError, LawError, RefusedError, UsageError
 from zoo_core.lock import part_key
-from zoo_core.model.given_features import features_in
+from zoo_core.model.given_features import features_in, state_in
 from zoo_core.model.objective import Given, ScaledHead, needs_of, total_of
 from zoo_core.model.transforms import BesideCollate, BesideTransform, Collate, Transform
 from zoo_core.toolkit.features import convert
 from zoo_core.toolkit.sites import capture_sites, fold_changes
-from zoo_core.toolkit.stages import capture
+from zoo_core.toolkit.stages import capture, dummy_inputs, groups, resumed
 
 if TYPE_CHECKING:
     from zoo_core.contracts import LoadedBackbone
@@ -123,9 +123,11 @@ class Learner(nn.Module):
 
     def features(self, inputs: Mapping[str, Tensor]) -> Features:
         """What the backbone makes of inputs, or what is in their place."""
-        found = features_in(inputs)
+        found, entering = features_in(inputs), state_in(inputs)
         if found is not None:
             return found
+        if entering is not None:
+            return resumed(self.backbone, {**dummy_inputs(self.backbone, 1), **inputs}, *entering)
         try:
             found = self.backbone(inputs)
         except KeyError as error:
@@ -198,6 +200,19 @@ class Learner(nn.Module):
         opened = any(parameter.requires_grad for parameter in self.backbone.parameters())
         follows = _trains(self.backbone)[self.backbone] is None  # without parameters it is in training mode as we are
         return not (opened or follows or self._needs.stages or self._needs.sites)
+
+    def reads_states(self, stage: int) -> bool:
+        """Whether hidden states that enter a stage, counted from 0, can stand in for inputs all through training.
+
+        That is so if nothing before it trains, and the objective looks at nothing there. Whether something there draws,
+        or an adapter computes with it, is for values to tell.
+        """
+        try:
+            group_of = groups(self.backbone)
+        except LawError:
+            return False
+        opened = any(group_of[name] <= stage for name, x in self.backbone.named_parameters() if x.requires_grad)
+        return not (opened or self._needs.sites or any(each < stage for each in self._needs.stages))
 
     # -- what trains ------------------------------------------------------------------------------------------------
 

@@ -51,6 +51,7 @@ __all__ = [
     "check_learns_unlabelled",
     "check_until",
     "consumed",
+    "first_stage_of",
     "inner_parts",
     "located",
     "resolve",
@@ -403,11 +404,15 @@ def _check_adapters(
                     f"adapter {part.name} works on {wanted}; {backbone.name} has {', '.join(entry.roles) or 'no roles'}"
                 )
         if num_stages is not None and first is not None:
-            first = min(first, _first_stage(part, backbone, num_stages))
+            first = min(first, first_stage_of(part, backbone, num_stages))
     return first
 
 
-def _first_stage(adapter: Bound, backbone: Bound, num_stages: int) -> int:
+def first_stage_of(adapter: Bound, backbone: Bound, num_stages: int) -> int:
+    """The earliest stage that an adapter changes, of so many, from 0.
+
+    Raises RefusedError if it does not suit this number of stages, and PluginError if it gives no stage.
+    """
     try:
         found = adapter.fact("first_stage")(num_stages)
     except ZooError as error:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from zoo_core.contracts import Features, FeatureSpec, as_backbone
 from zoo_core.errors import LawError, RefusedError
@@ -26,6 +27,7 @@ __all__ = [
     "dummy_pass",
     "groups",
     "meta_copy",
+    "resumed",
     "stage_index",
     "stage_modules",
 ]
@@ -101,6 +103,67 @@ def boundary(backbone: nn.Module, inputs: Mapping[str, Tensor], stage: int) -> T
     finally:
         handle.remove()
     raise LawError(f"stage {stage} ({as_backbone(backbone).stages[stage]}) was never called")
+
+
+def resumed(backbone: nn.Module, inputs: Mapping[str, Tensor], stage: int, state: Tensor) -> Features:
+    """The features of a pass in which a hidden state enters a stage, and the stages before it are not computed.
+
+    inputs: for what a backbone computes outside its stages. The number of examples is that of the state, so one
+    example is enough for inputs that nothing after the seam reads. What an earlier stage gives beside its hidden state
+    is None here; a backbone whose later stages need that has other features than after a whole pass.
+    """
+    modules = stage_modules(backbone)
+    with ExitStack() as stack:
+        for module, size in zip(modules[:stage], _sizes(backbone), strict=False):
+            stack.enter_context(_skipped(module, size))
+        stack.callback(modules[stage].register_forward_pre_hook(lambda _, args: (state, *args[1:])).remove)
+        features: Features = as_backbone(backbone)(inputs)
+    return features
+
+
+@contextmanager
+def _skipped(module: nn.Module, size: int | None) -> Iterator[None]:
+    """While open, a stage hands on what enters it. size: of the tuple that it gives, None for a tensor."""
+
+    def handed_on(state: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return state if size is None else (state, *[None] * (size - 1))
+
+    before = module.__dict__.get("forward")
+    module.__dict__["forward"] = handed_on
+    try:
+        yield
+    finally:
+        del module.__dict__["forward"]
+        if before is not None:
+            module.__dict__["forward"] = before
+
+
+_SIZES: WeakIdKeyDictionary = WeakIdKeyDictionary()  # by backbone, of which nothing else is kept
+
+
+def _sizes(backbone: nn.Module) -> tuple[int | None, ...]:
+    """For each stage the size of the tuple that it gives, None for one that gives a tensor."""
+    found: tuple[int | None, ...] | None = _SIZES.get(backbone)
+    if found is None:
+        try:
+            found = _measured_sizes(meta_copy(backbone))
+        except Exception:  # noqa: BLE001, a model may do what needs values
+            found = _measured_sizes(backbone)
+        _SIZES[backbone] = found
+    return found
+
+
+def _measured_sizes(backbone: nn.Module) -> tuple[int | None, ...]:
+    sizes: list[int | None] = []
+    with ExitStack() as stack:
+        for module in stage_modules(backbone):
+
+            def note(module: nn.Module, args: Any, output: Any) -> None:
+                sizes.append(len(output) if isinstance(output, tuple) else None)
+
+            stack.callback(module.register_forward_hook(note).remove)
+        dummy_pass(backbone)
+    return tuple(sizes)
 
 
 def groups(backbone: nn.Module) -> dict[str, int]:

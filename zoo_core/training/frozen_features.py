@@ -20,11 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from zoo_core.contracts import Batch, Kind, as_backbone
+from zoo_core.contracts import Batch, as_backbone
 from zoo_core.data.loader import Loader
 from zoo_core.data.model_outputs import ModelOutputs
-from zoo_core.model.given_features import MASK, X, inputs_of
+from zoo_core.model.given_features import ATTENDED, MASK, What, inputs_at, inputs_of
 from zoo_core.toolkit.features import convert
+from zoo_core.toolkit.stages import boundary
 from zoo_core.training.progress import FitProgress
 from zoo_core.training.timing import INFERENCE_BATCH, Stopwatch, autocast
 
@@ -32,7 +33,7 @@ __all__ = ["FeatureMemory", "FeaturePass", "FrozenFeatures"]
 
 MEMORY_BYTES = 2**30  # of features that the trials of one process keep
 WORDS = "word_ids"  # an input that targets and scores of words need beside features
-PADDING: Mapping[str, float] = {X: 0.0, MASK: False, WORDS: -1}
+PADDING: Mapping[str, float] = {MASK: False, WORDS: -1}  # 0 of everything else
 AS_BFLOAT16 = " as bfloat16"  # of a stored array's name: its values are in float32, which holds them exactly
 
 Rows: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
@@ -95,7 +96,7 @@ class _Kept:
         if len({tuple((name, x.shape[1:]) for name, x in batch.items()) for batch in self._batches}) == 1:
             whole = self._joined()
             index = torch.as_tensor(places, device=next(iter(whole.values())).device)
-            return {name: x.index_select(0, index) for name, x in whole.items()}
+            return _trimmed({name: x.index_select(0, index) for name, x in whole.items()})
         batch_of = np.searchsorted(self._starts, places, side="right") - 1
         found = [
             {name: x[place - self._starts[at]] for name, x in self._batches[at].items()}
@@ -110,16 +111,36 @@ class _Kept:
         return self._batches[0]
 
 
+def _trimmed(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The batch without the tokens after the last that is real in any example, as a loader of inputs pads it."""
+    mask = _mask_of(batch)
+    if mask is None:
+        return dict(batch)
+    length = int(mask.any(0).nonzero()[-1]) + 1
+    return {name: x[:, :length] for name, x in batch.items()}
+
+
 def _padded(examples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """One batch of examples whose tokens are padded on the right, as long as the longest has real ones."""
-    masks = [example.get(MASK, example[X].new_ones(len(example[X]), dtype=torch.bool)) for example in examples]
-    lengths = [int(mask.nonzero()[-1]) + 1 for mask in masks]
-    whole = [{**example, MASK: mask} for example, mask in zip(examples, masks, strict=True)]
+    lengths, whole = [], []
+    for example in examples:
+        mask = _mask_of(example)
+        if mask is None:
+            x = next(iter(example.values()))
+            mask = x.new_ones(len(x), dtype=torch.bool)
+            example = {**example, MASK: mask}
+        lengths.append(int(mask.nonzero()[-1]) + 1)
+        whole.append(example)
     found = {}
     for name in whole[0]:
         parts = [example[name][:length] for example, length in zip(whole, lengths, strict=True)]
-        found[name] = pad_sequence(parts, batch_first=True, padding_value=PADDING[name])
+        found[name] = pad_sequence(parts, batch_first=True, padding_value=PADDING.get(name, 0.0))
     return found
+
+
+def _mask_of(inputs: Mapping[str, Tensor]) -> Tensor | None:
+    """Which tokens are real; None where all examples have as many."""
+    return inputs.get(MASK, inputs.get(ATTENDED))
 
 
 def _to_store(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -143,17 +164,17 @@ class FrozenFeatures:
         backbone: nn.Module,
         loader: Loader,
         *,
-        kind: Kind,
+        what: What,
         rows: Rows,
-        stores: Mapping[Kind, ModelOutputs],
+        stores: Mapping[What, ModelOutputs],
         memory: FeatureMemory,
         passed: FeaturePass,
         precision: str = "float32",
     ) -> None:
-        """loader: of the split itself. kind: what this loader's learner reads. rows: of the split's examples in the
-        stores, int64 [num]. stores: by the kinds that somebody reads, this one among them: a pass fills all of them.
+        """loader: of the split itself. what: this loader's learner reads. rows: of the split's examples in the
+        stores, int64 [num]. stores: by what somebody reads, this among it: a pass fills all of them.
         """
-        self._backbone, self._loader, self._kind, self._rows = backbone, loader, kind, rows
+        self._backbone, self._loader, self._what, self._rows = backbone, loader, what, rows
         self._stores, self._memory, self._pass, self._precision = stores, memory, passed, precision
 
     def fill(self, report: Callable[[FitProgress], None] = lambda _: None) -> None:
@@ -167,7 +188,7 @@ class FrozenFeatures:
 
     def _inputs(self, draw: int, positions: Sequence[int]) -> dict[str, Tensor]:
         rows = self._rows[list(positions)]
-        kept = self._kept(self._kind, draw)
+        kept = self._kept(self._what, draw)
         held = kept.held(rows)
         if not held.all():
             missing = [position for position, known in zip(positions, held.tolist(), strict=True) if not known]
@@ -182,7 +203,7 @@ class FrozenFeatures:
 
     def _fill(self, draw: int, report: Callable[[FitProgress], None]) -> None:
         """Brings what is missing into memory, or into the store where memory is full, a batch at a time."""
-        kept, store, view = self._kept(self._kind, draw), self._stores[self._kind], self._loader.view(draw)
+        kept, store, view = self._kept(self._what, draw), self._stores[self._what], self._loader.view(draw)
         missing, began = np.flatnonzero(~kept.held(self._rows)).tolist(), time.perf_counter()
         for start in range(0, len(missing), INFERENCE_BATCH):
             positions = missing[start : start + INFERENCE_BATCH]
@@ -196,7 +217,7 @@ class FrozenFeatures:
     def _brought(self, draw: int, positions: list[int]) -> dict[str, Tensor]:
         """The features of examples that memory lacks, from the store or from the backbone; kept where there is room."""
         view, rows = self._loader.view(draw), self._rows[positions]
-        stored, some = self._stores[self._kind].read(view, rows), _Kept()
+        stored, some = self._stores[self._what].read(view, rows), _Kept()
         if stored.is_held.any():
             device = self._loader.device
             some.add(rows[stored.is_held], {name: x.to(device) for name, x in _from_store(stored.outputs).items()})
@@ -205,7 +226,7 @@ class FrozenFeatures:
             missing = [positions[place] for place in stored.missing.tolist()]
             some.add(self._rows[missing], self._computed(draw, missing))
         found = some.at(rows)
-        self._memory.add(self._kept(self._kind, draw), rows, found)
+        self._memory.add(self._kept(self._what, draw), rows, found)
         return found
 
     def _computed(self, draw: int, positions: list[int]) -> dict[str, Tensor]:
@@ -215,35 +236,48 @@ class FrozenFeatures:
         for batch in self._loader.seen(draw, positions, INFERENCE_BATCH):
             rows = self._rows[positions[at : at + len(batch)]]
             at += len(batch)
-            for kind, inputs in self._given(batch).items():
-                if MASK not in inputs:
-                    self._stores[kind].write(view, rows, _to_store(inputs))
-                if kind == self._kind:
+            for what, inputs in self._given(batch).items():
+                if _mask_of(inputs) is None:
+                    self._stores[what].write(view, rows, _to_store(inputs))
+                if what == self._what:
                     some.add(rows, inputs)
-                elif not (kept := self._kept(kind, draw)).held(rows).any():
+                elif not (kept := self._kept(what, draw)).held(rows).any():
                     self._memory.add(kept, rows, inputs)
         self._pass.made += len(positions)
         self._pass.seconds += time.perf_counter() - started
         return some.at(self._rows[positions])
 
-    def _given(self, batch: Batch) -> dict[Kind, dict[str, Tensor]]:
+    def _given(self, batch: Batch) -> dict[What, dict[str, Tensor]]:
         """The features of a batch, of each kind that somebody reads. The watch looks at full batches alone."""
-        backbone, device = as_backbone(self._backbone.to(self._loader.device).eval()), self._loader.device
+        device = self._loader.device
+        self._backbone.to(device).eval()
         is_full = len(batch) == INFERENCE_BATCH
         if self._pass.watch is None:
             self._pass.watch = Stopwatch(device, warmup=1)
         with torch.no_grad(), autocast(device, self._precision):
             if is_full:
                 self._pass.watch.start()
-            features = backbone(batch.inputs)
-            found = {kind: inputs_of(convert(features, kind, backbone.pool)) for kind in self._stores}
+            found = self._found(batch)
             if is_full:
                 self._pass.watch.stop(len(batch))
         words = {name: batch.inputs[name] for name in (WORDS,) if name in batch.inputs}
-        for kind, inputs in found.items():
+        for what, inputs in found.items():
             inputs |= {name: x.clone() for name, x in inputs.items()}  # a view would keep all of its pass in memory
-            inputs |= words if kind == "tokens" else {}
+            inputs |= words if what == "tokens" else {}
         return found
 
-    def _kept(self, kind: Kind, draw: int) -> _Kept:
-        return self._memory.of(str(self._stores[kind].folder), self._loader.view(draw))
+    def _found(self, batch: Batch) -> dict[What, dict[str, Tensor]]:
+        backbone, found = as_backbone(self._backbone), dict[What, dict[str, Tensor]]()
+        for what in self._stores:
+            if isinstance(what, int):
+                state = boundary(self._backbone, batch.inputs, what)
+                found[what] = inputs_at(what, state, batch.inputs)
+        kinds = [what for what in self._stores if not isinstance(what, int)]
+        features = backbone(batch.inputs) if kinds else None
+        for kind in kinds:
+            assert features is not None, "somebody reads them"
+            found[kind] = inputs_of(convert(features, kind, backbone.pool))
+        return found
+
+    def _kept(self, what: What, draw: int) -> _Kept:
+        return self._memory.of(str(self._stores[what].folder), self._loader.view(draw))

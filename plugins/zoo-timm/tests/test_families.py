@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from zoo_core.contracts import ROLES, Site
 from zoo_core.toolkit.attention import attention_calls
-from zoo_core.toolkit.stages import boundary, groups, stage_modules
+from zoo_core.toolkit.stages import boundary, dummy_inputs, groups, resumed, stage_modules
 from zoo_timm.backbones import Timm
 from zoo_timm.families import FAMILIES, is_safe_channels_last
 from zoo_timm.network import TimmBackbone
@@ -127,7 +127,10 @@ def test_a_member_of_each_module_is_the_plain_timm_model(architecture: str, tmp_
 
 
 def check_stages(backbone: TimmBackbone, inputs: dict[str, Tensor]) -> None:
-    """The law, and the state that enters the second, the middle and the last stage; of a large network the middle."""
+    """The law, and the state that enters the second, the middle and the last stage; of a large network the middle.
+
+    A pass that the state enters gives the features of a whole one, of a picture that nobody looks at.
+    """
     found = groups(backbone)
     assert found.keys() == dict(backbone.named_parameters()).keys()
     assert max(found.values()) <= len(backbone.stages) + 1
@@ -136,6 +139,8 @@ def check_stages(backbone: TimmBackbone, inputs: dict[str, Tensor]) -> None:
         for stage in [last // 2] if is_large(backbone) else sorted({min(1, last), last // 2, last}):
             state = boundary(backbone, inputs, stage)  # TNT begins with the pixels of each patch
             assert len(state) % len(inputs["pixel_values"]) == 0, stage
+            entered = resumed(backbone, dummy_inputs(backbone, 1), stage, state)
+            assert torch.equal(entered.x, backbone(inputs).x), stage
 
 
 def check_sites(backbone: TimmBackbone, inputs: dict[str, Tensor]) -> None:

@@ -12,15 +12,18 @@ import torch
 from torch import Tensor
 
 from zoo_core.contracts import ROLES, as_backbone
+from zoo_core.model.given_features import inputs_at
 from zoo_core.model.truncation import truncated
 from zoo_core.toolkit.attention import attention_calls
-from zoo_core.toolkit.stages import boundary, capture, groups, stage_modules
+from zoo_core.toolkit.stages import boundary, capture, dummy_inputs, groups, resumed, stage_modules
 from zoo_transformers.backbones import Transformers
 from zoo_transformers.families import FAMILIES
 
 Tiny = Callable[[str], Path]
 Plain = Callable[[str, Path], Any]
 EVERY = sorted(FAMILIES)
+# a later stage of these needs more of an earlier one than its hidden state, or a mask of another length than the state
+NOT_ENTERED = {"t5", "hubert"}
 UNGATED = {"dinov2"}  # some of them are gated, and the tiny one is not
 TEXTS = ["the cat sat on the mat", "no one", "a film that is neither long nor short, but warm"]
 
@@ -82,7 +85,11 @@ def test_each_stage_is_called_once_with_the_hidden_state_first(model_type: str, 
     inputs = prepared(backbone, examples(backbone))
     with torch.no_grad():
         for stage in range(1, len(backbone.stages)):
-            assert len(boundary(backbone, inputs, stage)) == len(next(iter(inputs.values())))
+            state = boundary(backbone, inputs, stage)
+            assert len(state) == len(next(iter(inputs.values())))
+            if model_type not in NOT_ENTERED:
+                given = {**dummy_inputs(backbone, 1), **inputs_at(stage, state, inputs)}
+                assert torch.equal(resumed(backbone, given, stage, state).x, backbone(inputs).x)
 
 
 @pytest.mark.parametrize("model_type", EVERY)
