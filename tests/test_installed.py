@@ -200,7 +200,7 @@ def test_installed_zoo_lists_every_part(clean: Path, tmp_path: Path) -> None:
     expected = {
         *(("adapter", name) for name in ("bitfit", "full", "norm", "partial", "probe")),
         *(("backbone", name) for name in ("starter/convnet-nano", "starter/vit-nano", "timm/resnet18.a1_in1k", "hf")),
-        *(("head", name) for name in ("attention-pool", "knn", "linear", "mlp", "ncm")),
+        *(("head", name) for name in ("attention-pool", "knn", "linear", "mlp", "ncm", "ridge")),
         *(("task", name) for name in ("diabetes", "digits", "digits-attributes")),
     }
     assert expected <= set(entries)

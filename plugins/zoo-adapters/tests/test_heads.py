@@ -9,18 +9,20 @@ import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
+from sklearn.linear_model import Ridge as RidgeRegression
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from torch import Tensor, nn
 
-from zoo_adapters.head_modules import KnnHead, NcmHead
-from zoo_adapters.heads import AttentionPool, Knn, Linear, Mlp, Ncm
+from zoo_adapters.head_modules import PENALTIES, KnnHead, NcmHead, RidgeHead
+from zoo_adapters.heads import AttentionPool, Knn, Linear, Mlp, Ncm, Ridge
 from zoo_core.benchmark.trial import run_trial
-from zoo_core.contracts import Features, FeatureSpec, HeadRecipe, Kind, Split, Target, fact
+from zoo_core.contracts import Features, FeatureSpec, HeadRecipe, Kind, Split, Target, TargetKind, fact
 from zoo_core.data.loader import Loader
 from zoo_core.errors import RefusedError, UsageError
 from zoo_core.model.learner import Learner
@@ -186,7 +188,7 @@ def test_a_grid_of_a_head_is_five_ascending_rates_around_the_usual_one(
 
 
 def test_a_head_in_closed_form_has_no_rates(resolve_toy: Resolve) -> None:
-    for name in ("ncm", "knn"):
+    for name in ("ncm", "knn", "ridge"):
         assert resolve_toy(f"toy/map+{name}").learning_rates == ()
 
 
@@ -323,25 +325,110 @@ def test_one_neighbour_predicts_its_own_class_and_rules_out_the_others() -> None
     assert torch.equal(logits.exp(), nn.functional.one_hot(target, 3).double())
 
 
-# -- both closed forms --------------------------------------------------------------------------------------------
+# -- ridge --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", ["cosine", "euclidean", "knn"])
+def ridge(train: Features, target: Tensor, *, kind: TargetKind = "classes", size: int = 3, **given: Any) -> RidgeHead:
+    head = RidgeHead(train.x.shape[1], size, kind=kind, **given).to(train.x.dtype)
+    head.fit(train, target)
+    return head
+
+
+def alpha(penalty: float, train: Features) -> float:
+    """A penalty as scikit-learn has it: ours is in units of the mean squared singular value of centred features."""
+    singular = np.linalg.svd(train.x.numpy() - train.x.numpy().mean(0), compute_uv=False)
+    num, dim = train.x.shape
+    return penalty * float((singular**2).sum()) / min(num - 1, dim)
+
+
+WIDE_AND_TALL = pytest.mark.parametrize("num", [8, 90], ids=["wide", "tall"])
+
+
+@WIDE_AND_TALL
+@pytest.mark.parametrize("penalty", [1e-3, 10.0])
+def test_ridge_is_the_ridge_classifier_of_scikit_learn(num: int, penalty: float) -> None:
+    (train, target), (test, _) = clouds(num), clouds(200, seed=1)
+    reference = RidgeClassifier(alpha=alpha(penalty, train)).fit(train.x.numpy(), target.numpy())
+    head = ridge(train, target, penalties=(penalty,))
+    close(head(test), torch.from_numpy(reference.decision_function(test.x.numpy())), 1e-11)
+    close(head.as_linear()(test.x), head(test), 1e-12)
+
+
+def test_ridge_of_labels_is_the_ridge_classifier_of_each() -> None:
+    (train, target), (test, _) = clouds(90), clouds(200, seed=1)
+    labels = torch.stack([target == 0, target != 1], dim=1).double()
+    reference = RidgeClassifier(alpha=alpha(0.1, train)).fit(train.x.numpy(), labels.numpy())
+    found = ridge(train, labels, kind="multilabel", size=2, penalties=(0.1,))(test)
+    close(found, torch.from_numpy(reference.decision_function(test.x.numpy())), 1e-11)
+
+
+def test_ridge_of_values_is_the_ridge_of_scikit_learn() -> None:
+    (train, _), (test, _) = clouds(90), clouds(30, seed=1)
+    values = 50 * train.x[:, :2].square() + 10
+    reference = RidgeRegression(alpha=alpha(0.1, train)).fit(train.x.numpy(), values.numpy())
+    found = ridge(train, values, kind="regression", size=2, penalties=(0.1,))(test)
+    close(found, torch.from_numpy(reference.predict(test.x.numpy())), 1e-11)
+
+
+@WIDE_AND_TALL
+def test_ridge_chooses_the_penalty_that_is_best_for_examples_left_out_in_turn(num: int) -> None:
+    train, target = clouds(num)
+    numbers = 2 * nn.functional.one_hot(target, 3).double().numpy() - 1
+    errors = []
+    for penalty in PENALTIES:
+        reference, error = RidgeRegression(alpha=alpha(penalty, train)), 0.0
+        for out in range(num):
+            kept = np.arange(num) != out
+            fitted = reference.fit(train.x.numpy()[kept], numbers[kept])
+            error += float(np.square(fitted.predict(train.x.numpy()[~kept]) - numbers[~kept]).sum())
+        errors.append(error)
+    best = PENALTIES[int(np.argmin(errors))]
+    assert PENALTIES[0] < best < PENALTIES[-1]  # at an end of the grid many mistakes would choose the same
+    assert float(ridge(train, target).penalty) == best
+
+
+def test_ridge_in_float32_survives_features_far_from_the_origin() -> None:
+    """float32 tells 0.0002 apart at 3,000, and the weights and the mean multiply that by about ten."""
+    (train, target), (test, _) = clouds(90), clouds(200, seed=1)
+    there = [Features(kind="pooled", x=(features.x + 3000).float()) for features in (train, test)]
+    close(ridge(there[0], target)(there[1]).double(), ridge(train, target)(test), 2e-3)
+
+
+@pytest.mark.parametrize("num", [1, 3])
+def test_ridge_of_features_that_are_all_alike_predicts_the_mean_of_the_targets(num: int) -> None:
+    train = Features(kind="pooled", x=torch.ones(num, DIM, dtype=torch.float64))
+    target = torch.tensor([0, 0, 1])[:num]
+    expected = 2 * nn.functional.one_hot(target, 3).double().mean(0) - 1
+    close(ridge(train, target)(train), expected.expand(num, -1))
+
+
+# -- closed forms -------------------------------------------------------------------------------------------------
+
+
+CLOSED: dict[str, Callable[[Features, Tensor], nn.Module]] = {
+    "cosine": lambda train, target: ncm("cosine", train, target),
+    "euclidean": lambda train, target: ncm("euclidean", train, target),
+    "knn": lambda train, target: knn(20, train, target),
+    "ridge": ridge,
+}
+
+
+@pytest.mark.parametrize("form", CLOSED)
 def test_a_class_without_examples_is_never_predicted(form: str) -> None:
     (train, target), (test, _) = clouds(60, classes=2), clouds(200, classes=3, seed=1)
     present = torch.tensor([0, 2])[target]  # class 1 of three has no example, and zeros for a mean
-    head = knn(20, train, present) if form == "knn" else ncm(form, train, present)
-    logits = head(Features(kind="pooled", x=-100 * test.x))  # on the other side of everything seen
+    logits = CLOSED[form](train, present)(Features(kind="pooled", x=-100 * test.x))  # on the other side of all seen
     assert set(logits.argmax(1).tolist()) <= {0, 2}
-    assert (logits[:, 1] == -torch.inf).all()
-    assert torch.isfinite(logits.exp()).all()
+    if form != "ridge":
+        assert (logits[:, 1] == -torch.inf).all()
+        assert torch.isfinite(logits.exp()).all()
 
 
-@pytest.mark.parametrize("form", ["cosine", "euclidean", "knn"])
+@pytest.mark.parametrize("form", CLOSED)
 def test_mixed_precision_does_not_reach_a_closed_form(form: str) -> None:
     (train, target), (test, _) = clouds(90), clouds(50, seed=1)
     train, test = (Features(kind="pooled", x=features.x.float()) for features in (train, test))
-    head = knn(20, train, target) if form == "knn" else ncm(form, train, target)
+    head = CLOSED[form](train, target)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert head(test).dtype == torch.float32
         assert torch.equal(head(test), head(test))
@@ -349,7 +436,7 @@ def test_mixed_precision_does_not_reach_a_closed_form(form: str) -> None:
     assert torch.equal(mixed, head(test))
 
 
-@pytest.mark.parametrize("form", ["ncm", "ncm(metric=euclidean)", "knn(k=3)"])
+@pytest.mark.parametrize("form", ["ncm", "ncm(metric=euclidean)", "knn(k=3)", "ridge(penalty=0.1)"])
 def test_a_closed_form_is_fitted_from_the_training_split_in_one_pass(
     build_toy: Build, resolve_toy: Resolve, form: str
 ) -> None:
@@ -360,11 +447,15 @@ def test_a_closed_form_is_fitted_from_the_training_split_in_one_pass(
     fit(learner, loader_of(data.splits["train"], learner), budget=Budget(), learning_rate=None, seed=0)
     train, test = data.splits["train"], data.splits["test"]
     unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (train.x, test.x)]
+    rows = Features(kind="pooled", x=torch.from_numpy(train.x))
     weights = {"metric": "cosine", "algorithm": "brute", "weights": lambda distance: np.exp((1 - distance) / 0.07)}
     references: dict[str, Callable[[], np.ndarray]] = {
         "ncm": lambda: nearest_direction(unit[0], train.targets, unit[1]),
         "ncm(metric=euclidean)": lambda: NearestCentroid().fit(train.x, train.targets).predict(test.x),
         "knn(k=3)": lambda: KNeighborsClassifier(3, **weights).fit(train.x, train.targets).predict(test.x),
+        "ridge(penalty=0.1)": lambda: (
+            RidgeClassifier(alpha=alpha(0.1, rows)).fit(train.x, train.targets).predict(test.x)
+        ),
     }
     found = learner({"numeric": torch.from_numpy(test.x)}).predictions.argmax(1).numpy()
     assert np.array_equal(found, references[form]())
@@ -376,7 +467,12 @@ def nearest_direction(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -
     return np.asarray((test @ (means / np.linalg.norm(means, axis=1, keepdims=True)).T).argmax(1))
 
 
-CLOSED_AND_OPEN = {"ncm": ["counts", "means"], "knn(k=3)": ["bank", "labels"], "linear": ["out.bias", "out.weight"]}
+CLOSED_AND_OPEN = {
+    "ncm": ["counts", "means"],
+    "knn(k=3)": ["bank", "labels"],
+    "ridge": ["bias", "mean", "penalty", "weight"],
+    "linear": ["out.bias", "out.weight"],
+}
 LOAD = """
 import json, sys
 from pathlib import Path
@@ -426,6 +522,8 @@ def test_fitted_heads_saved_and_loaded_in_a_new_process_predict_bit_equally(
         ("knn(k=0)", "knn(k=0): allowed: any positive number"),
         ("knn(temperature=0)", "knn(temperature=0): allowed: any positive number"),
         ("knn(neighbours=3)", "neighbours"),
+        ("ridge(penalty=0)", "ridge(penalty=0): allowed: any positive number"),
+        ("ridge(penalty=cv)", "penalty is a number or auto, found the text 'cv'"),
         ("linear(bias=false)", "bias"),
     ],
 )
@@ -462,7 +560,14 @@ def test_a_closed_form_trains_no_backbone(resolve_toy: Resolve, adapter: str) ->
 
 @pytest.mark.parametrize(
     ("head", "kind"),
-    [(Linear, "pooled"), (Mlp, "pooled"), (AttentionPool, "tokens"), (Ncm, "pooled"), (Knn, "pooled")],
+    [
+        (Linear, "pooled"),
+        (Mlp, "pooled"),
+        (AttentionPool, "tokens"),
+        (Ncm, "pooled"),
+        (Knn, "pooled"),
+        (Ridge, "pooled"),
+    ],
 )
 def test_a_head_says_what_it_consumes(head: type[HeadRecipe], kind: Kind) -> None:
     assert fact("head", head, "consumes") == kind
