@@ -614,6 +614,7 @@ def bench(
     device: str = "cpu",
     retry: bool = False,
     share: bool = True,
+    trial_time_limit: float | None = None,
     lock: str | Path | None = None,
     frozen: bool = False,
     watch: Callable[[RunEvent], None] = lambda _: None,
@@ -623,6 +624,7 @@ def bench(
     suite: the path of a suite file, or None for the starter suite. out: the folder of the run; None means `runs/NAME`.
     num_workers: the number of processes; threads: of each. Scores do not depend on the number of processes.
     share: whether trials share work, such as the features of a frozen backbone; False runs each trial by itself.
+    trial_time_limit: in s of wall time; a trial that takes longer is ended, and a failure. None: no limit.
     lock, frozen: as for `load`. What the run's own lock pins takes precedence.
     """
     if not isinstance(suite, Suite):
@@ -637,5 +639,6 @@ def bench(
         device=device,
         retry=retry,
         share=share,
+        trial_time_limit=trial_time_limit,
         watch=watch,
     )

@@ -49,7 +49,7 @@ def scores(results: Sequence[Result]) -> list[Any]:
     return [(each.status, each.score, each.chosen, each.num_trainable, each.num_parameters) for each in results]
 
 
-def how(result: Result) -> tuple[Any, Any, Any]:
+def how_of(result: Result) -> tuple[Any, Any, Any]:
     assert result.shared is not None
     return result.shared["how"], result.shared["size"], result.shared["reason"]
 
@@ -85,7 +85,7 @@ def test_shared_equals_unshared(name: str) -> None:
     found = together(plans)
     assert scores(found) == scores(alone)
     for result in found:
-        said, size, because = how(result)
+        said, size, because = how_of(result)
         assert (said, size) == (wanted, 1 if "random" in spec else 2)
         assert (because is None) == (reason is None)
         assert reason is None or because.startswith(reason)
@@ -97,7 +97,7 @@ def test_a_head_that_learns_from_a_teacher_on_features(tmp_path: Path) -> None:
     plans = plans_of(f'starter/convnet-nano+distill(teacher="{tmp_path / "teacher"}")')
     found = together(plans)
     assert scores(found) == scores([run_trial(plan)[0] for plan in plans])
-    assert {how(result) for result in found} == {("features", 2, "an adapter has a part in what is learned")}
+    assert {how_of(result) for result in found} == {("features", 2, "an adapter has a part in what is learned")}
 
 
 @pytest.mark.slow
@@ -244,6 +244,22 @@ def test_an_adapter_has_a_backbone_of_its_own_so_that_nothing_it_does_is_done_to
     assert all(torch.equal(x, probe.base()[name]) for name, x in adapted.base().items())
 
 
+def test_what_cannot_be_made_for_a_group_is_made_by_each_of_its_trials(
+    crowd: Callable[[str], list[Plan]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans = crowd("print")
+    alone = [run_trial(plan)[0] for plan in plans]
+
+    def fill(*_: Any) -> None:
+        raise torch.OutOfMemoryError("of a GPU")
+
+    monkeypatch.setattr(SharedWork, "fill", fill)
+    found = together(plans)
+    assert scores(found) == scores(alone)
+    reason = "what its group shares could not be made: out of memory: of a GPU"
+    assert {how_of(result) for result in found} == {("alone", 1, reason)}
+
+
 @pytest.mark.parametrize(
     ("how", "reason"),
     [
@@ -253,6 +269,7 @@ def test_an_adapter_has_a_backbone_of_its_own_so_that_nothing_it_does_is_done_to
         slow("numpy", "out of memory: "),
         slow("leave", "SystemExit: leaving"),
         slow("raise", "raised KeyError"),
+        slow("sleep", "it was not done within 10 s; run the same command with --retry and a longer --trial-time-limit"),
     ],
 )
 def test_a_trial_that_goes_wrong_in_a_group_fails_and_the_others_do_not(
@@ -261,13 +278,17 @@ def test_a_trial_that_goes_wrong_in_a_group_fails_and_the_others_do_not(
     plans = crowd(how)
     (group,) = plan_groups(plans)
     found: dict[int, Result] = {}
-    for event in run_all(plans, [group], num_workers=1, device="cpu", threads=1):
+    limit = 10 if how == "sleep" else None
+    for event in run_all(plans, [group], num_workers=1, device="cpu", threads=1, trial_time_limit=limit):
         if event.result is not None:
             assert event.position not in found
             found[event.position] = event.result
     assert [found[at].status for at in range(4)] == ["failed", "ok", "ok", "ok"]
     assert reason in (found[0].reason or "")
-    if how in ("kill", "segfault", "exit"):
-        assert found[3].shared is not None
-        assert found[3].shared["how"] == "alone"
-        assert "a process of its group" in found[3].shared["reason"]
+    ended = {"kill": "was killed by SIGKILL", "segfault": "was killed by", "exit": "ended with", "sleep": "not done"}
+    for result in found.values():
+        if result.status == "ok" and how in ended:
+            said, size, because = how_of(result)
+            assert (said, size) == ("features" if "ncm" in result.trial else "heads", 1)
+            assert ended[how] in because
+            assert because.endswith("so each of its trials ran by itself")

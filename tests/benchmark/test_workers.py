@@ -15,12 +15,14 @@ import pytest
 
 from zoo_core.benchmark import forking
 from zoo_core.benchmark.groups import plan_groups
-from zoo_core.benchmark.pool import run_all
+from zoo_core.benchmark.pool import _Pool, _Worker, run_all
+from zoo_core.benchmark.progress import TrialProgress
 from zoo_core.benchmark.trial import run_trial
 from zoo_core.benchmark.workers import attempt
 from zoo_core.errors import DivergedError
 from zoo_core.plan.plan import Budget, Plan
 from zoo_core.results.store import Result
+from zoo_core.training.progress import FitProgress
 
 pytestmark = pytest.mark.usefixtures("nasty_in_workers")
 
@@ -50,10 +52,20 @@ def plan(nasty: Any) -> Resolve:
     return resolved
 
 
-def outcomes(plans: list[Plan], num_workers: int = 2, threads: int = 1) -> list[Result]:
+def outcomes(
+    plans: list[Plan], num_workers: int = 2, threads: int = 1, trial_time_limit: float | None = None
+) -> list[Result]:
     """The result of each plan; each has exactly one."""
     found: dict[int, Result] = {}
-    for event in run_all(plans, plan_groups(plans), num_workers=num_workers, device="cpu", threads=threads):
+    events = run_all(
+        plans,
+        plan_groups(plans),
+        num_workers=num_workers,
+        device="cpu",
+        threads=threads,
+        trial_time_limit=trial_time_limit,
+    )
+    for event in events:
         if event.result is not None:
             assert event.position not in found
             found[event.position] = event.result
@@ -110,6 +122,28 @@ def test_reports_come_while_a_trial_runs(nasty: Any) -> None:
     assert reports
     assert events[-1].result is not None
     assert all(0 < report.progress.step <= report.progress.num_steps for report in reports)
+
+
+def test_a_trial_that_takes_too_long_is_ended(plan: Resolve) -> None:
+    (result,) = outcomes([plan("nasty/tokens+trouble(how=sleep)")], trial_time_limit=1)
+    assert (result.status, result.reason) == (
+        "failed",
+        "it was not done within 1 s; run the same command with --retry and a longer --trial-time-limit to try it again",
+    )
+
+
+@pytest.mark.parametrize(("num_trials", "again"), [(1, False), (2, True)])
+def test_work_for_several_trials_has_its_time_again_with_each_report(
+    plan: Resolve, num_trials: int, again: bool
+) -> None:
+    plans = [plan(), plan("nasty/tokens+probe+ncm")]
+    pool = _Pool(plans, (), num_workers=1, device="cpu", threads=1, time_limit=60)
+    ours, theirs = multiprocessing.Pipe()
+    progress = FitProgress(step=1, num_steps=2, loss=0.0, examples_per_second=1.0)
+    theirs.send((0, TrialProgress(candidate=0, num_candidates=1, progress=progress, num_trials=num_trials)))
+    worker = _Worker(process=None, pipe=ours, group=plan_groups(plans)[0], left=[0, 1], began_at=0.0)
+    assert [event.position for event in pool.hear(worker)] == [0]
+    assert (worker.began_at > 0) == again
 
 
 def test_closing_ends_workers_that_are_busy(plan: Resolve) -> None:

@@ -161,6 +161,6 @@ def test_a_mistake_is_one_line(zoo_here: Run, words: tuple[str, ...], code: int,
 
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90.0), ("1.5m", 90.0), ("2h", 7200.0)])
 def test_a_time_has_a_unit(text: str, seconds: float) -> None:
-    from zoo_core.cli.rank import UNITS, Measure
+    from zoo_core.cli.options import DURATION
 
-    assert Measure("time", UNITS).convert(text, None, None) == seconds
+    assert DURATION.convert(text, None, None) == seconds

@@ -1,6 +1,7 @@
 """Processes that run groups of trials. Each has its own pipe, so one that dies costs only the group it worked on.
 
-The trials that such a group had left are then run one by one, and the one that ends its process is known.
+The trials that such a group had left are then run one by one, on the features that are stored, and the one that ends
+its process, or takes too long, is known.
 
 A worker sends whole results, and only this process, its parent, writes them. This side of the pipes has no torch, and
 neither has anything that comes through them.
@@ -12,6 +13,7 @@ import contextlib
 import os
 import pickle
 import signal
+import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -44,44 +46,62 @@ class Event:
 
 
 def run_all(
-    plans: Sequence[Plan], groups: Sequence[Group], *, num_workers: int, device: str, threads: int
+    plans: Sequence[Plan],
+    groups: Sequence[Group],
+    *,
+    num_workers: int,
+    device: str,
+    threads: int,
+    trial_time_limit: float | None = None,
 ) -> Generator[Event]:
     """Runs groups of plans, several at a time, and yields events as they happen. Results come in order of completion.
 
-    groups: of positions in plans. threads: of each worker. Close the iterator to end the workers early.
+    groups: of positions in plans. threads: of each worker. trial_time_limit: of an attempt at a trial, in s of wall
+    time; of work for several trials, between two reports of it. Close the iterator to end the workers early.
     """
-    pool = _Pool(plans, groups, num_workers, device, threads)
+    pool = _Pool(plans, groups, num_workers, device, threads, trial_time_limit)
     try:
         while True:
             yield from pool.hand_out()
             busy = pool.busy()
             if not busy:
                 return
-            for pipe in wait(list(busy)):
+            for pipe in wait(list(busy), pool.seconds_left()):
                 assert isinstance(pipe, Connection)
                 yield from pool.hear(busy[pipe])
+            yield from pool.end_late()
     finally:
         pool.stop()
 
 
 @dataclass(kw_only=True)
 class _Worker:
-    """A process, our end of its pipe, the group that it works on, and the positions of which it has not told yet."""
+    """A process, our end of its pipe, the group that it works on, and the positions of which it has not told yet.
+
+    began_at: when the attempt that is under way began, or work for several trials last got further, in monotonic s.
+    """
 
     process: Any
     pipe: Connection
     group: Group | None = None
     left: list[int] = field(default_factory=list)
+    began_at: float = 0.0
 
 
 class _Pool:
     """Up to num_workers processes, each started when there is a group for it. One that died is replaced."""
 
     def __init__(
-        self, plans: Sequence[Plan], groups: Sequence[Group], num_workers: int, device: str, threads: int
+        self,
+        plans: Sequence[Plan],
+        groups: Sequence[Group],
+        num_workers: int,
+        device: str,
+        threads: int,
+        time_limit: float | None,
     ) -> None:
         self._context: Any = forking.context()
-        self._plans, self._num_workers = plans, num_workers
+        self._plans, self._num_workers, self._time_limit = plans, num_workers, time_limit
         self._device, self._threads = device, threads
         self._waiting = deque(groups)
         self._workers: list[_Worker] = []
@@ -98,7 +118,7 @@ class _Pool:
                     reason = f"its plan cannot be sent to a process: {explained(error)}"
                     yield Event(position=position, result=self._failed(position, reason))
             if messages:
-                worker.group, worker.left = group, list(messages)
+                worker.group, worker.left, worker.began_at = group, list(messages), time.monotonic()
                 with contextlib.suppress(OSError):  # it died: `hear` says so
                     worker.pipe.send((group, messages))
 
@@ -110,31 +130,58 @@ class _Pool:
         try:
             position, message = worker.pipe.recv()
         except (EOFError, OSError, pickle.UnpicklingError):
-            yield from self._bury(worker)
+            death = _death(worker)
+            yield from self._bury(worker, f"its process {death}", f"a process of its group {death}", "")
             return
         if isinstance(message, TrialProgress):
+            if message.num_trials > 1:
+                worker.began_at = time.monotonic()
             yield Event(position=position, report=message)
             return
+        worker.began_at = time.monotonic()
         worker.left.remove(position)
         if not worker.left:
             worker.group = None
         result = message if isinstance(message, Result) else self._failed(position, message)
         yield Event(position=position, result=replace(result, threads=self._threads))
 
-    def _bury(self, worker: _Worker) -> Iterator[Event]:
-        """Takes the group of a dead worker apart; a trial that was alone has failed."""
+    def seconds_left(self) -> float | None:
+        """Until the first attempt that is under way has taken too long; None if there is no limit."""
+        if self._time_limit is None:
+            return None
+        first = min(worker.began_at for worker in self.busy().values())
+        return max(0.0, first + self._time_limit - time.monotonic())
+
+    def end_late(self) -> Iterator[Event]:
+        """Ends every worker whose attempt has taken too long, and that has not told of its end meanwhile."""
+        if self._time_limit is None:
+            return
+        latest = time.monotonic() - self._time_limit
+        for worker in list(self.busy().values()):
+            if worker.began_at <= latest and not worker.pipe.poll():
+                worker.process.kill()
+                worker.process.join()
+                late = f"was not done within {self._time_limit:g} s"
+                yield from self._bury(
+                    worker, f"it {late}", f"a trial of its group {late}", " and a longer --trial-time-limit"
+                )
+
+    def _bury(self, worker: _Worker, how: str, how_in_group: str, help_with: str) -> Iterator[Event]:
+        """Takes the group of a dead worker apart; a trial that was by itself has failed.
+
+        how, how_in_group: what a trial is told that was by itself, or not. help_with: what --retry needs beside it.
+        """
         group = worker.group
         assert group is not None, "only a worker with a group is waited for"
         self._workers.remove(worker)
-        how = f"its process {_death(worker)}"
         if len(group.positions) == 1:
             (position,) = group.positions
-            reason = f"{how}; run the same command with --retry to try it again"
+            reason = f"{how}; run the same command with --retry{help_with} to try it again"
             yield Event(position=position, result=self._failed(position, reason))
             return
-        because = f"a process of its group {_death(worker)}, so each of its trials ran alone"
+        because = f"{how_in_group}, so each of its trials ran by itself"
         self._waiting.extendleft(
-            Group(id=group.id, positions=(position,), alone=because) for position in reversed(worker.left)
+            Group(id=group.id, positions=(position,), apart=because) for position in reversed(worker.left)
         )
 
     def stop(self) -> None:

@@ -84,6 +84,7 @@ def run_grid(
     device: str = "cpu",
     retry: bool = False,
     share: bool = True,
+    trial_time_limit: float | None = None,
     watch: Callable[[RunEvent], None] = lambda _: None,
 ) -> list[Result]:
     """Runs what is missing of a grid. Returns all results, old and new, in the order of the grid.
@@ -92,9 +93,12 @@ def run_grid(
     retry: run failed trials again. Otherwise a failure is a result like any other.
     share: whether trials share work. A group of which a result is missing is run whole, as it was planned, and what is
     missing is kept of it.
+    trial_time_limit: in s of wall time; an attempt at a trial that takes longer is ended, and failed. None: no limit.
     Raises UsageError (the folder holds a fitted model), AccessError (it cannot be written), IntegrityError (damaged
     results), IncompatibleError (it was made with other versions or weights). Stored results are never lost.
     """
+    if trial_time_limit is not None and not trial_time_limit > 0:
+        raise UsageError(f"trial_time_limit={trial_time_limit}: allowed: a number of seconds above 0")
     if (out / RUN).exists():
         raise UsageError(f"{out} holds a fitted model ({RUN}), and a bench stores results; give --out another folder")
     for plan in grid.plans:
@@ -123,7 +127,16 @@ def run_grid(
             for group in plan_groups(grid.plans, share=share)
             if any(_key(grid.plans[position]) in missing for position in group.positions)
         ]
-        with closing(_run(grid.plans, groups, tell, num_workers=num_workers, threads=threads, device=device)) as events:
+        running = _run(
+            grid.plans,
+            groups,
+            tell,
+            num_workers=num_workers,
+            threads=threads,
+            device=device,
+            trial_time_limit=trial_time_limit,
+        )
+        with closing(running) as events:
             for plan, report, result in events:
                 if result is not None and _key(plan) not in missing:
                     continue  # it has a result, and its group was run for another one
@@ -143,6 +156,7 @@ def _run(
     num_workers: int,
     threads: int,
     device: str,
+    trial_time_limit: float | None,
 ) -> Generator[tuple[Plan, TrialProgress | None, Result | None]]:
     """Runs groups of plans: what is new of which. Those whose files cannot be had come first. tell: is told of
     downloads.
@@ -156,7 +170,10 @@ def _run(
         yield plans[position], None, without_score(plans[position], reason, device=device, threads=threads)
     left = [replace(group, positions=tuple(each for each in group.positions if each not in lost)) for group in groups]
     left = [group for group in left if group.positions]
-    with closing(run_all(plans, left, num_workers=num_workers, device=device, threads=threads)) as events:
+    running = run_all(
+        plans, left, num_workers=num_workers, device=device, threads=threads, trial_time_limit=trial_time_limit
+    )
+    with closing(running) as events:
         for event in events:
             yield plans[event.position], event.report, event.result
 

@@ -127,7 +127,7 @@ class SharedWork:
             "group": self.group.id,
             "size": len(self._plans),
             "how": how,
-            "reason": reason or None,
+            "reason": reason or self.group.apart or None,
             "own_seconds": own_seconds,
             "pass_seconds": 0.0 if how == "alone" else self.pass_seconds,
         }
@@ -152,7 +152,7 @@ class SharedWork:
 
     def _fill(self, report: Callable[[TrialProgress], None]) -> None:
         def tell(progress: FitProgress) -> None:
-            report(TrialProgress(candidate=0, num_candidates=1, progress=progress))
+            report(TrialProgress(candidate=0, num_candidates=1, progress=progress, num_trials=len(self._plans)))
 
         for plan in self._plans:
             with suppress(ZooError):

@@ -51,7 +51,7 @@ def train_together(
         return start.validate(start.learner)
 
     def progress(of_all: FitProgress) -> None:
-        report(TrialProgress(candidate=1, num_candidates=1, progress=of_all))
+        report(TrialProgress(candidate=1, num_candidates=1, progress=of_all, num_trials=len(plans)))
 
     ends = train_rows(rows, budget=plans[0].budget, validate=validate, progress=progress)
     for at, plan in enumerate(plans):

@@ -84,9 +84,11 @@ def attempt_group(
     try:
         shared = SharedWork(group, list(plans.values()), device=torch.device(device))
         shared.fill(partial(report, first))
-    except (Exception, SystemExit):  # noqa: BLE001 - each of its trials says what is wrong with it
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - each of its trials says what is wrong with it
+        reason = f"what its group shares could not be made: {explained(error, MEMORY_ERRORS)}"
         for position, plan in plans.items():
-            yield position, attempt(plan, device=device, report=partial(report, position))
+            told = {**ALONE, "group": group.id, "reason": reason}
+            yield position, replace(attempt(plan, device=device, report=partial(report, position)), shared=told)
         return
     combinations: dict[str, list[int]] = {}
     for position, plan in plans.items():

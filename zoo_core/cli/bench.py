@@ -15,6 +15,7 @@ from zoo_core.cli.completion import complete_adapters, complete_backbones, compl
 from zoo_core.cli.config import effective
 from zoo_core.cli.data import told
 from zoo_core.cli.options import (
+    DURATION,
     budget_options,
     check_count,
     check_device,
@@ -68,6 +69,11 @@ FORMATS = ("table", "md", "csv", "json")
 @device_option
 @lock_options
 @click.option("--no-share", is_flag=True, help="Run each trial by itself, the reference for what sharing gives.")
+@click.option(
+    "--trial-time-limit",
+    type=DURATION,
+    help="End a trial that takes longer, as 90s or 10m; it has failed then.  [default: none]",
+)
 @click.option("--retry", is_flag=True, help="Run again what failed before.")
 @click.option("--format", "form", type=click.Choice(FORMATS), default="table", help="How the results are printed.")
 def bench(
@@ -84,6 +90,7 @@ def bench(
     lock: Path | None,
     frozen: bool,
     no_share: bool,
+    trial_time_limit: float | None,
     retry: bool,
     form: str,
     **budget: Any,
@@ -125,6 +132,7 @@ def bench(
             device=device,
             retry=retry,
             share=not no_share,
+            trial_time_limit=trial_time_limit,
             watch=watch,
         )
     click.echo(render(results, form=form))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from zoo_core.benchmark.progress import TrialProgress
 
 __all__ = [
+    "DURATION",
+    "Measure",
     "budget_options",
     "check_count",
     "check_device",
@@ -82,6 +85,29 @@ def budget_options(command: Command, flags: tuple[tuple[str, Any, str], ...] = B
         shown = f"{text}  [default: {WITHOUT.get(name, getattr(defaults, name))}]"
         command = click.option(flag, type=kind, default=None, help=shown)(command)
     return command
+
+
+class Measure(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 on
+    """A number with a unit behind it, as 10m or 30M."""
+
+    def __init__(self, name: str, units: Mapping[str, float]) -> None:
+        self.name, self.units = name, units
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, int | float):
+            return float(value)
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]?)", str(value).strip())
+        if found is None or found[2].lower() not in self.units or not float(found[1]):
+            self.fail(
+                f"{value!r} is no {self.name}; allowed: a number above 0 and one of {self._allowed()}", param, ctx
+            )
+        return float(found[1]) * self.units[found[2].lower()]
+
+    def _allowed(self) -> str:
+        return ", ".join(unit or "nothing" for unit in self.units)
+
+
+DURATION = Measure("time", {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0})
 
 
 class CountOrAuto(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 on

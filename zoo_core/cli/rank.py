@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,8 @@ from zoo_core.cli.config import effective
 from zoo_core.cli.data import told
 from zoo_core.cli.downloads import count_text, downloading, size_text
 from zoo_core.cli.options import (
+    DURATION,
+    Measure,
     check_device,
     device_option,
     lock_file,
@@ -35,29 +36,8 @@ if TYPE_CHECKING:
 __all__ = ["rank"]
 
 SHOWN = 12  # backbones left out, or parts to download, that people are shown; JSON has them all
-UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 MULTIPLES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 SCHEMA = 1
-
-
-class Measure(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 on
-    """A number with a unit behind it, as 10m or 30M."""
-
-    def __init__(self, name: str, units: Mapping[str, float]) -> None:
-        self.name, self.units = name, units
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, int | float):
-            return float(value)
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]?)", str(value).strip())
-        if found is None or found[2].lower() not in self.units or not float(found[1]):
-            self.fail(
-                f"{value!r} is no {self.name}; allowed: a number above 0 and one of {self._allowed()}", param, ctx
-            )
-        return float(found[1]) * self.units[found[2].lower()]
-
-    def _allowed(self) -> str:
-        return ", ".join(unit or "nothing" for unit in self.units)
 
 
 @click.command()
@@ -75,7 +55,7 @@ class Measure(click.ParamType):  # type: ignore[type-arg]  # generic from click 
 @click.option("--input-size", type=int, help="Only backbones for pictures of so many pixels.")
 @click.option("--examples", type=int, default=1000, show_default=True, help="Training examples that are looked at.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides which examples are drawn.")
-@click.option("--time-limit", type=Measure("time", UNITS), help="Begin no backbone after this time, as 90s or 10m.")
+@click.option("--time-limit", type=DURATION, help="Begin no backbone after this time, as 90s or 10m.")
 @click.option("--then", type=click.Choice(["bench"]), help="Go on with a bench of the first third, two at least.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of that bench; else runs/rank.")
 @click.option("--dry-run", is_flag=True, help="Say what would be compared and downloaded, and stop.")
