@@ -42,6 +42,10 @@ OTHER = {
         ("starter/convnet-nano(weights=random)", "digits", 0),
         ("starter/convnet-nano(weights=random)", "digits(shots=5)", 0),
     ],
+    "random weights, whose statistics are of other batches": [
+        ("starter/convnet-nano(weights=random)", "digits", 0),
+        ("starter/convnet-nano(weights=random)+probe+ncm", "digits", 0),
+    ],
     "what trains": [("starter/vit-nano", "digits", 0), ("starter/vit-nano+partial(n=1)", "digits", 0)],
 }
 

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import zoo_core
+from zoo_core.benchmark import trial
 from zoo_core.benchmark.groups import Group, plan_groups
 from zoo_core.benchmark.pool import run_all
 from zoo_core.benchmark.sharing import SharedWork
 from zoo_core.benchmark.trial import run_trial
 from zoo_core.benchmark.workers import attempt_group
+from zoo_core.contracts import Batch, Change, Context, Learner, Output
 from zoo_core.data.model_outputs import outputs_room
 from zoo_core.errors import IntegrityError
 from zoo_core.files.fetch import pin_plan
 from zoo_core.plan.plan import Budget, Plan, pinned, reseeded
 from zoo_core.plan.resolve import resolve
 from zoo_core.results.store import Result
+from zoo_core.testing.recipes import ToyAdapter, ToyTasks, toy_plan
 
 BUDGET = Budget(epochs=3, num_rates=2)
 CPU = torch.device("cpu")
@@ -98,6 +103,40 @@ def test_a_head_that_learns_from_a_teacher_on_features(tmp_path: Path) -> None:
     found = together(plans)
     assert scores(found) == scores([run_trial(plan)[0] for plan in plans])
     assert {how_of(result) for result in found} == {("features", 2, "an adapter has a part in what is learned")}
+
+
+class _Drift(nn.Module):
+    """Adds a term that grows with each step, by a number of its own that neither delta nor projectors name."""
+
+    stages: tuple[int, ...] = ()
+
+    def __init__(self, objective: nn.Module) -> None:
+        super().__init__()
+        self.objective, self.steps = objective, 0
+
+    def forward(self, output: Output, batch: Batch) -> dict[str, Tensor]:
+        self.steps += 1
+        terms: dict[str, Tensor] = self.objective(output, batch)
+        return terms | {"drift": 0.1 * self.steps * output.predictions.square().mean()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drifting(ToyAdapter):
+    changes: ClassVar[frozenset[Change]] = frozenset({"objective"})
+
+    def apply(self, learner: Learner, context: Context) -> Learner:
+        assert learner.objective is not None
+        learner.objective = _Drift(learner.objective)
+        return learner
+
+
+def test_steps_that_measure_leave_nothing_behind_that_only_a_plugin_knows_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = toy_plan(Drifting(), task=ToyTasks(kind="regression"), budget=BUDGET, learning_rates=(1e-2, 3e-2))
+    plans = [reseeded(pinned(first, {}), seed) for seed in range(2)]
+    alone = [run_trial(plan)[0].score for plan in plans]
+    assert [result.score for result in together(plans)] == pytest.approx(alone, abs=1e-6)
+    monkeypatch.setattr(trial, "copied", lambda learner: learner)
+    assert together(plans)[0].score != pytest.approx(alone[0], abs=1e-6)  # the steps of the first trial are measured
 
 
 @pytest.mark.slow

@@ -46,10 +46,15 @@ class Stubborn:
         how = self.how
 
         class Head(nn.Module):
+            mean: Tensor
+
             def __init__(self) -> None:
                 super().__init__()
                 self.out = nn.Linear(features.dim, target.size or 0)
-                self.calls = 0
+                self.calls, self.dice = 0, random.Random(0)
+                self.register_buffer("mean", torch.zeros(features.dim))
+                if how == "twice":
+                    self.again = self.out
 
             def forward(self, features: Features) -> Tensor:
                 found: Tensor = self.out(features.x)
@@ -59,6 +64,13 @@ class Stubborn:
                     return found if float(found.sum()) > 0 else -found
                 if how == "draws unseen":
                     return found * random.random()
+                if how == "draws its own":
+                    return found * self.dice.random()
+                if how == "counts":
+                    self.calls += 1
+                    return found if self.calls < 5 else 0.1 * found
+                if how == "binds anew":  # functional_call puts the old tensor back, and nobody sees the new one
+                    self.mean = 0.9 * self.mean + 0.1 * features.x.detach().mean(0)
                 return found
 
         return Head()
@@ -223,7 +235,11 @@ def test_a_row_that_diverges_leaves_the_others_as_they_were(name: str) -> None:
         ("linear(dropout=0.5)", "they cannot be vectorised: "),
         (Stubborn("draws"), "they cannot be vectorised: "),
         (Stubborn("looks"), "they cannot be vectorised: "),
-        (Stubborn("draws unseen"), "together they compute something else than alone"),
+        (Stubborn("draws unseen"), "a call of their head changes a generator of the whole process, which"),
+        (Stubborn("draws its own"), "a call of their head changes dice, which"),
+        (Stubborn("counts"), "a call of their head changes calls, which"),
+        (Stubborn("binds anew"), "together they compute something else than alone"),
+        (Stubborn("twice"), "their heads hold one tensor under two names"),
     ],
 )
 def test_what_cannot_be_trained_together_says_why_before_it_trains(head: Any, reason: str) -> None:

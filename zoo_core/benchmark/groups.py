@@ -63,11 +63,13 @@ def key_of(plan: Plan) -> dict[str, object]:
     """What the frozen features of a trial's examples depend on, besides the split, the example and the view.
 
     Draws of examples are not among it, so trials of several seeds share features; but the weights of a random backbone
-    are drawn by the seed, and its batch norms take their statistics from the trial's own training examples.
+    are drawn by the seed, and its batch norms take their statistics from the trial's own training batches, which a head
+    in closed form sees in order.
     """
     assert plan.task is not None, "a trial has a task"
     task = identity_of(plan, plan.task)
     drawn = {"seed": plan.seed, "common": task["common"], "batch_size": plan.budget.batch_size}
+    drawn["shuffled"] = bool(plan.learning_rates)
     return {
         "base": identity_of(plan, plan.backbone),
         "weights": plan.weights,

@@ -34,7 +34,7 @@ from zoo_core.training.progress import FitProgress
 from zoo_core.training.rows import RowEnd
 from zoo_core.training.timing import precision_of
 
-__all__ = ["Measured", "SharedWork", "combination_of", "refusal"]
+__all__ = ["Measured", "SharedWork", "combination_of", "copied", "refusal"]
 
 _log = logging.getLogger(__name__)
 
@@ -209,6 +209,16 @@ def refusal(learner: Learner, loader: Loader) -> str:
     if loader.preparation.random:
         return "its preparation draws"
     return "" if learner.reads_features else "its objective looks inside the backbone, or the backbone draws"
+
+
+def copied(learner: Learner) -> Learner:
+    """A learner of its own around the same frozen backbone and teachers.
+
+    Head and objective are copied with all that they hold, which `delta` and `projectors` need not name.
+    """
+    backbone = learner.backbone
+    common = (*backbone.modules(), *backbone.parameters(), *backbone.buffers(), learner.teachers, learner.plan)
+    return copy.deepcopy(learner, {id(each): each for each in common})
 
 
 def combination_of(plan: Plan) -> str:

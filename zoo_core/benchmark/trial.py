@@ -17,7 +17,7 @@ from zoo_core.benchmark.groups import plan_groups
 from zoo_core.benchmark.loaders import check_still, open_task, scoring_loader, training_loader
 from zoo_core.benchmark.progress import TrialProgress
 from zoo_core.benchmark.provenance import provenance
-from zoo_core.benchmark.sharing import Measured, SharedWork, combination_of
+from zoo_core.benchmark.sharing import Measured, SharedWork, combination_of, copied
 from zoo_core.benchmark.teaching import check_columns, check_enough, check_labels, replay_of
 from zoo_core.contracts import Split, Target, TaskData
 from zoo_core.data.loader import Loader
@@ -301,12 +301,12 @@ class Start:
     rows: Mapping[float | None, RowEnd] = field(default_factory=dict)
 
     def measured(self, device: torch.device) -> Measured:
-        """What steps cost that compute all they need. The learner is where it was."""
+        """What steps cost that compute all they need. They are taken by a copy: nothing of them is left behind."""
         plan = self.plan
         rates = plan.learning_rates
         reset_peak_memory(device)
         training = time_training(
-            self.learner,
+            copied(self.learner),
             self.fitting,
             budget=plan.budget,
             learning_rate=rates[len(rates) // 2] if rates else None,
@@ -314,7 +314,6 @@ class Start:
             memory=self.memory,
         )
         peak = peak_memory_bytes(device)
-        self.put_back()
         return Measured(training=training, peak_memory_bytes=peak)
 
     def put_back(self) -> None:

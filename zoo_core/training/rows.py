@@ -32,6 +32,7 @@ from zoo_core.plan.plan import Budget
 from zoo_core.training.gradient_trainer import moving, rate_at
 from zoo_core.training.progress import FitProgress
 from zoo_core.training.timing import autocast, precision_of
+from zoo_core.training.untold_state import changes, untold_state
 
 __all__ = ["NotTogether", "Row", "RowEnd", "train_rows"]
 
@@ -138,6 +139,8 @@ class _Rows:
     def _check(self) -> None:
         """Raises NotTogether unless all rows have one shape of head, one length of an epoch and the default loss."""
         first = self._rows[0].learner
+        if len(list(first.head.named_parameters(remove_duplicate=False))) > len(list(first.head.parameters())):
+            raise NotTogether("their heads hold one tensor under two names")
         for learner in {id(row.learner): row.learner for row in self._rows}.values():
             if _layout(learner.head) != _layout(first.head):
                 raise NotTogether("their heads differ in shape")
@@ -239,16 +242,24 @@ class _Rows:
     # -- training ---------------------------------------------------------------------------------------------------
 
     def _try(self) -> None:
-        """Raises NotTogether unless losses and gradients of the first batch are those of each head alone."""
+        """Raises NotTogether unless the first batch does what it does to each head alone: to losses, gradients and
+        buffers, and nothing to what is no tensor, which rows would have in common.
+        """
         features, target = next(iter(self._batches(0)))
+        flat_RP = self._flat_RP.detach().clone().requires_grad_()
         rest = {name: x.clone() for name, x in self._rest.items()}
         precision = precision_of(self._budget.precision, self._device)
+        module, self._module = self._module, copy.deepcopy(self._module)
+        before = untold_state(self._module)
         try:
             with autocast(self._device, precision):
-                together = self._losses(self._predictions(self._flat_RP, rest, features), target)
-            (gradient_RP,) = torch.autograd.grad(together.sum(), self._flat_RP)
+                together = self._losses(self._predictions(flat_RP, rest, features), target)
+            (gradient_RP,) = torch.autograd.grad(together.sum(), flat_RP)
         except Exception as error:
             raise NotTogether(f"they cannot be vectorised: {str(error).strip().partition(chr(10))[0][:200]}") from error
+        if changed := changes(before, untold_state(self._module)):
+            raise NotTogether(f"a call of their head changes {changed[0]}, which is no parameter or buffer of it")
+        self._module = module
         for row in {int(place): row for row, place in enumerate(self._loader_of.tolist())}.values():
             head = copy.deepcopy(self._rows[row].learner.head).train()
             mask = None if features.mask is None else features.mask[row]
@@ -257,7 +268,9 @@ class _Rows:
                 alone = self._alone(found, features.x[row], target[row], row)
             own = dict(head.named_parameters())
             gradients = torch.autograd.grad(alone, [own[name] for name in self._names])
-            pairs = ((together[row], alone), (gradient_RP[row], torch.cat([x.flatten() for x in gradients])))
+            held = {**own, **dict(head.named_buffers())}
+            pairs = [(together[row], alone), (gradient_RP[row], torch.cat([x.flatten() for x in gradients]))]
+            pairs += [(x[row], held[name]) for name, x in rest.items()]
             if not all(_alike(one, other) for one, other in pairs):
                 raise NotTogether("together they compute something else than alone")
 
@@ -384,7 +397,11 @@ class _State:
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:
-    one, other = one.detach(), other.detach()
+    one, other = one.detach().double(), other.detach().double()
+    return one.shape == other.shape and (not other.numel() or _close(one, other))
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
     return torch.allclose(one, other, rtol=TOLERANCE, atol=TOLERANCE * float(other.abs().max()))
 
 
