@@ -202,6 +202,19 @@ def test_two_benches_on_one_folder_never_mix(zoo: Zoo, sleeping: subprocess.Pope
     assert rows_of(zoo.cwd / "out") == before
 
 
+@pytest.mark.slow
+def test_two_benches_on_one_store_both_have_the_scores_of_one_alone(
+    zoo: Zoo, whole: Path, scores_of: Scores, tmp_path: Path
+) -> None:
+    zoo.environment["ZOO_CACHE"] = str(tmp_path / "cache")
+    outs = [tmp_path / name for name in ("one", "other")]
+    processes = [zoo.start("bench", *GRID, "--out", out, "--workers", "1") for out in outs]
+    for process, out in zip(processes, outs, strict=True):
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        assert scores_of(out) == scores_of(whole)
+
+
 # --- going on --------------------------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import errno
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,14 +19,16 @@ from zoo_core.benchmark.pool import run_all
 from zoo_core.benchmark.sharing import SharedWork
 from zoo_core.benchmark.trial import run_trial
 from zoo_core.benchmark.workers import attempt_group
-from zoo_core.contracts import Batch, Change, Context, Learner, Output
+from zoo_core.contracts import Batch, Change, Context, Features, Learner, Output, Weights
 from zoo_core.data.model_outputs import outputs_room
+from zoo_core.data.row_files import RowFile
 from zoo_core.errors import IntegrityError
 from zoo_core.files.fetch import pin_plan
 from zoo_core.plan.plan import Budget, Plan, pinned, reseeded
 from zoo_core.plan.resolve import resolve
 from zoo_core.results.store import Result
-from zoo_core.testing.recipes import ToyAdapter, ToyTasks, toy_plan
+from zoo_core.testing.recipes import ToyAdapter, ToyBackbones, ToyTasks, toy_plan
+from zoo_core.testing.toys import ToyBackbone
 
 BUDGET = Budget(epochs=3, num_rates=2)
 CPU = torch.device("cpu")
@@ -105,6 +108,29 @@ def test_a_head_that_learns_from_a_teacher_on_features(tmp_path: Path) -> None:
     assert {how_of(result) for result in found} == {("features", 2, "an adapter has a part in what is learned")}
 
 
+class _OddBackbone(ToyBackbone):
+    what = ""
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Features:
+        found = super().forward(inputs)
+        odd = nn.functional.dropout(found.x) if self.what == "draws" else found.x * torch.nan
+        return Features(kind=found.kind, x=odd, mask=found.mask)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Odd(ToyBackbones):
+    """A backbone whose features are no numbers, or others in each pass."""
+
+    what: str
+
+    def build(self, files: Path | None, weights: Weights) -> nn.Module:
+        found = super().build(files, weights)
+        odd = _OddBackbone(self.kind)
+        odd.load_state_dict(found.state_dict())
+        odd.what = self.what
+        return odd
+
+
 class _Drift(nn.Module):
     """Adds a term that grows with each step, by a number of its own that neither delta nor projectors name."""
 
@@ -132,11 +158,11 @@ class Drifting(ToyAdapter):
 
 def test_steps_that_measure_leave_nothing_behind_that_only_a_plugin_knows_of(monkeypatch: pytest.MonkeyPatch) -> None:
     first = toy_plan(Drifting(), task=ToyTasks(kind="regression"), budget=BUDGET, learning_rates=(1e-2, 3e-2))
-    plans = [reseeded(pinned(first, {}), seed) for seed in range(2)]
-    alone = [run_trial(plan)[0].score for plan in plans]
-    assert [result.score for result in together(plans)] == pytest.approx(alone, abs=1e-6)
+    plan = pinned(first, {})
+    alone = run_trial(plan)[0].score
+    assert together([plan])[0].score == pytest.approx(alone, abs=1e-6)
     monkeypatch.setattr(trial, "copied", lambda learner: learner)
-    assert together(plans)[0].score != pytest.approx(alone[0], abs=1e-6)  # the steps of the first trial are measured
+    assert together([plan])[0].score != pytest.approx(alone, abs=1e-6)
 
 
 @pytest.mark.slow
@@ -206,6 +232,36 @@ def test_without_a_store_and_without_memory_features_are_computed_each_time(monk
     shared.memory.max_bytes = 0
     assert scores([run_trial(plan, shared=shared)[0] for plan in plans]) == scores(alone)
     assert not outputs_room().exists()
+
+
+def test_on_a_full_disk_features_stay_in_memory_and_one_line_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    plans = [reseeded(pinned(toy_plan(learning_rates=(1e-2, 3e-2)), {}), seed) for seed in range(2)]
+    alone = [run_trial(plan)[0] for plan in plans]
+
+    def write(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(RowFile, "write", write)
+    found = together(plans)
+    assert scores(found) == scores(alone)
+    assert [how_of(result) for result in found] == [("heads", 2, None)] * 2
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "cannot be written (No space left on device), so outputs of models are stored no more" in line
+
+
+def test_features_that_are_no_numbers_fail_each_trial_with_its_reason() -> None:
+    first = toy_plan(backbone=Odd(what="is no number"), learning_rates=(1e-2, 3e-2))
+    plans = [reseeded(pinned(first, {}), seed) for seed in range(2)]
+    found = together(plans)
+    assert [result.status for result in found] == ["failed"] * 2
+    assert all("the loss is nan in epoch 1 at learning rate" in (result.reason or "") for result in found)
+
+
+def test_a_backbone_that_draws_in_evaluation_shares_nothing() -> None:
+    plans = [reseeded(pinned(toy_plan(backbone=Odd(what="draws")), {}), seed) for seed in range(2)]
+    assert [how_of(result) for result in together(plans)] == [("alone", 2, "its backbone draws")] * 2
 
 
 def test_of_files_that_change_while_features_are_made_nothing_is_stored(

@@ -41,7 +41,8 @@ class Keeper(nn.Module):
         (lambda module: module.last.add_(1), ["last"]),
         (lambda module: random.random(), ["a generator of the whole process"]),
         (lambda module: np.random.rand(), ["a generator of the whole process"]),  # noqa: NPY002 - a plugin may
-        (lambda module: module.inner(torch.randn(4, 3)), []),
+        (lambda module: torch.rand(2), ["a generator of the whole process"]),
+        (lambda module: module.inner(torch.ones(4, 3)), []),
         (lambda module: module.eval(), []),
     ],
 )

@@ -18,7 +18,7 @@ import torch
 
 from zoo_core.benchmark.groups import kinds_of, plan_groups
 from zoo_core.benchmark.loaders import open_task, plain_loader, training_loader
-from zoo_core.benchmark.sharing import refusal
+from zoo_core.benchmark.sharing import backbone_draws, refusal
 from zoo_core.benchmark.teaching import check_columns, check_labels, is_unlabelled, replay_of
 from zoo_core.contracts import Split, TaskData
 from zoo_core.data.decoding import decode
@@ -255,7 +255,7 @@ def _on_features(
     """A loader of features of a few examples, of which nothing is stored; None if the fit cannot be on features."""
     (group,) = plan_groups([plan])
     loader = training_loader(plan, learner, few, splits.target, device, num_workers)
-    if group.alone or group.open_stages or refusal(learner, loader):
+    if group.alone or group.open_stages or refusal(learner, loader, draws=backbone_draws(learner)):
         return None
     (kind,) = kinds_of([plan], learner.source.features.kind)
     features = FrozenFeatures(

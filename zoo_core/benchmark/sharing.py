@@ -19,6 +19,7 @@ from zoo_core.benchmark.teaching import split_key
 from zoo_core.contracts import Split, Target, TaskData
 from zoo_core.data.loader import Loader
 from zoo_core.data.model_outputs import ModelOutputs, outputs_room
+from zoo_core.data.randomness import forked_rng
 from zoo_core.data.splits import Splits, carve, rows_of
 from zoo_core.errors import IntegrityError, ZooError
 from zoo_core.model.build import build, build_backbone
@@ -26,6 +27,7 @@ from zoo_core.model.given_features import What
 from zoo_core.model.learner import Learner
 from zoo_core.plan.plan import Plan
 from zoo_core.registry.settings import outputs_bytes
+from zoo_core.toolkit.stages import dummy_inputs
 from zoo_core.training.entering_states import states_refusal
 from zoo_core.training.fit import calibrate
 from zoo_core.training.frozen_features import FeatureMemory, FeaturePass, FrozenFeatures
@@ -33,8 +35,9 @@ from zoo_core.training.gradient_trainer import MemoryOptions
 from zoo_core.training.progress import FitProgress
 from zoo_core.training.rows import RowEnd
 from zoo_core.training.timing import precision_of
+from zoo_core.training.untold_state import draws
 
-__all__ = ["Measured", "SharedWork", "combination_of", "copied", "refusal"]
+__all__ = ["Measured", "SharedWork", "backbone_draws", "combination_of", "copied", "refusal"]
 
 _log = logging.getLogger(__name__)
 
@@ -68,6 +71,7 @@ class SharedWork:
         self.group = group
         self._plans, self._device, self._num_workers = plans, device, num_workers
         self.memory, self.passed = FeatureMemory(), FeaturePass()
+        self._is_warned = False
         self._stores: dict[tuple[str, What], ModelOutputs] = {}
         self.measured: dict[str, Measured] = {}
         self.rows: dict[str, Mapping[float | None, RowEnd]] = {}
@@ -118,6 +122,11 @@ class SharedWork:
         """What the learners of these trials read in place of inputs."""
         return kinds_of(plans, self._first.source.features.kind) if self.stage is None else (self.stage,)
 
+    @cached_property
+    def draws(self) -> bool:
+        """Whether the backbone draws, so that nothing of it can be shared."""
+        return backbone_draws(self._first)
+
     def _training_loader(self, plan: Plan, learner: Learner, splits: Splits) -> Loader:
         return training_loader(plan, learner, splits.train, splits.target, self._device, self._num_workers)
 
@@ -158,7 +167,8 @@ class SharedWork:
             with suppress(ZooError):
                 splits = self.splits(plan)
                 training = self._training_loader(plan, self._first, splits)
-                if refusal(self._first, training) or (self.stage is not None and self.stage < 1):
+                entered = self.stage is not None and self.stage < 1
+                if entered or refusal(self._first, training, draws=self.draws):
                     return
                 self.features(plan, training, splits.train, "train").fill(tell)
                 for role, split in (("val", splits.val), ("test", splits.test)):
@@ -170,13 +180,20 @@ class SharedWork:
     ) -> str:
         """Why a trial cannot be fitted on what its group has in common; empty if it can. loader, split: to train on."""
         if self.stage is None:
-            return refusal(learner, loader)
-        if loader.preparation.random:
-            return "its preparation draws"
+            return refusal(learner, loader, draws=self.draws)
+        found = refusal(self._first, loader, draws=self.draws)
+        if found:
+            return found
         if memory is not None and memory.checkpoint_activations:
             return "its stages are computed again for the backward pass"
         stored = self.features(plan, loader, split, "train").loader
         return states_refusal(learner, self._first.backbone, self.stage, loader, stored)
+
+    def _warn_once(self, reason: str) -> None:
+        """Tells of the first store that takes no more: the others lie beside it."""
+        if not self._is_warned:
+            _log.warning(reason)
+        self._is_warned = True
 
     def features(self, plan: Plan, loader: Loader, split: Split, role: str) -> FrozenFeatures:
         """The features of a split. loader: of its inputs. role: train, val or test."""
@@ -189,7 +206,7 @@ class SharedWork:
                 key = {**key_of(plan), **split_key(plan, root, role, self._device)}
                 key |= {"features": what, "precision": precision, "preparation": source.preparation.digest}
                 self._stores[role, what] = ModelOutputs(
-                    outputs_room(), key, root.num, max_bytes=outputs_bytes(), on_full=_log.warning
+                    outputs_room(), key, root.num, max_bytes=outputs_bytes(), on_full=self._warn_once
                 )
         (what,) = self._read_by([plan])
         return FrozenFeatures(
@@ -204,11 +221,22 @@ class SharedWork:
         )
 
 
-def refusal(learner: Learner, loader: Loader) -> str:
-    """Why a learner cannot be fitted on features that were made once; empty if it can."""
+def refusal(learner: Learner, loader: Loader, *, draws: bool) -> str:
+    """Why a learner cannot be fitted on features that were made once; empty if it can. draws: see `backbone_draws`."""
     if loader.preparation.random:
         return "its preparation draws"
-    return "" if learner.reads_features else "its objective looks inside the backbone, or the backbone draws"
+    if draws:
+        return "its backbone draws"
+    return "" if learner.reads_features else "its objective looks inside the backbone, or the backbone is in training"
+
+
+def backbone_draws(learner: Learner) -> bool:
+    """Whether the backbone draws although it is in evaluation mode, as one that drops out by a function may."""
+    backbone = learner.backbone.eval()
+    inputs = dummy_inputs(backbone, 1)
+    device = next((x.device for x in inputs.values()), torch.device("cpu"))
+    with forked_rng(device, "draws"), torch.no_grad():
+        return draws(lambda: backbone(inputs))
 
 
 def copied(learner: Learner) -> Learner:

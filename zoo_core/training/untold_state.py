@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pickle
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["changes", "untold_state"]
+__all__ = ["changes", "draws", "untold_state"]
 
 TOLD = ("_parameters", "_buffers", "_modules", "training")
 DRAWS = "a generator of the whole process"
@@ -19,7 +19,20 @@ DRAWS = "a generator of the whole process"
 def untold_state(module: nn.Module) -> dict[str, object]:
     """By name, what tells a change of every attribute that is no tensor of the state dict, and of global generators."""
     found = {name: _mark(value) for name, value in _attributes(module)}
-    return found | {DRAWS: (random.getstate(), _mark(np.random.get_state()))}  # noqa: NPY002 - it is only looked at
+    return found | {DRAWS: _generators()}
+
+
+def draws(call: Callable[[], object]) -> bool:
+    """Whether a call takes numbers from a generator of the whole process."""
+    before = _generators()
+    call()
+    return _generators() != before
+
+
+def _generators() -> object:
+    of_torch = [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else ())]
+    of_numpy = _mark(np.random.get_state())  # noqa: NPY002 - it is only looked at
+    return random.getstate(), of_numpy, [bytes(state.tolist()) for state in of_torch]
 
 
 def changes(before: dict[str, object], after: dict[str, object]) -> list[str]:

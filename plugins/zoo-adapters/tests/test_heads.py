@@ -24,7 +24,7 @@ from zoo_adapters.heads import AttentionPool, Knn, Linear, Mlp, Ncm, Ridge
 from zoo_core.benchmark.trial import run_trial
 from zoo_core.contracts import Features, FeatureSpec, HeadRecipe, Kind, Split, Target, TargetKind, fact
 from zoo_core.data.loader import Loader
-from zoo_core.errors import RefusedError, UsageError
+from zoo_core.errors import DivergedError, RefusedError, UsageError
 from zoo_core.model.learner import Learner
 from zoo_core.plan.plan import Budget, Plan
 from zoo_core.runs.stored_run import save_run
@@ -400,6 +400,13 @@ def test_ridge_of_features_that_are_all_alike_predicts_the_mean_of_the_targets(n
     target = torch.tensor([0, 0, 1])[:num]
     expected = 2 * nn.functional.one_hot(target, 3).double().mean(0) - 1
     close(ridge(train, target)(train), expected.expand(num, -1))
+
+
+def test_ridge_of_features_that_are_not_finite_says_so() -> None:
+    train, target = clouds(9)
+    train.x[3, 2] = torch.nan
+    with pytest.raises(DivergedError, match="features of 9 training examples are not finite"):
+        ridge(train, target)
 
 
 # -- closed forms -------------------------------------------------------------------------------------------------

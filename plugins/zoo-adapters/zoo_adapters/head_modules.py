@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo_core.contracts import Features, TargetKind
+from zoo_core.errors import DivergedError
 
 __all__ = ["AttentionPoolHead", "KnnHead", "LinearHead", "MlpHead", "NcmHead", "RidgeHead"]
 
@@ -172,8 +173,11 @@ class RidgeHead(nn.Module):
     def fit(self, features: Features, target: Tensor) -> None:
         """features: pooled [N, D]. target: int64 [N], or float32 [N, C]. Computes in float64.
 
-        One eigendecomposition, of the smaller matrix of products, serves all penalties.
+        One eigendecomposition, of the smaller matrix of products, serves all penalties. Raises DivergedError for
+        features that are not finite.
         """
+        if not bool(features.x.isfinite().all()):
+            raise DivergedError(f"features of {len(features.x)} training examples are not finite, so ridge has no fit")
         x_ND, y_NC = features.x.double(), self._numbers(target)
         num, dim = x_ND.shape
         mean_D, bias_C = x_ND.mean(0), y_NC.mean(0)
