@@ -20,10 +20,10 @@ from typing import ClassVar
 
 import torch
 
-def faults():
+def faults(batch_size=16):
     with torch.device("cpu"):
         network = torch.nn.Sequential(*(torch.nn.Conv2d(32, 32, 1) for _ in range(6)))
-        x = torch.randn(16, 32, 64, 64)
+        x = torch.randn(batch_size, 32, 64, 64)
     with torch.no_grad():
         for step in range(13):
             if step == 3:
@@ -34,15 +34,19 @@ def faults():
 SCRIPT = f"""{FAULTS}
 import json, sys
 from pathlib import Path
-from zoo_core._process.malloc import give_back_freed, keep_freed
+from contextlib import nullcontext
+from zoo_core._process.malloc import give_back_freed, keep_freed, keeping_large_blocks
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
-kept = keep_freed() if sys.argv[1] == "keep" else None
+how, batch_size = sys.argv[1:]
+kept = None if how == "leave" else keep_freed()
 torch.set_num_threads(1)
-found, held = faults(), resident()
-give_back_freed()
+with keeping_large_blocks() if how == "pass" else nullcontext():
+    found, held = faults(int(batch_size)), resident()
+if how != "pass":
+    give_back_freed()
 print(json.dumps({{"kept": kept, "faults": found, "given_back": held - resident()}}))
 """
 COUNTING = f"""{FAULTS}
@@ -65,9 +69,9 @@ BLOCK = 1 << 23  # bytes of one result
 PAGES = BLOCK // os.sysconf("SC_PAGE_SIZE")
 
 
-def measured(how: str, **environment: str) -> dict[str, int]:
+def measured(how: str, *, batch_size: int = 16, **environment: str) -> dict[str, int]:
     usual = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
-    words = [sys.executable, "-c", SCRIPT, how]
+    words = [sys.executable, "-c", SCRIPT, how, str(batch_size)]
     printed = subprocess.run(words, env={**usual, **environment}, capture_output=True, check=True, text=True).stdout
     found: dict[str, int] = json.loads(printed)
     return found
@@ -81,6 +85,15 @@ def test_kept_memory_is_mapped_once_and_given_back_when_asked() -> None:
         pytest.skip("glibc gives nothing back here, or the kernel's pages are huge")
     assert kept["faults"] < usual["faults"] / 10
     assert kept["given_back"] >= BLOCK
+
+
+@pytest.mark.slow
+def test_a_pass_keeps_blocks_that_malloc_would_map() -> None:
+    usual, kept = measured("keep", batch_size=80), measured("pass", batch_size=80)
+    if usual["faults"] < 50 * PAGES:
+        pytest.skip("the kernel's pages are huge")
+    assert kept["faults"] < usual["faults"] / 10
+    assert kept["given_back"] >= 5 * BLOCK
 
 
 def test_what_the_environment_says_of_malloc_holds() -> None:

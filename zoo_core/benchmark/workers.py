@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection, wait
 import torch
 
 from zoo_core import errors
-from zoo_core._process.malloc import keep_freed
+from zoo_core._process.malloc import keep_freed, keeping_large_blocks
 from zoo_core.benchmark.groups import Group
 from zoo_core.benchmark.progress import TrialProgress
 from zoo_core.benchmark.provenance import explained, without_score
@@ -83,7 +83,8 @@ def attempt_group(
     first = next(iter(plans))
     try:
         shared = SharedWork(group, list(plans.values()), device=torch.device(device))
-        shared.fill(partial(report, first))
+        with keeping_large_blocks():
+            shared.fill(partial(report, first))
     except (Exception, SystemExit) as error:  # noqa: BLE001 - each of its trials says what is wrong with it
         reason = f"what its group shares could not be made: {explained(error, MEMORY_ERRORS)}"
         for position, plan in plans.items():
