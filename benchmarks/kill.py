@@ -1,11 +1,14 @@
 """Kills a bench at random instants, lets the same command go on, and compares the results with an undisturbed run's.
 
     .venv/bin/python benchmarks/kill.py                  ten kills on the starter suite scaled down, about two minutes
+    .venv/bin/python benchmarks/kill.py --kills 20 --trials 204 --workers 1
     .venv/bin/python benchmarks/kill.py --kills 40 --workers 4
 
 Every second kill ends the whole process group at once, the others the parent alone; then no process of it may remain.
 Everything but what is timed must be the same: each trial once, scores, what validation chose, counts of parameters. The
-undisturbed run has another number of workers. Prints a line for each kill and exits with 1 when something differs.
+undisturbed run has another number of workers. Trials share work in groups of up to a sixth of all, and a group that is
+interrupted is run whole again: after a kill as many may be unfinished, some of their trials stored and others not, as
+there are workers. Prints a line for each kill and exits with 1 when something differs, or more groups were torn.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,12 +40,16 @@ GONE_SECONDS = 10.0  # processes that outlive their parent by more than this are
 
 @dataclass(frozen=True, kw_only=True)
 class Kill:
-    """One kill: how long after the start, who was killed, results before and after, how long processes remained."""
+    """One kill: how long after the start, who was killed, results before and after, how long processes remained.
+
+    torn: groups that are run again although some of their trials are stored.
+    """
 
     seconds: float
     whole_group: bool
     before: int
     after: int
+    torn: int
     gone_seconds: float
 
 
@@ -76,6 +84,12 @@ def differences(one: Path, other: Path) -> list[str]:
     return found
 
 
+def num_torn(out: Path) -> int:
+    """How many groups have some of their trials stored, and not all."""
+    found = Counter((row["shared"]["group"], row["shared"]["size"]) for row in results(out) if row["shared"])
+    return sum(num < size for (_, size), num in found.items())
+
+
 def kill_once(
     words: Sequence[str], out: Path, *, seconds: float, after_results: int, whole_group: bool, **options: Any
 ) -> Kill | None:
@@ -101,6 +115,7 @@ def kill_once(
         whole_group=whole_group,
         before=before,
         after=len(results(out)),
+        torn=num_torn(out),
         gone_seconds=seconds_until_gone(process.pid),
     )
 
@@ -128,12 +143,17 @@ def processes_of(session: int) -> list[int]:
     return found
 
 
-def kill_often(words: Sequence[str], out: Path, *, kills: int, seed: int, **options: Any) -> list[Kill]:
-    """Kills a run that often, at instants from its start to the middle of a trial, and then lets it end."""
+def kill_often(
+    words: Sequence[str], out: Path, *, kills: int, seed: int, spread: int = 1, **options: Any
+) -> list[Kill]:
+    """Kills a run that often, at instants from its start to the middle of a trial, and then lets it end.
+
+    spread: of the results between two kills, none to twice as many.
+    """
     rng = random.Random(seed)
     done: list[Kill] = []
     for number in range(kills):
-        after_results = rng.choice([0, 1, 1, 2])
+        after_results = spread * rng.choice([0, 1, 1, 2])
         seconds = rng.uniform(0.1, 6) if after_results == 0 else rng.uniform(0, 0.5)
         kill = kill_once(
             words, out, seconds=seconds, after_results=after_results, whole_group=number % 2 == 0, **options
@@ -150,7 +170,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--trials", type=int, default=36, help="12, 24 or 36")
+    parser.add_argument("--trials", type=int, default=36, help="a multiple of 12")
     parser.add_argument("--seed", type=int, default=0, help="of the random instants")
     asked = parser.parse_args()
     grid = (*GRID, "--seeds", str(asked.trials // 12))
@@ -166,21 +186,29 @@ def main() -> int:
         seconds = time.monotonic() - began
         print(f"undisturbed, {asked.workers + 1} workers: {len(results(whole))} results in {seconds:.0f} s")
         began = time.monotonic()
-        kills = kill_often(command(grid, killed, asked.workers), killed, kills=asked.kills, seed=asked.seed)
-        print("kill  after s  who     results  gone after s")
+        kills = kill_often(
+            command(grid, killed, asked.workers),
+            killed,
+            kills=asked.kills,
+            seed=asked.seed,
+            spread=max(1, asked.trials // (2 * asked.kills)),
+        )
+        print("kill  after s  who        results  torn groups  gone after s")
         for number, kill in enumerate(kills, 1):
             who = "group" if kill.whole_group else "parent"
             rows = f"{kill.before} to {kill.after}"
-            print(f"{number:4}  {kill.seconds:7.1f}  {who:6}  {rows:>8}  {kill.gone_seconds:12.2f}")
+            print(f"{number:4}  {kill.seconds:7.1f}  {who:6}  {rows:>10}  {kill.torn:11}  {kill.gone_seconds:12.2f}")
         seconds = time.monotonic() - began
         print(f"killed {len(kills)} times, {asked.workers} workers: {len(results(killed))} results in {seconds:.0f} s")
         found = differences(whole, killed)
+        torn = max((kill.torn for kill in kills), default=0)
     for line in found:
         print(f"differs: {line}")
     if len(kills) < asked.kills:
         print(f"the run ended before kill {len(kills) + 1}; nothing is shown about the rest")
     print(f"{len(found)} differences" if found else "identical")
-    return 1 if found or len(kills) < asked.kills else 0
+    print(f"at most {torn} groups torn by a kill, allowed: {asked.workers}")
+    return 1 if found or len(kills) < asked.kills or torn > asked.workers else 0
 
 
 if __name__ == "__main__":
