@@ -27,8 +27,8 @@ class Group:
 
     open_stages: how many of the last stages are computed in every step, from the hidden state that enters them; 0 where
     the whole backbone is frozen. alone: why its one trial shares nothing with others, and computes its frozen part for
-    every epoch; empty if the frozen part is computed once. apart: why its one trial no longer runs with those that it was
-    planned with; empty if that is not so.
+    every epoch; empty if the frozen part is computed once. apart: why its one trial no longer runs with those that it
+    was planned with; empty if that is not so.
     """
 
     id: str

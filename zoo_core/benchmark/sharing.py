@@ -167,8 +167,7 @@ class SharedWork:
             with suppress(ZooError):
                 splits = self.splits(plan)
                 training = self._training_loader(plan, self._first, splits)
-                entered = self.stage is not None and self.stage < 1
-                if entered or refusal(self._first, training, draws=self.draws):
+                if refusal(self._first, training, draws=self.draws) or (self.stage is not None and self.stage < 1):
                     return
                 self.features(plan, training, splits.train, "train").fill(tell)
                 for role, split in (("val", splits.val), ("test", splits.test)):
