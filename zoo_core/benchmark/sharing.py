@@ -239,13 +239,12 @@ def backbone_draws(learner: Learner) -> bool:
 
 
 def copied(learner: Learner) -> Learner:
-    """A learner of its own around the same frozen backbone and teachers.
+    """A learner of its own, with the same frozen parameters of the backbone and the same teachers.
 
-    Head and objective are copied with all that they hold, which `delta` and `projectors` need not name.
+    All that training may change is copied, with what a plugin holds beside `delta` and `projectors`.
     """
-    backbone = learner.backbone
-    common = (*backbone.modules(), *backbone.parameters(), *backbone.buffers(), learner.teachers, learner.plan)
-    return copy.deepcopy(learner, {id(each): each for each in common})
+    frozen = (parameter for parameter in learner.backbone.parameters() if not parameter.requires_grad)
+    return copy.deepcopy(learner, {id(each): each for each in (*frozen, learner.teachers, learner.plan)})
 
 
 def combination_of(plan: Plan) -> str:
