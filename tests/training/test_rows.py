@@ -186,6 +186,18 @@ def test_rows_end_as_each_head_does_alone(name: str) -> None:
     assert differences(name, BUDGET) < 1e-9  # float64, sixteen steps
 
 
+def test_rows_round_in_half_precision_and_are_trained_together_all_the_same() -> None:
+    budget = replace(BUDGET, precision="bfloat16")
+    table = torch.randn(60, 12)
+    found = [
+        (learner.float(), loader.of_stored(lambda draw, positions: {X: table[list(positions)]}))
+        for learner, loader in world(head_of("mlp(hidden_dim=8)"), budget=budget)
+    ]
+    for at, end in enumerate(together(found, budget)):
+        _, fitted = alone(*found[at // len(RATES)], RATES[at % len(RATES)], budget)
+        assert end.losses == pytest.approx(fitted.losses, rel=0.03)  # bfloat16 has three digits
+
+
 def test_rows_tell_the_losses_of_each_head_alone() -> None:
     found = world(head_of("mlp(hidden_dim=8)"))
     for at, end in enumerate(together(found, BUDGET)):
