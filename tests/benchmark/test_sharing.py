@@ -72,6 +72,11 @@ SHARED = {
     "knn": ("starter/convnet-nano+probe+knn(k=3)", "features", None),
     "last stage": ("starter/vit-nano+partial(n=1)", "stages", "an adapter has a part in what is learned"),
     "last stage, batch norms": ("starter/convnet-nano+partial(n=1)", "stages", "an adapter has a part in"),
+    "random weights, last stage": (
+        "starter/convnet-nano(weights=random)+partial(n=1)",
+        "stages",
+        "an adapter has a part in",
+    ),
     "random weights, batch norms": ("starter/convnet-nano(weights=random)", "heads", None),
 }
 
@@ -81,6 +86,7 @@ SLOW = (
     "attention-pool",
     "knn",
     "last stage, batch norms",
+    "random weights, last stage",
 )  # rows of every head are compared in tests/training/test_rows.py
 
 

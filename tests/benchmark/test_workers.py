@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from zoo_core.benchmark import forking
-from zoo_core.benchmark.groups import plan_groups
+from zoo_core.benchmark.groups import Group, plan_groups
 from zoo_core.benchmark.pool import _Pool, _Worker, run_all
 from zoo_core.benchmark.progress import TrialProgress
 from zoo_core.benchmark.trial import run_trial
@@ -144,6 +144,18 @@ def test_work_for_several_trials_has_its_time_again_with_each_report(
     worker = _Worker(process=None, pipe=ours, group=plan_groups(plans)[0], left=[0, 1], began_at=0.0)
     assert [event.position for event in pool.hear(worker)] == [0]
     assert (worker.began_at > 0) == again
+
+
+def test_a_group_that_is_taken_apart_stays_what_it_was_but_for_its_size(plan: Resolve) -> None:
+    pool = _Pool([plan(), plan(seed=1)], (), num_workers=1, device="cpu", threads=1, time_limit=None)
+    ours, _ = multiprocessing.Pipe()
+    group = Group(id="some", positions=(0, 1), open_stages=2)
+    worker = _Worker(process=None, pipe=ours, group=group, left=[1])
+    pool._workers.append(worker)
+    assert not list(pool._bury(worker, "it ended", "one ended", ""))
+    assert list(pool._waiting) == [
+        replace(group, positions=(1,), apart="one ended, so each of its trials ran by itself")
+    ]
 
 
 def test_closing_ends_workers_that_are_busy(plan: Resolve) -> None:

@@ -181,7 +181,7 @@ class _Pool:
             return
         because = f"{how_in_group}, so each of its trials ran by itself"
         self._waiting.extendleft(
-            Group(id=group.id, positions=(position,), apart=because) for position in reversed(worker.left)
+            replace(group, positions=(position,), apart=because) for position in reversed(worker.left)
         )
 
     def stop(self) -> None:

@@ -86,7 +86,13 @@ class SharedWork:
         """The learner of a trial around the backbone that all have in common, whose statistics are taken.
 
         One with adapters has a copy: what a plugin does to its backbone, against its word, is done to no other trial.
+        One with open stages of random weights has a backbone of its own: of the statistics there only those are taken
+        that no training takes, which depends on its adapters.
         """
+        if self.stage is not None and plan.weights == "random":
+            learner = build(plan, target=target).to(self._device)
+            calibrate(learner, self._training_loader(plan, learner, self.splits(plan)))
+            return learner
         backbone = self._first.backbone
         return build(plan, target=target, backbone=copy.deepcopy(backbone) if plan.adapters else backbone).to(
             self._device
