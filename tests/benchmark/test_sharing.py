@@ -72,6 +72,7 @@ SHARED = {
     "knn": ("starter/convnet-nano+probe+knn(k=3)", "features", None),
     "last stage": ("starter/vit-nano+partial(n=1)", "stages", "an adapter has a part in what is learned"),
     "last stage, batch norms": ("starter/convnet-nano+partial(n=1)", "stages", "an adapter has a part in"),
+    "ridge": ("starter/convnet-nano+probe+ridge", "features", None),
     "random weights, last stage": (
         "starter/convnet-nano(weights=random)+partial(n=1)",
         "stages",
@@ -85,6 +86,7 @@ SLOW = (
     "mlp",
     "attention-pool",
     "knn",
+    "ridge",
     "last stage, batch norms",
     "random weights, last stage",
 )  # rows of every head are compared in tests/training/test_rows.py
@@ -230,8 +232,15 @@ def remove(room: Path) -> None:
         file.unlink()
 
 
+def exchange(room: Path) -> None:
+    one, other = sorted(room.rglob("*.rows"))[:2]
+    content = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+
+
 @pytest.mark.parametrize(
-    "spoil", [damage, *(pytest.param(each, marks=pytest.mark.slow) for each in (truncate, remove))]
+    "spoil", [damage, *(pytest.param(each, marks=pytest.mark.slow) for each in (truncate, remove, exchange))]
 )
 def test_a_damaged_store_is_noticed_and_made_again(spoil: Callable[[Path], None]) -> None:
     plans = plans_of("starter/convnet-nano")
