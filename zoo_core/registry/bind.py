@@ -94,9 +94,9 @@ class Bound:
                 return self.recipe.source() if isinstance(self.recipe, LoadsFiles) else None
             return self.fact("source")() if self.kind in WITH_FILES else None
 
-    @property
+    @cached_property
     def target(self) -> Target:
-        """What a task predicts: what its recipe says, or with labels=drop nothing."""
+        """What a task predicts: what its recipe says, which may list a folder for it; with labels=drop nothing."""
         found: Target = self.recipe.target
         return Target(kind="unlabelled") if self.common["labels"] == "drop" else found
 
