@@ -3,6 +3,7 @@
     .venv/bin/python benchmarks/kill.py                  ten kills on the starter suite scaled down, about two minutes
     .venv/bin/python benchmarks/kill.py --kills 20 --trials 204 --workers 1
     .venv/bin/python benchmarks/kill.py --kills 40 --workers 4
+    .venv/bin/python benchmarks/kill.py --halving        and what waits at a rung goes on
 
 Every second kill ends the whole process group at once, the others the parent alone; then no process of it may remain.
 Everything but what is timed must be the same: each trial once, scores, what validation chose, counts of parameters. The
@@ -28,7 +29,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-TIMED = frozenset({"train_seconds", "training", "inference", "peak_memory_bytes", "created_at", "shared"})
+TIMED = frozenset(
+    {"train_seconds", "training", "inference", "peak_memory_bytes", "created_at", "shared", "after_seconds", "work"}
+)
 GRID = (
     *("--task", "digits(shots=2)"),
     *("--backbones", "starter/convnet-nano,starter/convnet-nano(weights=random),starter/vit-nano"),
@@ -172,8 +175,9 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--trials", type=int, default=36, help="a multiple of 12")
     parser.add_argument("--seed", type=int, default=0, help="of the random instants")
+    parser.add_argument("--halving", action="store_true", help="of eight epochs, with rungs after 1, 2 and 4")
     asked = parser.parse_args()
-    grid = (*GRID, "--seeds", str(asked.trials // 12))
+    grid = (*GRID, "--seeds", str(asked.trials // 12), *(("--epochs", "8", "--halving") if asked.halving else ()))
     with tempfile.TemporaryDirectory() as folder:
         whole, killed = Path(folder, "whole"), Path(folder, "killed")
         began = time.monotonic()

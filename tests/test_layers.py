@@ -56,6 +56,7 @@ LIGHT_ROOMS = ("errors", "_process", "contracts", "spec", "run_layout", "lock", 
 LIGHT_MODULES = (
     "benchmark.forking",
     "benchmark.grid",
+    "benchmark.halving",
     "benchmark.progress",
     "files.folders",
     "files.hashing",
@@ -67,7 +68,7 @@ LIGHT_MODULES = (
     "training.progress",
 )
 LIGHT_COMMANDS = ("cli", "cli.bench", "cli.completion", "cli.config", "cli.data", "cli.names", "cli.plan", "cli.rank")
-LIGHT_BENCH = ("benchmark.pool", "benchmark.provenance", "benchmark.runner")
+LIGHT_BENCH = ("benchmark.pool", "benchmark.provenance", "benchmark.rounds", "benchmark.runner")
 LIGHT_LIBRARIES = frozenset({"click", "rich"})
 FORBIDDEN = ("torch", "numpy", "pydantic", "huggingface_hub")  # named by the promise; the probes look for these
 

@@ -112,6 +112,16 @@ def test_kills_at_random_instants_leave_the_rows_of_an_undisturbed_run_and_no_pr
     assert "killed 4 times" in done.stdout
 
 
+@linux
+@pytest.mark.slow
+def test_kills_while_trials_wait_at_rungs_leave_the_rows_of_an_undisturbed_run() -> None:
+    words = ["--kills", "3", "--trials", "12", "--seed", "6", "--halving"]
+    command = [sys.executable, str(ROOT / "benchmarks" / "kill.py"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "identical"
+
+
 def test_the_comparison_sees_a_changed_score_a_missing_and_a_doubled_trial(copy: Path, whole: Path, kill: Any) -> None:
     path = copy / "results.jsonl"
     lines = path.read_text().splitlines()

@@ -129,12 +129,16 @@ def test_the_schema_of_results_is_stable(zoo: Zoo, mixed: Any) -> None:
             "teachers",
             "shared",
             "higher_is_better",
+            "stopped",
+            "rungs",
+            "work",
+            "after_seconds",
         ),
     ]
     assert {row["status"] for row in rows} == {"ok", "failed", "refused"}
     assert all(list(row) == columns for row in rows)
     found = json.loads(zoo("report", mixed.out, "--format", "json").out)
-    assert list(found) == ["rows", "failures", "remarks"]
+    assert list(found) == ["rows", "failures", "remarks", "effort"]
     assert list(found["failures"][0]) == ["spec", "task", "status", "reason", "seeds"]
 
 
@@ -175,7 +179,8 @@ def test_help_shows_the_default_of_each_option_of_the_budget(zoo_here: Run) -> N
         _, out, _ = zoo_here(command, "--help")
         text = " ".join(out.split())
         for each in fields(Budget):
-            option = text.partition(f"--{each.name.replace('_', '-')} ")[2].partition(" --")[0]
+            name = each.name.replace("_", "-")
+            option = text.partition(f"--{name} ")[2].removeprefix(f"/ --no-{name} ").partition(" --")[0]
             assert f"[default: {WITHOUT.get(each.name, each.default)}]" in option, (command, each.name)
 
 

@@ -127,6 +127,14 @@ def test_a_suite_says_what_is_shared_and_what_a_run_has_done_of_it(zoo_here: Run
     }
 
 
+def test_a_suite_says_at_which_rungs_it_is_halved(zoo_here: Run, suite: Path) -> None:
+    _, whole, _ = zoo_here("plan", suite)
+    assert "halving" not in whole
+    suite.write_text(suite.read_text() + "\n[budget]\nhalving = true\n")
+    _, out, _ = zoo_here("plan", suite)
+    assert "halving: after 3, 5, 10 of 20 epochs the better half goes on, by validation" in out.splitlines()
+
+
 def test_a_suite_says_where_stages_are_not_known(zoo_here: Run, tmp_path: Path) -> None:
     path, plugin = tmp_path / "mine.toml", tmp_path / "unlisted.py"
     plugin.write_text(UNLISTED)

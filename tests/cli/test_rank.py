@@ -110,6 +110,7 @@ def test_then_bench_goes_on_with_the_first(zoo_here: Run, tmp_path: Path, monkey
     def run_grid(grid: Any, folder: Path, **_: Any) -> list[Any]:
         ran.extend(sorted({f"{plan.spec} {plan.seed}" for plan in grid.plans}))
         assert folder == tmp_path / "runs" / "on"
+        assert all(plan.budget.halving for plan in grid.plans)
         return []
 
     monkeypatch.setattr(runner, "run_grid", run_grid)

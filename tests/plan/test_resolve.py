@@ -294,6 +294,7 @@ def test_two_texts_of_one_trial_have_one_digest_and_one_text(plan: Resolve, one:
                 "patience": 3,
                 "precision": "bfloat16",
                 "keep": "best",
+                "halving": True,
             }.items()
         ),
     ],
@@ -395,6 +396,14 @@ def test_a_trials_text_names_what_differs_from_the_default_budget() -> None:
     assert str(trial) == "a task=t epochs=3 patience=2 seed=1"
 
 
+@pytest.mark.parametrize(
+    ("epochs", "rungs"), [(1, ()), (2, (1,)), (3, (1, 2)), (4, (1, 2)), (8, (1, 2, 4)), (20, (3, 5, 10))]
+)
+def test_rungs_are_shares_of_the_epochs_each_once_and_none_is_the_end(epochs: int, rungs: tuple[int, ...]) -> None:
+    assert Budget(epochs=epochs, halving=True).rungs == rungs
+    assert Budget(epochs=epochs).rungs == ()
+
+
 # --- learning rates --------------------------------------------------------------------------------------------------
 
 
@@ -435,6 +444,7 @@ def test_of_several_adapters_the_most_careful_one_gives_the_rates(plan: Resolve)
         ({"clip": "1"}, "clip='1' should be a number"),
         ({"augment": "light("}, "augment='light(' names no augmentation: "),
         ({"augment": 1}, "augment=1: a part of a spec is text or a recipe, as Lora(r=4), found 1"),
+        ({"halving": "yes"}, "halving='yes' should be true or false"),
         ({"precision": "float16"}, "precision='float16' is not one of auto, float32, bfloat16"),
     ],
 )

@@ -223,6 +223,44 @@ def test_a_failure_that_was_run_again_is_gone() -> None:
     assert (len(report.rows), report.failures) == (1, ())
 
 
+def stopped(seed: int, **changes: object) -> Result:
+    reason = "after 1 of 8 epochs its accuracy on validation, 0.5, is not among the better 2 of 4 combinations"
+    told = {"rung": 1, "epochs": 1, "score": 0.5, "reason": reason}
+    return result(None, seed, status="stopped", reason=reason, stopped=told, **changes)
+
+
+def test_what_halving_stopped_stands_below_the_table_and_in_no_mean() -> None:
+    found = report_of([*several(FULL, adapters="full"), *(stopped(seed) for seed in range(3))])
+    assert [(row.adapters, row.score.num) for row in found.rows] == [("full", 3)]
+    (told,) = found.failures
+    assert (told.status, told.seeds) == ("stopped", (0, 1, 2))
+    text = render([*several(FULL, adapters="full"), stopped(0)], form="text")
+    assert "stopped: " in text
+    assert "after 1 of 8 epochs" in text
+
+
+def test_work_removed_and_time_to_first_comparison_are_told_where_rows_know_them() -> None:
+    none = report_of(RESULTS).effort
+    assert (none.num_trials, none.by_sharing, none.by_halving, none.first_comparison_seconds) == (0, None, None, None)
+    assert "work removed" not in render(RESULTS, form="text")
+    rows = [
+        result(0.9, 0, work={"all": 600, "trained": 600, "passed": 100}, after_seconds=7.0),
+        result(0.9, 1, work={"all": 600, "trained": 600, "passed": 100}, after_seconds=8.0),
+        result(0.8, 0, adapters="full", work={"all": 600, "trained": 300, "passed": 300}, after_seconds=31.5),
+        stopped(0, adapters="norm", work={"all": 600, "trained": 60, "passed": 60}, after_seconds=12.0),
+        result(0.8, 0, adapters="full", task="other", after_seconds=2.0),
+        result(None, 0, status="failed", reason="out of memory", adapters="bitfit", after_seconds=3.0),
+    ]
+    found = report_of(rows).effort
+    assert (found.num_trials, found.num_passes) == (4, 2400)
+    assert found.by_sharing == pytest.approx(1000 / 2400)
+    assert found.by_halving == pytest.approx(840 / 2400)
+    assert found.first_comparison_seconds == 12.0
+    text = render(rows, form="text")
+    assert "work removed: 76.7% of 2,400 passes of an example (41.7% by sharing, 35.0% by halving)" in text
+    assert "time to first comparison: 12 s" in text
+
+
 def test_a_seed_measured_twice_counts_once_and_is_told() -> None:
     older = result(0.5, 0, digest="a", created_at="2026-01-01T00:00:00+00:00")
     newer = result(0.9, 0, digest="b", created_at="2026-02-01T00:00:00+00:00")

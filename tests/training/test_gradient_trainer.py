@@ -14,7 +14,8 @@ from torch import Tensor
 
 from tests.tiny import SIZES, tiny  # noqa: F401 -- a fixture
 from zoo_core import contracts
-from zoo_core.benchmark.trial import Chosen, choose, run_trial
+from zoo_core.benchmark.candidates import Chosen
+from zoo_core.benchmark.trial import choose, run_trial
 from zoo_core.contracts import METRICS, Context, Split, Target
 from zoo_core.data.loader import Loader
 from zoo_core.errors import UsageError

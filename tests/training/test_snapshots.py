@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 import zoo_core
 from zoo_core import contracts
+from zoo_core.benchmark.candidates import Chosen
 from zoo_core.benchmark.progress import TrialProgress
-from zoo_core.benchmark.trial import Chosen, choose
+from zoo_core.benchmark.trial import choose
 from zoo_core.contracts import Context, Target, Weights
 from zoo_core.errors import AccessError, DivergedError, IntegrityError, UsageError
 from zoo_core.model.build import build
@@ -152,6 +153,31 @@ def test_it_may_be_interrupted_at_every_step_and_again_and_again(case: str, tmp_
             continue
         assert attempt > 2
         expect_equal(found, undisturbed)
+        return
+    pytest.fail("it never ends")
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=() if case == "batch norms" else pytest.mark.slow) for case in CASES]
+)
+def test_what_halving_leaves_ends_with_the_bits_that_it_has_without(case: str, tmp_path: Path) -> None:
+    """At rungs after one, two and three of six epochs; interrupted now and then, too."""
+    plan = CASES[case]()
+    plan = replace(plan, budget=replace(plan.budget, epochs=6), learning_rates=(1e-4, 1e-3, 1e-2))
+    halved = replace(plan, budget=replace(plan.budget, halving=True))
+    found = chosen_of(halved)
+    assert [row["epochs"] for row in found.rungs] == list(halved.budget.rungs) == [1, 2, 3]
+    assert [row.get("stopped_after") for row in found.candidates].count(None) == 1
+    rate = found.candidates[found.best]["learning_rate"]
+    only = chosen_of(replace(plan, learning_rates=(rate,)))
+    assert only.candidates == (found.candidates[found.best],)
+    expect_equal(replace(found, candidates=only.candidates, best=0), only)
+    for _ in range(100):
+        try:
+            again = chosen_of(halved, UnfinishedFit(tmp_path / UNFINISHED, {}), stop=14)
+        except KeyboardInterrupt:
+            continue
+        expect_equal(again, found)
         return
     pytest.fail("it never ends")
 

@@ -376,6 +376,8 @@ def _assumed(plan: Plan, dry_run_size: int, size: int, again: bool) -> tuple[str
         found.append("patience stops no fit early")
     if plan_groups([plan])[0].open_stages:
         found.append("every step computes the whole backbone, although the fit may start from stored states")
+    if plan.budget.rungs:
+        found.append("halving stops no learning rate")
     if again:
         found.append("every epoch prepares the examples anew")
     return tuple(found)

@@ -24,6 +24,7 @@ from typing import Any
 from zoo_core import errors
 from zoo_core.benchmark import forking
 from zoo_core.benchmark.groups import Group
+from zoo_core.benchmark.halving import Leg
 from zoo_core.benchmark.progress import TrialProgress
 from zoo_core.benchmark.provenance import explained, without_score
 from zoo_core.plan.plan import Plan
@@ -53,13 +54,15 @@ def run_all(
     device: str,
     threads: int,
     trial_time_limit: float | None = None,
+    leg: Leg | None = None,
 ) -> Generator[Event]:
     """Runs groups of plans, several at a time, and yields events as they happen. Results come in order of completion.
 
     groups: of positions in plans. threads: of each worker. trial_time_limit: of an attempt at a trial, in s of wall
-    time; of work for several trials, between two reports of it. Close the iterator to end the workers early.
+    time; of work for several trials, between two reports of it. leg: how far trials go; None: to their end. Close the
+    iterator to end the workers early.
     """
-    pool = _Pool(plans, groups, num_workers, device, threads, trial_time_limit)
+    pool = _Pool(plans, groups, num_workers, device, threads, trial_time_limit, leg)
     try:
         while True:
             yield from pool.hand_out()
@@ -99,10 +102,11 @@ class _Pool:
         device: str,
         threads: int,
         time_limit: float | None,
+        leg: Leg | None = None,
     ) -> None:
         self._context: Any = forking.context()
         self._plans, self._num_workers, self._time_limit = plans, num_workers, time_limit
-        self._device, self._threads = device, threads
+        self._device, self._threads, self._leg = device, threads, leg
         self._waiting = deque(groups)
         self._workers: list[_Worker] = []
 
@@ -120,7 +124,7 @@ class _Pool:
             if messages:
                 worker.group, worker.left, worker.began_at = group, list(messages), time.monotonic()
                 with contextlib.suppress(OSError):  # it died: `hear` says so
-                    worker.pipe.send((group, messages))
+                    worker.pipe.send((group, messages, self._leg))
 
     def busy(self) -> dict[Connection, _Worker]:
         return {worker.pipe: worker for worker in self._workers if worker.group is not None}

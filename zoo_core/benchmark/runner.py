@@ -6,19 +6,22 @@ not depend on the number of workers: each has the same number of threads, and a 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from zoo_core.benchmark import forking
 from zoo_core.benchmark.grid import Grid, Refusal, Suite, expand
-from zoo_core.benchmark.groups import Group, plan_groups
+from zoo_core.benchmark.groups import Group
+from zoo_core.benchmark.halving import Leg
 from zoo_core.benchmark.pool import run_all
 from zoo_core.benchmark.progress import TrialProgress
 from zoo_core.benchmark.provenance import without_score
+from zoo_core.benchmark.rounds import Rounds
 from zoo_core.contracts.old_words import current_text
 from zoo_core.errors import AccessError, NotFoundError, UsageError, ZooError
 from zoo_core.lock import check_lock, lock_of, part_key, pins_of, read_lock, read_pins, told_apart, write_lock
@@ -41,6 +44,7 @@ class RunEvent:
 
     download: the progress of a download. report: the progress of the trial `plan`. result: the result of that trial.
     superseded: the number of stored results that were just found to be made from files that have changed.
+    waiting: what the trial `plan` has reached at a rung of halving.
     """
 
     done: int
@@ -50,6 +54,7 @@ class RunEvent:
     plan: Plan | None = None
     report: TrialProgress | None = None
     result: Result | None = None
+    waiting: Result | None = None
 
 
 def open_grid(suite: Suite, out: Path, *, lock: Path | None = None, frozen: bool = False) -> Grid:
@@ -107,6 +112,7 @@ def run_grid(
     with RunLock(out):
         path, num_superseded = out / RESULTS, _supersede(grid, out)
         known = _known(out)
+        began = time.monotonic() - max((row.after_seconds or 0.0 for row in known.values()), default=0.0)
 
         def keep(result: Result) -> None:
             append(path, result)
@@ -122,28 +128,28 @@ def run_grid(
         def tell(progress: DownloadProgress) -> None:
             watch(RunEvent(done=done, total=total, download=progress))
 
-        groups = [
-            group
-            for group in plan_groups(grid.plans, share=share)
-            if any(_key(grid.plans[position]) in missing for position in group.positions)
-        ]
-        running = _run(
-            grid.plans,
-            groups,
-            tell,
-            num_workers=num_workers,
-            threads=threads,
-            device=device,
-            trial_time_limit=trial_time_limit,
-        )
-        with closing(running) as events:
-            for plan, report, result in events:
-                if result is not None and _key(plan) not in missing:
-                    continue  # it has a result, and its group was run for another one
-                if result is not None:
-                    keep(result)
-                    done += 1
-                watch(RunEvent(done=done, total=total, plan=plan, report=report, result=result))
+        def close(plan: Plan, result: Result) -> RunEvent:
+            nonlocal done
+            keep(replace(result, after_seconds=round(time.monotonic() - began, 3)))
+            rounds.forget(result.digest)
+            done += 1
+            return RunEvent(done=done, total=total, plan=plan, result=result)
+
+        rounds = Rounds(grid.plans, out, known, missing, share=share)
+        plans = {_key(plan): plan for plan in grid.plans}
+        options: dict[str, Any] = {"num_workers": num_workers, "threads": threads, "device": device}
+        options["trial_time_limit"] = trial_time_limit
+        for now in rounds:
+            with closing(_run(grid.plans, rounds.groups(now), tell, leg=rounds.leg(now), **options)) as events:
+                for plan, report, result in events:
+                    if result is None:
+                        watch(RunEvent(done=done, total=total, plan=plan, report=report))
+                    elif rounds.is_wanted(plan):
+                        waits = rounds.waits(plan, result, now)
+                        event = RunEvent(done=done, total=total, plan=plan, waiting=result)
+                        watch(event if waits else close(plan, result))
+            for result in rounds.decided(now):
+                watch(close(plans[result.digest], result))
     wanted = [*(_key(plan) for plan in grid.plans), *(_refused(refusal).digest for refusal in grid.refusals)]
     return [known[digest] for digest in wanted]
 
@@ -157,9 +163,10 @@ def _run(
     threads: int,
     device: str,
     trial_time_limit: float | None,
+    leg: Leg | None,
 ) -> Generator[tuple[Plan, TrialProgress | None, Result | None]]:
     """Runs groups of plans: what is new of which. Those whose files cannot be had come first. tell: is told of
-    downloads.
+    downloads. leg: how far trials go.
     """
     if not groups:
         return
@@ -171,7 +178,13 @@ def _run(
     left = [replace(group, positions=tuple(each for each in group.positions if each not in lost)) for group in groups]
     left = [group for group in left if group.positions]
     running = run_all(
-        plans, left, num_workers=num_workers, device=device, threads=threads, trial_time_limit=trial_time_limit
+        plans,
+        left,
+        num_workers=num_workers,
+        device=device,
+        threads=threads,
+        trial_time_limit=trial_time_limit,
+        leg=leg,
     )
     with closing(running) as events:
         for event in events:

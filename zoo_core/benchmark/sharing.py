@@ -152,6 +152,11 @@ class SharedWork:
         """What one trial of the group bears of the seconds in which features were made."""
         return self.passed.seconds / len(self._plans)
 
+    @property
+    def num_passed(self) -> int:
+        """As `pass_seconds`, of the examples that the backbone was asked for."""
+        return round(self.passed.made / len(self._plans))
+
     def fill(self, report: Callable[[TrialProgress], None] = lambda _: None) -> None:
         """Makes the features that the trials will read. What goes wrong here comes up again in the trial it is of.
 

@@ -5,7 +5,6 @@ The choice uses only the training and validation splits; `choose` does not get t
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoo_core.benchmark.candidates import Candidates, Chosen, Waiting
 from zoo_core.benchmark.groups import plan_groups
 from zoo_core.benchmark.loaders import check_still, open_task, scoring_loader, training_loader
 from zoo_core.benchmark.progress import TrialProgress
@@ -29,7 +29,7 @@ from zoo_core.model.replay import Passes
 from zoo_core.plan.plan import Plan
 from zoo_core.registry.registry import Bound
 from zoo_core.results.store import Result
-from zoo_core.training.fit import Fitted, calibrate, fit, time_training
+from zoo_core.training.fit import Fitted, calibrate, fit, pause_fit, time_training
 from zoo_core.training.gradient_trainer import MemoryOptions, moving, projectors, put
 from zoo_core.training.metrics import predict, score
 from zoo_core.training.progress import FitProgress
@@ -45,7 +45,6 @@ from zoo_core.training.timing import (
 )
 
 __all__ = [
-    "Chosen",
     "Start",
     "choose",
     "run_on_features",
@@ -53,22 +52,6 @@ __all__ = [
     "score_split",
     "started",
 ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chosen:
-    """The learner that validation picked, how it was fitted, and the validation score of every candidate.
-
-    refusal: why it was not fitted on features that its group has in common. how: see Result.shared.
-    """
-
-    learner: Learner
-    fitted: Fitted
-    train_seconds: float
-    candidates: tuple[dict[str, Any], ...]
-    best: int
-    refusal: str = ""
-    how: str = "alone"
 
 
 def run_trial(
@@ -81,12 +64,15 @@ def run_trial(
     unfinished: UnfinishedFit | None = None,
     memory: MemoryOptions | None = None,
     shared: SharedWork | None = None,
+    until: int | None = None,
 ) -> tuple[Result, Learner, Splits]:
     """Runs a trial. Returns its result, the chosen learner in evaluation mode on the device, and the splits it used.
 
     unfinished: the folder for snapshots; an interrupted trial continues from the last one.
     memory: how to save memory. The micro-batch that was given or found is in the result's `chosen`.
     shared: what it has in common with the trials of its group; None: it computes everything itself.
+    until: the rung, in epochs, at which the trial waits unless it is on features. Its result then has the status
+    stopped, no score, and what it has reached; the folder for snapshots has what it goes on from.
     """
     assert plan.task is not None, "a trial has a task"
     device = torch.device(device)
@@ -97,19 +83,26 @@ def run_trial(
     check_columns(plan, splits.train)
     reset_peak_memory(device)
     passes = Passes()
-    chosen = choose(
-        plan,
-        splits.train,
-        splits.val,
-        splits.target,
-        device=device,
-        num_workers=num_workers,
-        report=report,
-        unfinished=unfinished,
-        memory=memory,
-        passes=passes,
-        shared=shared,
-    )
+    examples = (splits.train, splits.val, splits.target)
+    if until is not None:
+        start = started(plan, *examples, device, num_workers, memory, passes, shared, until)
+        waiting = _advance(start, None if start.is_on_features else until, report, unfinished)
+        if isinstance(waiting, Waiting):
+            check_still(plan)
+            return _so_far(plan, waiting, splits, device), waiting.learner, splits
+        chosen = waiting
+    else:
+        chosen = choose(
+            plan,
+            *examples,
+            device=device,
+            num_workers=num_workers,
+            report=report,
+            unfinished=unfinished,
+            memory=memory,
+            passes=passes,
+            shared=shared,
+        )
     result = _measured(plan, chosen, splits, device, num_workers, passes, shared)
     check_still(plan)
     return result, chosen.learner, splits
@@ -133,6 +126,31 @@ def run_on_features(
         shared = SharedWork(group, [plan], device=torch.device(device), num_workers=num_workers)
         shared.fill(report)
     return run_trial(plan, device=device, num_workers=num_workers, report=report, shared=shared, **given)
+
+
+def _so_far(plan: Plan, waiting: Waiting, splits: Splits, device: torch.device) -> Result:
+    """The row of a trial that waits at a rung. Nobody has looked at the test split."""
+    trainable, total = count_parameters(waiting.learner)
+    return replace(
+        provenance(plan, device=str(device), threads=torch.get_num_threads()),
+        status="stopped",
+        num_trainable=trainable,
+        num_parameters=total,
+        train_seconds=waiting.train_seconds,
+        rungs=waiting.rungs,
+        work=_work(plan, splits, waiting.num_epochs),
+    )
+
+
+def _work(plan: Plan, splits: Splits, num_epochs: int, shared: SharedWork | None = None) -> dict[str, Any]:
+    """What a result says of its examples, see Result.work. num_epochs: trained, of all candidates together."""
+    num, most = splits.train.num, plan.budget.epochs * len(plan.learning_rates) or 1
+    trained = num * (num_epochs if plan.learning_rates else 1)
+    return {
+        "all": num * most,
+        "trained": trained,
+        "passed": trained if shared is None else min(trained, shared.num_passed),
+    }
 
 
 def _measured(
@@ -166,6 +184,8 @@ def _measured(
         training=chosen.fitted.training,
         peak_memory_bytes=peak,
         coverage=_coverage(chosen.learner),
+        rungs=chosen.rungs or None,
+        work=_work(plan, splits, chosen.num_epochs, shared if on_features and chosen.how != "stages" else None),
         teachers=asdict(passes) if plan.teachers else None,
     )
     if shared is None:
@@ -206,33 +226,47 @@ def choose(
 
     Every candidate starts from the same state and sees the same examples in the same order. It ends with its last epoch
     or with the best on validation, as the budget says; its "epoch" of so many "epochs" then tells which. A candidate
-    that diverges, in training or in its predictions, has the score None and is not chosen.
+    that diverges, in training or in its predictions, has the score None and is not chosen. Of those that halving stops
+    the score is that of their last rung.
     unfinished, memory, shared: as for `run_trial`. passes: counts what teachers are asked for.
     Raises DivergedError if all candidates diverge.
     """
     start = started(plan, train, val, target, device, num_workers, memory, passes or Passes(), shared)
-    rates: tuple[float | None, ...] = plan.learning_rates or (None,)
-    order = sorted(range(len(rates)), key=lambda index: abs(index - len(rates) // 2))
-    trying = _Trying(candidates=[{} for _ in rates])
+    chosen = _advance(start, None, report, unfinished)
+    assert isinstance(chosen, Chosen), "it waits at no rung"
+    return chosen
+
+
+def _advance(
+    start: Start, until: int | None, report: Callable[[TrialProgress], None], unfinished: UnfinishedFit | None
+) -> Chosen | Waiting:
+    """Fits candidates to the rung at which the trial waits, or to the end. Raises DivergedError if all diverge."""
+    trying = Candidates.of(start.plan)
     state = unfinished.state if unfinished is not None else None
     under_way = None if state is None else trying.restore(state)
+    has_begun = False
 
     def save_snapshot(make: Callable[[], Snapshot]) -> None:
         if unfinished is not None:
             unfinished.save_if_due(lambda: trying.state(make()))
 
-    for position in range(trying.num_done, len(order)):
+    while trying.has_left(until):
 
-        def tell(progress: FitProgress, position: int = position) -> None:
-            report(TrialProgress(candidate=position + 1, num_candidates=len(rates), progress=progress))
+        def tell(progress: FitProgress, candidate: int = trying.num_done + 1, of: int = len(trying.running)) -> None:
+            report(TrialProgress(candidate=candidate, num_candidates=of, progress=progress))
 
-        if position:
+        if has_begun:
             start.put_back()
-        trying.fit(start, order[position], rates[order[position]], tell, under_way, save_snapshot)
+        has_begun = True
+        trying.fit_next(start, tell, under_way, save_snapshot)
         under_way = None
         if unfinished is not None:
             unfinished.save_if_due(trying.state)
-    return trying.chosen(start)
+    if until is None or not trying.has_left(None):
+        return trying.chosen(start)
+    if unfinished is not None:
+        unfinished.save(trying.state())
+    return trying.waiting(start)
 
 
 def started(
@@ -245,8 +279,9 @@ def started(
     memory: MemoryOptions | None,
     passes: Passes,
     shared: SharedWork | None,
+    until: int | None = None,
 ) -> Start:
-    """Builds the learner of a trial and what it is fitted and judged on."""
+    """Builds the learner of a trial and what it is fitted and judged on. until: as for `run_trial`."""
     learner = build(plan, target=target).to(device) if shared is None else shared.learner(plan, target)
     beside = replay_of(plan, learner, train, device, passes, role="train")
     fitting = training_loader(plan, learner, train, target, device, num_workers, beside)
@@ -265,7 +300,8 @@ def started(
     )
     if shared is None or start.refusal:
         return start
-    if combination_of(plan) not in shared.measured:
+    waits = until is not None and shared.stage is not None  # where it ends, its steps are measured
+    if combination_of(plan) not in shared.measured and not waits:
         shared.measured[combination_of(plan)] = start.measured(device)
     rows = shared.rows.get(plan.digest or "", {})
     return replace(
@@ -299,6 +335,11 @@ class Start:
     refusal: str = ""
     how: str = "alone"
     rows: Mapping[float | None, RowEnd] = field(default_factory=dict)
+
+    @property
+    def is_on_features(self) -> bool:
+        """Whether all that is left to compute is a head."""
+        return self.how in ("heads", "features")
 
     def measured(self, device: torch.device) -> Measured:
         """What steps cost that compute all they need. They are taken by a copy: nothing of them is left behind."""
@@ -347,6 +388,34 @@ class Start:
         )
         return fitted, sign * (self.validate(self.learner) if fitted.score is None else fitted.score)
 
+    def pause(
+        self,
+        rate: float | None,
+        rung: int,
+        progress: Callable[[FitProgress], None],
+        state: Snapshot | None,
+        save_snapshot: SaveSnapshot,
+    ) -> tuple[Snapshot | None, float]:
+        """Fits up to a rung, counted from 0: what to go on from, None for rows, and the validation score there."""
+        assert rate is not None, "a closed form has no rungs"
+        sign = 1 if self._metric.recipe.higher_is_better else -1
+        if rate in self.rows:
+            return None, sign * self.rows[rate].worth_at(rung)
+        paused, worth = pause_fit(
+            self.learner,
+            self.fitting,
+            budget=self.plan.budget,
+            learning_rate=rate,
+            seed=self.plan.seed,
+            epochs=self.plan.budget.rungs[rung],
+            validate=self.validate,
+            progress=progress,
+            state=state,
+            save_snapshot=save_snapshot,
+            memory=self.memory,
+        )
+        return paused, sign * worth
+
     @property
     def _metric(self) -> Bound:
         metric = self.plan.metric
@@ -373,111 +442,6 @@ class Start:
             epoch=end.epoch,
             score=end.score,
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Best:
-    """The best candidate so far. worth: its validation score, where higher is better. weights: what training moved."""
-
-    worth: float
-    index: int
-    weights: Mapping[str, Tensor]
-    fitted: Fitted
-
-
-@dataclass(kw_only=True)
-class _Trying:
-    """The candidates of a trial in progress. `restore` takes what `state` returns."""
-
-    candidates: list[dict[str, Any]]
-    num_done: int = 0
-    best: _Best | None = None
-    diverged: str | None = None
-    began: float = field(default_factory=time.perf_counter)
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self.began
-
-    def fit(
-        self,
-        start: Start,
-        index: int,
-        rate: float | None,
-        progress: Callable[[FitProgress], None],
-        state: Snapshot | None,
-        save_snapshot: SaveSnapshot,
-    ) -> None:
-        """Fits the candidate at this place and weighs it; one that diverges is done too."""
-        self.candidates[index] = {"learning_rate": rate, "validation_score": None}
-        try:
-            fitted, found = start.fit(rate, progress, state, save_snapshot)
-            self.weigh(start.plan, start.learner, index, fitted, found)
-        except DivergedError as error:
-            self.diverged = str(error)
-        self.num_done += 1
-
-    def weigh(self, plan: Plan, learner: Learner, index: int, fitted: Fitted, found: float) -> None:
-        """Takes a fitted candidate with its validation score into account; of equal ones the first stays."""
-        assert plan.metric is not None, "a trial has a task, and that a metric"
-        self.candidates[index]["validation_score"] = found
-        if plan.budget.keep == "best" and fitted.epoch is not None:
-            self.candidates[index] |= {"epoch": fitted.epoch, "epochs": len(fitted.losses)}
-        worth = found if plan.metric.recipe.higher_is_better else -found
-        if self.best is None or worth > self.best.worth:
-            weights = _copied(moving(learner))
-            self.best = _Best(worth=worth, index=index, weights=weights, fitted=fitted)
-
-    def chosen(self, start: Start) -> Chosen:
-        """The best candidate, its weights in the learner. Raises DivergedError where there is none."""
-        if self.best is None:
-            assert self.diverged is not None, "there is at least one candidate"
-            raise DivergedError(self.diverged)
-        start.learner.eval()  # a fit that diverged left it in training mode
-        start.learner.load_delta({**start.delta, **self.best.weights})
-        return Chosen(
-            learner=start.learner,
-            fitted=self.best.fitted,
-            train_seconds=self.seconds + sum(end.seconds for end in start.rows.values()),
-            candidates=tuple(self.candidates),
-            best=self.best.index,
-            refusal=start.refusal,
-            how=start.how,
-        )
-
-    def state(self, under_way: Snapshot | None = None) -> Snapshot:
-        """The candidates done, the best of them, and the one under way."""
-        values: dict[str, Any] = {
-            "candidates": self.candidates,
-            "num_done": self.num_done,
-            "diverged": self.diverged,
-            "seconds": self.seconds,
-            "fit": None if under_way is None else under_way.values,
-        }
-        parts = {} if under_way is None else {f"fit-{name}": part for name, part in under_way.parts.items()}
-        if self.best is not None:
-            values["best"] = {
-                "worth": self.best.worth,
-                "index": self.best.index,
-                "fitted": asdict(self.best.fitted),
-            }
-            parts["chosen"] = self.best.weights
-        return Snapshot(values=values, parts=parts)
-
-    def restore(self, state: Snapshot) -> Snapshot | None:
-        """Takes a state over; gives that of the candidate under way, if there is one."""
-        values, parts = state.values, state.parts
-        self.candidates, self.num_done = list(values["candidates"]), values["num_done"]
-        self.diverged = values["diverged"]
-        self.began -= values["seconds"]
-        if "best" in values:
-            best = dict(values["best"])
-            fitted = Fitted(**best.pop("fitted") | {"losses": tuple(values["best"]["fitted"]["losses"])})
-            self.best = _Best(**best, weights=parts["chosen"], fitted=fitted)
-        if values["fit"] is None:
-            return None
-        under_way = {name.removeprefix("fit-"): part for name, part in parts.items() if name.startswith("fit-")}
-        return Snapshot(values=values["fit"], parts=under_way)
 
 
 def score_split(

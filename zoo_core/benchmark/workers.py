@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import threading
 import time
@@ -17,29 +19,35 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from zoo_core import errors
 from zoo_core._process.malloc import keep_freed, keeping_large_blocks
 from zoo_core.benchmark.groups import Group
+from zoo_core.benchmark.halving import Leg
 from zoo_core.benchmark.progress import TrialProgress
 from zoo_core.benchmark.provenance import explained, without_score
 from zoo_core.benchmark.sharing import SharedWork, combination_of
 from zoo_core.benchmark.together import train_together
 from zoo_core.benchmark.trial import run_trial
-from zoo_core.errors import RefusedError, ZooError
+from zoo_core.errors import IntegrityError, RefusedError, UsageError, ZooError
 from zoo_core.plan.plan import Plan
 from zoo_core.registry.local_plugins import load_again
 from zoo_core.registry.trust import trusting
 from zoo_core.results.store import Result, Status
 from zoo_core.training.rows import NotTogether
+from zoo_core.training.snapshots import UnfinishedFit
 
 __all__ = ["attempt", "attempt_group", "work"]
 
 ALONE = {"size": 1, "how": "alone", "own_seconds": None, "pass_seconds": 0.0}
 REPORT_SECONDS = 0.2
 MEMORY_ERRORS = (MemoryError, torch.OutOfMemoryError)
+
+_log = logging.getLogger(__name__)
 
 
 def attempt(
@@ -48,14 +56,21 @@ def attempt(
     device: str,
     report: Callable[[TrialProgress], None] = lambda _: None,
     shared: SharedWork | None = None,
+    leg: Leg | None = None,
 ) -> Result:
-    """The result of a trial. If anything goes wrong in it, that is a result too, with its reason."""
+    """The result of a trial. If anything goes wrong in it, that is a result too, with its reason.
+
+    leg: how far it goes now, and from where; None for a trial that waits nowhere.
+    """
 
     def without(reason: str, status: Status = "failed") -> Result:
         return without_score(plan, reason, device=device, threads=torch.get_num_threads(), status=status)
 
     try:
-        return run_trial(plan, device=device, report=report, shared=shared)[0]
+        given: dict[str, Any] = {"device": device, "report": report, "shared": shared}
+        if leg is not None and plan.learning_rates:
+            given |= {"unfinished": _place(plan, leg, device), "until": leg.until}
+        return run_trial(plan, **given)[0]
     except RefusedError as error:  # a check that needed the data or the built backbone
         return without(str(error), status="refused")
     except ZooError as error:
@@ -64,21 +79,41 @@ def attempt(
         return without(explained(error, MEMORY_ERRORS))
 
 
+def _place(plan: Plan, leg: Leg, device: str) -> UnfinishedFit:
+    """Where a trial waits. What cannot be read of it is removed, and computed again."""
+    identity = {"digest": plan.digest, "device": torch.device(device).type, "torch": torch.__version__}
+
+    def tell(reason: str) -> None:
+        _log.warning("%s; if %s goes on, it trains again from its beginning", reason, plan.trial)
+
+    place = UnfinishedFit(Path(leg.folder) / str(plan.digest), identity, on_lost=tell)
+    try:
+        place.begin()
+    except (IntegrityError, UsageError) as error:
+        tell(str(error))
+        shutil.rmtree(place.folder, ignore_errors=True)
+        place.begin()
+    return place
+
+
 def attempt_group(
     group: Group,
     plans: Mapping[int, Plan],
     *,
     device: str,
     report: Callable[[int, TrialProgress], None] = lambda position, progress: None,
+    leg: Leg | None = None,
 ) -> Iterator[tuple[int, Result]]:
     """The results of the trials of a group, by position, as they end; trials that differ in their seed train together.
 
     What cannot be shared for whatever reason is not, and the results say so.
+    leg: how far trials go. Those that train on features of their group go to their end: to pause costs more than heads.
     """
     if group.alone:
         for position, plan in plans.items():
             told = {**ALONE, "group": group.id, "reason": group.alone}
-            yield position, replace(attempt(plan, device=device, report=partial(report, position)), shared=told)
+            result = attempt(plan, device=device, report=partial(report, position), leg=leg)
+            yield position, replace(result, shared=told)
         return
     first = next(iter(plans))
     try:
@@ -89,7 +124,8 @@ def attempt_group(
         reason = f"what its group shares could not be made: {explained(error, MEMORY_ERRORS)}"
         for position, plan in plans.items():
             told = {**ALONE, "group": group.id, "reason": reason}
-            yield position, replace(attempt(plan, device=device, report=partial(report, position)), shared=told)
+            result = attempt(plan, device=device, report=partial(report, position), leg=leg)
+            yield position, replace(result, shared=told)
         return
     combinations: dict[str, list[int]] = {}
     for position, plan in plans.items():
@@ -103,7 +139,8 @@ def attempt_group(
         except (Exception, SystemExit) as error:  # noqa: BLE001 - each of its trials says what is wrong with it
             shared.apart[combination] = explained(error, MEMORY_ERRORS)
         for position in positions:
-            yield position, attempt(plans[position], device=device, report=partial(report, position), shared=shared)
+            tell = partial(report, position)
+            yield position, attempt(plans[position], device=device, report=tell, shared=shared, leg=leg)
 
 
 def work(
@@ -140,7 +177,7 @@ def work(
 
     with contextlib.suppress(EOFError, BrokenPipeError), trusting(*trust):
         while True:
-            group, messages = pipe.recv()
+            group, messages, leg = pipe.recv()
             plans: dict[int, Plan] = {}
             for position, message in messages.items():
                 if errors.__file__ != core:  # before Python 3.13 a preload sees nothing that a program put on its path
@@ -154,7 +191,7 @@ def work(
                     reason = f"its plan cannot be read in a process: {explained(error, MEMORY_ERRORS)}"
                     pipe.send((position, reason))
             if plans:
-                for told in attempt_group(group, plans, device=device, report=report):
+                for told in attempt_group(group, plans, device=device, report=report, leg=leg):
                     pipe.send(told)
 
 

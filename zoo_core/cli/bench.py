@@ -140,6 +140,9 @@ def bench(
     taught = [result.teachers for result in new if result.teachers is not None]
     if taught:
         click.echo(passes_text({name: sum(row[name] for row in taught) for name in taught[0]}), err=True)
+    num_stopped = sum(result.status == "stopped" for result in results)
+    if num_stopped:
+        click.echo(f"{num_stopped} of them were stopped by validation and have no test score (halving)", err=True)
     num_failed = sum(result.status == "failed" for result in results)
     if num_failed:
         click.echo(f"{num_failed} of them failed; the same command with --retry runs those again", err=True)
@@ -165,6 +168,8 @@ def report(folders: tuple[Path, ...], form: str) -> None:
             raise NotFoundError(f"{folder} holds no {RESULTS}; `zoo bench --out {folder}` makes one")
         found.append(standing_of(folder))
     rows = [row for each in found for row in each.rows]
+    if len(folders) > 1:  # each has a clock of its own
+        rows = [replace(row, after_seconds=None) for row in rows]
     outdated = frozenset(digest for each in found for digest in each.outdated)
     remarks = [remark for each in found for remark in each.remarks]
     click.echo(render(rows, form=form, outdated=outdated, remarks=remarks))
@@ -257,14 +262,14 @@ def _watching(name: str, folder: Path) -> Iterator[Callable[[RunEvent], None]]:
             if event.report is not None and event.plan is not None:
                 plan, rate = event.plan, event.report.progress.examples_per_second
                 progress.update(bar, now=f"{plan.spec} seed {plan.seed} {rate:.0f} ex/s")
-            if event.result is not None:
+            if event.result is not None or event.waiting is not None:
                 progress.console.print(_result_line(event), highlight=False, style="dim")
 
         yield watch
 
 
 def _line(event: RunEvent) -> None:
-    if event.result is not None:
+    if event.result is not None or event.waiting is not None:
         click.echo(_result_line(event), err=True)
     elif event.plan is None and event.download is None:
         if event.superseded:
@@ -282,6 +287,10 @@ def _arriving(download: DownloadProgress) -> str:
 
 
 def _result_line(event: RunEvent) -> str:
+    if event.waiting is not None:
+        rung = (event.waiting.rungs or [{}])[-1]
+        so_far = f"{event.waiting.metric} {rung['score']:.4g} on validation at its rung, after {rung['epochs']} epochs"
+        return f"[{event.done}/{event.total}] {event.waiting.trial}: {so_far}"
     result = event.result
     assert result is not None, "told of a result"
     outcome = f"{result.metric} {result.score:.4g}" if result.score is not None else f"{result.status}: {result.reason}"

@@ -211,6 +211,7 @@ def _result_lines(result: Result, plan: Plan) -> Iterator[str]:
         name = "closed form" if rate is None else f"learning rate {rate:g}"
         found = candidate["validation_score"]
         kept = f" after epoch {candidate['epoch']} of {candidate['epochs']}" if "epoch" in candidate else ""
+        kept += f", stopped after epoch {candidate['stopped_after']}" if "stopped_after" in candidate else ""
         yield f"  {name}: {'diverged' if found is None else f'validation {found:.4f}'}{kept}{mark}"
     if "micro_batch" in result.chosen:
         yield f"{result.chosen['micro_batch']} examples in a pass, {plan.budget.batch_size} in a step"

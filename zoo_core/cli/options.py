@@ -68,6 +68,7 @@ BUDGET_FLAGS: tuple[tuple[str, Any, str], ...] = (
     ("--views", int, "Different draws of the augmentation, which epochs take in turn."),
     ("--patience", int, "Stop after so many epochs without a better validation score."),
     ("--precision", click.Choice(["auto", "float32", "bfloat16"]), "auto: bfloat16 on a GPU, float32 elsewhere."),
+    ("--halving", bool, "Stop the worse half at rungs, by validation: of the rates, and in a bench of all that runs."),
     ("--keep", click.Choice(["best", "last"]), "Weights of the epoch that is best on validation, or of the last."),
 )
 WITHOUT = {
@@ -78,12 +79,16 @@ WITHOUT = {
 
 
 def budget_options(command: Command, flags: tuple[tuple[str, Any, str], ...] = BUDGET_FLAGS) -> Command:
-    """Adds a flag for each field of Budget; its help shows the default. A flag that is not given has the value None."""
+    """Adds a flag for each field of Budget; its help shows the default. A flag that is not given has the value None.
+
+    One for a field that is true or false has an opposite.
+    """
     defaults = Budget()
     for flag, kind, text in reversed(flags):
         name = flag.removeprefix("--").replace("-", "_")
         shown = f"{text}  [default: {WITHOUT.get(name, getattr(defaults, name))}]"
-        command = click.option(flag, type=kind, default=None, help=shown)(command)
+        words = f"{flag}/--no-{name}" if kind is bool else flag
+        command = click.option(words, type=kind, default=None, help=shown)(command)
     return command
 
 

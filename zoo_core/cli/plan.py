@@ -77,6 +77,10 @@ def plan(what: str, task: str | None, seed: int | None, lock: Path | None, done:
             files = f"  unpublished: {', '.join(row['unpublished'])}" if row["unpublished"] else ""
             click.echo(f"{row['trial']}  {_stages(row['first_stage'], row['num_stages'])}{files}")
         click.echo(f"{len(plans)} trials, {sum(max(1, len(row['learning_rates'])) for row in plans)} fits")
+    budget = found[0].budget
+    if budget.rungs:
+        rungs = ", ".join(map(str, budget.rungs))
+        click.echo(f"halving: after {rungs} of {budget.epochs} epochs the better half goes on, by validation")
     for line in _group_lines(groups) if what.endswith(".toml") else ():
         click.echo(line)
     for refusal in refusals:

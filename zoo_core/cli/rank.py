@@ -147,7 +147,7 @@ def rank(
 
 
 def _bench(found: Ranking, task: str, out: Path | None, device: str, lock: Path | None, frozen: bool) -> list[Result]:
-    """The results of a bench of the first of a ranking, by probes with three seeds."""
+    """The results of a bench of the first of a ranking, by probes with three seeds and halving."""
     from zoo_core.benchmark.forking import num_processors
     from zoo_core.benchmark.grid import suite_from
     from zoo_core.benchmark.runner import RunEvent, open_grid, run_grid
@@ -161,10 +161,9 @@ def _bench(found: Ranking, task: str, out: Path | None, device: str, lock: Path 
     if not names:
         raise UsageError("no backbone has a score, so there is nothing to go on with")
     folder = out or Path(str(effective()["runs"].value)) / "rank"
-    click.echo(f"a bench of {', '.join(names)}, probes with three seeds, into {folder}", err=True)
-    grid = open_grid(
-        suite_from({"tasks": [task], "backbones": list(names)}, name="rank"), folder, lock=lock, frozen=frozen
-    )
+    click.echo(f"a bench of {', '.join(names)}, probes with three seeds and halving, into {folder}", err=True)
+    table = {"tasks": [task], "backbones": list(names), "budget": {"halving": True}}
+    grid = open_grid(suite_from(table, name="rank"), folder, lock=lock, frozen=frozen)
     workers = num_processors() if device == "cpu" else 1
     return run_grid(grid, folder, num_workers=workers, device=device, watch=watch)
 

@@ -57,6 +57,7 @@ class Budget:
     augment: the text of an augmentation, such as word-dropout(p=0.2). A recipe object is converted to its text.
     views: the number of different draws of the augmentation: epoch e, counted from 0, has the draw e mod views. None:
     every epoch draws anew.
+    halving: stop learning rates, and in a bench combinations, by validation before their last epoch; see `rungs`.
     """
 
     epochs: int = 20
@@ -70,6 +71,7 @@ class Budget:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     keep: Literal["best", "last"] | None = None
     views: int | None = None
+    halving: bool = False
 
     def __post_init__(self) -> None:
         for name, (kind, low, high) in _RANGES.items():
@@ -83,6 +85,8 @@ class Budget:
                 raise UsageError(f"budget: {name}={value} is out of range; allowed: {low:g} to {high:g}")
             object.__setattr__(self, name, kind(value))  # 1 and 1.0 are one budget, with one digest
         object.__setattr__(self, "augment", _augment_text(self.augment))
+        if not isinstance(self.halving, bool):
+            raise UsageError(f"budget: halving={self.halving!r} should be true or false")
         for name, words in _WORDS.items():
             found = getattr(self, name)
             if found not in words and not (found is None and name == "keep"):
@@ -94,9 +98,20 @@ class Budget:
         """The budget that `fit` uses: it keeps the best epoch if `keep` is None."""
         return replace(self, keep="best") if self.keep is None else self
 
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """The epochs after which halving compares: an eighth, a quarter and half of all, rounded up, those that differ.
+
+        There are none without halving, and none in one epoch.
+        """
+        found = {-(-self.epochs // share) for share in (8, 4, 2)} if self.halving else set()
+        return tuple(sorted(found - {self.epochs}))
+
     def identity(self) -> dict[str, object]:
-        """The fields as they enter a digest: `keep` only if it is best, as None equals last, and `views` if given."""
-        silent = {"keep": ("last", None), "views": (None,)}
+        """The fields as they enter a digest: `keep` only if it is best, as None equals last, `views` and `halving` only
+        if given.
+        """
+        silent = {"keep": ("last", None), "views": (None,), "halving": (False,)}
         return {name: value for name, value in asdict(self).items() if value not in silent.get(name, ())}
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from zoo_core.contracts import METRICS
 from zoo_core.errors import NotFoundError, SpecError, nearest
+from zoo_core.results.effort import Effort, effort_of
 from zoo_core.results.store import Result, latest
 from zoo_core.spec.parser import parse_part
 
@@ -56,8 +57,8 @@ class Row:
 
     rank: 1 is the best of the task. tied: its interval overlaps that of the best.
     gain: the score minus that of random initialisation, where positive is better; None if there is no such row.
-    num_failed, num_refused: seeds without a score. num_outdated: seeds whose files have changed since. unpublished: the
-    names of plugin files that its parts come from.
+    num_failed, num_refused, num_stopped: seeds without a score. num_outdated: seeds whose files have changed since.
+    unpublished: the names of plugin files that its parts come from.
     """
 
     rank: int
@@ -81,6 +82,7 @@ class Row:
     train_seconds: float | None
     num_failed: int
     num_refused: int
+    num_stopped: int = 0
     num_outdated: int = 0
     unpublished: tuple[str, ...] = ()
     higher_is_better: bool = True
@@ -88,7 +90,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class FailedTrial:
-    """Trials of one combination that have no score for the same reason."""
+    """Trials of one combination that have no score for the same reason, such as halving, which stopped them."""
 
     spec: str
     task: str
@@ -99,11 +101,12 @@ class FailedTrial:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """The ranked rows by task, the failed trials, and remarks on what was left out."""
+    """The ranked rows by task, the trials without a score, what all took, and remarks on what was left out."""
 
     rows: tuple[Row, ...]
     failures: tuple[FailedTrial, ...]
     remarks: tuple[str, ...]
+    effort: Effort
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +126,7 @@ def report_of(
     Superseded results are left out. outdated: digests of results whose files have changed since. remarks: lines to put
     before the report's own.
     """
-    current = (result for result in results if result.superseded is None)
+    current = [result for result in results if result.superseded is None]
     standing, own = _one_for_each_seed(latest(current).values())
     groups: dict[_Key, list[Result]] = {}
     for result in standing:
@@ -132,7 +135,12 @@ def report_of(
     rows: list[Row] = []
     for table in sorted({_table_of(key) for key in scored}):
         rows.extend(_ranked([_row(key, scored, outdated) for key in scored if _table_of(key) == table]))
-    return Report(rows=tuple(rows), failures=tuple(_failures(standing)), remarks=(*remarks, *own))
+    return Report(
+        rows=tuple(rows),
+        failures=tuple(_failures(standing)),
+        remarks=(*remarks, *own),
+        effort=effort_of(latest(current).values()),
+    )
 
 
 def differences(results: Iterable[Result], baseline: str) -> tuple[Difference, ...]:
@@ -269,6 +277,7 @@ def _row(key: _Key, groups: Mapping[_Key, Sequence[Result]], outdated: frozenset
         train_seconds=_median(result.train_seconds for result in scored),
         num_failed=sum(result.status == "failed" for result in group),
         num_refused=sum(result.status == "refused" for result in group),
+        num_stopped=sum(result.status == "stopped" for result in group),
         num_outdated=sum(result.digest in outdated for result in group),
         unpublished=tuple(name for name, _ in key.unpublished),
         higher_is_better=key.higher_is_better,

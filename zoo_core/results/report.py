@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias, get_args
 
 from zoo_core.errors import UsageError, nearest
 from zoo_core.results.columns import aligned
+from zoo_core.results.effort import lines_of
 from zoo_core.results.ranking import Difference, Estimate, FailedTrial, Rate, Report, Row, differences, report_of
 from zoo_core.results.store import Result
 
@@ -125,14 +126,16 @@ def _rate(rate: Rate | None) -> str:
 
 
 def _missing(row: Row) -> str:
-    counts = {"failed": row.num_failed, "refused": row.num_refused, "out of date": row.num_outdated}
+    counts = {"failed": row.num_failed, "refused": row.num_refused, "stopped": row.num_stopped}
+    counts |= {"out of date": row.num_outdated}
     return ", ".join(f"{count} {word}" for word, count in counts.items() if count)
 
 
 def _notes(report: Report) -> list[str]:
-    """Failures with their reasons, remarks, and an explanation of the marks in the tables."""
+    """Failures with their reasons, remarks, what all took, and an explanation of the marks in the tables."""
     lines = [f"{failure.status}: {_failure_line(failure)}" for failure in report.failures]
     lines += [f"note: {remark}" for remark in report.remarks]
+    lines += lines_of(report.effort)
     shown = "".join(cell for *_, rows in _tables(report) for cells in rows for cell in (cells[0], *cells[2:]))
     return lines + [text for mark, text in LEGEND.items() if mark in shown]
 
@@ -215,7 +218,7 @@ CSV_COLUMNS = (
     *("score", "score_std", "score_half_width", "num_seeds", "gain", "gain_half_width"),
     *("num_trainable", "num_parameters", "training_examples_per_second", "training_unsteady"),
     *("inference_examples_per_second", "inference_unsteady", "peak_memory_bytes", "train_seconds"),
-    *("num_failed", "num_refused", "num_outdated", "status", "reason", "unpublished"),
+    *("num_failed", "num_refused", "num_stopped", "num_outdated", "status", "reason", "unpublished"),
 )
 
 

@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -22,7 +22,7 @@ from zoo_core.run_layout import RESULTS
 
 __all__ = ["UNMEASURED", "Result", "RunLock", "Status", "amend", "append", "find", "latest", "read", "repair"]
 
-Status: TypeAlias = Literal["ok", "refused", "failed"]
+Status: TypeAlias = Literal["ok", "refused", "failed", "stopped"]
 Json: TypeAlias = Mapping[str, Any]
 
 LOCK_FILE = ".lock"
@@ -51,6 +51,11 @@ class Result:
     shared: the group of trials that it ran in, their number (size), how (heads: its rates and seeds trained together,
     features: on features made once, alone: as if there were no others, for the reason), the seconds of its own fit and
     its share of those in which features were made. None if it was not run, or failed in its group.
+    stopped: of a trial that halving stopped by validation: the rung, from 1, its epochs, the score there, the reason.
+    rungs: for each rung that a trial reached its epochs, the validation score of its best candidate, and the
+    learning_rate of that one; None without halving. work: example passes: all of every epoch and learning rate, those
+    trained, and those that the backbone made for it (passed). after_seconds: how long the bench had run when the row
+    was stored, earlier calls included. All three are None where nobody measured them.
     """
 
     trial: str
@@ -86,6 +91,10 @@ class Result:
     teachers: Json | None = None
     shared: Json | None = None
     higher_is_better: bool = True
+    stopped: Json | None = None
+    rungs: Sequence[Json] | None = None
+    work: Json | None = None
+    after_seconds: float | None = None
 
 
 _MEASURED = (
@@ -291,6 +300,9 @@ def _parsed(line: bytes, place: str) -> Result:
     wrong += ["sources"] if not isinstance(row.get("sources"), dict | None) else []
     wrong += ["higher_is_better"] if not isinstance(row.get("higher_is_better", True), bool) else []
     wrong += ["superseded"] if not isinstance(row.get("superseded"), str | None) else []
+    wrong += [name for name in ("stopped", "work") if not isinstance(row.get(name), dict | None)]
+    wrong += ["rungs"] if not isinstance(row.get("rungs"), list | None) else []
+    wrong += ["after_seconds"] if not isinstance(row.get("after_seconds"), int | float | None) else []
     if wrong:
         raise IntegrityError(f"{place}: {wrong[0]} cannot be {row[wrong[0]]!r:.60}; {mend}")
     texts = {name: current_text(row[name]) for name in _SPELT}

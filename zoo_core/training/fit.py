@@ -26,7 +26,7 @@ from zoo_core.training.gradient_trainer import GradientTrainer, MemoryOptions
 from zoo_core.training.progress import FitProgress
 from zoo_core.training.snapshots import SaveSnapshot, Snapshot
 
-__all__ = ["Fitted", "calibrate", "fit", "take_unit", "time_training"]
+__all__ = ["Fitted", "calibrate", "fit", "pause_fit", "take_unit", "time_training"]
 
 TIMED_WINDOWS = 3
 
@@ -75,11 +75,8 @@ def fit(
     Raises DivergedError if the loss or a weight is no longer finite, LawError if something frozen has moved or there is
     state that the delta does not know.
     """
-    learner.to(loader.device)
-    frozen = {name: checksum(tensor) for name, tensor in learner.frozen().items()}
     started = time.perf_counter()
-    take_unit(learner, loader)
-    with forked_rng(loader.device, "train", seed), _delayed_for_now(learner):
+    with _fitting(learner, loader, seed):
         if learning_rate is None:
             _fit_closed_form(learner, loader)
             fitted = Fitted(losses=(), num_steps=0, seconds=time.perf_counter() - started, training=None)
@@ -91,9 +88,48 @@ def fit(
                 trainer.restore(state)
             trainer.run(validate, progress, save_snapshot)
             fitted = _finished(trainer, learner, learning_rate)
+    return fitted
+
+
+def pause_fit(
+    learner: Learner,
+    loader: Loader,
+    *,
+    budget: Budget,
+    learning_rate: float,
+    seed: int,
+    epochs: int,
+    validate: Callable[[Learner], float],
+    progress: Callable[[FitProgress], None] = lambda _: None,
+    state: Snapshot | None = None,
+    save_snapshot: SaveSnapshot = lambda _: None,
+    memory: MemoryOptions | None = None,
+) -> tuple[Snapshot, float]:
+    """As `fit`, but it pauses after so many of the budget's epochs, or before if its patience runs out.
+
+    Returns a snapshot, in memory of its own, from which `fit` or another pause continues as if there had been none, and
+    the validation score, more is better, of the weights that would be kept if the fit ended there, before finishers.
+    """
+    with _fitting(learner, loader, seed):
+        trainer = GradientTrainer(learner, loader, budget=budget, learning_rate=learning_rate, seed=seed, memory=memory)
+        if state is not None:
+            trainer.restore(state)
+        trainer.run(validate, progress, save_snapshot, until=epochs)
+        worth, found = trainer.worth(validate), trainer.state()
+    parts = {name: {key: x.to("cpu", copy=True) for key, x in part.items()} for name, part in found.parts.items()}
+    return Snapshot(values=found.values, parts=parts), worth
+
+
+@contextmanager
+def _fitting(learner: Learner, loader: Loader, seed: int) -> Iterator[None]:
+    """What every fit begins and ends with. Raises LawError if something frozen has moved."""
+    learner.to(loader.device)
+    frozen = {name: checksum(tensor) for name, tensor in learner.frozen().items()}
+    take_unit(learner, loader)
+    with forked_rng(loader.device, "train", seed), _delayed_for_now(learner):
+        yield
     learner.eval()
     _check_frozen(learner, frozen)
-    return fitted
 
 
 def time_training(

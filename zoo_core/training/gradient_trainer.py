@@ -107,17 +107,20 @@ class GradientTrainer:
         validate: Callable[[Learner], float] | None,
         progress: Callable[[FitProgress], None],
         save_snapshot: SaveSnapshot = lambda _: None,
+        until: int | None = None,
     ) -> None:
         """Trains for the epochs of the budget or until its patience runs out; the kept weights are then in place.
 
         validate: a validation score, more is better, asked for after each epoch that ends in the last phase, if the
         budget has a patience or keeps the best. save_snapshot: called after each
-        epoch but the last, with a function that makes the snapshot.
+        epoch but the last, with a function that makes the snapshot. until: the epoch after which it pauses, with the
+        weights of that epoch in place; `state` continues it.
         Raises DivergedError.
         """
         keeps_best = self._budget.keep == "best"
         looks = validate is not None and (keeps_best or self._budget.patience is not None)
-        while len(self.losses) < self._budget.epochs and not self._is_out_of_patience:
+        last = self._budget.epochs if until is None else until
+        while len(self.losses) < last and not self._is_out_of_patience:
             self._train_epoch(progress)
             self.kept_epoch, self.kept_score = len(self.losses), None
             if looks and self.step > max(self._firsts.values()):
@@ -126,8 +129,17 @@ class GradientTrainer:
                     self._weigh(validate(self._learner))  # looking must not change what training draws
             if len(self.losses) < self._budget.epochs and not self._is_out_of_patience:
                 save_snapshot(self.state)
-        if keeps_best and self._best_weights is not None:
+        if until is None and keeps_best and self._best_weights is not None:
             self._put_best_back()
+
+    def worth(self, validate: Callable[[Learner], float]) -> float:
+        """The validation score of the weights that would be kept if the fit ended now. No draw of training changes."""
+        if self._budget.keep == "best" and self._best_epoch is not None:
+            return self._best
+        if self.kept_score is not None:
+            return self.kept_score
+        with forked_rng(self._loader.device, "validate", self._seed, len(self.losses) - 1):
+            return validate(self._learner)
 
     def time_steps(self, num_windows: int) -> None:
         """Takes steps of the first epoch, again and again, until so many windows of them are timed; see `rate`."""
@@ -168,6 +180,7 @@ class GradientTrainer:
         put(moving(learner), parts["weights"])
         put(self._objective(), parts.get("objective", {}))
         self.step, self.losses, self._waited = values["step"], list(values["losses"]), values["waited"]
+        self.kept_epoch = len(self.losses)  # if its patience ran out before it paused, no epoch follows
         if values["best"] is not None:
             self._best_epoch, self._best = values["best"]
         self._best_weights = parts.get("best")

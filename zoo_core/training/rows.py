@@ -25,6 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from zoo_core.contracts import Batch, Features, Output
 from zoo_core.data.loader import Loader
 from zoo_core.data.token_labels import IGNORED
+from zoo_core.errors import DivergedError
 from zoo_core.model.given_features import MASK, features_in
 from zoo_core.model.learner import Learner
 from zoo_core.model.objective import BinaryCrossEntropy, CrossEntropy, ScaledHead, SquaredError
@@ -63,6 +64,7 @@ class RowEnd:
 
     losses: for each epoch the mean over its steps. epoch: the one whose weights these are, from 1. score: their
     validation score, None if nobody looked. diverged: why there are no weights. seconds: its share of the wall time.
+    rungs: for each rung of the budget the validation score of the weights that would be kept if training ended there.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -72,6 +74,16 @@ class RowEnd:
     score: float | None = None
     diverged: str = ""
     seconds: float = 0.0
+    rungs: list[float] = field(default_factory=list)
+
+    def worth_at(self, rung: int) -> float:
+        """The score at a rung, counted from 0; that of the end if it came before. Raises DivergedError likewise."""
+        if rung < len(self.rungs):
+            return self.rungs[rung]
+        if self.weights is None:
+            raise DivergedError(self.diverged)
+        assert self.score is not None, "who ends before a rung has run out of patience, so somebody looked"
+        return self.score
 
 
 def train_rows(
@@ -354,7 +366,11 @@ class _Rows:
                 state.weights = self._weights(row) if budget.keep == "best" else None
             else:
                 state.waited += 1
-            is_last = is_last or (budget.patience is not None and state.waited >= budget.patience)
+        if len(end.losses) in budget.rungs:
+            keeps = budget.keep == "best" and state.best_epoch is not None
+            now = validate(row, self._weights(row)) if end.score is None else end.score
+            end.rungs.append(state.best if keeps else now)
+        is_last = is_last or (budget.patience is not None and state.waited >= budget.patience)
         if is_last:
             state.is_over = True
             if budget.keep == "best" and state.best_epoch is not None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -62,8 +63,11 @@ class UnfinishedFit:
     identity: what the fit is, as JSON; a snapshot of another fit is refused. state: the snapshot that `begin` found.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, identity: Mapping[str, Any], on_lost: Callable[[str], None] | None = None) -> None:
+        """on_lost: is told of a snapshot that cannot be stored, or would take more than half of what is free, and
+        nothing is raised then.
+        """
+        self.folder, self._on_lost = folder, on_lost
         self._identity = json.loads(json.dumps(identity))
         self.state: Snapshot | None = None
         self._number = 0
@@ -107,11 +111,41 @@ class UnfinishedFit:
         """Whether there is any snapshot, intact or not and of whatever fit."""
         return bool(_states(self.folder))
 
+    def save(self, state: Snapshot) -> None:
+        """Saves a snapshot. Raises AccessError or ZooError if it cannot be stored and nobody wants to be told."""
+        if self._on_lost is None:
+            self._write_state(state)
+            return
+        try:
+            needed = sum(x.nbytes for part in state.parts.values() for x in part.values())
+            if needed > shutil.disk_usage(self.folder).free / 2:
+                self._on_lost(f"the {needed:,} bytes of {self.folder} are more than half of the disk that is free")
+            else:
+                self._write_state(state)
+        except (OSError, ZooError) as error:
+            self._on_lost(str(error))
+
+    def _write_state(self, state: Snapshot) -> None:
+        number = self._number + 1
+        written = {}
+        try:
+            for name, tensors in state.parts.items():
+                before = self._written.get(name)
+                row = before[1] if before is not None and before[0] is tensors else self._write(number, name, tensors)
+                written[name] = (tensors, row)
+            rows = {name: row for name, (_, row) in written.items()}
+            table = {"format": FORMAT, "identity": self._identity, "values": state.values, "parts": rows}
+            write_whole(self.folder / f"{number:06}.json", json.dumps(table) + "\n")
+        except OSError as error:
+            raise _explained(error, self.folder) from error
+        self._number, self._written = number, written
+        self._clear()
+
     def save_if_due(self, make: Callable[[], Snapshot]) -> None:
         """Saves the snapshot that `make` returns, if it is time for one."""
         if time.monotonic() >= self._free_at:
             started = time.monotonic()
-            self._save(make())
+            self.save(make())
             took = time.monotonic() - started
             self._free_at = time.monotonic() + max(SAVE_SECONDS, SHARE * took)
 
@@ -136,22 +170,6 @@ class UnfinishedFit:
             file.unlink(missing_ok=True)
         with suppress(OSError):  # it is not empty, or has gone
             self.folder.rmdir()
-
-    def _save(self, state: Snapshot) -> None:
-        number = self._number + 1
-        written = {}
-        try:
-            for name, tensors in state.parts.items():
-                before = self._written.get(name)
-                row = before[1] if before is not None and before[0] is tensors else self._write(number, name, tensors)
-                written[name] = (tensors, row)
-            rows = {name: row for name, (_, row) in written.items()}
-            table = {"format": FORMAT, "identity": self._identity, "values": state.values, "parts": rows}
-            write_whole(self.folder / f"{number:06}.json", json.dumps(table) + "\n")
-        except OSError as error:
-            raise _explained(error, self.folder) from error
-        self._number, self._written = number, written
-        self._clear()
 
     def _write(self, number: int, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         file = self.folder / f"{number:06}-{name}.safetensors"
@@ -224,7 +242,7 @@ def standing(folder: Path) -> str | None:
     for file in _states(folder):
         try:
             values = json.loads(file.read_text(encoding="utf-8"))["values"]
-            num_done, num = values["num_done"], len(values["candidates"])
+            num_done, num = values["num_done"], len(values.get("running", values["candidates"]))
             epochs = len(values["fit"]["losses"]) if values["fit"] else 0
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue  # what is damaged is told by who goes on from it

@@ -1,0 +1,144 @@
+"""A bench with halving: who is stopped, what the others end with, and what becomes of it when states are lost."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zoo_core.benchmark.rounds import Rounds
+from zoo_core.benchmark.workers import attempt_group
+from zoo_core.plan.plan import Budget, Plan, pinned, reseeded
+from zoo_core.results.store import Result
+from zoo_core.run_layout import UNDECIDED, WAITING
+
+HALVING = Budget(epochs=4, num_rates=2, halving=True)  # rungs after 1 and 2 epochs
+SPECS = ("nasty/tokens", "nasty/tokens+full", "nasty/tokens+norm", "nasty/tokens+bitfit", "nasty/tokens+probe+ncm")
+
+
+@pytest.fixture(autouse=True)
+def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def grid(nasty: Any) -> Callable[[Budget], list[Plan]]:
+    def plans(budget: Budget) -> list[Plan]:
+        firsts = [pinned(nasty.resolve(spec, budget=budget), {}) for spec in SPECS]
+        return [reseeded(first, seed) for first in firsts for seed in (0, 1)]
+
+    return plans
+
+
+def bench(
+    plans: Sequence[Plan], folder: Path, *, share: bool = True, after: Callable[[int], None] = lambda number: None
+) -> dict[str, Result]:
+    """What a bench does, in this process: its rows by digest. after: is called after the trials of each round."""
+    known: dict[str, Result] = {}
+    folder.mkdir(exist_ok=True)
+    missing = frozenset(plan.digest or "" for plan in plans)
+
+    def begin() -> Rounds:
+        return Rounds(plans, folder, known, missing - known.keys(), share=share)
+
+    def close(result: Result) -> None:
+        assert result.digest not in known
+        known[result.digest] = result
+        rounds.forget(result.digest)
+
+    rounds = begin()
+    for number in range(len(list(rounds))):
+        for now in list(rounds)[: number + 1]:  # whoever goes on with a run begins with its first round
+            for group in rounds.groups(now):
+                given = {at: plans[at] for at in group.positions}
+                for at, result in attempt_group(group, given, device="cpu", leg=rounds.leg(now)):
+                    if rounds.is_wanted(plans[at]) and not rounds.waits(plans[at], result, now):
+                        close(result)
+            if now.number == number + 1:
+                after(now.number)
+            for result in rounds.decided(now):
+                close(result)
+        rounds = begin()
+    return known
+
+
+def outcome(rows: dict[str, Result]) -> dict[str, Any]:
+    return {
+        digest: (
+            row.status,
+            row.score,
+            row.stopped and (row.stopped["rung"], row.stopped["score"]),
+            list(row.rungs or ()),
+        )
+        for digest, row in rows.items()
+    }
+
+
+def test_the_better_half_goes_on_and_ends_as_without_halving(grid: Any, tmp_path: Path) -> None:
+    plans, whole = grid(HALVING), grid(replace(HALVING, halving=False))
+    found = bench(plans, tmp_path / "halving")
+    without = bench(whole, tmp_path / "whole")
+    assert {row.status for row in found.values()} == {"ok", "stopped"}
+    for plan, other in zip(plans, whole, strict=True):
+        row, full = found[plan.digest or ""], without[other.digest or ""]
+        if row.status == "stopped":
+            assert row.stopped is not None
+            assert (row.score, row.chosen, row.num_examples) == (None, None, 0)
+            assert row.reason == row.stopped["reason"]
+            assert row.rungs is not None
+            assert row.stopped["score"] == row.rungs[-1]["score"]
+            assert len(row.rungs) == row.stopped["rung"]
+            continue
+        assert row.chosen is not None
+        assert full.chosen is not None
+        kept = [each for each in row.chosen["candidates"] if "stopped_after" not in each]
+        assert kept
+        assert all(each in full.chosen["candidates"] for each in kept)
+        if row.chosen["learning_rate"] == full.chosen["learning_rate"]:
+            assert (row.score, row.num_trainable) == (full.score, full.num_trainable)
+    closed = [found[plan.digest or ""] for plan in plans if not plan.learning_rates]
+    assert [row.status for row in closed] == ["ok", "ok"]
+    stopped = {row.adapters + row.head for row in found.values() if row.status == "stopped"}
+    assert not stopped & {row.adapters + row.head for row in found.values() if row.status == "ok"}  # all seeds alike
+    assert not (tmp_path / "halving" / UNDECIDED).exists()
+    assert not (tmp_path / "halving" / WAITING).exists()
+
+
+@pytest.mark.slow
+def test_what_is_stopped_does_not_depend_on_sharing(grid: Any, tmp_path: Path) -> None:
+    plans = grid(HALVING)
+    together, apart = (bench(plans, tmp_path / str(share), share=share) for share in (True, False))
+    assert {digest: row.status for digest, row in together.items()} == {
+        digest: row.status for digest, row in apart.items()
+    }
+    assert {digest: row.score for digest, row in together.items()} == {
+        digest: row.score for digest, row in apart.items()
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", ["states", "rows", "both", "damaged"])
+def test_what_is_lost_while_trials_wait_is_computed_again_to_the_same_rows(
+    grid: Any, tmp_path: Path, lost: str
+) -> None:
+    plans = grid(HALVING)
+    undisturbed = bench(plans, tmp_path / "undisturbed")
+    folder = tmp_path / "disturbed"
+
+    def lose(number: int) -> None:
+        if number > 1:
+            return
+        if lost in ("states", "both"):
+            shutil.rmtree(folder / WAITING)
+        if lost in ("rows", "both"):
+            (folder / UNDECIDED).unlink()
+        if lost == "damaged":
+            for file in (folder / WAITING).rglob("*.safetensors"):
+                file.write_bytes(b"nothing")
+            (folder / UNDECIDED).write_text("{}\n")
+
+    assert outcome(bench(plans, folder, after=lose)) == outcome(undisturbed)
