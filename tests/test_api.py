@@ -502,6 +502,14 @@ def test_a_bench_into_the_folder_of_a_fitted_model_is_refused(copy: Path) -> Non
     assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
 
 
+def test_a_time_limit_of_a_trial_is_above_0(tmp_path: Path) -> None:
+    suite = tmp_path / "tiny.toml"
+    suite.write_text("tasks = ['digits(shots=1)']\nbackbones = ['starter/convnet-nano']\nseeds = 1\n")
+    with pytest.raises(UsageError, match=r"^trial_time_limit=0: allowed: a number of seconds above 0$"):
+        zoo_core.bench(suite, out=tmp_path / "out", trial_time_limit=0)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_bench_runs_a_file_and_a_second_call_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     suite = tmp_path / "tiny.toml"

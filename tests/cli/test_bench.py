@@ -50,6 +50,7 @@ def zoo_here(zoo_here: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (("--workers", "0"), 2, "--workers 0: allowed: 1 to"),
         (("--threads", "0"), 2, "--threads 0: allowed: 1 to"),
         (("--epochs", "0"), 2, "epochs=0 is out of range"),
+        (("--trial-time-limit", "0"), 2, "'0' is no time; allowed: a number above 0 and one of nothing, s, m, h"),
         (("--num-rates", "9"), 2, "num_rates=9 is out of range; allowed: 1 to 5"),
         (("--warmup", "nan"), 2, "warmup=nan is out of range"),
         (("--device", "gpu"), 2, "--device gpu: not a device; allowed: auto, cpu, cuda, cuda:N"),
