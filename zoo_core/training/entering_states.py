@@ -35,11 +35,12 @@ def states_refusal(
         return "no stage before those that train is left to compute once"
     if not learner.reads_states(stage):
         return f"something that stage {stage + 1} begins with trains, or its objective looks at an earlier stage"
+    loader = loader.without_beside()  # what teachers are asked for is counted
     batch = next(iter(loader.epoch()))
     mode = learner.training
     try:
         with forked_rng(loader.device, "states"), torch.no_grad():
-            return _differs(learner, backbone, stage, batch.inputs) or _dear(learner, stage, batch.inputs, stored())
+            return _differs(learner, backbone, stage, batch.inputs) or _dear(learner, stage, batch.inputs, stored().without_beside())
     except Exception as error:  # noqa: BLE001, whatever a backbone raises when it is entered in its midst
         return f"its backbone cannot be entered at stage {stage + 1}: {str(error).strip().partition(chr(10))[0][:200]}"
     finally:
