@@ -1,4 +1,4 @@
-"""What a step of training the last stages costs from stored hidden states, over a loop that computes the whole backbone.
+"""What a step of training the last stages costs from stored states, over a loop that computes the whole backbone.
 
     python benchmarks/last_stages.py [--pairs 7]
 

@@ -40,7 +40,8 @@ def states_refusal(
     mode = learner.training
     try:
         with forked_rng(loader.device, "states"), torch.no_grad():
-            return _differs(learner, backbone, stage, batch.inputs) or _dear(learner, stage, batch.inputs, stored().without_beside())
+            differs = _differs(learner, backbone, stage, batch.inputs)
+            return differs or _dear(learner, stage, batch.inputs, stored().without_beside())
     except Exception as error:  # noqa: BLE001, whatever a backbone raises when it is entered in its midst
         return f"its backbone cannot be entered at stage {stage + 1}: {str(error).strip().partition(chr(10))[0][:200]}"
     finally:
