@@ -17,7 +17,10 @@ from zoo_core.results.store import Result
 from zoo_core.run_layout import UNDECIDED, WAITING
 
 HALVING = Budget(epochs=4, num_rates=2, halving=True)  # rungs after 1 and 2 epochs
-SPECS = ("nasty/tokens", "nasty/tokens+full", "nasty/tokens+norm", "nasty/tokens+bitfit", "nasty/tokens+probe+ncm")
+SPECS = (
+    *("nasty/tokens", "nasty/tokens+full", "nasty/tokens+partial(n=1)", "nasty/tokens+partial(n=1)+mlp"),
+    "nasty/tokens+probe+ncm",
+)
 
 
 @pytest.fixture(autouse=True)

@@ -54,7 +54,7 @@ class Result:
     stopped: of a trial that halving stopped by validation: the rung, from 1, its epochs, the score there, the reason.
     rungs: for each rung that a trial reached its epochs, the validation score of its best candidate, and the
     learning_rate of that one; None without halving. work: example passes: all of every epoch and learning rate, those
-    trained, and those that the backbone made for it (passed). after_seconds: how long the bench had run when the row
+    trained, and those in which the backbone ran for it (passed). after_seconds: how long the bench had run when the row
     was stored, earlier calls included. All three are None where nobody measured them.
     """
 
