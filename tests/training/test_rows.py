@@ -24,6 +24,7 @@ from zoo_core.registry.registry import registry
 from zoo_core.spec.parser import parse_part
 from zoo_core.testing.recipes import ToyBackbones, ToyHeads, ToyTasks, toy_plan
 from zoo_core.training import rows as training_rows
+from zoo_core.training import stacked
 from zoo_core.training.fit import fit, take_unit
 from zoo_core.training.gradient_trainer import moving, put
 from zoo_core.training.rows import NotTogether, Row, RowEnd, train_rows
@@ -212,14 +213,17 @@ def test_each_row_keeps_its_own_epoch_and_has_its_own_patience(kept: str) -> Non
 
 @pytest.mark.parametrize(("name", "value"), [("BETAS", (0.9, 0.99)), ("EPS", 1e-3)])
 def test_another_optimiser_would_be_noticed(name: str, value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training_rows, name, value)
+    monkeypatch.setattr(stacked, name, value)
     assert differences("linear", BUDGET) > 1e-6
 
 
-def test_rows_that_do_not_fit_into_memory_at_once_are_trained_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("num_bytes", [1, 3000])  # one row, and two of three rates, with 1,360 bytes each
+def test_rows_that_do_not_fit_into_memory_at_once_are_trained_in_turn(
+    num_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = world(head_of("linear"))
     whole = together(found, BUDGET)
-    monkeypatch.setattr(training_rows, "BYTES", 1)
+    monkeypatch.setattr(training_rows, "AT_ONCE", num_bytes)
     for one, other in zip(whole, together(found, BUDGET), strict=True):
         assert one.weights is not None
         assert other.weights is not None
@@ -247,11 +251,11 @@ def test_a_row_that_diverges_leaves_the_others_as_they_were(name: str) -> None:
         ("linear(dropout=0.5)", "they cannot be vectorised: "),
         (Stubborn("draws"), "they cannot be vectorised: "),
         (Stubborn("looks"), "they cannot be vectorised: "),
-        (Stubborn("draws unseen"), "a call of their head changes a generator of the whole process, which"),
-        (Stubborn("draws its own"), "a call of their head changes dice, which"),
-        (Stubborn("counts"), "a call of their head changes calls, which"),
+        (Stubborn("draws unseen"), "a call changes a generator of the whole process, which"),
+        (Stubborn("draws its own"), "a call changes heads.main.dice, which"),
+        (Stubborn("counts"), "a call changes heads.main.calls, which"),
         (Stubborn("binds anew"), "together they compute something else than alone"),
-        (Stubborn("twice"), "their heads hold one tensor under two names"),
+        (Stubborn("twice"), "they hold one tensor under two names"),
     ],
 )
 def test_what_cannot_be_trained_together_says_why_before_it_trains(head: Any, reason: str) -> None:
@@ -261,12 +265,6 @@ def test_what_cannot_be_trained_together_says_why_before_it_trains(head: Any, re
         together(found, BUDGET)
     for (learner, _), tensors in zip(found, before, strict=True):
         assert all(torch.equal(x, tensors[name]) for name, x in learner.delta().items())
-
-
-def test_large_heads_are_not_trained_together_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training_rows, "MOST_VALUES", 10)
-    with pytest.raises(NotTogether, match="parameters train faster one after the other on a CPU"):
-        together(world(head_of("linear")), BUDGET)
 
 
 def test_heads_of_two_shapes_are_not_trained_together() -> None:
