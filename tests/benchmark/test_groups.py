@@ -79,8 +79,17 @@ def test_trials_with_two_frozen_parts_are_two_groups(name: str) -> None:
 @pytest.mark.parametrize(
     ("spec", "budget", "reason"),
     [
-        ("starter/vit-nano+lora", {}, "lora changes what the backbone computes from its first stage on"),
-        ("starter/vit-nano+full", {}, "full changes what the backbone computes from its first stage on"),
+        ("starter/vit-nano+lora", {"num_rates": 1}, "lora changes what the backbone computes from its first stage on"),
+        (
+            "starter/vit-nano(weights=random)+lora",
+            {},
+            "lora changes what the backbone computes from its first stage on, and random weights are drawn by the seed",
+        ),
+        (
+            "starter/vit-nano+lora",
+            {"augment": "light"},
+            "augment=light draws anew in every epoch; views=N draws N times",
+        ),
         ("starter/vit-nano", {"augment": "light"}, "augment=light draws anew in every epoch; views=N draws N times"),
     ],
 )
@@ -88,6 +97,16 @@ def test_a_trial_that_runs_alone_says_why(spec: str, budget: dict[str, Any], rea
     (group,) = plan_groups([plan(spec, **budget)])
     assert group.alone == reason
     assert plan_groups([plan("starter/vit-nano", augment="light", views=2)])[0].alone == ""
+
+
+def test_seeds_of_one_combination_whose_adapters_change_the_backbone_are_a_group_of_rows() -> None:
+    plans = [plan(f"starter/vit-nano+lora(r={r})", seed=seed) for seed in (0, 1) for r in (4, 8)]
+    groups = plan_groups([*plans, plan("starter/vit-nano")])
+    assert [(group.shape, group.positions) for group in groups] == [
+        ("rows", (0, 2)),
+        ("rows", (1, 3)),
+        ("features", (4,)),
+    ]
 
 
 def test_groups_divide_the_grid_and_do_not_depend_on_its_order() -> None:

@@ -30,6 +30,8 @@ from zoo_core.plan.resolve import resolve
 from zoo_core.results.store import Result
 from zoo_core.testing.recipes import ToyAdapter, ToyBackbones, ToyOpen, ToyTasks, toy_plan
 from zoo_core.testing.toys import ToyBackbone
+from zoo_core.training import rows
+from zoo_core.training.rows import StepSeconds
 
 BUDGET = Budget(epochs=3, num_rates=2)
 CPU = torch.device("cpu")
@@ -80,6 +82,29 @@ SHARED = {
     ),
     "random weights, batch norms": ("starter/convnet-nano(weights=random)", "heads", None),
 }
+
+
+@pytest.mark.slow
+def test_adapters_trained_together_equal_those_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows._Rows, "weighed", lambda self: StepSeconds(together=1.0, alone=2.0))
+    plans = plans_of("starter/vit-nano+lora", budget=Budget(epochs=3, num_rates=2, keep="best"))
+    found = together(plans)
+    assert scores(found) == scores([run_trial(plan)[0] for plan in plans])
+    for result in found:
+        assert how_of(result) == ("rows", 2, None)
+        assert result.shared is not None
+        assert result.shared["step_seconds"] == {"together": 1.0, "alone": 2.0}
+        assert result.training == found[0].training  # of true steps, once
+        assert result.training is not None
+
+
+def test_adapters_that_are_no_faster_together_run_alone_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows._Rows, "weighed", lambda self: StepSeconds(together=2.0, alone=1.0))
+    (result,) = together(plans_of("starter/vit-nano+lora", budget=Budget(epochs=1, num_rates=2), seeds=1))
+    assert result.status == "ok"
+    assert how_of(result) == ("alone", 1, "a step of all of them is no faster together, see step_seconds")
+    assert result.shared is not None
+    assert result.shared["step_seconds"] == {"together": 2.0, "alone": 1.0}
 
 
 SLOW = (

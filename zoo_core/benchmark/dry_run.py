@@ -255,7 +255,7 @@ def _on_features(
     """A loader of features of a few examples, of which nothing is stored; None if the fit cannot be on features."""
     (group,) = plan_groups([plan])
     loader = training_loader(plan, learner, few, splits.target, device, num_workers)
-    if group.alone or group.open_stages or refusal(learner, loader, draws=backbone_draws(learner)):
+    if group.shape != "features" or group.open_stages or refusal(learner, loader, draws=backbone_draws(learner)):
         return None
     (kind,) = kinds_of([plan], learner.source.features.kind)
     features = FrozenFeatures(

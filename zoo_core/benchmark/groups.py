@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from zoo_core.contracts import Kind
 from zoo_core.errors import ZooError
@@ -25,14 +26,16 @@ ALL = 10_000  # stages: more than a backbone has
 class Group:
     """Trials that one process runs together. id: a digest of what they share. positions: of its trials in the grid.
 
-    open_stages: how many of the last stages are computed in every step, from the hidden state that enters them; 0 where
-    the whole backbone is frozen. alone: why its one trial shares nothing with others, and computes its frozen part for
-    every epoch; empty if the frozen part is computed once. apart: why its one trial no longer runs with those that it
-    was planned with; empty if that is not so.
+    shape: features: their frozen part is computed once; rows: they differ in their seed alone, and steps of their seeds
+    and learning rates may be taken as one; alone: the one trial shares nothing. open_stages: how many of the last
+    stages are computed in every step, from the hidden state that enters them; 0 where the whole backbone is frozen.
+    alone: why its one trial is alone. apart: why its one trial no longer runs with those that it was planned with;
+    empty if that is not so.
     """
 
     id: str
     positions: tuple[int, ...]
+    shape: Literal["features", "rows", "alone"] = "features"
     open_stages: int = 0
     alone: str = ""
     apart: str = ""
@@ -43,11 +46,14 @@ def plan_groups(plans: Sequence[Plan], *, share: bool = True) -> tuple[Group, ..
     known: dict[str, str] = {}  # by combination, of whose seeds the key does not depend
     members: dict[str, list[int]] = {}
     opened: dict[str, int] = {}
+    rows: dict[str, list[int]] = {}
     alone: list[Group] = []
     for position, plan in enumerate(plans):
         reason = _reason(plan) if share else "nothing is shared (--no-share)"
         if reason:
-            alone.append(Group(id=(plan.digest or str(plan.trial))[:12], positions=(position,), alone=reason))
+            alone.append(_alone(plan, position, reason))
+        elif open_stages(plan) == ALL:
+            rows.setdefault(_digest({"rows": plan.combination or str(plan.trial)}), []).append(position)
         else:
             combination = plan.combination if plan.weights != "random" else None
             key = known.get(combination or "") or _digest(key_of(plan))
@@ -56,6 +62,12 @@ def plan_groups(plans: Sequence[Plan], *, share: bool = True) -> tuple[Group, ..
             members.setdefault(key, []).append(position)
             opened[key] = open_stages(plan)
     shared = [Group(id=key, positions=tuple(found), open_stages=opened[key]) for key, found in members.items()]
+    for key, found in rows.items():
+        first = plans[found[0]]
+        if len(found) * len(first.learning_rates) > 1:
+            shared.append(Group(id=key, positions=tuple(found), shape="rows"))
+        else:
+            alone.append(_alone(first, found[0], _from_first(first)))
     return (*sorted(shared, key=lambda group: -len(group.positions)), *alone)
 
 
@@ -115,12 +127,24 @@ def _firsts(plan: Plan) -> list[int]:
         return [0 for _ in _changing(plan)]
 
 
+def _alone(plan: Plan, position: int, reason: str) -> Group:
+    return Group(id=(plan.digest or str(plan.trial))[:12], positions=(position,), shape="alone", alone=reason)
+
+
+def _from_first(plan: Plan) -> str:
+    """Which adapter changes all that the backbone computes, in words."""
+    firsts = _firsts(plan)
+    return (
+        f"{_changing(plan)[firsts.index(min(firsts))].name} changes what the backbone computes from its first stage on"
+    )
+
+
 def _reason(plan: Plan) -> str:
-    """Why the frozen part of a trial cannot be computed once; empty if it can."""
-    if open_stages(plan) == ALL:
-        firsts = _firsts(plan)
-        name = _changing(plan)[firsts.index(min(firsts))].name
-        return f"{name} changes what the backbone computes from its first stage on"
+    """Why a trial can share nothing with others; empty if it can."""
+    if open_stages(plan) == ALL and not plan.learning_rates:
+        return _from_first(plan)
+    if open_stages(plan) == ALL and plan.weights == "random":
+        return f"{_from_first(plan)}, and random weights are drawn by the seed"
     if plan.augmentation is not None and plan.budget.views is None:
         return f"augment={plan.budget.augment} draws anew in every epoch; views=N draws N times"
     return ""

@@ -56,6 +56,7 @@ class SharedWork:
 
     passed: how often the backbone was asked. measured: by the combination of a plan. rows: how candidates ended that
     were trained together, by the digest of the plan and the learning rate. apart: why those of a combination were not.
+    steps: by combination the seconds of a step of all of them, together and alone, where they were measured.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class SharedWork:
         self.measured: dict[str, Measured] = {}
         self.rows: dict[str, Mapping[float | None, RowEnd]] = {}
         self.apart: dict[str, str] = {}
+        self.steps: dict[str, Mapping[str, float]] = {}
         self.data = open_task(plans[0]) if data is None else data
 
     def splits(self, plan: Plan) -> Splits:
@@ -136,8 +138,9 @@ class SharedWork:
     def _training_loader(self, plan: Plan, learner: Learner, splits: Splits) -> Loader:
         return training_loader(plan, learner, splits.train, splits.target, self._device, self._num_workers)
 
-    def told(self, how: str, own_seconds: float, reason: str = "") -> dict[str, Any]:
-        """What a result says of its sharing, see Result.shared."""
+    def told(self, plan: Plan, how: str, own_seconds: float, refusal: str) -> dict[str, Any]:
+        """What the result of a trial says of its sharing, see Result.shared."""
+        reason = refusal or self.apart.get(combination_of(plan), "")
         return {
             "group": self.group.id,
             "size": len(self._plans),
@@ -145,6 +148,7 @@ class SharedWork:
             "reason": reason or self.group.apart or None,
             "own_seconds": own_seconds,
             "pass_seconds": 0.0 if how == "alone" else self.pass_seconds,
+            "step_seconds": self.steps.get(combination_of(plan)),
         }
 
     @property
@@ -162,6 +166,8 @@ class SharedWork:
 
         Raises IntegrityError if files of the task have changed since it was planned; nothing is stored of them then.
         """
+        if self.group.shape == "rows":  # they have none in common
+            return
         self._fill(report)
         try:
             check_still(self._plans[0])

@@ -122,7 +122,7 @@ def run_on_features(
     """
     (group,) = plan_groups([plan])
     shared = None
-    if not group.alone:
+    if group.shape == "features":
         shared = SharedWork(group, [plan], device=torch.device(device), num_workers=num_workers)
         shared.fill(report)
     return run_trial(plan, device=device, num_workers=num_workers, report=report, shared=shared, **given)
@@ -167,7 +167,7 @@ def _measured(
     peak = peak_memory_bytes(device)
     precision = precision_of(plan.budget.precision, device)
     plain = scoring_loader(plan, chosen.learner, splits.test, splits.target, device, num_workers, passes, role="test")
-    on_features = shared is not None and not chosen.refusal
+    on_features = chosen.how in ("features", "heads", "stages")
     loader = shared.features(plan, plain, splits.test, "test").loader() if shared and on_features else plain
     found, _ = score_split(chosen.learner, loader, plan.metric, splits.target, precision)
     trainable, total = count_parameters(chosen.learner)
@@ -190,10 +190,14 @@ def _measured(
     )
     if shared is None:
         return replace(result, inference=inference_rate(chosen.learner, plain, precision=precision))
-    told = shared.told(chosen.how, chosen.train_seconds, chosen.refusal or shared.apart.get(combination_of(plan), ""))
+    told = shared.told(plan, chosen.how, chosen.train_seconds, chosen.refusal)
     if not on_features:
-        return replace(result, inference=inference_rate(chosen.learner, plain, precision=precision), shared=told)
+        result = replace(result, inference=inference_rate(chosen.learner, plain, precision=precision), shared=told)
+    if chosen.how == "alone":
+        return result
     once = shared.measured[combination_of(plan)]
+    if not on_features:
+        return replace(result, training=once.training, peak_memory_bytes=once.peak_memory_bytes)
     if once.inference is None:
         watch = shared.passed.watch if shared.stage is None else None  # else it saw the first stages alone
         known = watch and inference_rate_of(watch, chosen.learner, loader, precision=precision)
@@ -296,14 +300,18 @@ def started(
         memory=memory,
         delta=_copied(learner.delta()),
         trained_beside=_copied(projectors(learner)),
-        refusal="" if shared is None else shared.refusal(plan, learner, fitting, train, memory),
+        refusal=""
+        if shared is None or shared.group.shape == "rows"
+        else shared.refusal(plan, learner, fitting, train, memory),
     )
     if shared is None or start.refusal:
         return start
+    rows = shared.rows.get(plan.digest or "", {})
+    if shared.group.shape == "rows":
+        return replace(start, how="rows", rows=rows) if rows else start
     waits = until is not None and shared.stage is not None  # where it ends, its steps are measured
     if combination_of(plan) not in shared.measured and not waits:
         shared.measured[combination_of(plan)] = start.measured(device)
-    rows = shared.rows.get(plan.digest or "", {})
     return replace(
         start,
         fitting=shared.features(plan, fitting, train, "train").loader(),

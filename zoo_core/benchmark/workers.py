@@ -43,7 +43,7 @@ from zoo_core.training.snapshots import UnfinishedFit
 
 __all__ = ["attempt", "attempt_group", "work"]
 
-ALONE = {"size": 1, "how": "alone", "own_seconds": None, "pass_seconds": 0.0}
+ALONE = {"size": 1, "how": "alone", "own_seconds": None, "pass_seconds": 0.0, "step_seconds": None}
 REPORT_SECONDS = 0.2
 MEMORY_ERRORS = (MemoryError, torch.OutOfMemoryError)
 
@@ -133,6 +133,10 @@ def attempt_group(
     for combination, positions in combinations.items():
         some = [plans[position] for position in positions]
         try:
+            if group.shape == "rows" and leg is not None:
+                raise NotTogether("halving stops its trials one by one")
+            if group.shape == "rows" and group.apart:
+                raise NotTogether(group.apart)
             train_together(some, shared, device=torch.device(device), report=partial(report, positions[0]))
         except NotTogether as error:
             shared.apart[combination] = str(error)

@@ -105,9 +105,9 @@ def _groups(plans: Sequence[Plan], known: Mapping[str, Result]) -> list[dict[str
             {
                 "group": group.id,
                 "trials": [str(each.trial) for each in members],
-                "shares": None if group.alone else _shared_by(members),
+                "shares": None if group.alone else _shared_by(members, group.shape),
                 "reason": group.alone or None,
-                "bytes": _feature_bytes(members) if not group.alone else None,
+                "bytes": _feature_bytes(members) if group.shape == "features" else None,
                 "done": len(results),
                 "seconds": sum(seconds) / len(seconds) * len(members) if seconds else None,
             }
@@ -115,8 +115,10 @@ def _groups(plans: Sequence[Plan], known: Mapping[str, Result]) -> list[dict[str
     return rows
 
 
-def _shared_by(plans: Sequence[Plan]) -> str:
+def _shared_by(plans: Sequence[Plan], shape: str) -> str:
     first = plans[0]
+    if shape == "rows":
+        return f"steps of {first.spec}, where they are faster together"
     assert first.task is not None, "a trial has a task"
     num = open_stages(first)
     what = f"states that enter the last {f'{num} stages' if num > 1 else 'stage'}" if num else "features"
@@ -142,8 +144,9 @@ def _group_lines(groups: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         if row["reason"] is not None:
             alone.setdefault(row["reason"], []).append(row)
             continue
-        size = "bytes unknown" if row["bytes"] is None else f"{row['bytes'] / 2**20:,.1f} MiB"
-        yield f"group {row['group']}: {_counted([row])}; {row['shares']}, {size}"
+        size = "" if row["bytes"] is None else f", {row['bytes'] / 2**20:,.1f} MiB"
+        size = ", bytes unknown" if not size and row["shares"].startswith("features") else size
+        yield f"group {row['group']}: {_counted([row])}; {row['shares']}{size}"
     for reason, rows in alone.items():
         yield f"alone: {_counted(rows)}; {reason}"
 

@@ -49,8 +49,9 @@ class Result:
     teachers: outputs of teachers that were made and those that were read where they are stored (saved), and the seconds
     of making; None without a teacher.
     shared: the group of trials that it ran in, their number (size), how (heads: its rates and seeds trained together,
-    features: on features made once, alone: as if there were no others, for the reason), the seconds of its own fit and
-    its share of those in which features were made. None if it was not run, or failed in its group.
+    features: on features made once, rows: together with the adapters, alone: as if there were no others, for the
+    reason), the seconds of its own fit and its share of those in which features were made. step_seconds: of one step of
+    all rates and seeds, together and alone, where it was measured. None if it was not run, or failed in its group.
     stopped: of a trial that halving stopped by validation: the rung, from 1, its epochs, the score there, the reason.
     rungs: for each rung that a trial reached its epochs, the validation score of its best candidate, and the
     learning_rate of that one; None without halving. work: example passes: all of every epoch and learning rate, those

@@ -1,11 +1,11 @@
-"""Trains many heads of one shape as one computation: rows that differ in seed and learning rate, each on its own order.
+"""Trains learners of one shape as one computation: rows that differ in seed and learning rate, each on its own order.
 
-The parameters and buffers of all heads are stacked, [R, ...], and one forward pass, vectorised by torch.func, serves
-all rows. Each row is what GradientTrainer makes of it alone, up to the rounding of sums that are taken in another
-order: its own batches, its own rate, its gradient clipped by its own norm, its own best epoch. A row that diverges
-holds numbers that are none, and no other row reads them.
+What differs between them, heads and adapters, is stacked, [R, ...], and one forward pass, vectorised by torch.func,
+serves all rows. Each row is what GradientTrainer makes of it alone, up to the rounding of sums that are taken in
+another order: its own batches, its own rate, its gradient clipped by its own norm, its own best epoch. A row that
+diverges holds numbers that are none, and no other row reads them.
 
-Some heads cannot: they draw, or compute with numbers that are outside tensors. What is tried first tells.
+Some cannot: they draw, or compute with numbers that are outside tensors. What is tried first tells.
 """
 
 from __future__ import annotations
@@ -23,32 +23,37 @@ from torch import Tensor, nn
 
 from zoo_core.contracts import Batch
 from zoo_core.data.loader import Loader
+from zoo_core.data.randomness import forked_rng
 from zoo_core.data.token_labels import IGNORED
 from zoo_core.errors import DivergedError
-from zoo_core.model.given_features import MASK
+from zoo_core.model.given_features import MASK, features_in
 from zoo_core.model.learner import Learner
 from zoo_core.model.objective import BinaryCrossEntropy, CrossEntropy, ScaledHead, SquaredError
 from zoo_core.plan.plan import Budget
 from zoo_core.training.gradient_trainer import moving, rate_at
+from zoo_core.training.memory import activations
 from zoo_core.training.progress import FitProgress
 from zoo_core.training.stacked import RowAdamW, Stacked, layout, tensors_of
 from zoo_core.training.timing import autocast, precision_of
 from zoo_core.training.untold_state import changes, untold_state
 
-__all__ = ["NotTogether", "Row", "RowEnd", "train_rows"]
+__all__ = ["NotTogether", "Row", "RowEnd", "StepSeconds", "train_rows"]
 
-AT_ONCE = 2**30  # bytes that parameters, gradient, two moments and the best weights of rows may take at once
-STATES = 5
+AT_ONCE = 2**30  # bytes of rows that train at once
+STATES = 5  # the size of a row's weights with gradient, two moments and the best ones
+VARYING = (MASK, "attention_mask")  # inputs of examples that are padded to the longest of their batch
+READ = 4  # the size of features with what a head makes of them
+TIMES = 3  # a step is measured
 TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2}  # of a row against its head alone, as a share of the largest value
 
 
 class NotTogether(Exception):  # noqa: N818 - it is no fault
-    """Why heads cannot be trained as rows of one computation."""
+    """Why learners are not trained as rows of one computation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One head to train: of which learner, on which features, at which rate. learner: as built; it is only read."""
+    """One learner to train, on which batches, and at which rate. learner: as built; it is only read."""
 
     learner: Learner
     loader: Loader
@@ -57,7 +62,7 @@ class Row:
 
 @dataclass(kw_only=True)
 class RowEnd:
-    """How the training of a row ended. weights: of the head, by name as in the learner; None if it diverged.
+    """How the training of a row ended. weights: by name as in the learner; None if it diverged.
 
     losses: for each epoch the mean over its steps. epoch: the one whose weights these are, from 1. score: their
     validation score, None if nobody looked. diverged: why there are no weights. seconds: its share of the wall time.
@@ -83,22 +88,39 @@ class RowEnd:
         return self.score
 
 
+@dataclass(frozen=True, kw_only=True)
+class StepSeconds:
+    """What a step of some rows takes as one computation, and one after the other; see `_Rows.weighed`."""
+
+    together: float
+    alone: float
+
+
 def train_rows(
     rows: Sequence[Row],
     *,
     budget: Budget,
     validate: Callable[[int, Mapping[str, Tensor]], float],
     progress: Callable[[FitProgress], None] = lambda _: None,
+    weigh: Callable[[StepSeconds], None] | None = None,
 ) -> list[RowEnd]:
     """Trains rows of one budget. Returns how each ended, in their order.
 
     validate: the validation score, more is better, of a row with these weights; asked for after each epoch where the
     budget has a patience or keeps the best. progress: is told after each epoch, of all rows together.
-    Raises NotTogether for heads that cannot be trained so, before any of them is.
+    weigh: is told what the first step takes, which then must be faster together; None: that need not be measured.
+    Raises NotTogether for rows that cannot be trained so or are not to be, before any of them is.
     """
     ends: list[RowEnd] = []
-    for some in _parts(rows):
-        ends += _Rows(some, budget).train(partial(_validated, validate, len(ends)), progress)
+    for some in _parts(rows, budget):
+        together = _Rows(some, budget)
+        together.try_out()
+        if weigh is not None and not ends:
+            seconds = together.weighed()
+            weigh(seconds)
+            if seconds.together >= seconds.alone:
+                raise NotTogether("a step of all of them is no faster together, see step_seconds")
+        ends += together.train(partial(_validated, validate, len(ends)), progress)
     return ends
 
 
@@ -108,17 +130,32 @@ def _validated(
     return validate(start + row, weights)
 
 
-def _parts(rows: Sequence[Row]) -> list[Sequence[Row]]:
+def _parts(rows: Sequence[Row], budget: Budget) -> list[Sequence[Row]]:
     """Rows that train at once: those of as many whole loaders as fit, or as many of one loader."""
     blocks = [list(block) for _, block in groupby(rows, key=lambda row: id(row.loader))]
     learner, batch = rows[0].learner, next(iter(rows[0].loader.epoch()))
-    held = STATES * sum(x.nbytes for x in moving(learner).values())
-    size = max(1, AT_ONCE // max(1, held))
+    size = max(1, AT_ONCE // max(1, _row_bytes(learner, batch, budget)))
     num_each = len(blocks[0])
-    if size < num_each or {len(block) for block in blocks} != {num_each} or MASK in batch.inputs:
+    varies = any(name in batch.inputs for name in VARYING)  # the loaders' examples are not of one length
+    if size < num_each or {len(block) for block in blocks} != {num_each} or varies:
         return [block[start : start + size] for block in blocks for start in range(0, len(block), size)]
     num = size // num_each
     return [list(chain(*blocks[start : start + num])) for start in range(0, len(blocks), num)]
+
+
+def _row_bytes(learner: Learner, batch: Batch, budget: Budget) -> int:
+    """What a row takes: what moves, gradient, two moments and the best weights, and what a step keeps."""
+    held = STATES * sum(x.nbytes for x in moving(learner).values())
+    if features_in(batch.inputs) is not None:
+        return held + READ * sum(x.nbytes for x in batch.inputs.values())
+    few, device, twin = batch[:2], batch.target.device, _twin(learner)
+
+    def step() -> Tensor:
+        with autocast(device, precision_of(budget.precision, device)):
+            return twin.loss(twin(few.inputs), few)
+
+    with forked_rng(device, "forecast", 0):
+        return held + int(activations(twin, step, len(few)).all * len(batch))
 
 
 class _Rows:
@@ -144,7 +181,7 @@ class _Rows:
             raise NotTogether("they hold one tensor under two names")
         for learner in {id(row.learner): row.learner for row in self._rows}.values():
             if layout(learner) != layout(first):
-                raise NotTogether("their heads differ in shape")
+                raise NotTogether("their parameters differ in shape")
             if learner.finishers or any(learner.start_of(one) for _, one in learner.trainable()):
                 raise NotTogether("what trains has phases or is changed when training is over")
             objective = learner.objective
@@ -202,7 +239,7 @@ class _Rows:
         gradients = torch.autograd.grad(losses.sum(), list(trained.values()))
         return losses.detach(), dict(zip(trained, gradients, strict=True))
 
-    def _try(self) -> None:
+    def try_out(self) -> None:
         """Raises NotTogether unless the first batch does what it does to each learner alone: to losses, gradients and
         buffers, and nothing to what is no tensor, which rows would have in common.
         """
@@ -223,15 +260,40 @@ class _Rows:
         for block in range(len(self._loaders)):
             row = block * num_each
             batch = Batch(inputs={name: x[block] for name, x in inputs.items()}, target=target[row])
-            loss, own, held = self._alone(self._rows[row].learner, batch)
+            loss, own, held = self._alone(_twin(self._rows[row].learner), batch)
             pairs = [(losses[row], loss), (_flat(x[row] for x in gradients.values()), _flat(own))]
             pairs += [(x[row], held[name]) for name, x in rest.items()]
             if not all(_alike(one, other, tolerance) for one, other in pairs):
                 raise NotTogether("together they compute something else than alone")
 
-    def _alone(self, learner: Learner, batch: Batch) -> tuple[Tensor, Sequence[Tensor], Mapping[str, Tensor]]:
-        """Loss and gradients of a learner, and its tensors after that step. The learner itself stays as it is."""
-        twin = _twin(learner)
+    def weighed(self) -> StepSeconds:
+        """The least of three measurements of the gradients of all rows, and of those of one row times their number.
+
+        In processor seconds, which other processes disturb least; on a GPU in seconds.
+        """
+        inputs, target = next(iter(self._batches(0)))
+        rest = {name: x.clone() for name, x in self._stacked.rest.items()}
+        batch = Batch(inputs={name: x[0] for name, x in inputs.items()}, target=target[0])
+        twin = _twin(self._rows[0].learner)
+        self._stacked.learner.train()
+        together = self._least(lambda: self._gradients(inputs, target, rest))
+        return StepSeconds(together=together, alone=self._least(lambda: self._alone(twin, batch)) * len(self._rows))
+
+    def _least(self, step: Callable[[], object]) -> float:
+        is_gpu = self._device.type == "cuda"
+        found = []
+        for _ in range(TIMES):
+            if is_gpu:
+                torch.cuda.synchronize(self._device)
+            began = time.perf_counter() if is_gpu else time.process_time()
+            step()
+            if is_gpu:
+                torch.cuda.synchronize(self._device)
+            found.append((time.perf_counter() if is_gpu else time.process_time()) - began)
+        return min(found)
+
+    def _alone(self, twin: Learner, batch: Batch) -> tuple[Tensor, Sequence[Tensor], Mapping[str, Tensor]]:
+        """Loss and gradients of the twin of a learner, and its tensors after that step."""
         own = tensors_of(twin)
         with autocast(self._device, precision_of(self._budget.precision, self._device)):
             loss = twin.loss(twin(batch.inputs), batch)
@@ -244,7 +306,6 @@ class _Rows:
         progress: Callable[[FitProgress], None],
     ) -> list[RowEnd]:
         started = time.perf_counter()
-        self._try()
         budget, num_batches = self._budget, self._loaders[0].num_batches
         num_steps = num_batches * budget.epochs
         share = rate_at(num_steps, budget.warmup, 0)

@@ -22,7 +22,6 @@ from zoo_core.training.gradient_trainer import moving
 __all__ = ["RowAdamW", "Stacked", "layout", "tensors_of"]
 
 OBJECTIVE = "objective."  # begins the names of what is no part of a forward pass
-NUM_LEVELS = 2  # of vmap: blocks, and the rows of one
 BETAS, EPS = (0.9, 0.999), 1e-8  # of torch.optim.AdamW, which trains one alone
 
 
@@ -56,12 +55,21 @@ class Stacked:
             found: Tensor = functional_call(self.learner, tensors, (inputs,), tie_weights=False).predictions
             return found
 
-        tensors = {**self.trained, **(self.rest if rest is None else rest)}
-        blocks = {name: x.unflatten(0, (self._num_blocks, -1)) for name, x in tensors.items()}
-        block = vmap(one, in_dims=(0, None), randomness="error")
-        with _Rowwise():
-            found: Tensor = vmap(block, in_dims=(0, 0), randomness="error")(blocks, dict(inputs))
-        return found.flatten(0, 1)
+        tensors, given = {**self.trained, **(self.rest if rest is None else rest)}, dict(inputs)
+        several = self._num_blocks > 1
+        in_blocks = self.num > self._num_blocks or not several
+        vectorised = one
+        if in_blocks:
+            vectorised = vmap(vectorised, in_dims=(0, None), randomness="error")
+        if several:
+            vectorised = vmap(vectorised, in_dims=(0, 0), randomness="error")
+        if several and in_blocks:
+            tensors = {name: x.unflatten(0, (self._num_blocks, -1)) for name, x in tensors.items()}
+        elif not several:
+            given = {name: x[0] for name, x in given.items()}
+        with _Rowwise(num_levels=several + in_blocks):
+            found = vectorised(tensors, given)
+        return found.flatten(0, 1) if several and in_blocks else found
 
     def weights(self, row: int) -> dict[str, Tensor]:
         """A copy of what moves in a row, by the names that it has in its learner."""
@@ -98,6 +106,7 @@ class RowAdamW:
     @torch.no_grad()
     def step(self, gradients: Mapping[str, Tensor], share: float) -> None:
         """gradients: [R, ...] by name, which it may change. share: of the rates, that of the schedule."""
+        gradients = {name: x.contiguous() for name, x in gradients.items()}  # the kernel walks through memory
         norms_NR = torch.stack([torch.linalg.vector_norm(x.flatten(1), dim=1) for x in gradients.values()])
         factors_R = (self._clip / (torch.linalg.vector_norm(norms_NR, dim=0) + 1e-6)).clamp(max=1.0)
         for gradient in gradients.values():
@@ -134,7 +143,14 @@ class _Group:
 
 
 class _Rowwise(TorchFunctionMode):
-    """While open, linear layers and attention are computed for all rows in one call where vmap would take longer."""
+    """While open, linear layers and attention are computed for all rows in one call where vmap would take longer.
+
+    num_levels: of vmap, one inside the other.
+    """
+
+    def __init__(self, num_levels: int) -> None:
+        super().__init__()
+        self._num_levels = num_levels
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -143,7 +159,7 @@ class _Rowwise(TorchFunctionMode):
         if function is nn.functional.linear:
             return _linear(*args, **kwargs)
         if function is nn.functional.scaled_dot_product_attention:
-            return _attention(*args, **kwargs)
+            return _attention(self._num_levels, *args, **kwargs)
         return function(*args, **kwargs)
 
 
@@ -153,6 +169,7 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 def _attention(
+    num_levels: int,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -165,7 +182,7 @@ def _attention(
     if dropout_p:
         raise RuntimeError("attention drops some of its weights")
     options = {"is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
-    found: Tensor = _Attention.apply(query, key, value, attn_mask, options, NUM_LEVELS)
+    found: Tensor = _Attention.apply(query, key, value, attn_mask, options, num_levels)
     return found
 
 
@@ -195,8 +212,10 @@ class _Linear(torch.autograd.Function):
         shape = x.shape[:-1] if in_dims[0] is None else x.shape[1:-1]
         if in_dims[0] is None:
             found = (weight.flatten(0, 1) @ x.flatten(0, -2).mT).unflatten(0, weight.shape[:2]).mT
+        elif x.ndim == 3:
+            found = torch.bmm(weight, x.mT).mT
         else:
-            found = torch.bmm(weight, x.flatten(1, -2).mT).mT
+            found = torch.bmm(x.flatten(1, -2), weight.mT)
         if bias is not None:
             found = found + (bias if in_dims[2] is None else bias.unsqueeze(1)).to(found.dtype)
         return found.unflatten(1, shape), 0
@@ -264,8 +283,9 @@ def layout(learner: Learner) -> list[tuple[str, torch.Size, torch.dtype, bool]]:
 
 def _differs(name: str, states: Sequence[Mapping[str, Tensor]]) -> bool:
     first = states[0][name]
-    return any(x is not first and not torch.equal(x, first) for x in (state[name] for state in states))
+    others = [state[name] for state in states]
+    return any(x.data_ptr() != first.data_ptr() and not torch.equal(x, first) for x in others)
 
 
 def _stack(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.stack([x.detach() for x in tensors])
+    return torch.stack([x.detach() for x in tensors]).contiguous()  # as gradients will be, see RowAdamW

@@ -260,9 +260,9 @@ def _layers(layer: nn.Module, weight: Tensor, r: int) -> tuple[nn.Module, nn.Mod
     return a, kind(r * groups, weight.shape[0], 1, groups=groups, **like)
 
 
-def _weight(layer: nn.Module) -> nn.Parameter:
+def _weight(layer: nn.Module) -> Tensor:
     weight = layer.weight
-    assert isinstance(weight, nn.Parameter)
+    assert isinstance(weight, Tensor)  # no parameter in a functional call
     return weight
 
 
