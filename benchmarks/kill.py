@@ -210,8 +210,8 @@ def main() -> int:
         print(f"differs: {line}")
     if len(kills) < asked.kills:
         print(f"the run ended before kill {len(kills) + 1}; nothing is shown about the rest")
-    print(f"{len(found)} differences" if found else "identical")
     print(f"at most {torn} groups torn by a kill, allowed: {asked.workers}")
+    print(f"{len(found)} differences" if found else "identical")
     return 1 if found or len(kills) < asked.kills or torn > asked.workers else 0
 
 
