@@ -418,7 +418,7 @@ def test_the_picture_shows_what_is_stored() -> None:
 def test_every_suite_of_the_benchmarks_can_be_read(path: Path) -> None:
     suite = load_suite(path)
     assert suite.name == path.stem
-    assert len(suite.seeds) == 3
+    assert len(suite.seeds) >= 3
 
 
 def test_the_page_of_results_names_every_field() -> None:
