@@ -19,7 +19,8 @@ A message says what was found, what is allowed and what to type next, in one lin
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 __all__ = [
     "AccessError",
@@ -46,7 +47,14 @@ class ZooError(Exception):
 
 
 class DivergedError(ZooError):
-    """The loss of a training is no longer finite. Another learning rate may work."""
+    """The loss of a training is no longer finite. Another learning rate may work.
+
+    rungs: of halving, as `Result.rungs` has them, which its trial had reached by then.
+    """
+
+    def __init__(self, reason: str, rungs: Sequence[Mapping[str, Any]] = ()) -> None:
+        super().__init__(reason)
+        self.rungs = tuple(rungs)
 
 
 class UsageError(ZooError):

@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 
+from zoo_core.benchmark.provenance import without_score
 from zoo_core.benchmark.rounds import Rounds
+from zoo_core.benchmark.trial import Start
 from zoo_core.benchmark.workers import attempt_group
+from zoo_core.errors import DivergedError
 from zoo_core.plan.plan import Budget, Plan, pinned, reseeded
 from zoo_core.results.store import Result
 from zoo_core.run_layout import UNDECIDED, WAITING
@@ -60,7 +63,7 @@ def bench(
                 given = {at: plans[at] for at in group.positions}
                 for at, result in attempt_group(group, given, device="cpu", leg=rounds.leg(now)):
                     if rounds.is_wanted(plans[at]) and not rounds.waits(plans[at], result, now):
-                        close(result)
+                        close(rounds.with_rungs(result))
             if now.number == number + 1:
                 after(now.number)
             for result in rounds.decided(now):
@@ -145,3 +148,58 @@ def test_what_is_lost_while_trials_wait_is_computed_again_to_the_same_rows(
             (folder / UNDECIDED).write_text("{}\n")
 
     assert outcome(bench(plans, folder, after=lose)) == outcome(undisturbed)
+
+
+def test_a_failure_behind_a_rung_counts_there_for_whoever_goes_on_with_the_run(grid: Any, tmp_path: Path) -> None:
+    plans = grid(HALVING)[:8]  # four combinations with rates, of which the first two go on
+    worth = dict(zip((plan.digest or "" for plan in plans), (0.2, 0.9, 0.5, 0.5, 0.4, 0.4, 0.3, 0.3), strict=True))
+    missing = frozenset(worth)
+    known: dict[str, Result] = {}
+
+    def reach(plan: Plan, rungs: int) -> Result:
+        reached = [{"epochs": n, "score": worth[plan.digest or ""], "learning_rate": 0.1} for n in range(1, rungs + 1)]
+        return replace(without_score(plan, "it waits", device="cpu", threads=1, status="stopped"), rungs=reached)
+
+    def end(rounds: Rounds, result: Result) -> None:
+        known[result.digest] = rounds.with_rungs(result)
+        rounds.forget(result.digest)
+
+    rounds = Rounds(plans, tmp_path, known, missing, share=False)
+    first, second = list(rounds)[:2]
+    for plan in plans:
+        assert rounds.waits(plan, reach(plan, 1), first)
+    for result in rounds.decided(first):
+        end(rounds, result)
+    assert known.keys() == {plan.digest for plan in plans[4:]}
+    broken = without_score(plans[1], "it broke", device="cpu", threads=1)  # behind the first rung
+    assert rounds.is_wanted(plans[1])
+    assert not rounds.waits(plans[1], broken, second)
+    end(rounds, broken)
+    for plan in (plans[0], plans[2], plans[3]):
+        assert rounds.waits(plan, reach(plan, 2), second)
+    again = Rounds(plans, tmp_path, known, missing - known.keys(), share=False)
+    assert again.decided(first) == []
+    assert again.decided(second) == rounds.decided(second) == []
+
+
+@pytest.mark.parametrize("share", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_what_diverges_behind_the_rung_that_stops_it_is_stopped_with_and_without_sharing(
+    grid: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: bool
+) -> None:
+    plans = [plan for plan in grid(HALVING) if plan.learning_rates and "+full" not in str(plan.trial)]
+    heads = {plan.digest for plan in plans if not plan.adapters}
+    pause = Start.pause
+
+    def badly(self: Start, *given: Any) -> Any:
+        paused, found = pause(self, *given)
+        return paused, found if self.plan.adapters else found - 10
+
+    def diverge(self: Start, *given: Any) -> Any:
+        raise DivergedError("late")
+
+    monkeypatch.setattr(Start, "pause", badly)
+    monkeypatch.setattr(Start, "fit", diverge)
+    found = bench(plans, tmp_path / "run", share=share)
+    assert {digest: (row.status, len(row.rungs or ())) for digest, row in found.items()} == {
+        plan.digest: ("stopped", 1) if plan.digest in heads else ("failed", 2) for plan in plans
+    }

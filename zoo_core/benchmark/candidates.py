@@ -181,7 +181,7 @@ class Candidates:
         """The best candidate, its weights in the learner. Raises DivergedError where there is none."""
         if self.best is None:
             assert self.diverged is not None, "there is at least one candidate"
-            raise DivergedError(self.diverged)
+            raise DivergedError(self.diverged, self.rungs)
         start.learner.eval()  # a fit that diverged left it in training mode
         start.learner.load_delta({**start.delta, **self.best.weights})
         return Chosen(
@@ -200,7 +200,7 @@ class Candidates:
         """The trial at its rung. Raises DivergedError where no candidate is left."""
         if not self.running:
             assert self.diverged is not None, "the better half of candidates with scores goes on"
-            raise DivergedError(self.diverged)
+            raise DivergedError(self.diverged, self.rungs)
         return Waiting(
             learner=start.learner,
             train_seconds=self.seconds,

@@ -44,7 +44,8 @@ class Rounds:
         self._plans, self._known, self._left = plans, known, set(missing)
         self._rows, self._states = folder / UNDECIDED, folder / WAITING
         self._groups = plan_groups(plans, share=share)
-        self._held = _held(self._rows)
+        held = _held(self._rows).items()  # what failed and is stored is here to be tried again, if at all
+        self._held = {digest: row for digest, row in held if row.status != "failed" or digest not in known}
 
     def __iter__(self) -> Iterator[Round]:
         rungs = self._plans[0].budget.rungs
@@ -72,15 +73,28 @@ class Rounds:
 
     def is_wanted(self, plan: Plan) -> bool:
         """Whether a result of this trial is news: a group runs whole for the sake of one trial that has not begun."""
-        return _key(plan) in self._left and not (plan.digest in self._held and self._held[_key(plan)].status == "ok")
+        held = self._held.get(_key(plan))
+        return _key(plan) in self._left and (held is None or held.status == "stopped")
 
     def waits(self, plan: Plan, result: Result, now: Round) -> bool:
-        """Takes a result that is not decided yet. What has diverged, failed or no learning rate is decided."""
-        if now.until is None or not plan.learning_rates or result.status not in ("ok", "stopped"):
+        """Takes a result that is not decided yet. What has failed, or has no learning rate, is decided.
+
+        What failed in a group that runs to its end at once is ahead: a rung may stop it before it comes to that.
+        """
+        is_ahead = result.status == "failed" and len(result.rungs or ()) >= now.number
+        if now.until is None or not plan.learning_rates or not (result.status in ("ok", "stopped") or is_ahead):
             return False
         append(self._rows, result)
         self._held[_key(plan)] = result
         return True
+
+    def with_rungs(self, result: Result) -> Result:
+        """A result with the rungs that its trial had reached, should it have failed behind them.
+
+        They took part in what was decided there, and whoever goes on with the run decides there again.
+        """
+        held = self._held.get(result.digest)
+        return result if held is None or result.status != "failed" else replace(result, rungs=held.rungs)
 
     def decided(self, now: Round) -> list[Result]:
         """The rows that are decided once a round is over: what halving stops, and before the last round what is done.
@@ -98,7 +112,7 @@ class Rounds:
             stopped = {row.digest for row in found}
             left = (_key(plan) for plan in self._plans if _key(plan) in self._left - stopped)
             found += [
-                self._held[digest] for digest in left if digest in self._held and self._held[digest].status == "ok"
+                self._held[digest] for digest in left if digest in self._held and self._held[digest].status != "stopped"
             ]
         return found
 
@@ -114,7 +128,7 @@ class Rounds:
     def _is_at(self, plan: Plan, now: Round) -> bool:
         row = self._held.get(_key(plan))
         return row is not None and (
-            row.status == "ok" or (now.until is not None and len(row.rungs or ()) >= now.number)
+            row.status != "stopped" or (now.until is not None and len(row.rungs or ()) >= now.number)
         )
 
     def _stopped(self, plans: Sequence[Plan], now: Round) -> Iterator[Result]:
@@ -124,7 +138,9 @@ class Rounds:
         finished: set[str] = set()
         for plan in plans:
             row = self._held.get(_key(plan)) if _key(plan) in self._left else self._known.get(_key(plan))
-            if row is None or row.status not in ("ok", "stopped"):
+            if row is None or row.status == "refused":
+                continue
+            if row.status == "failed" and len(row.rungs or ()) < now.number:
                 continue
             if row.stopped is not None and row.stopped["rung"] < now.number:
                 continue

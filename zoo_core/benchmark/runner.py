@@ -130,6 +130,7 @@ def run_grid(
 
         def close(plan: Plan, result: Result) -> RunEvent:
             nonlocal done
+            result = rounds.with_rungs(result)
             keep(replace(result, after_seconds=round(time.monotonic() - began, 3)))
             rounds.forget(result.digest)
             done += 1

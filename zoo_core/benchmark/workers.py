@@ -33,7 +33,7 @@ from zoo_core.benchmark.provenance import explained, without_score
 from zoo_core.benchmark.sharing import SharedWork, combination_of
 from zoo_core.benchmark.together import train_together
 from zoo_core.benchmark.trial import run_trial
-from zoo_core.errors import IntegrityError, RefusedError, UsageError, ZooError
+from zoo_core.errors import DivergedError, IntegrityError, RefusedError, UsageError, ZooError
 from zoo_core.plan.plan import Plan
 from zoo_core.registry.local_plugins import load_again
 from zoo_core.registry.trust import trusting
@@ -73,6 +73,8 @@ def attempt(
         return run_trial(plan, **given)[0]
     except RefusedError as error:  # a check that needed the data or the built backbone
         return without(str(error), status="refused")
+    except DivergedError as error:  # on features it may come to that in the first round, and have a score at rungs
+        return replace(without(str(error)), rungs=error.rungs or None)
     except ZooError as error:
         return without(str(error) or type(error).__name__)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - one trial's failure is a row, not the end of the suite
