@@ -89,6 +89,7 @@ def test_the_better_half_goes_on_and_ends_as_without_halving(grid: Any, tmp_path
     found = bench(plans, tmp_path / "halving")
     without = bench(whole, tmp_path / "whole")
     assert {row.status for row in found.values()} == {"ok", "stopped"}
+    assert all(row.shared is not None for row in found.values())
     for plan, other in zip(plans, whole, strict=True):
         row, full = found[plan.digest or ""], without[other.digest or ""]
         if row.status == "stopped":

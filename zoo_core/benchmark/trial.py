@@ -89,7 +89,10 @@ def run_trial(
         waiting = _advance(start, None if start.is_on_features else until, report, unfinished)
         if isinstance(waiting, Waiting):
             check_still(plan)
-            return _so_far(plan, waiting, splits, device), waiting.learner, splits
+            told = None
+            if shared is not None:
+                told = shared.told(plan, start.how, waiting.train_seconds, start.refusal)
+            return replace(_so_far(plan, waiting, splits, device), shared=told), waiting.learner, splits
         chosen = waiting
     else:
         chosen = choose(
