@@ -6,6 +6,7 @@
     python benchmarks/sharing.py mixed     36 fits of vit-nano on digits, of 24 probes, 4 last blocks and 8 lora
     python benchmarks/sharing.py starter   the starter suite, the clock on the wall
     python benchmarks/sharing.py heads     24 heads as rows of one computation, see benchmarks/rows.py
+    python benchmarks/sharing.py lora      8 lora as rows, over zoo one after the other and over peft, see there too
 
 24 probes are 4 learning rates x 6 seeds, of 10 epochs. Processor seconds of all processes of a command, one thread, the
 least of --rounds, interleaved, each with an empty ZOO_CACHE and one worker, two for starter. In `probes` all four have
@@ -80,15 +81,15 @@ def main() -> int:
     """Prints the figures; 0 if no gate is missed and nothing differs."""
     cases = {"digits": digits, "mixed": mixed, "probes": probes, "starter": starter}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=sorted({*cases, "heads"}))
+    parser.add_argument("what", choices=sorted({*cases, "heads", "lora"}))
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--store", action="store_true", help="write benchmarks/results/sharing")
     chosen = parser.parse_args()
-    if chosen.what == "heads":
+    if chosen.what in ("heads", "lora"):
         sys.path[:0] = [str(ROOT)]
         from benchmarks import rows
 
-        return rows.heads(chosen.rounds)
+        return (rows.heads if chosen.what == "heads" else rows.adapters)(chosen.rounds)
     if chosen.what == "probes" and not SHARED.is_dir():
         print(f"skipped: {SHARED} is not there")
         return 0

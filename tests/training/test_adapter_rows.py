@@ -85,14 +85,14 @@ def test_rows_end_as_each_learner_does_alone(adapter: str) -> None:
             assert torch.allclose(tensor, end.weights[name], rtol=0, atol=1e-9), name
 
 
-@pytest.mark.parametrize(("cost", "pays"), [(0.5, True), (2.0, False)])
+@pytest.mark.parametrize(("cost", "pays"), [(0.8, True), (0.9, False)])
 def test_rows_train_together_only_where_a_step_is_faster(
     cost: float, pays: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found: list[StepSeconds] = []
     monkeypatch.setattr(training_rows._Rows, "weighed", lambda self: StepSeconds(together=cost, alone=1.0))
     rows = rows_of("lora")
-    with nullcontext() if pays else pytest.raises(NotTogether, match="no faster together"):
+    with nullcontext() if pays else pytest.raises(NotTogether, match="not clearly faster together"):
         train_rows(rows, budget=BUDGET, validate=lambda *_: 0.0, weigh=found.append)
     assert found == [StepSeconds(together=cost, alone=1.0)]
 
