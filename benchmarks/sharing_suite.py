@@ -82,7 +82,8 @@ def run(way: str) -> None:
         words = ("bench", str(SUITE), "--workers", "1", "--device", "cpu", *WAYS[way], "--out", f"{folder}/run")
         env = kept | {"HOME": folder, "ZOO_CACHE": f"{folder}/cache"}
         began = time.perf_counter()
-        _, cpu = cpu_seconds_of([sys.executable, "-m", "zoo_core.cli", *words], env=env, cwd=str(ROOT))
+        command = [sys.executable, "-m", "zoo_core.cli", *words]
+        _, cpu = cpu_seconds_of(command, env=env, cwd=str(ROOT), codes=(0, 1))  # 1: a trial failed; its row says why
         seconds = {"wall_seconds": time.perf_counter() - began, "cpu_seconds": cpu}
         lines = Path(folder, "run", "results.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [row for row in map(json.loads, lines) if row["status"] != "refused"]
@@ -99,9 +100,9 @@ def compare() -> int:
     """Prints what both ways found and took; 0 if no trial failed and both tables are the same."""
     shared, alone = (stored(way) for way in WAYS)
     seconds = [json.loads((STORED / f"suite-{way}.json").read_text(encoding="utf-8")) for way in WAYS]
-    failed = [trial for rows in (shared, alone) for trial, row in rows.items() if row["status"] != "ok"]
-    for trial in failed:
-        print(f"failed: {trial}")
+    failed = [row for rows in (shared, alone) for row in rows.values() if row["status"] != "ok"]
+    for row in failed:
+        print(f"failed: {row['trial']}: {row['reason']}")
     if shared.keys() != alone.keys():
         print(f"they ran different trials: {len(shared)} and {len(alone)}")
         return 1
