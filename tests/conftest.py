@@ -26,7 +26,17 @@ from zoo_core.registry.index import Index, read_folders
 from zoo_core.registry.registry import Registry
 
 NASTY = Path(__file__).parent / "nasty"
-TIMING = ("train_seconds", "training", "inference", "peak_memory_bytes", "created_at", "threads", "shared")
+TIMING = (
+    "train_seconds",
+    "training",
+    "inference",
+    "peak_memory_bytes",
+    "created_at",
+    "threads",
+    "shared",
+    "after_seconds",
+    "work",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

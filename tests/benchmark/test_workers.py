@@ -26,7 +26,7 @@ from zoo_core.training.progress import FitProgress
 
 pytestmark = pytest.mark.usefixtures("nasty_in_workers")
 
-TIMED = ("train_seconds", "training", "inference", "peak_memory_bytes", "created_at", "shared")
+TIMED = ("train_seconds", "training", "inference", "peak_memory_bytes", "created_at", "shared", "after_seconds")
 BUDGET = Budget(epochs=2, num_rates=2)
 FAILURES = {
     "raise": ("failed", "adapter 'trouble' of zoo-nasty 1.0 raised KeyError: 'a key\\nover two lines' at "),
