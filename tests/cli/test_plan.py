@@ -111,19 +111,19 @@ def test_a_suite_says_what_is_shared_and_what_a_run_has_done_of_it(zoo_here: Run
         'adapters = ["probe", "probe+ncm", "partial(n=1)"]\nbudget.epochs = 1\n'
     )
     _, out, _ = zoo_here("plan", suite)
-    shared, alone = (line for line in out.splitlines() if line.startswith(("group ", "alone: ")))
+    shared, last = (line for line in out.splitlines() if line.startswith(("group ", "alone: ")))
     assert ": 4 trials, 0 done, seconds unknown; features of starter/convnet-nano on digits, " in shared
-    assert alone == "alone: 2 trials, 0 done, seconds unknown; partial changes what the backbone computes"
+    assert ": 2 trials, 0 done, seconds unknown; states that enter the last stage of starter/convnet-nano on " in last
     assert zoo_here("bench", suite, "--out", tmp_path / "run", "--device", "cpu")[0] == 0
     _, out, _ = zoo_here("plan", suite, "--out", tmp_path / "run")
-    shared, alone = (line for line in out.splitlines() if line.startswith(("group ", "alone: ")))
+    shared, last = (line for line in out.splitlines() if line.startswith(("group ", "alone: ")))
     assert ": 4 trials, 4 done, about " in shared
-    assert alone.startswith("alone: 2 trials, 2 done, about ")
+    assert ": 2 trials, 2 done, about " in last
     rows = [json.loads(line) for line in (tmp_path / "run" / "results.jsonl").read_text().splitlines()]
     assert {(row["adapters"], row["head"]): row["shared"]["how"] for row in rows} == {
         ("probe", "linear"): "heads",
         ("probe", "ncm"): "features",
-        ("partial", "linear"): "alone",
+        ("partial", "linear"): "stages",
     }
 
 

@@ -44,6 +44,10 @@ SMALLER: dict[str, dict[str, Any]] = {  # where two blocks show what twelve or m
 }
 
 
+# these compute between stages with the shapes of earlier states, so trials of their last stages compute everything
+NOT_ENTERED = {"cspnet", "mvitv2", "pvt_v2", "tnt", "twins"}
+
+
 def mark_of(module: str) -> str:
     """What says when a module is looked at; empty for every time."""
     return "" if module in FAST else "exhaustive" if module in LARGE else "slow"
@@ -139,8 +143,9 @@ def check_stages(backbone: TimmBackbone, inputs: dict[str, Tensor]) -> None:
         for stage in [last // 2] if is_large(backbone) else sorted({min(1, last), last // 2, last}):
             state = boundary(backbone, inputs, stage)  # TNT begins with the pixels of each patch
             assert len(state) % len(inputs["pixel_values"]) == 0, stage
-            entered = resumed(backbone, dummy_inputs(backbone, 1), stage, state)
-            assert torch.equal(entered.x, backbone(inputs).x), stage
+            if type(backbone.network).__module__.rpartition(".")[2] not in NOT_ENTERED:
+                entered = resumed(backbone, dummy_inputs(backbone, 1), stage, state)
+                assert torch.equal(entered.x, backbone(inputs).x), stage
 
 
 def check_sites(backbone: TimmBackbone, inputs: dict[str, Tensor]) -> None:
