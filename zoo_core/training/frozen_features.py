@@ -23,6 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 from zoo_core.contracts import Batch, as_backbone
 from zoo_core.data.loader import Loader
 from zoo_core.data.model_outputs import ModelOutputs
+from zoo_core.errors import RefusedError
 from zoo_core.model.given_features import ATTENDED, MASK, What, inputs_at, inputs_of
 from zoo_core.toolkit.features import convert
 from zoo_core.toolkit.stages import boundary
@@ -271,6 +272,10 @@ class FrozenFeatures:
         for what in self._stores:
             if isinstance(what, int):
                 state = boundary(self._backbone, batch.inputs, what)
+                if len(state) != len(batch):  # as of parts of pictures
+                    raise RefusedError(
+                        f"what enters stage {what + 1} is of {len(state)} rows for {len(batch)} examples"
+                    )
                 found[what] = inputs_at(what, state, batch.inputs)
         kinds = [what for what in self._stores if not isinstance(what, int)]
         features = backbone(batch.inputs) if kinds else None
