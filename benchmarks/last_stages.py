@@ -60,7 +60,7 @@ def compared(spec: str, task: str, pairs: int) -> tuple[list[float], float, tupl
     torch.set_num_threads(1)
     from zoo_core.benchmark.groups import plan_groups
     from zoo_core.benchmark.sharing import SharedWork
-    from zoo_core.benchmark.trial import started
+    from zoo_core.benchmark.start import started
     from zoo_core.files.fetch import pin_plan
     from zoo_core.model.replay import Passes
     from zoo_core.plan.plan import Budget

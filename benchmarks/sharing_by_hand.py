@@ -150,7 +150,8 @@ def main() -> int:
     torch.set_num_threads(1)
     backbone: Any = timm.create_model(f"local-dir:{chosen.weights}", pretrained=True, num_classes=0).eval()
     backbone = backbone.requires_grad_(False).to(memory_format=torch.channels_last)
-    transform = create_transform(**resolve_data_config({}, model=backbone))  # type: ignore[no-untyped-call]
+    config_of: Any = resolve_data_config  # timm gives it no types
+    transform = create_transform(**config_of({}, model=backbone))
     splits = {name: Photographs(chosen.folder / name, transform) for name in ("train", "val", "test")}
     rates = torch.tensor(chosen.rates)
     if chosen.naive:

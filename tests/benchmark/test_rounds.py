@@ -12,7 +12,7 @@ import pytest
 
 from zoo_core.benchmark.provenance import without_score
 from zoo_core.benchmark.rounds import Rounds
-from zoo_core.benchmark.trial import Start
+from zoo_core.benchmark.start import Start
 from zoo_core.benchmark.workers import attempt_group
 from zoo_core.errors import DivergedError
 from zoo_core.plan.plan import Budget, Plan, pinned, reseeded

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import zoo_core
-from zoo_core.benchmark import trial
+from zoo_core.benchmark import start
 from zoo_core.benchmark.groups import Group, plan_groups
 from zoo_core.benchmark.pool import run_all
 from zoo_core.benchmark.sharing import SharedWork, copied
@@ -195,7 +195,7 @@ def test_steps_that_measure_leave_nothing_behind_that_only_a_plugin_knows_of(mon
     plan = pinned(toy_plan(Drifting(), task=ToyTasks(kind="regression"), budget=budget, learning_rates=(3e-2,)), {})
     alone = run_trial(plan)[0].score
     assert together([plan])[0].score == pytest.approx(alone, abs=1e-5)
-    monkeypatch.setattr(trial, "copied", lambda learner: learner)
+    monkeypatch.setattr(start, "copied", lambda learner: learner)
     assert together([plan])[0].score != pytest.approx(alone, abs=1e-3)
 
 

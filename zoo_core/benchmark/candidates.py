@@ -9,11 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from zoo_core.benchmark.halving import better_half
+from zoo_core.benchmark.start import Start
 from zoo_core.errors import DivergedError
 from zoo_core.model.learner import Learner
 from zoo_core.plan.plan import Plan
@@ -21,9 +22,6 @@ from zoo_core.training.fit import Fitted
 from zoo_core.training.gradient_trainer import moving
 from zoo_core.training.progress import FitProgress
 from zoo_core.training.snapshots import SaveSnapshot, Snapshot
-
-if TYPE_CHECKING:
-    from zoo_core.benchmark.trial import Start
 
 __all__ = ["Candidates", "Chosen", "Waiting"]
 

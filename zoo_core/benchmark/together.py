@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zoo_core.benchmark.progress import TrialProgress
 from zoo_core.benchmark.sharing import SharedWork, combination_of
-from zoo_core.benchmark.trial import Start, started
+from zoo_core.benchmark.start import Start, started
 from zoo_core.model.learner import Learner
 from zoo_core.model.replay import Passes
 from zoo_core.plan.plan import Plan

@@ -28,6 +28,7 @@ __all__ = [
     "predict",
     "r2",
     "score",
+    "score_split",
     "top5_accuracy",
 ]
 
@@ -239,3 +240,9 @@ def predict(learner: nn.Module, loader: Loader, *, precision: str = "float32") -
             predictions.append(found.cpu())
             ids.extend(batch.ids)
     return torch.cat(predictions), tuple(ids)
+
+
+def score_split(learner: nn.Module, loader: Loader, metric: Bound, target: Target, precision: str) -> float:
+    """The metric on a whole split. Raises as `score` does."""
+    predictions, _ = predict(learner, loader, precision=precision)
+    return score(metric, predictions, loader.targets, target)
