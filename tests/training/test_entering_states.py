@@ -20,6 +20,7 @@ from zoo_core.contracts import Learner as LearnerContract
 from zoo_core.data.loader import Loader
 from zoo_core.data.model_outputs import ModelOutputs
 from zoo_core.data.splits import carve
+from zoo_core.errors import RefusedError
 from zoo_core.files.fetch import pin_plan
 from zoo_core.model.build import build
 from zoo_core.model.learner import Learner
@@ -28,7 +29,7 @@ from zoo_core.plan.resolve import resolve
 from zoo_core.registry.registry import registry
 from zoo_core.spec.parser import parse_part
 from zoo_core.testing.recipes import toy_plan
-from zoo_core.toolkit.stages import stage_modules
+from zoo_core.toolkit.stages import boundary, stage_modules
 from zoo_core.training import entering_states
 from zoo_core.training.entering_states import states_refusal
 from zoo_core.training.fit import fit
@@ -180,3 +181,10 @@ def test_states_that_are_dearer_to_read_than_to_compute_are_not_read(monkeypatch
         found.append(states_refusal(learner, backbone, 2, loader, lambda: states))
     said = "reading the states of a batch that enter stage 3 takes 2e+02 ms, and computing them 0.4 ms"
     assert found == [said, ""]
+
+
+def test_a_state_of_parts_of_examples_is_refused_before_it_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, backbone, loader = world(toy(partial(1)))
+    monkeypatch.setattr(f"{FrozenFeatures.__module__}.boundary", lambda *given: boundary(*given).repeat(4, 1, 1))
+    with pytest.raises(RefusedError, match=r"what enters stage 3 is of \d+ rows for \d+ examples"):
+        on_states(backbone, 2, loader)
