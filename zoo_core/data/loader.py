@@ -112,7 +112,7 @@ class _Prepared(Dataset[_Item | ZooError]):
             beside = {of: self.inputs_beside(of, draw, some, examples) for of, some in read.items() if some}
         except ZooError as error:
             return error
-        ids = tuple(self.ids[position] for position in positions)
+        ids = tuple(map(self.ids.__getitem__, positions))
         return _Item(Batch(inputs=inputs, target=target, ids=ids, beside=beside), read)
 
     def _read(self, of: str, draw: int, positions: Sequence[int]) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain, groupby
+from itertools import chain, groupby, islice
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ from zoo_core.plan.plan import Budget
 from zoo_core.training.gradient_trainer import moving, rate_at
 from zoo_core.training.memory import activations
 from zoo_core.training.progress import FitProgress
+from zoo_core.training.recorded_step import WORTH, RecordedStep
 from zoo_core.training.stacked import RowAdamW, Stacked, layout, tensors_of
 from zoo_core.training.timing import autocast, precision_of
 from zoo_core.training.untold_state import changes, untold_state
@@ -167,11 +168,15 @@ class _Rows:
         self._rows, self._budget = rows, budget
         self._loaders = list({id(row.loader): row.loader for row in rows}.values())
         self._device = self._loaders[0].device
+        self._reads_features = features_in(next(self._loaders[0].epoch()).inputs) is not None
         self._check()
         self._stacked = Stacked([row.learner for row in rows], num_blocks=len(self._loaders))
         rates = [row.learning_rate for row in rows]
         self._optimiser = RowAdamW(self._stacked, rates, weight_decay=budget.weight_decay, clip=budget.clip)
         self._scale_RC = self._units()
+        self._tolerance = TOLERANCE[precision_of(budget.precision, self._device)]
+        self._num_steps = self._loaders[0].num_batches * budget.epochs
+        self._recorded = RecordedStep(self._step, is_same=self._is_same)
 
     # -- what they have in common -----------------------------------------------------------------------------------
 
@@ -181,8 +186,9 @@ class _Rows:
         every = [x for _, x in first.named_parameters(remove_duplicate=False) if x.requires_grad]
         if len(every) > len({id(x) for x in every}):
             raise NotTogether("they hold one tensor under two names")
+        wanted = layout(first)
         for learner in {id(row.learner): row.learner for row in self._rows}.values():
-            if layout(learner) != layout(first):
+            if layout(learner) != wanted:
                 raise NotTogether("their parameters differ in shape")
             if learner.finishers or any(learner.start_of(one) for _, one in learner.trainable()):
                 raise NotTogether("what trains has phases or is changed when training is over")
@@ -231,13 +237,16 @@ class _Rows:
 
     # -- training ---------------------------------------------------------------------------------------------------
 
-    def _gradients(
-        self, inputs: Mapping[str, Tensor], target: Tensor, rest: Mapping[str, Tensor] | None = None
+    def _step(
+        self,
+        trained: Mapping[str, Tensor],
+        rest: Mapping[str, Tensor],
+        inputs: Mapping[str, Tensor],
+        target: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of each row, float [R], and the gradients of all, [R, ...] by name."""
-        trained = self._stacked.trained
+        """The loss of each row, float [R], and the gradients of what is trained, [R, ...] by name."""
         with autocast(self._device, precision_of(self._budget.precision, self._device)):
-            losses = self._losses(self._stacked.predictions(inputs, rest), target)
+            losses = self._losses(self._stacked.predictions({**trained, **rest}, inputs), target)
         gradients = torch.autograd.grad(losses.sum(), list(trained.values()))
         return losses.detach(), dict(zip(trained, gradients, strict=True))
 
@@ -248,51 +257,68 @@ class _Rows:
         inputs, target = next(iter(self._batches(0)))
         stacked = self._stacked
         rest = {name: x.clone() for name, x in stacked.rest.items()}
-        learner, stacked.learner = stacked.learner, _twin(stacked.learner)
+        learner, stacked.learner = stacked.learner, self._twin(0)
         before = untold_state(stacked.learner)
         try:
-            losses, gradients = self._gradients(inputs, target, rest)
+            losses, gradients = self._step(stacked.trained, rest, inputs, target)
         except Exception as error:
             raise NotTogether(f"they cannot be vectorised: {str(error).strip().partition(chr(10))[0][:200]}") from error
         if changed := changes(before, untold_state(stacked.learner)):
             raise NotTogether(f"a call changes {changed[0]}, which is no parameter or buffer")
         stacked.learner = learner
-        tolerance = TOLERANCE[precision_of(self._budget.precision, self._device)]
         num_each = len(self._rows) // len(self._loaders)
         for block in range(len(self._loaders)):
             row = block * num_each
             batch = Batch(inputs={name: x[block] for name, x in inputs.items()}, target=target[row])
-            loss, own, held = self._alone(_twin(self._rows[row].learner), batch)
+            loss, own, held = self._alone(self._twin(row), batch)
             pairs = [(losses[row], loss), (_flat(x[row] for x in gradients.values()), _flat(own))]
             pairs += [(x[row], held[name]) for name, x in rest.items()]
-            if not all(_alike(one, other, tolerance) for one, other in pairs):
+            if not all(self._is_same(one, other) for one, other in pairs):
                 raise NotTogether("together they compute something else than alone")
 
     def weighed(self) -> StepSeconds:
         """The least of three measurements of the gradients of all rows, and of those of one row times their number.
 
-        In processor seconds, which other processes disturb least; on a GPU in seconds.
+        In processor seconds, which other processes disturb least; on a GPU in seconds. Those of all rows bear their
+        part of what it takes to record the step.
         """
         inputs, target = next(iter(self._batches(0)))
         rest = {name: x.clone() for name, x in self._stacked.rest.items()}
         batch = Batch(inputs={name: x[0] for name, x in inputs.items()}, target=target[0])
-        twin = _twin(self._rows[0].learner)
+        twin = self._twin(0)
+        recording = self._seconds(self.record) / self._num_steps
+        together = self._least(lambda: self._recorded(self._stacked.trained, rest, inputs, target))
+        alone = self._least(lambda: self._alone(twin, batch)) * len(self._rows)
+        return StepSeconds(together=together + recording, alone=alone)
+
+    def record(self) -> None:
+        """Records a step of all rows, if enough of one shape are to come; see RecordedStep."""
         self._stacked.learner.train()
-        together = self._least(lambda: self._gradients(inputs, target, rest))
-        return StepSeconds(together=together, alone=self._least(lambda: self._alone(twin, batch)) * len(self._rows))
+        batch = next(iter(self._batches(0)))
+        if self._num_steps < WORTH or any(name in batch[0] for name in VARYING):
+            return
+        another = next(self._batches(1)) if self._budget.epochs > 1 else next(islice(self._batches(0), 1, None))
+        self._recorded.record(self._stacked.trained, self._stacked.rest, batch, another)
 
     def _least(self, step: Callable[[], object]) -> float:
-        is_gpu = self._device.type == "cuda"
-        found = []
-        for _ in range(TIMES):
-            if is_gpu:
-                torch.cuda.synchronize(self._device)
-            began = time.perf_counter() if is_gpu else time.process_time()
-            step()
-            if is_gpu:
-                torch.cuda.synchronize(self._device)
-            found.append((time.perf_counter() if is_gpu else time.process_time()) - began)
-        return min(found)
+        return min(self._seconds(step) for _ in range(TIMES))
+
+    def _seconds(self, call: Callable[[], object]) -> float:
+        if self._device.type != "cuda":
+            began = time.process_time()
+            call()
+            return time.process_time() - began
+        torch.cuda.synchronize(self._device)
+        began = time.perf_counter()
+        call()
+        torch.cuda.synchronize(self._device)
+        return time.perf_counter() - began
+
+    def _is_same(self, one: Tensor, other: Tensor) -> bool:
+        return _alike(one, other, self._tolerance)
+
+    def _twin(self, row: int) -> Learner:
+        return _twin(self._rows[row].learner, keeps_backbone=self._reads_features)
 
     def _alone(self, twin: Learner, batch: Batch) -> tuple[Tensor, Sequence[Tensor], Mapping[str, Tensor]]:
         """Loss and gradients of the twin of a learner, and its tensors after that step."""
@@ -308,8 +334,8 @@ class _Rows:
         progress: Callable[[FitProgress], None],
     ) -> list[RowEnd]:
         started = time.perf_counter()
-        budget, num_batches = self._budget, self._loaders[0].num_batches
-        num_steps = num_batches * budget.epochs
+        budget, num_batches, num_steps = self._budget, self._loaders[0].num_batches, self._num_steps
+        self.record()
         share = rate_at(num_steps, budget.warmup, 0)
         states = [_State() for _ in self._rows]
         step = 0
@@ -317,7 +343,7 @@ class _Rows:
             self._stacked.learner.train()  # a look at validation ended that
             totals_R = torch.zeros(len(self._rows), device=self._device)
             for inputs, target in self._batches(epoch):
-                losses, gradients = self._gradients(inputs, target)
+                losses, gradients = self._recorded(self._stacked.trained, self._stacked.rest, inputs, target)
                 self._optimiser.step(gradients, share(step))
                 totals_R = totals_R + losses
                 step += 1
@@ -392,10 +418,12 @@ class _State:
     is_over: bool = False
 
 
-def _twin(learner: Learner) -> Learner:
-    """A copy in training mode, with the same frozen tensors."""
+def _twin(learner: Learner, *, keeps_backbone: bool = False) -> Learner:
+    """A copy in training mode, with the same frozen tensors. keeps_backbone: with the same backbone."""
     named = tensors_of(learner)
-    same = {id(named[name]): named[name] for name in learner.frozen() if name in named}
+    same: dict[int, object] = {id(named[name]): named[name] for name in learner.frozen() if name in named}
+    if keeps_backbone:
+        same[id(learner.backbone)] = learner.backbone
     return copy.deepcopy(learner, same).train()
 
 

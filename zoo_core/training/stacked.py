@@ -48,14 +48,14 @@ class Stacked:
     def num(self) -> int:
         return len(next(iter(self.trained.values())))
 
-    def predictions(self, inputs: Mapping[str, Tensor], rest: Mapping[str, Tensor] | None = None) -> Tensor:
-        """float [R, B, ...] of inputs, [S, B, ...] each. rest: in place of the own one, whose statistics move."""
+    def predictions(self, tensors: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> Tensor:
+        """float [R, B, ...] of inputs, [S, B, ...] each. tensors: those of `trained` and of `rest`, or others so."""
 
         def one(tensors: dict[str, Tensor], inputs: dict[str, Tensor]) -> Tensor:
             found: Tensor = functional_call(self.learner, tensors, (inputs,), tie_weights=False).predictions
             return found
 
-        tensors, given = {**self.trained, **(self.rest if rest is None else rest)}, dict(inputs)
+        tensors, given = dict(tensors), dict(inputs)
         several = self._num_blocks > 1
         in_blocks = self.num > self._num_blocks or not several
         vectorised = one
