@@ -84,7 +84,7 @@ def test_a_replay_is_bit_for_bit_the_step_with_what_it_writes() -> None:
 def of_the_call(x: Tensor) -> Tensor:
     """Another number in each call, which only Python knows of."""
     of_the_call.__dict__["num"] = of_the_call.__dict__.get("num", 0) + 1
-    return x * of_the_call.__dict__["num"]
+    return x.mul(of_the_call.__dict__["num"])
 
 
 def of_values(x: Tensor) -> Tensor:
