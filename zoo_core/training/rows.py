@@ -432,6 +432,9 @@ def _flat(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def _alike(one: Tensor, other: Tensor, tolerance: float) -> bool:
+    """Whether numbers are the same but for rounding; what is no number is so in both."""
     one, other = one.detach().double(), other.detach().double()
-    largest = float(other.abs().max()) if other.numel() else 0.0
-    return one.shape == other.shape and torch.allclose(one, other, rtol=tolerance, atol=tolerance * largest)
+    largest = float(other.nan_to_num(0, 0, 0).abs().max()) if other.numel() else 0.0
+    return one.shape == other.shape and torch.allclose(
+        one, other, rtol=tolerance, atol=tolerance * largest, equal_nan=True
+    )
