@@ -3,7 +3,8 @@
     python benchmarks/sharing.py digits    24 probes of starter/vit-nano on digits, over --no-share
     python benchmarks/sharing.py probes    24 probes of MobileNetV2 at 224 px, over sharing_by_hand.py, its naive loop
                                            and --no-share; 600 photographs to train on, 200 to validate, 200 to test
-    python benchmarks/sharing.py mixed     36 fits of vit-nano on digits, of 24 probes, 4 last blocks and 8 lora
+    python benchmarks/sharing.py mixed     36 fits of vit-nano on digits, of 24 probes, 4 last blocks and 8 lora, and
+                                           the same with halving
     python benchmarks/sharing.py starter   the starter suite, the clock on the wall
     python benchmarks/sharing.py heads     24 heads as rows of one computation, see benchmarks/rows.py
     python benchmarks/sharing.py lora      8 lora as rows, over zoo one after the other and over peft, see there too
@@ -119,7 +120,22 @@ def digits(here: Path, rounds: int) -> tuple[list[Figure], int]:
 def mixed(here: Path, rounds: int) -> tuple[list[Figure], int]:
     """Nine methods, two seeds and two learning rates: six heads of a probe, the last block, lora of two ranks."""
     words = (*DIGITS, "--adapters", MIXED, "--num-rates", "2", "--seeds", "2")
-    return both_ways(here, rounds, words, "36 fits of vit-nano, shared over --no-share", 0.45)
+    (shared,), differ = both_ways(here, rounds, words, "36 fits of vit-nano, shared over --no-share", 0.45)
+    halved = least([bench(here, (*words, "--halving")) for _ in range(rounds)])
+    ours, theirs = best(halved), best(shared.ours)
+    print(f"with halving {ours} wins, without {theirs}")
+    halving = Figure(what="the same with halving, over --no-share", ours=halved, theirs=shared.theirs, gate=0.25)
+    return [shared, halving], differ
+
+
+def best(ran: Ran) -> str:
+    """The combination with the best validation score on average over its seeds."""
+    scores: dict[str, list[float]] = {}
+    for row in ran.rows:
+        if row["status"] == "ok":
+            scores.setdefault(row["name"], []).append(row["chosen"]["validation_score"])
+    name, found = max(scores.items(), key=lambda each: statistics.mean(each[1]))
+    return f"{name} ({statistics.mean(found):.4f} on validation)"
 
 
 def starter(here: Path, rounds: int) -> tuple[list[Figure], int]:

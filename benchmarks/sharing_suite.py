@@ -2,6 +2,8 @@
 
     python benchmarks/sharing_suite.py [shared alone]     runs benchmarks/suites/sharing.toml so, and compares
     python benchmarks/sharing_suite.py --summary          compares what is stored, and runs nothing
+    python benchmarks/sharing_suite.py --rounding         what rounding alone does: `partial` on photographs, whose batch
+                                                          norms train, with --no-share by one and by two threads
 
 TREC's questions on all-MiniLM-L6-v2 and photographs of flowers on MobileNetV2 at 128 px: six methods, five seeds. A
 part of both sets is laid out below runs/data, 600 questions and 120 photographs of each kind, since a run with
@@ -21,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ways", nargs="*", default=tuple(WAYS), metavar="WAY", help=f"of {', '.join(WAYS)}")
     parser.add_argument("--summary", action="store_true", help="run nothing")
+    parser.add_argument("--rounding", action="store_true", help="instead, compare one thread with two")
     asked = parser.parse_args()
     if not asked.summary:
         if not SHARED.is_dir():
@@ -52,6 +55,8 @@ def main() -> int:
         adopt_orphans()
         lay_out()
         lay_out_parts()
+        if asked.rounding:
+            return rounding()
         for way in asked.ways:
             run(way)
     if not all((STORED / f"suite-{way}.jsonl").is_file() for way in WAYS):
@@ -73,27 +78,44 @@ def lay_out_parts() -> None:
             shutil.copy(path, flowers / kind.name)
 
 
-def run(way: str) -> None:
-    """Runs the suite so, and stores its rows and what it took."""
+def rounding() -> int:
+    """Prints how many scores of the same trials, nothing shared, are others by two threads than by one."""
+    grid = ("--task", 'flowers5(path="runs/data/flowers5",limit=100)', "--adapters", "partial(n=1)+linear")
+    grid += ("--backbones", 'timm(files="runs/weights/mobilenetv2_100-128")', "--seeds", "5", "--num-rates", "2")
+    grid += ("--epochs", "4", "--batch-size", "16", "--no-share", "--threads")
+    one, two = ({row["seed"]: row for row in bench((*grid, threads))[0]} for threads in ("1", "2"))
+    for seed, row in one.items():
+        print(f"seed {seed}: {row['score']:.4f} by one thread, {two[seed]['score']:.4f} by two")
+    print(f"{sum(row['score'] != two[seed]['score'] for seed, row in one.items())} of {len(one)} scores differ")
+    return 0
+
+
+def bench(words: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """The rows of a bench that were not refused, and what it took."""
     from benchmarks.fixed_cost import cpu_seconds_of
 
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("ZOO_", "XDG_", "MALLOC_"))}
     with tempfile.TemporaryDirectory() as folder:
-        words = ("bench", str(SUITE), "--workers", "1", "--device", "cpu", *WAYS[way], "--out", f"{folder}/run")
         env = kept | {"HOME": folder, "ZOO_CACHE": f"{folder}/cache"}
         began = time.perf_counter()
-        command = [sys.executable, "-m", "zoo_core.cli", *words]
+        command = [sys.executable, "-m", "zoo_core.cli", "bench", *words, "--workers", "1", "--device", "cpu"]
+        command += ["--out", f"{folder}/run"]
         _, cpu = cpu_seconds_of(command, env=env, cwd=str(ROOT), codes=(0, 1))  # 1: a trial failed; its row says why
         seconds = {"wall_seconds": time.perf_counter() - began, "cpu_seconds": cpu}
         lines = Path(folder, "run", "results.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [row for row in map(json.loads, lines) if row["status"] != "refused"]
+    return [row for row in map(json.loads, lines) if row["status"] != "refused"], seconds
+
+
+def run(way: str) -> None:
+    """Runs the suite so, and stores its rows and what it took."""
+    rows, seconds = bench((str(SUITE), *WAYS[way]))
     STORED.mkdir(parents=True, exist_ok=True)
     stored = "".join(
         json.dumps(row, separators=(",", ":")) + "\n" for row in sorted(rows, key=lambda row: row["trial"])
     )
     (STORED / f"suite-{way}.jsonl").write_text(stored, encoding="utf-8")
     (STORED / f"suite-{way}.json").write_text(json.dumps(seconds) + "\n", encoding="utf-8")
-    print(f"{way}: {len(rows)} trials, {cpu:.0f} processor seconds", flush=True)
+    print(f"{way}: {len(rows)} trials, {seconds['cpu_seconds']:.0f} processor seconds", flush=True)
 
 
 def compare() -> int:

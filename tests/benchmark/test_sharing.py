@@ -357,9 +357,8 @@ def test_rates_and_memory_are_of_steps_that_share_nothing() -> None:
         assert result.inference is not None
         for name, rate in (("training", result.training), ("inference", result.inference)):
             assert rate["repeats"] >= 1, name
-            assert rate["examples_per_second"] < 4 * alone.inference["examples_per_second"], (
-                name
-            )  # heads alone: 20 times
+            few = 8 * alone.inference["examples_per_second"]  # heads alone take 20 times as many
+            assert rate["examples_per_second"] < few, name
 
 
 # --- in processes of their own ---------------------------------------------------------------------------------------
