@@ -2,8 +2,8 @@
 
     python benchmarks/sharing_suite.py [shared alone]     runs benchmarks/suites/sharing.toml so, and compares
     python benchmarks/sharing_suite.py --summary          compares what is stored, and runs nothing
-    python benchmarks/sharing_suite.py --rounding         what rounding alone does: `partial` on photographs, whose batch
-                                                          norms train, with --no-share by one and by two threads
+    python benchmarks/sharing_suite.py --rounding         what rounding alone does to `partial` on photographs, whose
+                                                          batch norms train: --no-share by one and two threads
 
 TREC's questions on all-MiniLM-L6-v2 and photographs of flowers on MobileNetV2 at 128 px: six methods, five seeds. A
 part of both sets is laid out below runs/data, 600 questions and 120 photographs of each kind, since a run with
@@ -80,7 +80,12 @@ def lay_out_parts() -> None:
 
 def rounding() -> int:
     """Prints how many scores of the same trials, nothing shared, are others by two threads than by one."""
-    grid = ("--task", 'flowers5(path="runs/data/flowers5",limit=100)', "--adapters", "partial(n=1)+linear")
+    grid: tuple[str, ...] = (
+        "--task",
+        'flowers5(path="runs/data/flowers5",limit=100)',
+        "--adapters",
+        "partial(n=1)+linear",
+    )
     grid += ("--backbones", 'timm(files="runs/weights/mobilenetv2_100-128")', "--seeds", "5", "--num-rates", "2")
     grid += ("--epochs", "4", "--batch-size", "16", "--no-share", "--threads")
     one, two = ({row["seed"]: row for row in bench((*grid, threads))[0]} for threads in ("1", "2"))
