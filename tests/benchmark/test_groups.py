@@ -25,6 +25,11 @@ def sizes(plans: list[Plan]) -> list[int]:
 SAME = {
     "seeds": [("starter/vit-nano", "digits", 0), ("starter/vit-nano", "digits", 1)],
     "heads": [("starter/vit-nano", "digits", 0), ("starter/vit-nano+probe+ncm", "digits", 0)],
+    "cuts": [("starter/vit-nano", "digits", 0), ("starter/vit-nano(until=2)", "digits", 1)],
+    "random weights, cuts": [
+        ("starter/convnet-nano(weights=random)", "digits", 0),
+        ("starter/convnet-nano(weights=random,until=1)", "digits", 0),
+    ],
     "shots": [("starter/vit-nano", "digits(shots=5)", 0), ("starter/vit-nano", "digits(limit=50)", 1)],
     "random weights, one seed": [
         ("starter/convnet-nano(weights=random)", "digits", 0),
@@ -33,7 +38,10 @@ SAME = {
 }
 OTHER = {
     "backbones": [("starter/vit-nano", "digits", 0), ("starter/convnet-nano", "digits", 0)],
-    "cuts": [("starter/vit-nano", "digits", 0), ("starter/vit-nano(until=2)", "digits", 0)],
+    "cuts whose last stage trains": [
+        ("starter/vit-nano+partial(n=1)", "digits", 0),
+        ("starter/vit-nano(until=2)+partial(n=1)", "digits", 0),
+    ],
     "random weights, two seeds": [
         ("starter/convnet-nano(weights=random)", "digits", 0),
         ("starter/convnet-nano(weights=random)", "digits", 1),

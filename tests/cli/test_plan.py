@@ -127,6 +127,16 @@ def test_a_suite_says_what_is_shared_and_what_a_run_has_done_of_it(zoo_here: Run
     }
 
 
+def test_a_suite_says_which_cuts_share_a_pass(zoo_here: Run, suite: Path) -> None:
+    suite.write_text(
+        'tasks = ["digits"]\nadapters = ["probe"]\nbackbones = ["starter/vit-nano(until=1)", "starter/vit-nano"]\n'
+    )
+    _, out, _ = zoo_here("plan", suite)
+    (line,) = (line for line in out.splitlines() if line.startswith(("group ", "alone: ")))
+    assert ": 6 trials, 0 done, seconds unknown; features of starter/vit-nano in one pass with " in line
+    assert line.endswith(" with starter/vit-nano(until=1) on digits, bytes unknown")
+
+
 def test_a_suite_says_at_which_rungs_it_is_halved(zoo_here: Run, suite: Path) -> None:
     _, whole, _ = zoo_here("plan", suite)
     assert "halving" not in whole

@@ -17,7 +17,7 @@ from zoo_core.plan.plan import Plan, identity_of
 from zoo_core.plan.resolve import consumed, first_stage_of
 from zoo_core.registry.registry import Bound
 
-__all__ = ["Group", "key_of", "kinds_of", "open_stages", "plan_groups"]
+__all__ = ["Group", "depth_of", "key_of", "kinds_of", "open_stages", "plan_groups"]
 
 ALL = 10_000  # stages: more than a backbone has
 
@@ -26,9 +26,10 @@ ALL = 10_000  # stages: more than a backbone has
 class Group:
     """Trials that one process runs together. id: a digest of what they share. positions: of its trials in the grid.
 
-    shape: features: their frozen part is computed once; rows: they differ in their seed alone, and steps of their seeds
-    and learning rates may be taken as one; alone: the one trial shares nothing. open_stages: how many of the last
-    stages are computed in every step, from the hidden state that enters them; 0 where the whole backbone is frozen.
+    shape: features: their frozen part is computed once, in one pass also where it ends at several stages; rows: they
+    differ in their seed alone, and steps of their seeds and learning rates may be taken as one; alone: the one trial
+    shares nothing. open_stages: how many of the last stages are computed in every step, from the hidden state that
+    enters them; 0 where the whole backbone is frozen.
     alone: why its one trial is alone. apart: why its one trial no longer runs with those that it was planned with;
     empty if that is not so.
     """
@@ -56,7 +57,7 @@ def plan_groups(plans: Sequence[Plan], *, share: bool = True) -> tuple[Group, ..
             rows.setdefault(_digest({"rows": plan.combination or str(plan.trial)}), []).append(position)
         else:
             combination = plan.combination if plan.weights != "random" else None
-            key = known.get(combination or "") or _digest(key_of(plan))
+            key = known.get(combination or "") or _digest(_in_common(plan))
             if combination is not None:
                 known[combination] = key
             members.setdefault(key, []).append(position)
@@ -91,6 +92,25 @@ def key_of(plan: Plan) -> dict[str, object]:
         "open_stages": open_stages(plan),
         "augmentation": None if plan.augmentation is None else plan.augmentation.identity(),
     }
+
+
+def _in_common(plan: Plan) -> dict[str, object]:
+    """What the frozen features of a trial have in common with those of the other trials of its group.
+
+    That is all but where a frozen backbone ends: of a pass of the longest of its cuts the others are made.
+    """
+    key = key_of(plan)
+    if open_stages(plan):
+        return key
+    base = identity_of(plan, plan.backbone)
+    common = base["common"]
+    assert isinstance(common, dict)
+    return key | {"base": base | {"common": {name: value for name, value in common.items() if name != "until"}}}
+
+
+def depth_of(plan: Plan) -> int:
+    """The stage, from 1, after which the backbone ends; more than there are where all of it is used."""
+    return plan.until or ALL
 
 
 def kinds_of(plans: Sequence[Plan], own: Kind) -> tuple[Kind, ...]:

@@ -7,18 +7,18 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
 
-from zoo_core.benchmark.groups import Group, key_of, kinds_of
+from zoo_core.benchmark.feature_stores import feature_store
+from zoo_core.benchmark.groups import Group, depth_of, kinds_of
 from zoo_core.benchmark.loaders import check_still, open_task, plain_loader, training_loader
 from zoo_core.benchmark.progress import TrialProgress
-from zoo_core.benchmark.teaching import split_key
+from zoo_core.benchmark.provenance import explained
 from zoo_core.contracts import Split, Target, TaskData
 from zoo_core.data.loader import Loader
-from zoo_core.data.model_outputs import ModelOutputs, outputs_room
+from zoo_core.data.model_outputs import ModelOutputs
 from zoo_core.data.randomness import forked_rng
 from zoo_core.data.splits import Splits, carve, rows_of
 from zoo_core.errors import IntegrityError, ZooError
@@ -26,7 +26,6 @@ from zoo_core.model.build import build, build_backbone
 from zoo_core.model.given_features import What
 from zoo_core.model.learner import Learner
 from zoo_core.plan.plan import Plan
-from zoo_core.registry.settings import outputs_bytes
 from zoo_core.toolkit.stages import dummy_inputs
 from zoo_core.training.entering_states import states_refusal
 from zoo_core.training.fit import calibrate
@@ -34,10 +33,23 @@ from zoo_core.training.frozen_features import FeatureMemory, FeaturePass, Frozen
 from zoo_core.training.gradient_trainer import MemoryOptions
 from zoo_core.training.progress import FitProgress
 from zoo_core.training.rows import RowEnd
-from zoo_core.training.timing import precision_of
+from zoo_core.training.shorter_cuts import ShorterCut
+from zoo_core.training.timing import Stopwatch, precision_of
 from zoo_core.training.untold_state import draws
 
-__all__ = ["Measured", "SharedWork", "backbone_draws", "combination_of", "copied", "refusal"]
+__all__ = [
+    "MEMORY_ERRORS",
+    "NOT_MADE",
+    "Measured",
+    "SharedWork",
+    "backbone_draws",
+    "combination_of",
+    "copied",
+    "refusal",
+]
+
+MEMORY_ERRORS = (MemoryError, torch.OutOfMemoryError)
+NOT_MADE = "what its group shares could not be made"
 
 _log = logging.getLogger(__name__)
 
@@ -57,6 +69,7 @@ class SharedWork:
     passed: how often the backbone was asked. measured: by the combination of a plan. rows: how candidates ended that
     were trained together, by the digest of the plan and the learning rate. apart: why those of a combination were not.
     steps: by combination the seconds of a step of all of them, together and alone, where they were measured.
+    failed: by `depth_of` why the features of one cut could not be made, where those of others could.
     """
 
     def __init__(
@@ -73,11 +86,16 @@ class SharedWork:
         self._plans, self._device, self._num_workers = plans, device, num_workers
         self.memory, self.passed = FeatureMemory(), FeaturePass()
         self._is_warned = False
-        self._stores: dict[tuple[str, What], ModelOutputs] = {}
+        self._depths = sorted({depth_of(plan) for plan in plans}, reverse=True)
+        self._firsts: dict[int, Learner] = {}  # by depth, as what follows
+        self._draws: dict[int, bool] = {}
+        self._shorter: dict[tuple[int, int], ShorterCut | None] = {}  # of a longer one; None: it cannot be built
+        self._stores: dict[tuple[int, str, What], ModelOutputs] = {}
         self.measured: dict[str, Measured] = {}
         self.rows: dict[str, Mapping[float | None, RowEnd]] = {}
         self.apart: dict[str, str] = {}
         self.steps: dict[str, Mapping[str, float]] = {}
+        self.failed: dict[int, str] = {}
         self.data = open_task(plans[0]) if data is None else data
 
     def splits(self, plan: Plan) -> Splits:
@@ -95,52 +113,63 @@ class SharedWork:
             learner = build(plan, target=target).to(self._device)
             calibrate(learner, self._training_loader(plan, learner, self.splits(plan)))
             return learner
-        backbone = self._first.backbone
+        backbone = self.first(depth_of(plan)).backbone
         return build(plan, target=target, backbone=copy.deepcopy(backbone) if plan.adapters else backbone).to(
             self._device
         )
 
-    @cached_property
-    def _first(self) -> Learner:
-        """The backbone, with the head of the first trial on whose examples random weights are calibrated.
+    def first(self, depth: int) -> Learner:
+        """A backbone of the group, with the head of its first trial, on whose examples random weights are calibrated.
 
-        A trial that cannot be built is passed over. Raises what building raises if there is no other.
+        depth: where it ends. A trial that cannot be built is passed over. Raises what building raises if there is no
+        other.
         """
-        backbone = build_backbone(self._plans[0])
-        for plan in self._plans:
+        if depth not in self._firsts:
+            self._firsts[depth] = self._built(self._ending_at(depth))
+        return self._firsts[depth]
+
+    def _built(self, plans: Sequence[Plan]) -> Learner:
+        backbone = build_backbone(plans[0])
+        for plan in plans:
             splits, bare = self.splits(plan), replace(plan, adapters=(), places=None, teachers={})
             try:
                 learner = build(bare, target=splits.target, purpose="use", backbone=backbone).to(self._device)
             except ZooError:
-                if plan is self._plans[-1]:
+                if plan is plans[-1]:
                     raise
                 continue
             if plan.weights == "random":
                 calibrate(learner, self._training_loader(plan, learner, splits))
             return learner
-        raise AssertionError("a group has trials")
+        raise AssertionError("somebody asks for it")
 
-    @cached_property
+    def _ending_at(self, depth: int) -> list[Plan]:
+        return [plan for plan in self._plans if depth_of(plan) == depth]
+
+    @property
     def stage(self) -> int | None:
         """The stage whose entering states are stored, from 0; None where features are. Not positive: there is none."""
         opened = self.group.open_stages
-        return len(self._first.source.stages) - opened if opened else None
+        return len(self.first(self._depths[0]).source.stages) - opened if opened else None
 
     def _read_by(self, plans: Sequence[Plan]) -> tuple[What, ...]:
-        """What the learners of these trials read in place of inputs."""
-        return kinds_of(plans, self._first.source.features.kind) if self.stage is None else (self.stage,)
+        """What the learners of these trials, whose backbones end at one depth, read in place of inputs."""
+        if self.stage is not None:
+            return (self.stage,)
+        return kinds_of(plans, self.first(depth_of(plans[0])).source.features.kind)
 
-    @cached_property
-    def draws(self) -> bool:
-        """Whether the backbone draws, so that nothing of it can be shared."""
-        return backbone_draws(self._first)
+    def draws(self, depth: int) -> bool:
+        """Whether a backbone draws, so that nothing of it can be shared."""
+        if depth not in self._draws:
+            self._draws[depth] = backbone_draws(self.first(depth))
+        return self._draws[depth]
 
     def _training_loader(self, plan: Plan, learner: Learner, splits: Splits) -> Loader:
         return training_loader(plan, learner, splits.train, splits.target, self._device, self._num_workers)
 
     def told(self, plan: Plan, how: str, own_seconds: float, refusal: str) -> dict[str, Any]:
         """What the result of a trial says of its sharing, see Result.shared."""
-        reason = refusal or self.apart.get(combination_of(plan), "")
+        reason = refusal or "; ".join(filter(None, (self.apart.get(combination_of(plan), ""), self._by_itself(plan))))
         return {
             "group": self.group.id,
             "size": len(self._plans),
@@ -150,6 +179,11 @@ class SharedWork:
             "pass_seconds": 0.0 if how == "alone" else self.pass_seconds,
             "step_seconds": self.steps.get(combination_of(plan)),
         }
+
+    def _by_itself(self, plan: Plan) -> str:
+        """Why the backbone of a trial was passed by itself, although a longer cut was; empty if it was not."""
+        found = (cut.refusal for (_, depth), cut in self._shorter.items() if cut and depth == depth_of(plan))
+        return next((f"its backbone was passed by itself: {refusal}" for refusal in found if refusal), "")
 
     @property
     def pass_seconds(self) -> float:
@@ -177,33 +211,67 @@ class SharedWork:
             raise
 
     def _fill(self, report: Callable[[TrialProgress], None]) -> None:
+        """The longest cut comes first: of what it passes the others are made."""
+
         def tell(progress: FitProgress) -> None:
             report(TrialProgress(candidate=0, num_candidates=1, progress=progress, num_trials=len(self._plans)))
 
-        for plan in self._plans:
+        for depth in self._depths:
+            try:
+                self._fill_cut(depth, tell)
+            except (Exception, SystemExit) as error:
+                if len(self._depths) == 1:
+                    raise
+                self.failed[depth] = f"{NOT_MADE}: {explained(error, MEMORY_ERRORS)}"
+
+    def _fill_cut(self, depth: int, tell: Callable[[FitProgress], None]) -> None:
+        for plan in self._ending_at(depth):
             with suppress(ZooError):
-                splits = self.splits(plan)
-                training = self._training_loader(plan, self._first, splits)
-                if refusal(self._first, training, draws=self.draws) or (self.stage is not None and self.stage < 1):
+                splits, first = self.splits(plan), self.first(depth)
+                training = self._training_loader(plan, first, splits)
+                if refusal(first, training, draws=self.draws(depth)) or (self.stage is not None and self.stage < 1):
                     return
-                self.features(plan, training, splits.train, "train").fill(tell)
+                self._fill_split(plan, training, splits.train, "train", tell)
                 for role, split in (("val", splits.val), ("test", splits.test)):
-                    loader = plain_loader(plan, self._first, split, splits.target, self._device, self._num_workers)
-                    self.features(plan, loader, split, role).fill(tell)
+                    loader = plain_loader(plan, first, split, splits.target, self._device, self._num_workers)
+                    self._fill_split(plan, loader, split, role, tell)
+
+    def _fill_split(
+        self, plan: Plan, loader: Loader, split: Split, role: str, tell: Callable[[FitProgress], None]
+    ) -> None:
+        depth, root = depth_of(plan), rows_of(split)[0]
+        shorter = [
+            (cut, self._stores_of(other, root, role))
+            for other in self._depths
+            if other < depth and (cut := self._cut(depth, other)) is not None
+        ]
+        self.features(plan, loader, split, role).fill(tell, shorter)
+
+    def _cut(self, longer: int, depth: int) -> ShorterCut | None:
+        """A shorter cut of a backbone; None where it cannot be built, of which its own trials tell."""
+        if (longer, depth) not in self._shorter:
+            found = None
+            with suppress(Exception):
+                found = ShorterCut(self.first(depth).backbone, self.first(longer).backbone)
+            self._shorter[longer, depth] = found
+        return self._shorter[longer, depth]
 
     def refusal(
         self, plan: Plan, learner: Learner, loader: Loader, split: Split, memory: MemoryOptions | None = None
     ) -> str:
         """Why a trial cannot be fitted on what its group has in common; empty if it can. loader, split: to train on."""
+        depth = depth_of(plan)
+        if depth in self.failed:
+            return self.failed[depth]
         if self.stage is None:
-            return refusal(learner, loader, draws=self.draws)
-        found = refusal(self._first, loader, draws=self.draws)
+            return refusal(learner, loader, draws=self.draws(depth))
+        found = refusal(self.first(depth), loader, draws=self.draws(depth))
         if found:
             return found
         if memory is not None and memory.checkpoint_activations:
             return "its stages are computed again for the backward pass"
         stored = self.features(plan, loader, split, "train").loader
-        return states_refusal(learner, self._first.backbone, self.stage, loader, stored)
+        return states_refusal(learner, self.first(depth).backbone, self.stage, loader, stored)
 
     def _warn_once(self, reason: str) -> None:
         """Tells of the first store that takes no more: the others lie beside it."""
@@ -213,28 +281,33 @@ class SharedWork:
 
     def features(self, plan: Plan, loader: Loader, split: Split, role: str) -> FrozenFeatures:
         """The features of a split. loader: of its inputs. role: train, val or test."""
-        source = self._first.source
         root, rows = rows_of(split)
-        precision = precision_of(plan.budget.precision, self._device)
-        whole = self._read_by(self._plans)
-        for what in whole:
-            if (role, what) not in self._stores:
-                key = {**key_of(plan), **split_key(plan, root, role, self._device)}
-                key |= {"features": what, "precision": precision, "preparation": source.preparation.digest}
-                self._stores[role, what] = ModelOutputs(
-                    outputs_room(), key, root.num, max_bytes=outputs_bytes(), on_full=self._warn_once
-                )
         (what,) = self._read_by([plan])
         return FrozenFeatures(
-            self._first.backbone,
+            self.first(depth_of(plan)).backbone,
             loader,
             what=what,
             rows=rows,
-            stores={what: self._stores[role, what] for what in whole},
+            stores=self._stores_of(depth_of(plan), root, role),
             memory=self.memory,
             passed=self.passed,
-            precision=precision,
+            precision=precision_of(plan.budget.precision, self._device),
         )
+
+    def _stores_of(self, depth: int, root: Split, role: str) -> dict[What, ModelOutputs]:
+        """By what trials read whose backbone ends at one depth, the store of it for a split of the task."""
+        plans, preparation = self._ending_at(depth), self.first(depth).source.preparation.digest
+        whats = self._read_by(plans)
+        for what in whats:
+            if (depth, role, what) not in self._stores:
+                self._stores[depth, role, what] = feature_store(
+                    plans[0], root, role, self._device, what=what, preparation=preparation, on_full=self._warn_once
+                )
+        return {what: self._stores[depth, role, what] for what in whats}
+
+    def watch(self, plan: Plan) -> Stopwatch | None:
+        """That of full batches through the whole backbone of a trial, if it was passed."""
+        return None if self.stage is not None else self.passed.watches.get(self.first(depth_of(plan)).backbone)
 
 
 def refusal(learner: Learner, loader: Loader, *, draws: bool) -> str:

@@ -193,7 +193,7 @@ def _measured(
     if not on_features:
         return replace(result, training=once.training, peak_memory_bytes=once.peak_memory_bytes)
     if once.inference is None:
-        watch = shared.passed.watch if shared.stage is None else None  # else it saw the first stages alone
+        watch = shared.watch(plan)
         known = watch and inference_rate_of(watch, chosen.learner, loader, precision=precision)
         once.inference = known or inference_rate(chosen.learner, plain, precision=precision)
     return replace(

@@ -30,7 +30,7 @@ from zoo_core.benchmark.groups import Group
 from zoo_core.benchmark.halving import Leg
 from zoo_core.benchmark.progress import TrialProgress
 from zoo_core.benchmark.provenance import explained, without_score
-from zoo_core.benchmark.sharing import SharedWork, combination_of
+from zoo_core.benchmark.sharing import MEMORY_ERRORS, NOT_MADE, SharedWork, combination_of
 from zoo_core.benchmark.together import train_together
 from zoo_core.benchmark.trial import run_trial
 from zoo_core.errors import DivergedError, IntegrityError, RefusedError, UsageError, ZooError
@@ -45,7 +45,6 @@ __all__ = ["attempt", "attempt_group", "work"]
 
 ALONE = {"size": 1, "how": "alone", "own_seconds": None, "pass_seconds": 0.0, "step_seconds": None}
 REPORT_SECONDS = 0.2
-MEMORY_ERRORS = (MemoryError, torch.OutOfMemoryError)
 
 _log = logging.getLogger(__name__)
 
@@ -123,7 +122,7 @@ def attempt_group(
         with keeping_large_blocks():
             shared.fill(partial(report, first))
     except (Exception, SystemExit) as error:  # noqa: BLE001 - each of its trials says what is wrong with it
-        reason = f"what its group shares could not be made: {explained(error, MEMORY_ERRORS)}"
+        reason = f"{NOT_MADE}: {explained(error, MEMORY_ERRORS)}"
         for position, plan in plans.items():
             told = {**ALONE, "group": group.id, "reason": reason}
             result = attempt(plan, device=device, report=partial(report, position), leg=leg)

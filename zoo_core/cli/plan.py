@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from zoo_core.benchmark.grid import check_shots, expand, load_suite, weights_of
-from zoo_core.benchmark.groups import open_stages, plan_groups
+from zoo_core.benchmark.groups import depth_of, open_stages, plan_groups
 from zoo_core.cli.completion import complete_spec, complete_tasks
 from zoo_core.cli.data import told
 from zoo_core.cli.options import lock_file, lock_option
@@ -122,7 +122,9 @@ def _shared_by(plans: Sequence[Plan], shape: str) -> str:
     assert first.task is not None, "a trial has a task"
     num = open_stages(first)
     what = f"states that enter the last {f'{num} stages' if num > 1 else 'stage'}" if num else "features"
-    return f"{what} of {first.backbone.canonical()} on {first.task.name}"
+    cuts = sorted({depth_of(each): str(each.backbone.canonical()) for each in plans}.items(), reverse=True)
+    passed = f" in one pass with {', '.join(name for _, name in cuts[1:])}" if len(cuts) > 1 else ""
+    return f"{what} of {cuts[0][1]}{passed} on {first.task.name}"
 
 
 def _feature_bytes(plans: Sequence[Plan]) -> int | None:
@@ -131,6 +133,8 @@ def _feature_bytes(plans: Sequence[Plan]) -> int | None:
     task = catalog().find(first.task.name, "task") if first.task is not None else None
     entry = first.entry
     if task is None or entry is None or entry.features is None or not task.splits:
+        return None
+    if len({depth_of(each) for each in plans}) > 1:  # nor the widths of cuts
         return None
     if open_stages(first) or any(consumed(each.head, each.target) != "pooled" for each in plans):
         return None

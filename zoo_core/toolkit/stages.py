@@ -108,24 +108,27 @@ def boundary(backbone: nn.Module, inputs: Mapping[str, Tensor], stage: int) -> T
 def resumed(backbone: nn.Module, inputs: Mapping[str, Tensor], stage: int, state: Tensor) -> Features:
     """The features of a pass in which a hidden state enters a stage, and the stages before it are not computed.
 
+    stage: from 0; as many as there are stages: none is computed, and the state is what leaves the last one.
     inputs: for what a backbone computes outside its stages. The number of examples is that of the state, so one
     example is enough for inputs that nothing after the seam reads. What an earlier stage gives beside its hidden state
     is None here; a backbone whose later stages need that has other features than after a whole pass.
     """
-    modules = stage_modules(backbone)
+    modules, sizes = stage_modules(backbone), _sizes(backbone)
     with ExitStack() as stack:
-        for module, size in zip(modules[:stage], _sizes(backbone), strict=False):
-            stack.enter_context(_skipped(module, size))
-        stack.callback(modules[stage].register_forward_pre_hook(lambda _, args: (state, *args[1:])).remove)
+        for module, size in zip(modules[:stage], sizes, strict=False):
+            stack.enter_context(_skipped(module, size, state if module is modules[-1] else None))
+        if stage < len(modules):
+            stack.callback(modules[stage].register_forward_pre_hook(lambda _, args: (state, *args[1:])).remove)
         features: Features = as_backbone(backbone)(inputs)
     return features
 
 
 @contextmanager
-def _skipped(module: nn.Module, size: int | None) -> Iterator[None]:
-    """While open, a stage hands on what enters it. size: of the tuple that it gives, None for a tensor."""
+def _skipped(module: nn.Module, size: int | None, gives: Tensor | None = None) -> Iterator[None]:
+    """While open, a stage hands on what enters it, or `gives`. size: of the tuple that it gives, None for a tensor."""
 
     def handed_on(state: Tensor, *args: Any, **kwargs: Any) -> Any:
+        state = state if gives is None else gives
         return state if size is None else (state, *[None] * (size - 1))
 
     before = module.__dict__.get("forward")

@@ -18,7 +18,7 @@ from zoo_core.model.given_features import inputs_at
 from zoo_core.model.learner import Learner
 from zoo_core.toolkit.stages import boundary, dummy_inputs
 
-__all__ = ["states_refusal"]
+__all__ = ["differ_in_size", "states_refusal"]
 
 TOLERANCE = 1e-4  # of features after a state against those of a whole pass, as a share of the largest value
 REPEATS = 3  # of which the fastest counts
@@ -48,11 +48,15 @@ def states_refusal(
         learner.train(mode)
 
 
+def differ_in_size(inputs: Mapping[str, Tensor], dummy: Mapping[str, Tensor]) -> bool:
+    """Whether dummy inputs cannot stand for inputs that are not whole numbers, whose size a backbone may look at."""
+    shown = any(x.is_floating_point() for x in inputs.values())
+    return shown and any(name not in dummy or dummy[name].shape[1:] != x.shape[1:] for name, x in inputs.items())
+
+
 def _differs(learner: Learner, backbone: nn.Module, stage: int, inputs: Mapping[str, Tensor]) -> str:
     """What is not the same for one batch; empty if all is."""
-    dummy = dummy_inputs(backbone, 1)
-    shown = {name: x for name, x in inputs.items() if x.is_floating_point()}
-    if shown and any(name not in dummy or dummy[name].shape[1:] != x.shape[1:] for name, x in inputs.items()):
+    if differ_in_size(inputs, dummy_inputs(backbone, 1)):
         return "its examples differ in size"
     backbone.eval()
     wanted = boundary(backbone, inputs, stage)

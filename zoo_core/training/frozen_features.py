@@ -4,6 +4,7 @@ All before the head of a learner whose backbone does not train is a function of 
 every epoch, learning rate, seed and head. A loader of features stands in for the loader of a split: its batches hold
 features where those of the split hold inputs, in the same order, and the learner takes either.
 
+A pass fills more than the loader reads: the features of other kinds, and those of shorter cuts of the same backbone.
 Features are kept in memory up to a limit, and those of one shape are stored on disk as well. Tokens of texts and of
 sounds, as many as an example has, are kept in memory alone. What is kept nowhere is computed each time it is needed.
 """
@@ -11,7 +12,7 @@ sounds, as many as an example has, are kept in memory alone. What is kept nowher
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -20,14 +21,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from zoo_core.contracts import Batch, as_backbone
+from zoo_core.contracts import Batch, Features, as_backbone
 from zoo_core.data.loader import Loader
 from zoo_core.data.model_outputs import ModelOutputs
 from zoo_core.errors import RefusedError
 from zoo_core.model.given_features import ATTENDED, MASK, What, inputs_at, inputs_of
 from zoo_core.toolkit.features import convert
-from zoo_core.toolkit.stages import boundary
+from zoo_core.toolkit.stages import boundary, capture
 from zoo_core.training.progress import FitProgress
+from zoo_core.training.shorter_cuts import ShorterCut
 from zoo_core.training.timing import INFERENCE_BATCH, Stopwatch, autocast
 
 __all__ = ["FeatureMemory", "FeaturePass", "FrozenFeatures"]
@@ -38,18 +40,20 @@ PADDING: Mapping[str, float] = {MASK: False, WORDS: -1}  # 0 of everything else
 AS_BFLOAT16 = " as bfloat16"  # of a stored array's name: its values are in float32, which holds them exactly
 
 Rows: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
+Stores: TypeAlias = Mapping[What, ModelOutputs]  # by what somebody reads: a pass fills all of them
+Shorter: TypeAlias = Sequence[tuple[ShorterCut, Stores]]  # cuts of the backbone, and the stores of their features
 
 
 @dataclass(kw_only=True)
 class FeaturePass:
-    """What a backbone was asked for. made: examples computed. read: those found in a store. seconds: of wall time spent
-    on computing, loading included. watch: of full batches through the backbone; None before the first.
+    """What backbones were asked for. made: examples passed, once for all cuts that a pass serves. read: those found in
+    a store. seconds: of wall time spent on computing, loading included. watches: by backbone, of full batches.
     """
 
     made: int = 0
     read: int = 0
     seconds: float = 0.0
-    watch: Stopwatch | None = None
+    watches: dict[nn.Module, Stopwatch] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)
@@ -167,29 +171,33 @@ class FrozenFeatures:
         *,
         what: What,
         rows: Rows,
-        stores: Mapping[What, ModelOutputs],
+        stores: Stores,
         memory: FeatureMemory,
         passed: FeaturePass,
         precision: str = "float32",
     ) -> None:
-        """loader: of the split itself. what: this loader's learner reads. rows: of the split's examples in the
-        stores, int64 [num]. stores: by what somebody reads, this among it: a pass fills all of them.
+        """loader: of the split itself. what: this loader's learner reads, one of `stores`. rows: of the split's
+        examples in the stores, int64 [num].
         """
         self._backbone, self._loader, self._what, self._rows = backbone, loader, what, rows
         self._stores, self._memory, self._pass, self._precision = stores, memory, passed, precision
 
-    def fill(self, report: Callable[[FitProgress], None] = lambda _: None) -> None:
-        """Computes now what the epochs of the loader will show and nobody has computed before."""
+    def fill(self, report: Callable[[FitProgress], None] = lambda _: None, shorter: Shorter = ()) -> None:
+        """Computes now what the epochs of the loader will show and nobody has computed before.
+
+        shorter: what is filled too by the passes that this takes.
+        """
         for draw in self._loader.draws:
-            self._fill(draw, report)
+            self._fill(draw, report, shorter)
 
     def loader(self) -> Loader:
         """The loader of the split with features for inputs."""
-        return self._loader.of_stored(self._inputs)
+        return self._loader.of_stored(self.inputs)
 
-    def _inputs(self, draw: int, positions: Sequence[int]) -> dict[str, Tensor]:
+    def inputs(self, draw: int, positions: Sequence[int]) -> dict[str, Tensor]:
+        """What a batch of these examples holds in place of their inputs, as a draw shows them."""
         rows = self._rows[list(positions)]
-        kept = self._kept(self._what, draw)
+        kept = self._kept(self._store, draw)
         held = kept.held(rows)
         if not held.all():
             missing = [position for position, known in zip(positions, held.tolist(), strict=True) if not known]
@@ -202,70 +210,79 @@ class FrozenFeatures:
                 return some.at(rows)
         return kept.at(rows)
 
-    def _fill(self, draw: int, report: Callable[[FitProgress], None]) -> None:
+    def _fill(self, draw: int, report: Callable[[FitProgress], None], shorter: Shorter) -> None:
         """Brings what is missing into memory, or into the store where memory is full, a batch at a time."""
-        kept, store, view = self._kept(self._what, draw), self._stores[self._what], self._loader.view(draw)
+        kept, view = self._kept(self._store, draw), self._loader.view(draw)
         missing, began = np.flatnonzero(~kept.held(self._rows)).tolist(), time.perf_counter()
         for start in range(0, len(missing), INFERENCE_BATCH):
             positions = missing[start : start + INFERENCE_BATCH]
-            self._brought(draw, positions)
+            self._brought(draw, positions, shorter)
             rows, done = self._rows[positions], start + len(positions)
             rate = done / (time.perf_counter() - began)
             report(FitProgress(step=done, num_steps=len(missing), loss=0.0, examples_per_second=rate))
-            if not (kept.held(rows).all() or store.held(view, rows).all()):
+            if not (kept.held(rows).all() or self._store.held(view, rows).all()):
                 break  # they are kept nowhere, so whoever reads them has them computed
 
-    def _brought(self, draw: int, positions: list[int]) -> dict[str, Tensor]:
+    def _brought(self, draw: int, positions: list[int], shorter: Shorter = ()) -> dict[str, Tensor]:
         """The features of examples that memory lacks, from the store or from the backbone; kept where there is room."""
         view, rows = self._loader.view(draw), self._rows[positions]
-        stored, some = self._stores[self._what].read(view, rows), _Kept()
+        stored, some = self._store.read(view, rows), _Kept()
         if stored.is_held.any():
             device = self._loader.device
             some.add(rows[stored.is_held], {name: x.to(device) for name, x in _from_store(stored.outputs).items()})
             self._pass.read += int(stored.is_held.sum())
         if len(stored.missing):
             missing = [positions[place] for place in stored.missing.tolist()]
-            some.add(self._rows[missing], self._computed(draw, missing))
+            some.add(self._rows[missing], self._computed(draw, missing, shorter))
         found = some.at(rows)
-        self._memory.add(self._kept(self._what, draw), rows, found)
+        self._memory.add(self._kept(self._store, draw), rows, found)
         return found
 
-    def _computed(self, draw: int, positions: list[int]) -> dict[str, Tensor]:
-        """One pass over some examples. It fills the stores of all kinds, and gives what this loader reads."""
+    def _computed(self, draw: int, positions: list[int], shorter: Shorter) -> dict[str, Tensor]:
+        """One pass over some examples. It fills all stores, and gives what this loader reads."""
         started = time.perf_counter()
         view, some, at = self._loader.view(draw), _Kept(), 0
         for batch in self._loader.seen(draw, positions, INFERENCE_BATCH):
             rows = self._rows[positions[at : at + len(batch)]]
             at += len(batch)
-            for what, inputs in self._given(batch).items():
+            wanted = [(cut, stores) for cut, stores in shorter if not cut.refusal and self._lacks(stores, draw, rows)]
+            for store, inputs in self._given(batch, wanted):
                 if _mask_of(inputs) is None:
-                    self._stores[what].write(view, rows, _to_store(inputs))
-                if what == self._what:
+                    store.write(view, rows, _to_store(inputs))
+                if store is self._store:
                     some.add(rows, inputs)
-                elif not (kept := self._kept(what, draw)).held(rows).any():
+                elif not (kept := self._kept(store, draw)).held(rows).any():
                     self._memory.add(kept, rows, inputs)
         self._pass.made += len(positions)
         self._pass.seconds += time.perf_counter() - started
         return some.at(self._rows[positions])
 
-    def _given(self, batch: Batch) -> dict[What, dict[str, Tensor]]:
-        """The features of a batch, of each kind that somebody reads. The watch looks at full batches alone."""
+    def _given(self, batch: Batch, shorter: Shorter) -> Iterator[tuple[ModelOutputs, dict[str, Tensor]]]:
+        """The features of a batch with the store of each. The watch looks at full batches of the backbone alone."""
         device = self._loader.device
         self._backbone.to(device).eval()
         is_full = len(batch) == INFERENCE_BATCH
-        if self._pass.watch is None:
-            self._pass.watch = Stopwatch(device, warmup=1)
-        with torch.no_grad(), autocast(device, self._precision):
+        watch = self._pass.watches.setdefault(self._backbone, Stopwatch(device, warmup=1))
+        found: list[tuple[Stores, Mapping[What, dict[str, Tensor]]]] = []
+        with (
+            torch.no_grad(),
+            autocast(device, self._precision),
+            capture(self._backbone, [cut.stage for cut, _ in shorter]) as states,
+        ):
             if is_full:
-                self._pass.watch.start()
-            found = self._found(batch)
+                watch.start()
+            found.append((self._stores, self._found(batch)))
             if is_full:
-                self._pass.watch.stop(len(batch))
+                watch.stop(len(batch))
+            for cut, stores in shorter:
+                features = cut.features(states.pop(cut.stage), batch.inputs)
+                if features is not None:
+                    found.append((stores, _of_kinds(features, stores, as_backbone(cut.backbone).pool)))
         words = {name: batch.inputs[name] for name in (WORDS,) if name in batch.inputs}
-        for what, inputs in found.items():
-            inputs |= {name: x.clone() for name, x in inputs.items()}  # a view would keep all of its pass in memory
-            inputs |= words if what == "tokens" else {}
-        return found
+        for stores, of in found:
+            for what, inputs in of.items():
+                inputs |= {name: x.clone() for name, x in inputs.items()}  # a view would keep its whole pass in memory
+                yield stores[what], inputs | (words if what == "tokens" else {})
 
     def _found(self, batch: Batch) -> dict[What, dict[str, Tensor]]:
         backbone, found = as_backbone(self._backbone), dict[What, dict[str, Tensor]]()
@@ -277,12 +294,26 @@ class FrozenFeatures:
                         f"what enters stage {what + 1} is of {len(state)} rows for {len(batch)} examples"
                     )
                 found[what] = inputs_at(what, state, batch.inputs)
-        kinds = [what for what in self._stores if not isinstance(what, int)]
-        features = backbone(batch.inputs) if kinds else None
-        for kind in kinds:
-            assert features is not None, "somebody reads them"
-            found[kind] = inputs_of(convert(features, kind, backbone.pool))
+        if len(found) < len(self._stores):
+            found |= _of_kinds(backbone(batch.inputs), self._stores, backbone.pool)
         return found
 
-    def _kept(self, what: What, draw: int) -> _Kept:
-        return self._memory.of(str(self._stores[what].folder), self._loader.view(draw))
+    def _lacks(self, stores: Stores, draw: int, rows: Rows) -> bool:
+        """Whether some features of these rows are neither in memory nor in their store."""
+        view = self._loader.view(draw)
+        return not all(
+            self._kept(store, draw).held(rows).all() or store.held(view, rows).all() for store in stores.values()
+        )
+
+    @property
+    def _store(self) -> ModelOutputs:
+        return self._stores[self._what]
+
+    def _kept(self, store: ModelOutputs, draw: int) -> _Kept:
+        return self._memory.of(str(store.folder), self._loader.view(draw))
+
+
+def _of_kinds(features: Features, stores: Stores, pool: Callable[[Features], Tensor]) -> dict[What, dict[str, Tensor]]:
+    """Features as each kind that somebody reads."""
+    kinds = [what for what in stores if not isinstance(what, int)]
+    return {kind: inputs_of(convert(features, kind, pool)) for kind in kinds}

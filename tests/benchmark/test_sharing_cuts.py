@@ -1,0 +1,118 @@
+"""Trials on backbones that differ in `until` share a pass, and have the results of trials that do not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor, nn
+
+from tests.benchmark.test_sharing import CPU, how_of, plans_of, scores, together
+from zoo_core.benchmark import sharing
+from zoo_core.benchmark.groups import plan_groups
+from zoo_core.benchmark.sharing import SharedWork
+from zoo_core.benchmark.trial import run_trial
+from zoo_core.contracts import Features, Weights
+from zoo_core.model.build import build_backbone
+from zoo_core.plan.plan import Budget, Plan, pinned
+from zoo_core.testing.recipes import ToyBackbones, toy_plan
+from zoo_core.testing.toys import ToyBackbone
+
+
+@pytest.fixture(autouse=True)
+def _own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+
+
+def filled(plans: Sequence[Plan]) -> SharedWork:
+    (group,) = plan_groups(plans)
+    shared = SharedWork(group, plans, device=CPU)
+    shared.fill()
+    return shared
+
+
+CUTS = {
+    "vit": [f"starter/vit-nano{cut}" for cut in ("(until=1)", "", "(until=4)+probe+ncm")],
+    "batch norms": [f"starter/convnet-nano{cut}" for cut in ("(until=2)", "+probe+ncm", "(until=1)+probe+mlp")],
+    "random weights": [f"starter/convnet-nano(weights=random{cut})" for cut in ("", ",until=1")],
+}
+FEW = Budget(epochs=2, num_rates=2)
+
+
+@pytest.mark.parametrize("name", ["vit", "batch norms", pytest.param("random weights", marks=pytest.mark.slow)])
+def test_cuts_are_made_of_one_pass_and_score_as_each_alone(name: str) -> None:
+    plans = [plans_of(spec, budget=FEW, seeds=1)[0] for spec in CUTS[name]]
+    found = together(plans)
+    assert scores(found) == scores([run_trial(plan)[0] for plan in plans])
+    assert {how_of(result)[1:] for result in found} == {(len(plans), None)}
+    assert filled(plans).passed.made == 0
+
+
+def test_a_pass_counts_once_for_all_cuts_and_only_its_own_backbone_is_timed() -> None:
+    plans = toys(ToyBackbones(), 2, None, 1)
+    shared = filled(plans)
+    assert shared.passed.made == 180
+    assert [shared.watch(plan) is not None for plan in plans] == [False, True, False]
+
+
+def test_what_is_stored_of_the_longest_cut_is_not_passed_again_for_a_shorter_one() -> None:
+    plans = toys(ToyBackbones(), 2, None, 1)
+    filled(plans[1:2])
+    shared = filled(plans)
+    assert shared.passed.made == 180  # those of the second stage, of which the first is made
+    assert [shared.watch(plan) is not None for plan in plans] == [True, False, False]
+
+
+class _Counting(ToyBackbone):
+    def forward(self, inputs: Mapping[str, Tensor]) -> Features:
+        found = super().forward(inputs)
+        if len(found.x) != len(inputs["pixel_values"]):
+            raise ValueError("features of other pictures")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts(ToyBackbones):
+    """A backbone that looks at its inputs once more behind its stages."""
+
+    def build(self, files: Path | None, weights: Weights) -> nn.Module:
+        found = _Counting(self.kind)
+        found.load_state_dict(super().build(files, weights).state_dict())
+        return found
+
+
+def toys(backbone: ToyBackbones, *cuts: int | None) -> list[Plan]:
+    whole = toy_plan(backbone=backbone, learning_rates=(1e-2, 3e-2))
+    parts = [replace(whole.backbone, common={**whole.backbone.common, "until": until}) for until in cuts]
+    return [pinned(replace(whole, backbone=part, num_stages=part.common["until"] or 3), {}) for part in parts]
+
+
+def test_a_cut_that_cannot_be_made_of_a_longer_one_is_passed_by_itself_and_says_so() -> None:
+    plans = toys(Counts(), None, 2)
+    found = together(plans)
+    assert scores(found) == scores([run_trial(plan)[0] for plan in plans])
+    reason = "its backbone was passed by itself: it cannot be entered after stage 2: features of other pictures"
+    assert [how_of(result) for result in found] == [("heads", 2, None), ("heads", 2, reason)]
+    assert [(result.work or {})["passed"] for result in found] == [180, 180]  # each passed all of the three splits
+
+
+@pytest.mark.parametrize("broken", [None, 1])
+def test_a_cut_that_breaks_leaves_the_others_as_they_were(broken: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    plans = toys(ToyBackbones(), None, 2, 1)
+    alone = scores([run_trial(plan)[0] for plan in plans])
+
+    def build(plan: Any) -> nn.Module:
+        if plan.until == broken:
+            raise RuntimeError("no kernel")
+        return build_backbone(plan)
+
+    monkeypatch.setattr(sharing, "build_backbone", build)
+    for result, plan, wanted in zip(together(plans), plans, alone, strict=True):
+        if plan.until == broken:
+            assert (result.status, result.reason) == ("failed", "RuntimeError: no kernel")
+        else:
+            assert scores([result]) == [wanted]
+            assert how_of(result) == ("heads", 3, None)

@@ -1,0 +1,94 @@
+"""Features of a cut that are made of passes of a longer one are those of its own passes, or are not made so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from zoo_core.contracts import Features
+from zoo_core.model.truncation import truncated
+from zoo_core.testing.recipes import ToyBackbones
+from zoo_core.testing.toys import ToyBackbone
+from zoo_core.toolkit.stages import capture
+from zoo_core.training.shorter_cuts import ShorterCut
+
+
+def toy(until: int | None = None, kind: str = "tokens") -> nn.Module:
+    backbone = ToyBackbones(kind=kind).build(None, "pretrained").eval()  # type: ignore[arg-type]
+    return backbone if until is None else truncated(backbone, until)
+
+
+def pictures(num: int, size: int = 8) -> dict[str, Tensor]:
+    return {"pixel_values": torch.randn(num, 3, size, size, generator=torch.Generator().manual_seed(0))}
+
+
+@torch.no_grad()
+def made(cut: ShorterCut, longer: nn.Module, inputs: Mapping[str, Tensor]) -> Features | None:
+    with capture(longer, [cut.stage]) as states:
+        longer(inputs)
+    return cut.features(states[cut.stage], inputs)
+
+
+@pytest.mark.parametrize("kind", ["tokens", "map"])
+@pytest.mark.parametrize("until", [None, 3])
+def test_features_are_those_of_a_pass_of_the_cut_to_the_bit(kind: str, until: int | None) -> None:
+    longer, shorter = toy(until, kind), toy(2, kind)
+    cut = ShorterCut(shorter, longer)
+    for inputs in (pictures(5), pictures(3)):
+        found = made(cut, longer, inputs)
+        assert found is not None
+        assert torch.equal(found.x, shorter(inputs).x)
+    assert cut.refusal == ""
+
+
+def test_equal_parameters_of_two_cuts_are_in_memory_once() -> None:
+    longer, shorter = toy(), toy(1)
+    ShorterCut(shorter, longer)
+    assert {x.data_ptr() for x in shorter.parameters()} <= {x.data_ptr() for x in longer.parameters()}
+
+
+def test_a_cut_with_other_weights_is_refused() -> None:
+    longer, shorter = toy(), toy(2)
+    with torch.no_grad():
+        longer.get_parameter("blocks.1.qkv.bias")[0] += 1
+    cut = ShorterCut(shorter, longer)
+    assert made(cut, longer, pictures(2)) is None
+    assert cut.refusal == "blocks.1.qkv.bias is not that of the longer cut"
+    assert not torch.equal(shorter.get_parameter("whole.blocks.1.qkv.bias"), longer.get_parameter("blocks.1.qkv.bias"))
+
+
+def test_a_cut_of_whose_features_one_bit_differs_is_refused() -> None:
+    longer, shorter = toy(), toy(2)
+    longer.get_submodule("blocks.0").register_forward_hook(lambda module, args, output: output.nextafter(output + 1))
+    cut = ShorterCut(shorter, longer)
+    assert made(cut, longer, pictures(2)) is None
+    assert cut.refusal == "of what leaves stage 2 of a longer cut it makes other features than in its own pass"
+
+
+def test_of_a_batch_whose_pictures_have_another_size_nothing_is_made() -> None:
+    longer, shorter = toy(), toy(2)
+    cut = ShorterCut(shorter, longer)
+    assert made(cut, longer, pictures(2)) is not None
+    assert made(cut, longer, pictures(2, size=16)) is None
+    assert made(cut, longer, pictures(2)) is not None
+
+
+class Counting(ToyBackbone):
+    """Looks at its inputs once more behind its stages."""
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Features:
+        found = super().forward(inputs)
+        if len(found.x) != len(inputs["pixel_values"]):
+            raise ValueError("features of other pictures")
+        return found
+
+
+def test_a_cut_that_cannot_be_entered_after_its_stages_is_refused() -> None:
+    longer, shorter = Counting().eval(), Counting()
+    shorter.load_state_dict(longer.state_dict())
+    cut = ShorterCut(truncated(shorter.eval(), 2), longer)
+    assert made(cut, longer, pictures(2)) is None
+    assert cut.refusal == "it cannot be entered after stage 2: features of other pictures"
