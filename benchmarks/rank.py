@@ -1,13 +1,14 @@
 """`zoo rank`: what it costs over a loop written by hand, and what its picks are worth.
 
-    python benchmarks/rank.py cost [--rounds 5] [--examples 500]
+    python benchmarks/rank.py cost [--rounds 5] [--examples 500] [--distinct]
     python benchmarks/rank.py regret [--workers 2] [digits mnist ...]
     python benchmarks/rank.py summary
 
 cost: whole processes, from import to scores with intervals, over one that only embeds the same photographs with timm
-(benchmarks/rank_by_hand.py), on eight networks at 128 pixels with one thread each. Rounds are paired and interleaved,
-and zoo begins each with an empty cache. Gate: the median ratio of processor time is at most 1.1. One network has
-weights of ImageNet, the others are random, which takes the same time.
+(benchmarks/rank_by_hand.py), on eight backbones at 128 pixels with one thread each: five networks, and three depths of
+one of them (`until=`), which zoo makes of one pass and the script of timm's own features, a pass each; with --distinct,
+eight networks. Rounds are paired and interleaved, and zoo begins each with an empty cache. Gate: the median ratio of
+processor time is at most 1.1. One network has weights of ImageNet, the others are random, which takes the same time.
 
 regret: probes with three seeds of every candidate, by zoo bench, into results/rank/TASK.jsonl, and the ranking on the
 same training examples into results/rank/TASK.json. summary prints, for each order, the regret in points (the best test
@@ -37,9 +38,10 @@ PHOTOGRAPHS = SHARED / "flowers5_128"
 GATE = 1.1
 
 RANDOM = (  # random weights; small networks, on which whatever stands beside the pass weighs most
-    *("mobilenetv2_050", "mobilenetv3_small_100", "mobilenetv3_large_100", "efficientnet_b0"),
-    *("resnet18", "regnetx_004", "lcnet_100"),
+    *("mobilenetv3_small_100", "efficientnet_b0", "resnet18", "regnetx_004"),
+    *("mobilenetv2_050", "mobilenetv3_large_100", "lcnet_100"),
 )
+DEPTHS: Mapping[int, int] = {3: 1, 6: 2, 13: 3}  # of MobileNetV2: until, and the level that timm counts there
 
 STARTER = (
     *(f"starter/convnet-nano(until={stage})" for stage in (1, 2, 3)),
@@ -73,6 +75,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--examples", type=int, default=500)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--distinct", action="store_true", help="eight networks, and no depths of one of them")
     chosen = parser.parse_args()
     sys.path[:0] = [str(ROOT)]
     os.chdir(ROOT)
@@ -80,14 +83,14 @@ def main() -> int:
         print(summary())
         return 0
     if chosen.what == "cost":
-        return cost(chosen.rounds, chosen.examples)
+        return cost(chosen.rounds, chosen.examples, distinct=chosen.distinct)
     return max((regret(name, chosen.workers) for name in chosen.tasks or TASKS), default=0)
 
 
 # --- what it costs ----------------------------------------------------------------------------------------------------
 
 
-def cost(rounds: int, examples: int) -> int:
+def cost(rounds: int, examples: int, *, distinct: bool) -> int:
     """Prints the ratio of each round and the medians; 1 when the gate is missed."""
     if not PHOTOGRAPHS.is_dir():
         print(f"skipped: {PHOTOGRAPHS} is not there")
@@ -98,13 +101,17 @@ def cost(rounds: int, examples: int) -> int:
     print("round  wall s by hand  by zoo  ratio  processor s by hand  by zoo  ratio")
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
-        networks = laid_out(here)
+        first, *others = laid_out(here)
+        depths = {} if distinct else DEPTHS
+        networks = [first, *others[: len(others) - len(depths)]]
         task = f'flowers5(path="{PHOTOGRAPHS}",limit={examples})'
         ids = here / "ids.txt"
         ids.write_text("\n".join(drawn(task)), encoding="utf-8")
         script = [sys.executable, str(ROOT / "benchmarks" / "rank_by_hand.py"), str(PHOTOGRAPHS), str(ids)]
-        script += [str(here / "features.pt"), *map(str, networks), "--threads", "1"]
+        script += [str(here / "features.pt"), *map(str, networks)]
+        script += [*(f"{first}@{level}" for level in depths.values()), "--threads", "1"]
         specs = [f'timm(files="{path}"{"" if has_weights(path) else ",weights=random"})' for path in networks]
+        specs += [f'timm(files="{first}",until={until})' for until in depths]
         rank = [sys.executable, "-m", "zoo_core.cli", "rank", "--task", task, "--backbones", ",".join(specs)]
         rank += ["--threads", "1", "--device", "cpu", "--json"]
         printed = ""
@@ -121,8 +128,10 @@ def cost(rounds: int, examples: int) -> int:
                 flush=True,
             )
         rows = json.loads(printed)["rows"]
-        assert [row["num_made"] for row in rows] == [examples] * len(networks), rows
-        print(f"features differ by at most {difference(networks[0], task, here / 'features.pt'):.2g} (the largest: 1)")
+        assert [row["num_made"] for row in rows] == [examples] * (1 + len(RANDOM)), rows
+        for spec, name in [("", first.name), *((f",until={each}", f"{first.name}@{depths[each]}") for each in depths)]:
+            largest = difference(f'timm(files="{first}"{spec})', name, task, here / "features.pt")
+            print(f"features of {name} differ by at most {largest:.2g} (the largest: 1)")
         again = timed(rank, here)
         print(f"the same command again, from the store: {again.wall:.1f} s, processor {again.processor:.1f} s")
     for name, values in ratios.items():
@@ -167,20 +176,21 @@ def drawn(task: str) -> list[str]:
     return list(carve(open_task(plan), seed=0, **plan.task.common).train.ids)
 
 
-def difference(network: Path, task: str, by_hand: Path) -> float:
-    """How far the stored features of a network are from those of the loop, over the largest of those."""
+def difference(spec: str, name: str, task: str, by_hand: Path) -> float:
+    """How far the stored features of a backbone are from those of the loop, over the largest of those."""
     import torch
 
     from zoo_core.benchmark.loaders import open_task
     from zoo_core.data.splits import carve
-    from zoo_core.selection.pooled import pooled_features
+    from zoo_core.selection.pooled import PooledFeatures
     from zoo_core.selection.rank import shortlisted
 
-    (candidate,) = shortlisted(f'timm(files="{network}")', task=task).candidates
-    assert candidate.plan.task is not None
-    split = carve(open_task(candidate.plan), seed=0, **candidate.plan.task.common).train
-    found = pooled_features(candidate.plan, split, device=torch.device("cpu"))
-    wanted = torch.load(by_hand, weights_only=True)[network.name]
+    (candidate,) = shortlisted(spec, task=task).candidates
+    plan = candidate.plan
+    assert plan.task is not None
+    split = carve(open_task(plan), seed=0, **plan.task.common).train
+    found = PooledFeatures([plan], split, device=torch.device("cpu")).of(plan)
+    wanted = torch.load(by_hand, weights_only=True)[name]
     assert not found.num_made, "the command has stored them"
     return float((found.features - wanted).abs().max() / wanted.abs().max())
 

@@ -3,7 +3,9 @@
     python benchmarks/rank_by_hand.py FOLDER IDS.txt OUT.pt NETWORK... --threads 1
 
 Each photograph is decoded once, as uint8, and each network sees all of them, in batches of 64 and evaluation mode; what
-is stored is its pooled output before the classifier. benchmarks/rank.py runs it against `zoo rank`.
+is stored is its pooled output before the classifier. Of NETWORK@LEVEL it is the mean over the map that timm's own
+features (features_only) give at that level, in a pass of its own that ends there. benchmarks/rank.py runs it against
+`zoo rank`.
 """
 
 from __future__ import annotations
@@ -28,13 +30,13 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("ids", type=Path, help="a file with a photograph on each line")
     parser.add_argument("out", type=Path)
-    parser.add_argument("networks", nargs="+", type=Path, help="folders of config.json, and weights if there are any")
+    parser.add_argument("networks", nargs="+", help="folders of config.json, and weights if there are any; with @LEVEL")
     parser.add_argument("--threads", type=int, default=1)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     names = chosen.ids.read_text(encoding="utf-8").splitlines()
     pixels = torch.stack([decoded(chosen.folder / name) for name in names])
-    torch.save({network.name: features(network, pixels) for network in chosen.networks}, chosen.out)
+    torch.save({Path(network).name: features(network, pixels) for network in chosen.networks}, chosen.out)
     return 0
 
 
@@ -46,14 +48,17 @@ def decoded(path: Path) -> Tensor:
 
 
 @torch.inference_mode()
-def features(network: Path, pixels: Tensor) -> Tensor:
+def features(network: str, pixels: Tensor) -> Tensor:
     """float32 [N, D]."""
-    has_weights = (network / "model.safetensors").exists()
+    folder, _, level = network.partition("@")
+    has_weights = (Path(folder) / "model.safetensors").exists()
+    ends = {"features_only": True, "out_indices": (int(level),)} if level else {"num_classes": 0}
     torch.manual_seed(0)
-    model = timm.create_model(f"local-dir:{network}", pretrained=has_weights, num_classes=0).eval()
+    model = timm.create_model(f"local-dir:{folder}", pretrained=has_weights, **ends).eval()
     read: Any = model.pretrained_cfg
     mean, std = (torch.tensor(read[name]).view(3, 1, 1) for name in ("mean", "std"))
-    return torch.cat([model((batch.float() / 255 - mean) / std) for batch in pixels.split(BATCH)])
+    found = (model((batch.float() / 255 - mean) / std) for batch in pixels.split(BATCH))
+    return torch.cat([maps[0].mean((2, 3)) if level else maps for maps in found])
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from torch import Tensor, nn
 
+import zoo_core
 from tests.benchmark.test_sharing import CPU, how_of, plans_of, scores, together
 from zoo_core.benchmark import sharing
 from zoo_core.benchmark.groups import plan_groups
@@ -20,6 +21,8 @@ from zoo_core.model.build import build_backbone
 from zoo_core.plan.plan import Budget, Plan, pinned
 from zoo_core.testing.recipes import ToyBackbones, toy_plan
 from zoo_core.testing.toys import ToyBackbone
+from zoo_core.training import rows
+from zoo_core.training.rows import StepSeconds
 
 
 @pytest.fixture(autouse=True)
@@ -116,3 +119,30 @@ def test_a_cut_that_breaks_leaves_the_others_as_they_were(broken: int | None, mo
         else:
             assert scores([result]) == [wanted]
             assert how_of(result) == ("heads", 3, None)
+
+
+def stored_run(spec: str, folder: Path) -> str:
+    zoo_core.save(zoo_core.load(spec, num_classes=10), folder)
+    return f'run(path="{folder}"'
+
+
+def test_trials_on_a_stored_run_share_its_features_and_its_depths_a_pass(tmp_path: Path) -> None:
+    base = stored_run("starter/convnet-nano+partial(n=1)", tmp_path / "run")
+    plans = plans_of(f"{base})") + plans_of(f"{base})+probe+ncm", seeds=1) + plans_of(f"{base},until=2)", seeds=1)
+    shared = filled(plans)
+    splits = [shared.splits(plan) for plan in plans]
+    train = {name for each in splits for name in each.train.ids}
+    assert shared.passed.made == len(train) + splits[0].val.num + splits[0].test.num
+    assert [(group.shape, group.positions) for group in plan_groups(plans_of(f"{base})+lora"))] == [("rows", (0, 1))]
+
+
+@pytest.mark.slow
+def test_trials_on_a_stored_run_score_as_each_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows._Rows, "weighed", lambda self: StepSeconds(together=1.0, alone=2.0))
+    base = stored_run("starter/convnet-nano+partial(n=1)", tmp_path / "run")
+    wanted = {f"{base})": "heads", f"{base},until=2)+probe+ncm": "features", f"{base})+lora": "rows"}
+    for spec, how in wanted.items():
+        plans = plans_of(spec, budget=FEW)
+        found = together(plans)
+        assert scores(found) == scores([run_trial(plan)[0] for plan in plans])
+        assert [how_of(result) for result in found] == [(how, 2, None)] * 2

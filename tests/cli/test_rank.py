@@ -107,14 +107,16 @@ def test_then_bench_goes_on_with_the_first(zoo_here: Run, tmp_path: Path, monkey
 
     ran: list[str] = []
 
-    def run_grid(grid: Any, folder: Path, **_: Any) -> list[Any]:
+    def run_grid(grid: Any, folder: Path, **given: Any) -> list[Any]:
+        assert given["trial_time_limit"] == 90
         ran.extend(sorted({f"{plan.spec} {plan.seed}" for plan in grid.plans}))
         assert folder == tmp_path / "runs" / "on"
         assert all(plan.budget.halving for plan in grid.plans)
         return []
 
     monkeypatch.setattr(runner, "run_grid", run_grid)
-    found = _json(zoo_here(*ALL, "--json", "--then", "bench", "--out", tmp_path / "runs" / "on"))
+    limit = ("--trial-time-limit", "1.5m")
+    found = _json(zoo_here(*ALL, "--json", "--then", "bench", "--out", tmp_path / "runs" / "on", *limit))
     first = [row["name"] for row in found["rows"][:2]]
     assert found["bench"] == []
     assert ran == sorted(f"{name}+linear {seed}" for name in first for seed in range(3))
@@ -145,6 +147,7 @@ def test_a_score_of_a_plugin_file_is_computed_and_orders(zoo_here: Run, tmp_path
         (("--backbones", "starter/vit-nano", "--time-limit", "soon"), 2, ("'soon' is no time", "s, m, h")),
         (("--backbones", "starter/vit-nano", "--max-parameters", "0"), 2, ("'0' is no count",)),
         (("--backbones", "starter/vit-nano", "--out", "x"), 2, ("add --then bench",)),
+        (("--backbones", "starter/vit-nano", "--trial-time-limit", "9"), 2, ("of a bench; add --then bench",)),
         (("--backbones", "starter/vit-nano+norm"), 2, ("more than a backbone", "zoo bench")),
         (
             ("--backbones", "starter/vit-nano", "--max-parameters", "1k"),

@@ -14,13 +14,18 @@ from torch import Tensor, nn
 
 import zoo_core
 from zoo_core.benchmark import loaders
+from zoo_core.benchmark.groups import plan_groups
+from zoo_core.benchmark.sharing import SharedWork
 from zoo_core.contracts import Target, TargetKind, Weights, as_backbone
 from zoo_core.data.splits import Subset
 from zoo_core.errors import RefusedError, UsageError
 from zoo_core.model.build import build_backbone
+from zoo_core.plan.plan import Plan, pinned
 from zoo_core.selection import pooled
 from zoo_core.selection import rank as module
 from zoo_core.selection.candidates import Candidate
+from zoo_core.selection.examples import drawn, truth_of
+from zoo_core.selection.pooled import Pooled, PooledFeatures
 from zoo_core.selection.rank import RankEvent, Ranking, Shortlist, run_shortlist
 from zoo_core.testing.recipes import ToyBackbones, ToyTasks, bound, toy_plan
 from zoo_core.testing.toys import ToyBackbone, ToySplit
@@ -94,6 +99,7 @@ def shortlist(
     )
 
 
+CPU = torch.device("cpu")
 PAIR = (("toys", ToyBackbones()), ("maps", ToyBackbones(kind="map")))
 
 
@@ -145,8 +151,8 @@ def test_stored_features_are_those_that_the_backbone_gives() -> None:
     plan = replace(toy_plan(backbone=recipe), target=Target(kind="unlabelled"))
     split = loaders.open_task(plan).splits["train"]
     some = Subset(split, np.arange(7, 30))
-    made = pooled.pooled_features(plan, some, device=torch.device("cpu"))
-    again = pooled.pooled_features(plan, Subset(split, np.arange(20, 40)), device=torch.device("cpu"))
+    made = PooledFeatures([plan], some, device=CPU).of(plan)
+    again = PooledFeatures([plan], Subset(split, np.arange(20, 40)), device=CPU).of(plan)
     assert (made.num_made, again.num_made) == (23, 10)
     backbone = as_backbone(build_backbone(plan))
     inputs = backbone.preparation.collate(backbone.preparation.prepare([_picture(split, row) for row in range(7, 40)]))
@@ -155,6 +161,48 @@ def test_stored_features_are_those_that_the_backbone_gives() -> None:
     # Two batch sizes in float32.
     assert torch.allclose(made.features, wanted[:23], atol=1e-5)
     assert torch.allclose(again.features, wanted[13:], atol=1e-5)
+
+
+def cuts(*depths: int | None, weights: Weights = "pretrained") -> list[Plan]:
+    whole = toy_plan(weights=weights)
+    parts = [replace(whole.backbone, common={**whole.backbone.common, "until": until}) for until in depths]
+    return [replace(whole, backbone=part, num_stages=part.common["until"] or 3) for part in parts]
+
+
+def test_backbones_that_differ_in_where_they_end_are_ranked_of_one_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans = cuts(None, 2, 1)
+    split = loaders.open_task(plans[0]).splits["train"]
+    together = PooledFeatures(plans, split, device=CPU)
+    found = [together.of(plan) for plan in plans]
+    assert together._passed.made == 60
+    assert [each.num_made for each in found] == [60, 60, 60]
+    monkeypatch.setattr(pooled, "build_backbone", lambda plan: pytest.fail("built"))
+    again = PooledFeatures(plans, split, device=CPU)
+    assert [again.of(plan).num_parameters for plan in plans] == [each.num_parameters for each in found]
+    monkeypatch.undo()
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "another"))
+    for plan, each in zip(plans, found, strict=True):
+        alone = PooledFeatures([plan], split, device=CPU).of(plan)
+        assert torch.equal(alone.features, each.features)
+        assert alone.num_parameters == each.num_parameters
+
+
+@pytest.mark.parametrize("weights", ["pretrained", "random"])
+def test_a_bench_reads_what_a_ranking_stored_and_the_other_way_round(weights: Weights) -> None:
+    plans = cuts(None, 2, weights=weights)
+    trials = [pinned(plan, {}) for plan in plans]
+    split = loaders.open_task(plans[0]).splits["train"]
+    ranking = PooledFeatures(plans[:1], split, device=CPU)
+    ranking.of(plans[0])
+    (group,) = plan_groups(trials)
+    shared = SharedWork(group, trials, device=CPU)
+    shared.fill()
+    # 120 are not of the training split; random weights of a trial are calibrated, and those of a ranking are not.
+    assert shared.passed.read == (60 if weights == "pretrained" else 0)
+    later = PooledFeatures(plans[1:], split, device=CPU)
+    assert later.of(plans[1]).num_made == (0 if weights == "pretrained" else 60)
 
 
 def _picture(split: Any, row: int) -> Tensor:
@@ -227,8 +275,8 @@ def test_a_score_that_fails_leaves_the_others(fault: str, reason: str) -> None:
 def test_after_the_time_limit_no_backbone_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 1.0, 11.0, 12.0])
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(module, "pooled_features", _stored_elsewhere)
-    found = ranked(shortlist(*PAIR, ("others", ToyBackbones())), time_limit=10)
+    monkeypatch.setattr(PooledFeatures, "of", _stored_elsewhere)
+    found = ranked(shortlist(*PAIR, ("others", ToyBackbones(layer_drop=True))), time_limit=10)
     assert [(row.name, row.status) for row in found.rows] == [
         ("toys", "ok"),
         ("maps", "not measured"),
@@ -237,9 +285,10 @@ def test_after_the_time_limit_no_backbone_is_begun(monkeypatch: pytest.MonkeyPat
     assert found.rows[1].reason == "the time limit of 10 s was over"
 
 
-def _stored_elsewhere(plan: Any, split: Any, **_: Any) -> pooled.Pooled:
-    features = torch.randn(split.num, 4, generator=torch.Generator().manual_seed(0))
-    return pooled.Pooled(features=features, num_parameters=7, num_made=split.num)
+def _stored_elsewhere(self: PooledFeatures, plan: Any) -> Pooled:
+    num = self._split.num
+    features = torch.randn(num, 4, generator=torch.Generator().manual_seed(0))
+    return Pooled(features=features, num_parameters=7, num_made=num)
 
 
 @pytest.mark.parametrize("arguments", [{"time_limit": 0}, {"num_examples": 19}, {"time_limit": float("nan")}])
@@ -253,12 +302,12 @@ def test_each_class_has_its_share_of_the_examples_and_two_at_least() -> None:
     rng = np.random.default_rng(0)
     order = rng.permutation(len(labels))
     split = ToySplit(np.zeros((len(labels), 8, 8), np.uint8), labels[order])
-    drawn = module._drawn(split, Target(kind="classes", size=3), 100, 0)
-    assert np.bincount(drawn.targets).tolist() == [88, 10, 2]
-    again = module._drawn(split, Target(kind="classes", size=3), 100, 0)
-    other = module._drawn(split, Target(kind="classes", size=3), 100, 1)
-    assert drawn.index.tolist() == again.index.tolist()
-    assert drawn.index.tolist() != other.index.tolist()
+    some = drawn(split, Target(kind="classes", size=3), 100, 0)
+    assert np.bincount(some.targets).tolist() == [88, 10, 2]
+    again = drawn(split, Target(kind="classes", size=3), 100, 0)
+    other = drawn(split, Target(kind="classes", size=3), 100, 1)
+    assert some.index.tolist() == again.index.tolist()
+    assert some.index.tolist() != other.index.tolist()
 
 
 @pytest.mark.parametrize(
@@ -268,7 +317,7 @@ def test_each_class_has_its_share_of_the_examples_and_two_at_least() -> None:
 def test_examples_that_tell_nothing_are_refused(labels: list[int], told: str) -> None:
     split = ToySplit(np.zeros((len(labels), 8, 8), np.uint8), np.array(labels))
     with pytest.raises(RefusedError, match=told):
-        module._truth(split, Target(kind="classes", size=2))
+        truth_of(split, Target(kind="classes", size=2))
 
 
 def test_the_first_third_is_rounded_up_and_two_at_least() -> None:

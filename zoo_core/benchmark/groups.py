@@ -17,7 +17,7 @@ from zoo_core.plan.plan import Plan, identity_of
 from zoo_core.plan.resolve import consumed, first_stage_of
 from zoo_core.registry.registry import Bound
 
-__all__ = ["Group", "depth_of", "key_of", "kinds_of", "open_stages", "plan_groups"]
+__all__ = ["Group", "depth_of", "key_of", "kinds_of", "open_stages", "pass_of", "plan_groups"]
 
 ALL = 10_000  # stages: more than a backbone has
 
@@ -57,7 +57,7 @@ def plan_groups(plans: Sequence[Plan], *, share: bool = True) -> tuple[Group, ..
             rows.setdefault(_digest({"rows": plan.combination or str(plan.trial)}), []).append(position)
         else:
             combination = plan.combination if plan.weights != "random" else None
-            key = known.get(combination or "") or _digest(_in_common(plan))
+            key = known.get(combination or "") or pass_of(plan)
             if combination is not None:
                 known[combination] = key
             members.setdefault(key, []).append(position)
@@ -94,18 +94,19 @@ def key_of(plan: Plan) -> dict[str, object]:
     }
 
 
-def _in_common(plan: Plan) -> dict[str, object]:
-    """What the frozen features of a trial have in common with those of the other trials of its group.
+def pass_of(plan: Plan) -> str:
+    """A digest of the pass that a trial's frozen features come of, which is one for all that differ in its depth alone.
 
-    That is all but where a frozen backbone ends: of a pass of the longest of its cuts the others are made.
+    Of a pass of the backbone that ends last the features of the others are made.
     """
     key = key_of(plan)
     if open_stages(plan):
-        return key
+        return _digest(key)
     base = identity_of(plan, plan.backbone)
     common = base["common"]
     assert isinstance(common, dict)
-    return key | {"base": base | {"common": {name: value for name, value in common.items() if name != "until"}}}
+    whole = {name: value for name, value in common.items() if name != "until"}
+    return _digest(key | {"base": base | {"common": whole}})
 
 
 def depth_of(plan: Plan) -> int:

@@ -296,7 +296,7 @@ class SharedWork:
 
     def _stores_of(self, depth: int, root: Split, role: str) -> dict[What, ModelOutputs]:
         """By what trials read whose backbone ends at one depth, the store of it for a split of the task."""
-        plans, preparation = self._ending_at(depth), self.first(depth).source.preparation.digest
+        plans, preparation = self._ending_at(depth), self.first(depth).source.preparation
         whats = self._read_by(plans)
         for what in whats:
             if (depth, role, what) not in self._stores:

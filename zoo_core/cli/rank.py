@@ -58,6 +58,7 @@ SCHEMA = 1
 @click.option("--time-limit", type=DURATION, help="Begin no backbone after this time, as 90s or 10m.")
 @click.option("--then", type=click.Choice(["bench"]), help="Go on with a bench of the first third, two at least.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of that bench; else runs/rank.")
+@click.option("--trial-time-limit", type=DURATION, help="End a trial of that bench that takes longer, as 90s or 10m.")
 @click.option("--dry-run", is_flag=True, help="Say what would be compared and downloaded, and stop.")
 @threads_option
 @device_option
@@ -76,6 +77,7 @@ def rank(
     time_limit: float | None,
     then: str | None,
     out: Path | None,
+    trial_time_limit: float | None,
     dry_run: bool,
     threads: int | None,
     device: str,
@@ -96,8 +98,9 @@ def rank(
     from zoo_core.selection.candidates import Filters
     from zoo_core.selection.rank import SCORES, run_shortlist, shortlisted
 
-    if out is not None and then is None:
-        raise UsageError("--out is the folder of a bench; add --then bench")
+    for name, given in (("--out is the folder", out), ("--trial-time-limit ends trials", trial_time_limit)):
+        if given is not None and then is None:
+            raise UsageError(f"{name} of a bench; add --then bench")
     limit = None if max_parameters is None else int(max_parameters)
     filters = Filters(licences=licences, max_parameters=limit, input_size=input_size)
     pins = lock_file(lock)
@@ -138,7 +141,9 @@ def rank(
         )
     if not as_json:
         click.echo(_table(found))
-    benched = _bench(found, str(bound.canonical()), out, device, pins, frozen) if then == "bench" else None
+    benched = None
+    if then == "bench":
+        benched = _bench(found, str(bound.canonical()), out, device, pins, frozen, trial_time_limit)
     if as_json:
         click.echo(json.dumps(_json(found, benched), indent=2))
     elif benched is not None:
@@ -146,7 +151,15 @@ def rank(
     return int(any(row.status == "failed" for row in (*found.rows, *(benched or ()))))
 
 
-def _bench(found: Ranking, task: str, out: Path | None, device: str, lock: Path | None, frozen: bool) -> list[Result]:
+def _bench(
+    found: Ranking,
+    task: str,
+    out: Path | None,
+    device: str,
+    lock: Path | None,
+    frozen: bool,
+    trial_time_limit: float | None,
+) -> list[Result]:
     """The results of a bench of the first of a ranking, by probes with three seeds and halving."""
     from zoo_core.benchmark.forking import num_processors
     from zoo_core.benchmark.grid import suite_from
@@ -165,7 +178,7 @@ def _bench(found: Ranking, task: str, out: Path | None, device: str, lock: Path 
     table = {"tasks": [task], "backbones": list(names), "budget": {"halving": True}}
     grid = open_grid(suite_from(table, name="rank"), folder, lock=lock, frozen=frozen)
     workers = num_processors() if device == "cpu" else 1
-    return run_grid(grid, folder, num_workers=workers, device=device, watch=watch)
+    return run_grid(grid, folder, num_workers=workers, device=device, trial_time_limit=trial_time_limit, watch=watch)
 
 
 # --- text for people --------------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ from zoo_core.registry.recipe_checks import broken, plugin_call
 from zoo_core.registry.registry import Bound
 from zoo_core.run_layout import RUN
 
-__all__ = ["PROVENANCE", "build", "build_backbone", "check_outline", "checksum"]
+__all__ = ["PROVENANCE", "build", "build_backbone", "check_outline", "checksum", "outline"]
 
 
 PROVENANCE: frozenset[Change] = frozenset({"objective", "schedule"})  # what is over once a model is trained
@@ -176,6 +176,16 @@ def _shown(learner: Learner, adapter: Bound) -> Mapping[str, TeacherOutput]:
     return Taught(learner.teachers, tuple(asked.of for asked in asked_of(adapter)))
 
 
+def outline(plan: Plan) -> nn.Module:
+    """The backbone of a pinned plan on the meta device, cut where the plan says, with none of its checks.
+
+    No weights are read. Raises whatever a model raises that looks at values.
+    """
+    with torch.device("meta"):
+        backbone = _built(plan, "random")
+        return backbone if plan.until is None else truncated(backbone, plan.until)
+
+
 def check_outline(plan: Plan) -> None:
     """If the weights are still to be fetched, makes the checks that resolve deferred, on the meta device.
 
@@ -183,10 +193,10 @@ def check_outline(plan: Plan) -> None:
     """
     if plan.deferred and plan.weights == "pretrained" and part_key(plan.backbone) in plan.sources:
         with torch.device("meta"):
-            outline = as_backbone(_built(plan, "random"))
+            found = as_backbone(_built(plan, "random"))
         if plan.until is not None:  # neither the kind of its features nor its roles depend on it
-            check_until(plan.backbone.name, plan.until, len(outline.stages))
-        _check_deferred(plan, outline, plan.until)
+            check_until(plan.backbone.name, plan.until, len(found.stages))
+        _check_deferred(plan, found, plan.until)
 
 
 def _built(plan: Plan, weights: Weights) -> nn.Module:

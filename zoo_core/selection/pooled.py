@@ -1,26 +1,34 @@
-"""The pooled features of some examples under a frozen backbone: read if they are stored, else computed and stored."""
+"""The pooled features of some examples under frozen backbones: read where a trial or a ranking has stored them.
+
+Backbones that differ in where they end share a pass, as trials do.
+"""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from zoo_core.benchmark.feature_stores import feature_store
+from zoo_core.benchmark.groups import depth_of
 from zoo_core.benchmark.loaders import check_still
-from zoo_core.benchmark.teaching import split_key
-from zoo_core.contracts import Split, as_backbone
+from zoo_core.contracts import Preparation, Split, as_backbone
 from zoo_core.data.loader import AS_IT_IS, Loader
-from zoo_core.data.model_outputs import ModelOutputs, outputs_room
-from zoo_core.data.splits import Subset, rows_of
-from zoo_core.model.build import build_backbone
-from zoo_core.plan.plan import Plan, identity_of
-from zoo_core.registry.settings import outputs_bytes
-from zoo_core.toolkit.features import convert
-from zoo_core.training.timing import INFERENCE_BATCH
+from zoo_core.data.model_outputs import ModelOutputs, Stored
+from zoo_core.data.splits import rows_of
+from zoo_core.errors import IntegrityError
+from zoo_core.model.build import build_backbone, outline
+from zoo_core.model.given_features import features_in
+from zoo_core.plan.plan import Plan
+from zoo_core.training.frozen_features import FeatureMemory, FeaturePass, FrozenFeatures, Shorter, Stores
+from zoo_core.training.shorter_cuts import ShorterCut
+from zoo_core.training.timing import INFERENCE_BATCH, precision_of
 
-__all__ = ["Pooled", "pooled_features"]
+__all__ = ["Pooled", "PooledFeatures"]
 
 _log = logging.getLogger(__name__)
 
@@ -34,57 +42,111 @@ class Pooled:
     num_made: int
 
 
-def pooled_features(plan: Plan, split: Split, *, device: torch.device, num_workers: int = 0) -> Pooled:
+class PooledFeatures:
     """The features of every example of a split drawn from the task's training split, in evaluation mode, unaugmented.
 
-    plan: pinned; of it only the backbone and the task matter. If all rows are stored, nothing is built.
+    They are those of the trials of a bench, but for random weights, whose statistics are not taken here.
     """
-    root, rows = rows_of(split)
-    store = ModelOutputs(
-        outputs_room(), _key(plan, root, device), root.num, max_bytes=outputs_bytes(), on_full=_log.warning
-    )
-    try:
-        stored = store.read(AS_IT_IS, rows)
-        made: dict[str, Tensor] = {}
+
+    def __init__(self, plans: Sequence[Plan], split: Split, *, device: torch.device, num_workers: int = 0) -> None:
+        """plans: pinned, of backbones that differ in where they end; of them only backbone and task matter."""
+        self._plans, self._split, self._device, self._num_workers = plans, split, device, num_workers
+        self._root, self._rows = rows_of(split)
+        self._memory, self._passed = FeatureMemory(), FeaturePass()
+        self._built: dict[int, nn.Module] = {}  # by depth, as what follows
+        self._stores: dict[int, ModelOutputs] = {}
+        self._stored: dict[int, Stored] = {}  # before any pass
+
+    def of(self, plan: Plan) -> Pooled:
+        """The features under one of the backbones, and with them those of the shorter ones that are not stored.
+
+        If all are stored, nothing is built. Raises IntegrityError if files of the task have changed.
+        """
+        if not self._stored:
+            self._look(plan)
+        stored = self._stored[depth_of(plan)]
         if len(stored.missing):
-            made, is_random = _made(plan, Subset(split, stored.missing), device, num_workers)
-            if not is_random:  # else the next call sees other examples
-                store.write(AS_IT_IS, rows[stored.missing], made)
-        whole = stored.completed(made)
-    finally:
-        store.close()
-    return Pooled(
-        features=whole["pooled"], num_parameters=int(whole["num_parameters"][0]), num_made=len(stored.missing)
-    )
+            found = self._frozen(plan)
+            found.fill(shorter=self._shorter(plan))
+            self._check_still(plan)
+            given, counted = found.inputs(0, range(self._split.num)), self._backbone(plan)
+        else:
+            given, counted = dict(stored.outputs), self._outline(plan)
+        features = features_in(given)
+        assert features is not None, "they were stored as such"
+        return Pooled(
+            features=features.x.float().cpu(),
+            num_parameters=sum(parameter.numel() for parameter in counted.parameters()),
+            num_made=len(stored.missing),
+        )
 
+    def _frozen(self, plan: Plan) -> FrozenFeatures:
+        assert plan.task is not None, "features are of a task's examples"
+        backbone = self._backbone(plan)
+        loader = Loader(
+            self._split,
+            modality=plan.task.recipe.modality,
+            target=plan.target,
+            preparation=as_backbone(backbone).preparation,
+            batch_size=INFERENCE_BATCH,
+            device=self._device,
+            num_workers=self._num_workers,
+        )
+        return FrozenFeatures(
+            backbone,
+            loader,
+            what="pooled",
+            rows=self._rows,
+            stores={"pooled": self._stores[depth_of(plan)]},
+            memory=self._memory,
+            passed=self._passed,
+            precision=precision_of(plan.budget.precision, self._device),
+        )
 
-def _made(plan: Plan, split: Split, device: torch.device, num_workers: int) -> tuple[dict[str, Tensor], bool]:
-    """What a pass over a split gives, as it is stored, and whether the preparation draws at random."""
-    backbone = build_backbone(plan).to(device)
-    source = as_backbone(backbone)
-    assert plan.task is not None, "features are of a task's examples"
-    loader = Loader(
-        split,
-        modality=plan.task.recipe.modality,
-        target=plan.target,
-        preparation=source.preparation,
-        batch_size=INFERENCE_BATCH,
-        device=device,
-        num_workers=num_workers,
-    )
-    with torch.inference_mode():
-        parts = [convert(backbone(batch.inputs), "pooled", source.pool).x.float().cpu() for batch in loader.epoch()]
-    check_still(plan)
-    num_parameters = sum(parameter.numel() for parameter in backbone.parameters())
-    pooled = torch.cat(parts)
-    told = torch.full((len(pooled),), num_parameters)  # beside each row, so that nothing is built to tell it again
-    return {"pooled": pooled, "num_parameters": told}, source.preparation.random
+    def _shorter(self, plan: Plan) -> Shorter:
+        """The shorter backbones that lack features. What cannot be built is told when it is asked for itself."""
+        found: list[tuple[ShorterCut, Stores]] = []
+        for other in self._plans:
+            if depth_of(other) < depth_of(plan) and len(self._stored[depth_of(other)].missing):
+                with suppress(Exception):
+                    cut = ShorterCut(self._backbone(other), self._backbone(plan))
+                    found.append((cut, {"pooled": self._stores[depth_of(other)]}))
+        return found
 
+    def _check_still(self, plan: Plan) -> None:
+        try:
+            check_still(plan)
+        except IntegrityError:
+            for store in self._stores.values():
+                store.discard()
+            raise
 
-def _key(plan: Plan, root: Split, device: torch.device) -> dict[str, object]:
-    """All that the features depend on, besides the view and the row."""
-    return {
-        "pooled features of": identity_of(plan, plan.backbone),
-        **split_key(plan, root, "train", device),
-        "augmentation": None,
-    }
+    def _backbone(self, plan: Plan) -> nn.Module:
+        if depth_of(plan) not in self._built:
+            self._built[depth_of(plan)] = build_backbone(plan).to(self._device)
+        return self._built[depth_of(plan)]
+
+    def _outline(self, plan: Plan) -> nn.Module:
+        """The backbone without its weights; with them where it needs their values."""
+        try:
+            return outline(plan)
+        except Exception:  # noqa: BLE001, what is truly wrong comes up again
+            return self._backbone(plan)
+
+    def _look(self, plan: Plan) -> None:
+        """Finds out what is stored, under which backbone does not matter: their preparation is one."""
+        preparation: Preparation = as_backbone(self._outline(plan)).preparation
+        for each in self._plans:
+            store = feature_store(
+                each,
+                self._root,
+                "train",
+                self._device,
+                what="pooled",
+                preparation=preparation,
+                on_full=_log.warning,
+                more={"drawn": {"seed": each.seed}} if each.weights == "random" else None,  # it is not calibrated
+            )
+            self._stores[depth_of(each)] = store
+            self._stored[depth_of(each)] = store.read(AS_IT_IS, self._rows)
+            store.close()

@@ -17,10 +17,9 @@ from torch import Tensor
 
 from zoo_core._process.interrupts import raise_interrupt
 from zoo_core.benchmark.dry_run import downloads
+from zoo_core.benchmark.groups import depth_of, pass_of
 from zoo_core.benchmark.loaders import open_task
-from zoo_core.contracts import Split, Target, TaskData
-from zoo_core.data.randomness import derive_seed
-from zoo_core.data.splits import Subset, Unlabelled, carve
+from zoo_core.contracts import Target
 from zoo_core.errors import IncompatibleError, RefusedError, UsageError, ZooError
 from zoo_core.files.fetch import DownloadProgress, files_of, pin_plan
 from zoo_core.lock import Pinned, part_key
@@ -34,7 +33,8 @@ from zoo_core.registry.registry import Registry
 from zoo_core.registry.registry import registry as default_registry
 from zoo_core.selection.candidates import Candidate, Filters, LeftOut, check_target, find_candidates
 from zoo_core.selection.certainty import NUM_BLOCKS, Worth, interval, is_told_apart, worth_of
-from zoo_core.selection.pooled import pooled_features
+from zoo_core.selection.examples import FEWEST, drawn, labelled_train, truth_of
+from zoo_core.selection.pooled import PooledFeatures
 from zoo_core.selection.score_functions import blocks
 from zoo_core.spec.parser import parse_parts
 
@@ -51,7 +51,6 @@ __all__ = [
 
 SCORES = "knn,ridge,logme"
 NUM_EXAMPLES = 1000
-FEWEST = 2 * NUM_BLOCKS  # examples; with fewer an interval means nothing
 
 Status = Literal["ok", "refused", "failed", "not measured"]
 
@@ -223,7 +222,7 @@ def run_shortlist(
     """Scores every candidate of a shortlist. One that fails is a row with its reason.
 
     num_examples: at most so many are drawn from the training split, by the seed, of each class its share.
-    time_limit: in seconds; when it is over no candidate is begun any more.
+    time_limit: in seconds; when it is over no candidate is begun any more. Those that share a pass begin together.
     """
     began = time.monotonic()
     if time_limit is not None and not time_limit > 0:
@@ -232,26 +231,28 @@ def run_shortlist(
         raise UsageError(f"num_examples={num_examples}: allowed: {FEWEST} or more")
     first = shortlist.candidates[0]
     data = open_task(first.plan)
-    split = _drawn(_labelled_train(data, shortlist.task), data.target, num_examples, seed)
-    truth = _truth(split, data.target)
+    split = drawn(labelled_train(data, shortlist.task), data.target, num_examples, seed)
+    truth = truth_of(split, data.target)
     scoring = partial(_scores, shortlist.scores, truth=truth, target=data.target)
-    rows: list[Ranked] = []
-    worths: list[Mapping[str, Worth]] = []
+    found: dict[int, tuple[Ranked, Mapping[str, Worth]]] = {}
     total = len(shortlist.candidates)
-    for candidate in shortlist.candidates:
-        tell = partial(RankEvent, done=len(rows), total=total)
-        worth: Mapping[str, Worth] = {}
-        if time_limit is not None and time.monotonic() - began > time_limit:
-            row = _row(candidate, status="not measured", reason=f"the time limit of {time_limit:g} s was over")
-        else:
+    for family in _families(shortlist.candidates):
+        plans = [shortlist.candidates[place].plan for place in family]
+        features = PooledFeatures(plans, split, device=torch.device(device), num_workers=num_workers)
+        is_over = time_limit is not None and time.monotonic() - began > time_limit
+        for place in family:
+            candidate, tell = shortlist.candidates[place], partial(RankEvent, done=len(found), total=total)
+            if is_over:
+                reason = f"the time limit of {time_limit:g} s was over"
+                found[place] = _row(candidate, status="not measured", reason=reason), {}
+            else:
 
-            def arrive(download: DownloadProgress, tell: Callable[..., RankEvent] = tell) -> None:
-                watch(tell(download=download))
+                def arrive(download: DownloadProgress, tell: Callable[..., RankEvent] = tell) -> None:
+                    watch(tell(download=download))
 
-            row, worth = _attempt(candidate, split, scoring, torch.device(device), num_workers, frozen, arrive)
-        rows.append(row)
-        worths.append(worth)
-        watch(RankEvent(done=len(rows), total=total, row=row))
+                found[place] = _attempt(candidate, features, scoring, frozen, arrive)
+            watch(RankEvent(done=len(found), total=total, row=found[place][0]))
+    rows, worths = zip(*(found[place] for place in range(total)), strict=True)
     names = tuple(str(score.canonical()) for score in shortlist.scores)
     return Ranking(
         task=str(shortlist.task.canonical()),
@@ -266,15 +267,21 @@ def run_shortlist(
     )
 
 
+def _families(candidates: Sequence[Candidate]) -> list[list[int]]:
+    """The places of candidates that are made of one pass, of each the one that ends last first."""
+    found: dict[str, list[int]] = {}
+    for place, candidate in enumerate(candidates):
+        found.setdefault(pass_of(candidate.plan), []).append(place)
+    return [sorted(places, key=lambda place: -depth_of(candidates[place].plan)) for places in found.values()]
+
+
 Scoring = Callable[[Tensor], tuple[dict[str, Worth], dict[str, str]]]
 
 
 def _attempt(
     candidate: Candidate,
-    split: Split,
+    features: PooledFeatures,
     scoring: Scoring,
-    device: torch.device,
-    num_workers: int,
     frozen: bool,
     arrive: Callable[[DownloadProgress], None],
 ) -> tuple[Ranked, Mapping[str, Worth]]:
@@ -282,7 +289,7 @@ def _attempt(
     started = time.perf_counter()
     try:
         files_of(candidate.plan, candidate.plan.backbone, offline=frozen, progress=arrive)
-        found = pooled_features(candidate.plan, split, device=device, num_workers=num_workers)
+        found = features.of(candidate.plan)
         _check_features(found.features)
         worth, unscored = scoring(found.features.double())
     except IncompatibleError as error:
@@ -379,46 +386,3 @@ def _ordered(
     return tuple(
         sorted(found, key=lambda row: (order[row.status], -row.scores[by].value if by in row.scores else np.inf))
     )
-
-
-# --- the examples -----------------------------------------------------------------------------------------------------
-
-
-def _labelled_train(data: TaskData, task: Bound) -> Split:
-    """The training split of a task, without the examples whose labels are not known."""
-    train = carve(data, seed=0, **task.common).train
-    return Subset(train, np.flatnonzero(train.known)) if isinstance(train, Unlabelled) else train
-
-
-def _drawn(split: Split, target: Target, num: int, seed: int) -> Subset:
-    """At most `num` examples, of each class its share and at least two if there are, always the same for a seed."""
-    rng = np.random.default_rng(derive_seed("rank", seed))
-    if split.num <= num:
-        return Subset(split, np.arange(split.num))
-    if target.kind != "classes":
-        return Subset(split, np.sort(rng.permutation(split.num)[:num]))
-    labels = np.asarray(split.targets)
-    classes, counts = np.unique(labels, return_counts=True)
-    shuffled = [rng.permutation(np.flatnonzero(labels == label)) for label in classes]
-    # The i-th example of a class of n stands at i / n, so that any beginning of the list has each class's share.
-    place = np.concatenate([np.where(np.arange(n) < 2, -1.0, (np.arange(n) + 0.5) / n) for n in counts])
-    order = np.argsort(place, kind="stable")
-    return Subset(split, np.sort(np.concatenate(shuffled)[order][:num]))
-
-
-def _truth(split: Split, target: Target) -> Tensor:
-    """int64 [N] (classes) or float64 [N, C]. Raises RefusedError where there is nothing to tell apart."""
-    found = np.asarray(split.targets)
-    if split.num < FEWEST:
-        raise RefusedError(f"{split.num} training examples are too few to rank on; allowed: {FEWEST} or more")
-    if target.kind == "classes":
-        if len(np.unique(found)) < 2:
-            raise RefusedError("all training examples have one class, so there is nothing to tell apart")
-        return torch.from_numpy(found.astype(np.int64))
-    assert target.size is not None, "data that was opened knows its outputs"
-    if found.shape != (split.num, target.size):
-        raise UsageError(
-            f"{target.kind} of {split.num} examples are of shape [{split.num}, {target.size}], found "
-            f"{list(found.shape)}"
-        )
-    return torch.from_numpy(found.astype(np.float64))
