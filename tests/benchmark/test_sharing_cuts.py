@@ -54,11 +54,18 @@ def test_cuts_are_made_of_one_pass_and_score_as_each_alone(name: str) -> None:
     assert filled(plans).passed.made == 0
 
 
-def test_a_pass_counts_once_for_all_cuts_and_only_its_own_backbone_is_timed() -> None:
+def test_a_pass_counts_once_for_all_cuts_and_only_its_own_backbone_is_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plans = toys(ToyBackbones(), 2, None, 1)
     shared = filled(plans)
     assert shared.passed.made == 180
     assert [shared.watch(plan) is not None for plan in plans] == [False, True, False]
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "another"))
+    found = together(plans)
+    assert [(result.work or {})["passed"] for result in found] == [60, 60, 60]
+    (seconds,) = {(result.shared or {})["pass_seconds"] for result in found}  # of each a third
+    assert seconds > 0
 
 
 def test_what_is_stored_of_the_longest_cut_is_not_passed_again_for_a_shorter_one() -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from zoo_core.contracts import Features
+from tests.tiny import tiny  # noqa: F401 -- a fixture
+from zoo_core.contracts import Features, Target, as_backbone
+from zoo_core.files.fetch import pin_plan
+from zoo_core.model.build import build_backbone
 from zoo_core.model.truncation import truncated
+from zoo_core.plan.resolve import resolve
 from zoo_core.testing.recipes import ToyBackbones
 from zoo_core.testing.toys import ToyBackbone
 from zoo_core.toolkit.stages import capture
@@ -42,6 +46,19 @@ def test_features_are_those_of_a_pass_of_the_cut_to_the_bit(kind: str, until: in
         assert found is not None
         assert torch.equal(found.x, shorter(inputs).x)
     assert cut.refusal == ""
+
+
+def test_texts_of_several_lengths_keep_their_masks(tiny: Callable[[str], str]) -> None:  # noqa: F811
+    specs = [tiny("bert"), tiny("bert").replace(")", ",until=2)")]
+    target = Target(kind="classes", size=2)
+    longer, shorter = (build_backbone(pin_plan(resolve(spec, target=target))) for spec in specs)
+    preparation = as_backbone(longer).preparation
+    texts = preparation.collate(preparation.prepare(["one", "two words", "a few more words than these"]))
+    found = made(ShorterCut(shorter, longer), longer, texts)
+    assert found is not None
+    assert found.mask is not None
+    assert torch.equal(found.mask, shorter(texts).mask)
+    assert torch.equal(found.x, shorter(texts).x)
 
 
 def test_equal_parameters_of_two_cuts_are_in_memory_once() -> None:
