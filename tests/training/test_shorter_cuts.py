@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from tests.tiny import tiny  # noqa: F401 -- a fixture
 from zoo_core.contracts import Features, Target, as_backbone
 from zoo_core.files.fetch import pin_plan
 from zoo_core.model.build import build_backbone
+from zoo_core.model.given_features import MASK, inputs_of
 from zoo_core.model.truncation import truncated
 from zoo_core.plan.resolve import resolve
 from zoo_core.testing.recipes import ToyBackbones
@@ -20,8 +22,8 @@ from zoo_core.toolkit.stages import capture
 from zoo_core.training.shorter_cuts import ShorterCut
 
 
-def toy(until: int | None = None, kind: str = "tokens") -> nn.Module:
-    backbone = ToyBackbones(kind=kind).build(None, "pretrained").eval()  # type: ignore[arg-type]
+def toy(until: int | None = None, kind: Literal["tokens", "map"] = "tokens") -> nn.Module:
+    backbone = ToyBackbones(kind=kind).build(None, "pretrained").eval()
     return backbone if until is None else truncated(backbone, until)
 
 
@@ -30,21 +32,28 @@ def pictures(num: int, size: int = 8) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def made(cut: ShorterCut, longer: nn.Module, inputs: Mapping[str, Tensor]) -> Features | None:
+def made(
+    cut: ShorterCut, longer: nn.Module, inputs: Mapping[str, Tensor], kind: Literal["tokens", "map"] = "tokens"
+) -> Any:
+    """What a batch holds in place of its inputs: empty where nothing is made of the pass of the longer one."""
     with capture(longer, [cut.stage]) as states:
         longer(inputs)
-    return cut.features(states[cut.stage], inputs)
+    return cut.given(states[cut.stage], inputs, (kind,)).get(kind)
+
+
+@torch.no_grad()
+def equal(found: Any, shorter: nn.Module, inputs: Mapping[str, Tensor]) -> bool:
+    wanted = inputs_of(shorter(inputs))
+    return found.keys() == wanted.keys() and all(torch.equal(found[name], x) for name, x in wanted.items())
 
 
 @pytest.mark.parametrize("kind", ["tokens", "map"])
 @pytest.mark.parametrize("until", [None, 3])
-def test_features_are_those_of_a_pass_of_the_cut_to_the_bit(kind: str, until: int | None) -> None:
+def test_features_are_those_of_a_pass_of_the_cut_to_the_bit(kind: Literal["tokens", "map"], until: int | None) -> None:
     longer, shorter = toy(until, kind), toy(2, kind)
     cut = ShorterCut(shorter, longer)
     for inputs in (pictures(5), pictures(3)):
-        found = made(cut, longer, inputs)
-        assert found is not None
-        assert torch.equal(found.x, shorter(inputs).x)
+        assert equal(made(cut, longer, inputs, kind), shorter, inputs)
     assert cut.refusal == ""
 
 
@@ -55,10 +64,8 @@ def test_texts_of_several_lengths_keep_their_masks(tiny: Callable[[str], str]) -
     preparation = as_backbone(longer).preparation
     texts = preparation.collate(preparation.prepare(["one", "two words", "a few more words than these"]))
     found = made(ShorterCut(shorter, longer), longer, texts)
-    assert found is not None
-    assert found.mask is not None
-    assert torch.equal(found.mask, shorter(texts).mask)
-    assert torch.equal(found.x, shorter(texts).x)
+    assert MASK in found
+    assert equal(found, shorter, texts)
 
 
 def test_equal_parameters_of_two_cuts_are_in_memory_once() -> None:
@@ -109,3 +116,15 @@ def test_a_cut_that_cannot_be_entered_after_its_stages_is_refused() -> None:
     cut = ShorterCut(truncated(shorter.eval(), 2), longer)
     assert made(cut, longer, pictures(2)) is None
     assert cut.refusal == "it cannot be entered after stage 2: features of other pictures"
+
+
+def test_what_fails_in_a_shorter_cut_does_not_stop_the_pass_of_the_longer_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    longer, shorter = toy(), toy(2)
+    cut = ShorterCut(shorter, longer)
+    state, inputs = torch.zeros(2, 16, 12), pictures(2)
+    with torch.no_grad(), capture(longer, [1]) as states:
+        longer(inputs)
+        assert cut.given(states[1], inputs, ("pooled", "tokens")).keys() == {"pooled", "tokens"}
+        monkeypatch.setattr(shorter, "pool", lambda features: state[100])
+        assert cut.given(states[1], inputs, ("pooled",)) == {}
+    assert (cut.refusal or "").startswith("it cannot be entered after stage 2: index 100")

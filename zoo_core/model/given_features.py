@@ -9,14 +9,15 @@ of its axes it is held with its axes in that order, and the name says which.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeAlias
 
 from torch import Tensor
 
 from zoo_core.contracts import Features, Kind
+from zoo_core.toolkit.features import convert
 
-__all__ = ["ATTENDED", "MASK", "What", "X", "features_in", "inputs_at", "inputs_of", "state_in"]
+__all__ = ["ATTENDED", "MASK", "What", "X", "features_in", "inputs_as", "inputs_at", "inputs_of", "state_in"]
 
 What: TypeAlias = Kind | int  # a kind of features, or the stage, from 0, that a hidden state enters
 
@@ -30,6 +31,13 @@ _KINDS: Mapping[int, Kind] = {2: "pooled", 3: "tokens", 4: "map"}  # by the numb
 def inputs_of(features: Features) -> dict[str, Tensor]:
     """What a batch holds where its features are known."""
     return _held(X, features.x) if features.mask is None else {X: features.x, MASK: features.mask}
+
+
+def inputs_as(
+    features: Features, whats: Iterable[What], pool: Callable[[Features], Tensor]
+) -> dict[What, dict[str, Tensor]]:
+    """As `inputs_of`, of each kind that is among these. pool: the backbone's own."""
+    return {what: inputs_of(convert(features, what, pool)) for what in whats if not isinstance(what, int)}
 
 
 def features_in(inputs: Mapping[str, Tensor]) -> Features | None:

@@ -21,12 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from zoo_core.contracts import Batch, Features, as_backbone
+from zoo_core.contracts import Batch, as_backbone
 from zoo_core.data.loader import Loader
 from zoo_core.data.model_outputs import ModelOutputs
 from zoo_core.errors import RefusedError
-from zoo_core.model.given_features import ATTENDED, MASK, What, inputs_at, inputs_of
-from zoo_core.toolkit.features import convert
+from zoo_core.model.given_features import ATTENDED, MASK, What, inputs_as, inputs_at
 from zoo_core.toolkit.stages import boundary, capture
 from zoo_core.training.progress import FitProgress
 from zoo_core.training.shorter_cuts import ShorterCut
@@ -275,9 +274,7 @@ class FrozenFeatures:
             if is_full:
                 watch.stop(len(batch))
             for cut, stores in shorter:
-                features = cut.features(states.pop(cut.stage), batch.inputs)
-                if features is not None:
-                    found.append((stores, _of_kinds(features, stores, as_backbone(cut.backbone).pool)))
+                found.append((stores, cut.given(states.pop(cut.stage), batch.inputs, stores)))
         words = {name: batch.inputs[name] for name in (WORDS,) if name in batch.inputs}
         for stores, of in found:
             for what, inputs in of.items():
@@ -295,7 +292,7 @@ class FrozenFeatures:
                     )
                 found[what] = inputs_at(what, state, batch.inputs)
         if len(found) < len(self._stores):
-            found |= _of_kinds(backbone(batch.inputs), self._stores, backbone.pool)
+            found |= inputs_as(backbone(batch.inputs), self._stores, backbone.pool)
         return found
 
     def _lacks(self, stores: Stores, draw: int, rows: Rows) -> bool:
@@ -311,9 +308,3 @@ class FrozenFeatures:
 
     def _kept(self, store: ModelOutputs, draw: int) -> _Kept:
         return self._memory.of(str(store.folder), self._loader.view(draw))
-
-
-def _of_kinds(features: Features, stores: Stores, pool: Callable[[Features], Tensor]) -> dict[What, dict[str, Tensor]]:
-    """Features as each kind that somebody reads."""
-    kinds = [what for what in stores if not isinstance(what, int)]
-    return {kind: inputs_of(convert(features, kind, pool)) for kind in kinds}

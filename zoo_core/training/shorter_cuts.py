@@ -6,13 +6,13 @@ features in a single bit, the shorter cut is passed on its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from zoo_core.contracts import Features, as_backbone
-from zoo_core.model.given_features import inputs_of
+from zoo_core.model.given_features import What, inputs_as, inputs_of
 from zoo_core.model.truncation import Truncated
 from zoo_core.toolkit.stages import dummy_inputs, resumed
 from zoo_core.training.entering_states import differ_in_size
@@ -34,20 +34,27 @@ class ShorterCut:
 
     @property
     def stage(self) -> int:
-        """The last one, from 0, whose state `features` wants."""
+        """The last one, from 0, whose state `given` wants."""
         return len(as_backbone(self.backbone).stages) - 1
 
-    def features(self, state: Tensor, inputs: Mapping[str, Tensor]) -> Features | None:
-        """The features of a batch; None if the cut is to be passed on its own.
+    def given(
+        self, state: Tensor, inputs: Mapping[str, Tensor], whats: Iterable[What]
+    ) -> dict[What, dict[str, Tensor]]:
+        """The features of a batch, of each kind among these; none if the cut is to be passed on its own.
 
-        state: what left the stage in a pass of the longer cut over these inputs.
+        state: what left the stage in a pass of the longer cut over these inputs, which goes on whatever happens here.
         """
-        dummy = dummy_inputs(self.backbone.eval(), 1)
-        if self.refusal is None:
-            self.refusal = self._tried(state, inputs, dummy)
-        if self.refusal or differ_in_size(inputs, dummy):
-            return None
-        return self._made(state, inputs, dummy)
+        try:
+            dummy = dummy_inputs(self.backbone.eval(), 1)
+            if self.refusal is None:
+                self.refusal = self._tried(state, inputs, dummy)
+            if self.refusal or differ_in_size(inputs, dummy):
+                return {}
+            return inputs_as(self._made(state, inputs, dummy), whats, as_backbone(self.backbone).pool)
+        except Exception as error:  # noqa: BLE001, whatever a backbone raises when its stages are skipped
+            said = str(error).strip().partition("\n")[0][:200]
+            self.refusal = f"it cannot be entered after stage {self.stage + 1}: {said}"
+            return {}
 
     def _made(self, state: Tensor, inputs: Mapping[str, Tensor], dummy: Mapping[str, Tensor]) -> Features:
         whole = {name: x for name, x in inputs.items() if not x.is_floating_point()}
@@ -57,12 +64,8 @@ class ShorterCut:
         """Why the features of a batch cannot be made of a state; empty if they are those of a pass of the cut."""
         if differ_in_size(inputs, dummy):
             return "its examples differ in size"
-        try:
-            wanted = inputs_of(self.backbone(inputs))
-            found = inputs_of(self._made(state, inputs, dummy))
-        except Exception as error:  # noqa: BLE001, whatever a backbone raises when its stages are skipped
-            said = str(error).strip().partition("\n")[0][:200]
-            return f"it cannot be entered after stage {self.stage + 1}: {said}"
+        wanted = inputs_of(self.backbone(inputs))
+        found = inputs_of(self._made(state, inputs, dummy))
         if found.keys() == wanted.keys() and all(torch.equal(x, wanted[name]) for name, x in found.items()):
             return ""
         return f"of what leaves stage {self.stage + 1} of a longer cut it makes other features than in its own pass"
