@@ -19,7 +19,7 @@ from zoo_core.benchmark.trial import run_trial
 from zoo_core.contracts import Features, Weights
 from zoo_core.model.build import build_backbone
 from zoo_core.plan.plan import Budget, Plan, pinned
-from zoo_core.testing.recipes import ToyBackbones, toy_plan
+from zoo_core.testing.recipes import ToyBackbones, ToyTasks, toy_plan
 from zoo_core.testing.toys import ToyBackbone
 from zoo_core.training import rows
 from zoo_core.training.rows import StepSeconds
@@ -54,17 +54,10 @@ def test_cuts_are_made_of_one_pass_and_score_as_each_alone(name: str) -> None:
     assert filled(plans).passed.made == 0
 
 
-def test_a_pass_counts_once_for_all_cuts_and_only_its_own_backbone_is_timed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plans = toys(ToyBackbones(), 2, None, 1)
-    shared = filled(plans)
-    assert shared.passed.made == 180
-    assert [shared.watch(plan) is not None for plan in plans] == [False, True, False]
-    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "another"))
-    found = together(plans)
-    assert [(result.work or {})["passed"] for result in found] == [60, 60, 60]
-    (seconds,) = {(result.shared or {})["pass_seconds"] for result in found}  # of each a third
+def test_a_pass_counts_once_for_all_cuts() -> None:
+    found = together(toys(ToyBackbones(), 2, None, 1))
+    assert [(result.work or {})["passed"] for result in found] == [60, 60, 60]  # of three splits of as many
+    (seconds,) = {(result.shared or {})["pass_seconds"] for result in found}
     assert seconds > 0
 
 
@@ -73,7 +66,14 @@ def test_what_is_stored_of_the_longest_cut_is_not_passed_again_for_a_shorter_one
     filled(plans[1:2])
     shared = filled(plans)
     assert shared.passed.made == 180  # those of the second stage, of which the first is made
-    assert [shared.watch(plan) is not None for plan in plans] == [True, False, False]
+    assert [cut.refusal if cut else None for cut in shared._shorter.values()] == [None, None, ""]
+
+
+def test_a_pass_that_serves_shorter_cuts_too_tells_no_rate_of_its_backbone() -> None:
+    plans = toys(ToyBackbones(), None, 2, num=70)
+    assert [filled(plans).watch(plan) for plan in plans] == [None, None]
+    (plan,) = toys(ToyBackbones(), 1, num=70)
+    assert filled([plan]).watch(plan) is not None
 
 
 class _Counting(ToyBackbone):
@@ -94,8 +94,8 @@ class Counts(ToyBackbones):
         return found
 
 
-def toys(backbone: ToyBackbones, *cuts: int | None) -> list[Plan]:
-    whole = toy_plan(backbone=backbone, learning_rates=(1e-2, 3e-2))
+def toys(backbone: ToyBackbones, *cuts: int | None, num: int = 60) -> list[Plan]:
+    whole = toy_plan(backbone=backbone, task=ToyTasks(num=num), learning_rates=(1e-2, 3e-2))
     parts = [replace(whole.backbone, common={**whole.backbone.common, "until": until}) for until in cuts]
     return [pinned(replace(whole, backbone=part, num_stages=part.common["until"] or 3), {}) for part in parts]
 

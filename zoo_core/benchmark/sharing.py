@@ -306,7 +306,7 @@ class SharedWork:
         return {what: self._stores[depth, role, what] for what in whats}
 
     def watch(self, plan: Plan) -> Stopwatch | None:
-        """That of full batches through the whole backbone of a trial, if it was passed."""
+        """That of full batches through the whole backbone of a trial, if it was passed alone."""
         return None if self.stage is not None else self.passed.watches.get(self.first(depth_of(plan)).backbone)
 
 

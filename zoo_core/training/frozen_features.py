@@ -257,21 +257,25 @@ class FrozenFeatures:
         return some.at(self._rows[positions])
 
     def _given(self, batch: Batch, shorter: Shorter) -> Iterator[tuple[ModelOutputs, dict[str, Tensor]]]:
-        """The features of a batch with the store of each. The watch looks at full batches of the backbone alone."""
+        """The features of a batch with the store of each.
+
+        The watch looks at full batches of the backbone alone: to copy states for shorter cuts takes time too.
+        """
         device = self._loader.device
         self._backbone.to(device).eval()
-        is_full = len(batch) == INFERENCE_BATCH
-        watch = self._pass.watches.setdefault(self._backbone, Stopwatch(device, warmup=1))
+        watch: Stopwatch | None = None
+        if len(batch) == INFERENCE_BATCH and not shorter:
+            watch = self._pass.watches.setdefault(self._backbone, Stopwatch(device, warmup=1))
         found: list[tuple[Stores, Mapping[What, dict[str, Tensor]]]] = []
         with (
             torch.no_grad(),
             autocast(device, self._precision),
             capture(self._backbone, [cut.stage for cut, _ in shorter]) as states,
         ):
-            if is_full:
+            if watch is not None:
                 watch.start()
             found.append((self._stores, self._found(batch)))
-            if is_full:
+            if watch is not None:
                 watch.stop(len(batch))
             for cut, stores in shorter:
                 found.append((stores, cut.given(states.pop(cut.stage), batch.inputs, stores)))
