@@ -109,7 +109,7 @@ def test_a_cut_that_cannot_be_made_of_a_longer_one_is_passed_by_itself_and_says_
     assert [(result.work or {})["passed"] for result in found] == [180, 180]  # each passed all of the three splits
 
 
-@pytest.mark.parametrize("broken", [None, 1])
+@pytest.mark.parametrize("broken", [None, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_cut_that_breaks_leaves_the_others_as_they_were(broken: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     plans = toys(ToyBackbones(), None, 2, 1)
     alone = scores([run_trial(plan)[0] for plan in plans])
