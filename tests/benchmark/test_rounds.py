@@ -151,6 +151,51 @@ def test_what_is_lost_while_trials_wait_is_computed_again_to_the_same_rows(
     assert outcome(bench(plans, folder, after=lose)) == outcome(undisturbed)
 
 
+def reached(plan: Plan, worth: float, rungs: int = 1) -> Result:
+    """A trial that waits at a rung, with the same validation score at each before."""
+    found = [{"epochs": number, "score": worth, "learning_rate": 0.1} for number in range(1, rungs + 1)]
+    return replace(without_score(plan, "it waits", device="cpu", threads=1, status="stopped"), rungs=found)
+
+
+def test_what_trials_of_another_grid_wait_for_in_the_same_folder_stays(grid: Any, tmp_path: Path) -> None:
+    ours, theirs = grid(HALVING)[:2], grid(HALVING)[2:3]
+    rounds = Rounds(ours, tmp_path, {}, frozenset(plan.digest for plan in ours), share=False)
+    now = next(iter(rounds))
+    leg = rounds.leg(now)
+    assert leg is not None
+    for plan in ours:
+        assert rounds.waits(plan, replace(reached(plan, 0.5), after_seconds=7.0), now)
+        (Path(leg.folder) / (plan.digest or "")).mkdir()
+    other = Rounds(theirs, tmp_path, {}, frozenset(plan.digest for plan in theirs), share=False)
+    other.forget(theirs[0].digest or "")
+    again = Rounds(ours, tmp_path, {}, frozenset(plan.digest for plan in ours), share=False)
+    assert (again.num_waiting, again.seconds) == (2, 7.0)
+    assert {folder.name for folder in (tmp_path / WAITING).iterdir()} == {plan.digest for plan in ours}
+    done = {plan.digest or "": reached(plan, 0.5) for plan in ours}
+    Rounds(ours, tmp_path, done, frozenset(), share=False)  # as after a kill before the last state was removed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_seeds_that_come_later_are_stopped_where_others_of_their_combination_were(grid: Any, tmp_path: Path) -> None:
+    plans = grid(HALVING)[:8]  # four combinations with two seeds each
+    firsts, later = plans[0::2], plans[1::2]
+    known: dict[str, Result] = {}
+
+    def decided(some: Sequence[Plan], *scores: float) -> dict[str, str]:
+        rounds = Rounds(plans, tmp_path, known, frozenset(plan.digest or "" for plan in some), share=False)
+        now = next(iter(rounds))
+        for plan, score in zip(some, scores, strict=True):
+            assert rounds.waits(plan, reached(plan, score), now)
+        return {row.digest: known.setdefault(row.digest, row).reason or "" for row in rounds.decided(now)}
+
+    assert decided(firsts, 0.1, 0.2, 0.3, 0.4).keys() == {plan.digest for plan in firsts[:2]}
+    for plan, score in zip(firsts[2:], (0.3, 0.4), strict=True):
+        known[plan.digest or ""] = replace(reached(plan, score), status="ok", score=score)
+    found = decided(later, 0.9, 0.1, 0.3, 0.4)  # the first one's mean is the best now
+    assert found.keys() == {plan.digest for plan in later[:2]}
+    assert found[later[0].digest or ""] == ("other seeds of its combination were stopped before, after 1 of 4 epochs")
+
+
 def test_a_failure_behind_a_rung_counts_there_for_whoever_goes_on_with_the_run(grid: Any, tmp_path: Path) -> None:
     plans = grid(HALVING)[:8]  # four combinations with rates, of which the first two go on
     worth = dict(zip((plan.digest or "" for plan in plans), (0.2, 0.9, 0.5, 0.5, 0.4, 0.4, 0.3, 0.3), strict=True))
@@ -158,8 +203,7 @@ def test_a_failure_behind_a_rung_counts_there_for_whoever_goes_on_with_the_run(g
     known: dict[str, Result] = {}
 
     def reach(plan: Plan, rungs: int) -> Result:
-        reached = [{"epochs": n, "score": worth[plan.digest or ""], "learning_rate": 0.1} for n in range(1, rungs + 1)]
-        return replace(without_score(plan, "it waits", device="cpu", threads=1, status="stopped"), rungs=reached)
+        return reached(plan, worth[plan.digest or ""], rungs)
 
     def end(rounds: Rounds, result: Result) -> None:
         known[result.digest] = rounds.with_rungs(result)

@@ -30,7 +30,7 @@ from zoo_core.plan.resolve import resolve
 from zoo_core.results.store import Result
 from zoo_core.testing.recipes import ToyAdapter, ToyBackbones, ToyOpen, ToyTasks, toy_plan
 from zoo_core.testing.toys import ToyBackbone
-from zoo_core.training import rows
+from zoo_core.training import entering_states, rows
 from zoo_core.training.rows import StepSeconds
 
 BUDGET = Budget(epochs=3, num_rates=2)
@@ -336,6 +336,17 @@ def test_of_files_that_change_while_features_are_made_nothing_is_stored(
     assert not list(outputs_room().rglob("*.rows"))
     (result,) = together([plan])
     assert (result.status, result.score) == ("failed", None)
+
+
+def test_no_states_are_made_for_examples_that_differ_in_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    plans = plans_of("starter/vit-nano+partial(n=1)", seeds=1)
+    (group,) = plan_groups(plans)
+    monkeypatch.setattr(entering_states, "dummy_inputs", lambda *_: {"pixel_values": torch.zeros(1, 1, 9, 9)})
+    shared = SharedWork(group, plans, device=CPU)
+    shared.fill()
+    assert shared.passed.made == 0
+    (result,) = together(plans)
+    assert how_of(result) == ("alone", 1, "its examples differ in size")
 
 
 def test_half_precision_features_are_those_of_each_epoch() -> None:

@@ -143,6 +143,12 @@ def test_a_suite_says_at_which_rungs_it_is_halved(zoo_here: Run, suite: Path) ->
     suite.write_text(suite.read_text() + "\n[budget]\nhalving = true\n")
     _, out, _ = zoo_here("plan", suite)
     assert "halving: after 3, 5, 10 of 20 epochs the better half goes on, by validation" in out.splitlines()
+    assert "where they are faster together" in whole
+    assert "where they are faster together" not in out
+    assert any(
+        line.startswith("alone: ") and line.endswith("; halving stops its trials one by one")
+        for line in out.splitlines()
+    )
 
 
 def test_a_suite_says_where_stages_are_not_known(zoo_here: Run, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from zoo_core.registry.local_plugins import add_plugin
 from zoo_core.registry.registry import registry
 from zoo_core.results.outdated import OTHER, standing_of
 from zoo_core.results.store import Result, append, read
+from zoo_core.run_layout import UNDECIDED
 
 BEFORE = Path(__file__).parents[1] / "stored" / "894e433"  # what zoo-core of that commit stored
 MLP = "starter/mlp-nano(weights=random)"
@@ -310,6 +311,24 @@ def test_a_report_tells_what_has_changed_and_what_is_gone(here: Path) -> None:
     found = standing_of(Path("out"))
     assert (len(found.rows), found.outdated) == (1, frozenset())
     assert found.remarks[0].startswith("1 result is superseded and left out: adapter:guided(guide=one)")
+
+
+def test_a_report_tells_what_waits_at_a_rung_and_what_begins_anew(here: Path) -> None:
+    grid = opened(seeds=3, budget={"epochs": 8, "halving": True})
+    Path("out").mkdir()
+    _supersede(grid, Path("out"))
+    for plan, num in zip(grid.plans, (1, 2, 3), strict=True):
+        rungs = [{"epochs": epochs, "score": 0.5, "learning_rate": 0.1} for epochs in (1, 2, 4)[:num]]
+        row = replace(provenance(plan, device="cpu", threads=1), status="ok" if num == 3 else "stopped", rungs=rungs)
+        append(Path("out", UNDECIDED), row)
+    (remark,) = standing_of(Path("out")).remarks
+    assert remark.startswith("3 trials wait until halving decides: 1 after 1 epoch, 1 after 2 epochs, 1 on shared ")
+    assert remark.endswith("; the same `zoo bench`, with --out out, goes on with them")
+    append(Path("out/results.jsonl"), replace(provenance(grid.plans[0], device="cpu", threads=1), score=0.5))
+    edit("points.csv")
+    assert "2 trials that waited at a rung begin anew" in standing_of(Path("out")).remarks[-1]
+    Path("out", UNDECIDED).write_text("{}\n")
+    assert "begins anew with what had waited there" in standing_of(Path("out")).remarks[-1]
 
 
 def test_results_of_nothing_local_are_looked_at_no_further(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

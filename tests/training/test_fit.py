@@ -25,7 +25,7 @@ from zoo_core.plan.plan import Budget, Plan
 from zoo_core.testing.recipes import ToyAdapter, ToyBackbones, ToyHeads, ToyHint, ToyMemory, ToyOpen, ToyTasks, toy_plan
 from zoo_core.testing.toys import ToySplit
 from zoo_core.toolkit.preparations import ImagePreparation
-from zoo_core.training.fit import Fitted, calibrate, fit
+from zoo_core.training.fit import Fitted, calibrate, fit, pause_fit
 from zoo_core.training.metrics import predict
 from zoo_core.training.progress import FitProgress
 
@@ -989,3 +989,14 @@ def test_any_budget_ends_with_finite_rates(warmup: float, epochs: int) -> None:
     with watched() as steps:
         fitted(plan, 1.0)
     assert all(0 < step[0]["lr"] <= 1 for step in steps)
+
+
+def test_the_training_rate_of_a_fit_that_paused_is_of_all_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zoo_core.training.timing.MIN_WINDOW_SECONDS", 0.0)  # each step is a window, but for two
+    plan = toy_plan(ToyOpen(), budget=SHORT)
+    learner = build(plan)
+    given: dict[str, Any] = {"budget": plan.budget, "learning_rate": 1e-2, "seed": 0}
+    paused, _ = pause_fit(learner, loader_of(plan, learner), epochs=1, validate=lambda _: 0.5, **given)
+    found = fit(learner, loader_of(plan, learner), state=paused, **given)
+    assert found.training is not None
+    assert found.training["repeats"] == found.num_steps - 2 * 2 == 4

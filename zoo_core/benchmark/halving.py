@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-__all__ = ["Decision", "Leg", "better_half", "decide"]
+__all__ = ["ONE_BY_ONE", "Decision", "Leg", "better_half", "decide"]
 
+ONE_BY_ONE = "halving stops its trials one by one"  # why their adapters do not train together
 FINALISTS = 2  # combinations that are always trained to the end, so that the table can tell them apart
 
 K = TypeVar("K")

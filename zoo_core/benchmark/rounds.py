@@ -16,9 +16,10 @@ from pathlib import Path
 
 from zoo_core.benchmark.groups import Group, plan_groups
 from zoo_core.benchmark.halving import Decision, Leg, decide
-from zoo_core.errors import IntegrityError, NotFoundError
+from zoo_core.errors import IntegrityError
 from zoo_core.plan.plan import Plan
-from zoo_core.results.store import UNMEASURED, Result, append, latest, read
+from zoo_core.results.store import UNMEASURED, Result, append
+from zoo_core.results.waiting import undecided_in
 from zoo_core.run_layout import UNDECIDED, WAITING
 
 __all__ = ["Round", "Rounds"]
@@ -44,8 +45,20 @@ class Rounds:
         self._plans, self._known, self._left = plans, known, set(missing)
         self._rows, self._states = folder / UNDECIDED, folder / WAITING
         self._groups = plan_groups(plans, share=share)
-        held = _held(self._rows).items()  # what failed and is stored is here to be tried again, if at all
+        held = _held(folder).items()  # what failed and is stored is here to be tried again, if at all
         self._held = {digest: row for digest, row in held if row.status != "failed" or digest not in known}
+        if not self._left:  # a kill may have come before the last state was removed
+            self._tidy()
+
+    @property
+    def seconds(self) -> float:
+        """How long the run had taken when the last of what is held was told of."""
+        return max((row.after_seconds or 0.0 for row in self._held.values()), default=0.0)
+
+    @property
+    def num_waiting(self) -> int:
+        """Of how many trials that are to be run something is held."""
+        return len(self._left & self._held.keys())
 
     def __iter__(self) -> Iterator[Round]:
         rungs = self._plans[0].budget.rungs
@@ -122,7 +135,21 @@ class Rounds:
         self._held.pop(digest, None)
         shutil.rmtree(self._states / digest, ignore_errors=True)
         if not self._left:
-            self._rows.unlink(missing_ok=True)
+            self._tidy()
+
+    def _tidy(self) -> None:
+        """Removes what nobody waits for any more. What trials of another grid wait for in this folder stays."""
+        own = {_key(plan) for plan in self._plans} | {str(plan.trial) for plan in self._plans}
+        others = [row for row in self._held.values() if not {row.digest, row.trial} & own]
+        others = [row for row in others if row.digest not in self._known]
+        self._rows.unlink(missing_ok=True)
+        for row in others:
+            append(self._rows, row)
+        kept = {row.digest for row in others}
+        for folder in self._states.iterdir() if self._states.is_dir() else ():
+            if folder.name not in kept:
+                shutil.rmtree(folder, ignore_errors=True)
+        if not kept:
             shutil.rmtree(self._states, ignore_errors=True)
 
     def _is_at(self, plan: Plan, now: Round) -> bool:
@@ -132,10 +159,15 @@ class Rounds:
         )
 
     def _stopped(self, plans: Sequence[Plan], now: Round) -> Iterator[Result]:
-        """The rows of those trials of one task that do not go on. What has a finished trial is stopped no more."""
+        """The rows of those trials of one task that do not go on.
+
+        What has a finished trial is stopped no more. What has a trial that was stopped here in an earlier call does not
+        go on with seeds that came later, whatever their scores: all seeds of a combination have one fate.
+        """
         scores: dict[str, list[float | None]] = {}
         running: dict[str, list[Result]] = {}
         finished: set[str] = set()
+        halted: set[str] = set()
         for plan in plans:
             row = self._held.get(_key(plan)) if _key(plan) in self._left else self._known.get(_key(plan))
             if row is None or row.status == "refused":
@@ -150,21 +182,24 @@ class Rounds:
                 running.setdefault(combination, []).append(row)
             elif row.status == "ok":
                 finished.add(combination)
-        found = decide(scores)
+            elif row.stopped is not None and row.stopped["rung"] == now.number:
+                halted.add(combination)
+        found, epochs = decide(scores), self._plans[0].budget.epochs
         for combination, rows in running.items():
-            if combination not in found.going_on | finished:
-                reason = _reason(rows, now, found, combination, scores, self._plans[0].budget.epochs)
-                yield from (_stopped(row, now, reason) for row in rows)
+            if combination in finished or combination in found.going_on - halted:
+                continue
+            reason = f"other seeds of its combination were stopped before, after {now.until} of {epochs} epochs"
+            if combination not in found.going_on:
+                reason = _reason(rows, now, found, combination, scores, epochs)
+            yield from (_stopped(row, now, reason) for row in rows)
 
 
-def _held(path: Path) -> dict[str, Result]:
+def _held(folder: Path) -> dict[str, Result]:
     try:
-        return latest(read(path))
-    except NotFoundError:
-        return {}
+        return undecided_in(folder)
     except IntegrityError as error:
         _log.warning("%s; what had waited in it runs again", error)
-        path.unlink()
+        (folder / UNDECIDED).unlink()
         return {}
 
 

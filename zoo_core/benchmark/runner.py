@@ -44,12 +44,14 @@ class RunEvent:
 
     download: the progress of a download. report: the progress of the trial `plan`. result: the result of that trial.
     superseded: the number of stored results that were just found to be made from files that have changed.
+    num_waiting: of the trials that are not done, those of which something waits at a rung, when the run begins.
     waiting: what the trial `plan` has reached at a rung of halving.
     """
 
     done: int
     total: int
     superseded: int = 0
+    num_waiting: int = 0
     download: DownloadProgress | None = None
     plan: Plan | None = None
     report: TrialProgress | None = None
@@ -112,7 +114,13 @@ def run_grid(
     with RunLock(out):
         path, num_superseded = out / RESULTS, _supersede(grid, out)
         known = _known(out)
-        began = time.monotonic() - max((row.after_seconds or 0.0 for row in known.values()), default=0.0)
+        missing = _missing(grid, known, retry=retry)
+        rounds = Rounds(grid.plans, out, known, missing, share=share)
+        earlier = max((row.after_seconds or 0.0 for row in known.values()), default=0.0)
+        began = time.monotonic() - max(earlier, rounds.seconds)
+
+        def timed(result: Result) -> Result:
+            return replace(result, after_seconds=round(time.monotonic() - began, 3))
 
         def keep(result: Result) -> None:
             append(path, result)
@@ -121,9 +129,8 @@ def run_grid(
         for refused in map(_refused, grid.refusals):
             if refused.digest not in known or known[refused.digest].reason != refused.reason:
                 keep(refused)
-        missing = _missing(grid, known, retry=retry)
         done, total = len(grid.plans) - len(missing), len(grid.plans)
-        watch(RunEvent(done=done, total=total, superseded=num_superseded))
+        watch(RunEvent(done=done, total=total, superseded=num_superseded, num_waiting=rounds.num_waiting))
 
         def tell(progress: DownloadProgress) -> None:
             watch(RunEvent(done=done, total=total, download=progress))
@@ -131,12 +138,11 @@ def run_grid(
         def close(plan: Plan, result: Result) -> RunEvent:
             nonlocal done
             result = rounds.with_rungs(result)
-            keep(replace(result, after_seconds=round(time.monotonic() - began, 3)))
+            keep(timed(result))
             rounds.forget(result.digest)
             done += 1
             return RunEvent(done=done, total=total, plan=plan, result=result)
 
-        rounds = Rounds(grid.plans, out, known, missing, share=share)
         plans = {_key(plan): plan for plan in grid.plans}
         options: dict[str, Any] = {"num_workers": num_workers, "threads": threads, "device": device}
         options["trial_time_limit"] = trial_time_limit
@@ -146,7 +152,7 @@ def run_grid(
                     if result is None:
                         watch(RunEvent(done=done, total=total, plan=plan, report=report))
                     elif rounds.is_wanted(plan):
-                        waits = rounds.waits(plan, result, now)
+                        waits = rounds.waits(plan, timed(result), now)
                         event = RunEvent(done=done, total=total, plan=plan, waiting=result)
                         watch(event if waits else close(plan, result))
             for result in rounds.decided(now):

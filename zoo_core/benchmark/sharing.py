@@ -27,7 +27,7 @@ from zoo_core.model.given_features import What
 from zoo_core.model.learner import Learner
 from zoo_core.plan.plan import Plan
 from zoo_core.toolkit.stages import dummy_inputs
-from zoo_core.training.entering_states import states_refusal
+from zoo_core.training.entering_states import differ_in_size, states_refusal
 from zoo_core.training.fit import calibrate
 from zoo_core.training.frozen_features import FeatureMemory, FeaturePass, FrozenFeatures
 from zoo_core.training.gradient_trainer import MemoryOptions
@@ -229,7 +229,7 @@ class SharedWork:
             with suppress(ZooError):
                 splits, first = self.splits(plan), self.first(depth)
                 training = self._training_loader(plan, first, splits)
-                if refusal(first, training, draws=self.draws(depth)) or (self.stage is not None and self.stage < 1):
+                if refusal(first, training, draws=self.draws(depth)) or not self._has_states(training, splits.train.num):
                     return
                 self._fill_split(plan, training, splits.train, "train", tell)
                 for role, split in (("val", splits.val), ("test", splits.test)):
@@ -255,6 +255,14 @@ class SharedWork:
                 found = ShorterCut(self.first(depth).backbone, self.first(longer).backbone)
             self._shorter[longer, depth] = found
         return self._shorter[longer, depth]
+
+    def _has_states(self, loader: Loader, num: int) -> bool:
+        """Whether states are worth being made, where it is states that are shared: two of num examples tell."""
+        if self.stage is None:
+            return True
+        few = next(loader.seen(next(iter(loader.draws)), range(min(2, num)), 2))
+        dummy = dummy_inputs(self.first(self._depths[0]).backbone, 1)
+        return self.stage > 0 and not differ_in_size(few.inputs, dummy)
 
     def refusal(
         self, plan: Plan, learner: Learner, loader: Loader, split: Split, memory: MemoryOptions | None = None

@@ -27,7 +27,7 @@ import torch
 from zoo_core import errors
 from zoo_core._process.malloc import keep_freed, keeping_large_blocks
 from zoo_core.benchmark.groups import Group
-from zoo_core.benchmark.halving import Leg
+from zoo_core.benchmark.halving import ONE_BY_ONE, Leg
 from zoo_core.benchmark.progress import TrialProgress
 from zoo_core.benchmark.provenance import explained, without_score
 from zoo_core.benchmark.sharing import MEMORY_ERRORS, NOT_MADE, SharedWork, combination_of
@@ -135,7 +135,7 @@ def attempt_group(
         some = [plans[position] for position in positions]
         try:
             if group.shape == "rows" and leg is not None:
-                raise NotTogether("halving stops its trials one by one")
+                raise NotTogether(ONE_BY_ONE)
             if group.shape == "rows" and group.apart:
                 raise NotTogether(group.apart)
             train_together(some, shared, device=torch.device(device), report=partial(report, positions[0]))

@@ -28,6 +28,7 @@ from zoo_core.cli.options import (
 from zoo_core.errors import NotFoundError, UsageError
 from zoo_core.registry.readers import is_path
 from zoo_core.results.report import render
+from zoo_core.results.waiting import num_epochs_text
 from zoo_core.run_layout import RESULTS
 
 if TYPE_CHECKING:
@@ -274,7 +275,8 @@ def _line(event: RunEvent) -> None:
     elif event.plan is None and event.download is None:
         if event.superseded:
             click.echo(_superseded(event), err=True)
-        click.echo(f"{event.done} of {event.total} trials are done already", err=True)
+        waiting = f", {event.num_waiting} wait at a rung of halving" if event.num_waiting else ""
+        click.echo(f"{event.done} of {event.total} trials are done already{waiting}", err=True)
 
 
 def _superseded(event: RunEvent) -> str:
@@ -289,7 +291,8 @@ def _arriving(download: DownloadProgress) -> str:
 def _result_line(event: RunEvent) -> str:
     if event.waiting is not None:
         rung = (event.waiting.rungs or [{}])[-1]
-        so_far = f"{event.waiting.metric} {rung['score']:.4g} on validation at its rung, after {rung['epochs']} epochs"
+        so_far = f"{event.waiting.metric} {rung['score']:.4g} on validation at its rung, after"
+        so_far += f" {num_epochs_text(rung['epochs'])}"
         return f"[{event.done}/{event.total}] {event.waiting.trial}: {so_far}"
     result = event.result
     assert result is not None, "told of a result"

@@ -11,6 +11,7 @@ import click
 
 from zoo_core.benchmark.grid import check_shots, expand, load_suite, weights_of
 from zoo_core.benchmark.groups import depth_of, open_stages, plan_groups
+from zoo_core.benchmark.halving import ONE_BY_ONE
 from zoo_core.cli.completion import complete_spec, complete_tasks
 from zoo_core.cli.data import told
 from zoo_core.cli.options import lock_file, lock_option
@@ -23,6 +24,7 @@ from zoo_core.registry.bind import Bound
 from zoo_core.registry.catalog import catalog
 from zoo_core.registry.local_plugins import plugin_hashes
 from zoo_core.results.store import Result, latest, read
+from zoo_core.results.waiting import undecided_in, waiting_text
 from zoo_core.run_layout import RESULTS
 
 __all__ = ["lines_of", "plan"]
@@ -66,6 +68,7 @@ def plan(what: str, task: str | None, seed: int | None, lock: Path | None, done:
         check_shots(one)
         found, plans, refusals = (one,), [_row(one)], []
     groups = _groups(found, _known(done))
+    waiting = _waiting(found, done)
     if as_json:
         click.echo(json.dumps({"plans": plans, "groups": groups, "refusals": refusals}, indent=2))
         return
@@ -81,6 +84,8 @@ def plan(what: str, task: str | None, seed: int | None, lock: Path | None, done:
     if budget.rungs:
         rungs = ", ".join(map(str, budget.rungs))
         click.echo(f"halving: after {rungs} of {budget.epochs} epochs the better half goes on, by validation")
+    if waiting:
+        click.echo(f"{waiting_text(waiting)}; `zoo bench {what} --out {done}` goes on with them")
     for line in _group_lines(groups) if what.endswith(".toml") else ():
         click.echo(line)
     for refusal in refusals:
@@ -94,19 +99,30 @@ def _known(folder: Path | None) -> Mapping[str, Result]:
     return latest(read(folder / RESULTS))
 
 
+def _waiting(plans: Sequence[Plan], folder: Path | None) -> list[Result]:
+    """The rows of those trials of a run that wait at a rung of halving."""
+    if folder is None:
+        return []
+    known, wanted = _known(folder), {plan.digest for plan in plans}
+    return [row for digest, row in undecided_in(folder).items() if digest in wanted and digest not in known]
+
+
 def _groups(plans: Sequence[Plan], known: Mapping[str, Result]) -> list[dict[str, Any]]:
     """The groups of trials that run together. seconds: of those of which a result is stored, else of one like them."""
     rows = []
     for group in plan_groups(plans):
         members = [plans[position] for position in group.positions]
+        alone = group.alone
+        if group.shape == "rows" and members[0].budget.rungs:
+            alone = ONE_BY_ONE
         results = [known[each.digest or ""] for each in members if each.digest in known]
         seconds = [result.train_seconds for result in results if result.train_seconds is not None]
         rows.append(
             {
                 "group": group.id,
                 "trials": [str(each.trial) for each in members],
-                "shares": None if group.alone else _shared_by(members, group.shape),
-                "reason": group.alone or None,
+                "shares": None if alone else _shared_by(members, group.shape),
+                "reason": alone or None,
                 "bytes": _feature_bytes(members) if group.shape == "features" else None,
                 "done": len(results),
                 "seconds": sum(seconds) / len(seconds) * len(members) if seconds else None,
@@ -118,7 +134,7 @@ def _groups(plans: Sequence[Plan], known: Mapping[str, Result]) -> list[dict[str
 def _shared_by(plans: Sequence[Plan], shape: str) -> str:
     first = plans[0]
     if shape == "rows":
-        return f"steps of {first.spec}, where they are faster together"
+        return f"steps of {first.spec} on {first.trial.task}, where they are faster together"
     assert first.task is not None, "a trial has a task"
     num = open_stages(first)
     what = f"states that enter the last {f'{num} stages' if num > 1 else 'stage'}" if num else "features"

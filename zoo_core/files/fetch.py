@@ -142,7 +142,8 @@ def folder(
     wrong = _wrong(pin, names)
     if pin.repository is None or pin.revision is None:
         for error in wrong.values():
-            raise type(error)(f"{error}, as it was pinned; restore it, or pin it again: zoo lock SPEC") from error
+            anew = "restore it, or pin it anew: the same bench or fit does, and zoo lock SPEC"
+            raise type(error)(f"{error}, as it was pinned; {anew}") from error
         return _folder_of(pin)
     if wrong:
         _may_download(pin, wrong, offline=offline)

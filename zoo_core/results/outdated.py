@@ -7,7 +7,7 @@ content stay in their file, marked as superseded, and their trials run again. A 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from glob import escape
 from pathlib import Path
@@ -22,6 +22,7 @@ from zoo_core.registry.bind import COMMON
 from zoo_core.registry.registry import registry
 from zoo_core.registry.trust import speaking_for
 from zoo_core.results.store import Result, read
+from zoo_core.results.waiting import undecided_in, waiting_text
 from zoo_core.run_layout import LOCK, RESULTS
 from zoo_core.spec.parser import parse_part, parse_specs
 
@@ -34,7 +35,7 @@ OTHER = "the same trial is made from other parts now"
 class Standing:
     """The rows of a folder that are not superseded, and the digests of those whose files have changed since.
 
-    remarks: one line for each finding.
+    remarks: one line for each finding, and what waits until halving decides.
     """
 
     rows: tuple[Result, ...]
@@ -89,6 +90,12 @@ def standing_of(folder: Path) -> Standing:
     given = {provider.distribution: provider.sha256 for provider in registry().providers() if provider.sha256}
     superseded, outdated, unchecked = Counter[str](), Counter[str](), Counter[str]()
     old: set[str] = set()
+
+    def content_now(key: str) -> str | ZooError:
+        if key not in looked:
+            looked[key] = _content_now(key, lock)
+        return looked[key]
+
     for row in rows:
         if row.superseded is not None:
             superseded[row.superseded] += 1
@@ -97,9 +104,7 @@ def standing_of(folder: Path) -> Standing:
         if sources is None:
             unchecked["it was stored by an earlier version, which noted no files"] += 1
         for key, content in (sources or {}).items():
-            if key not in looked:
-                looked[key] = _content_now(key, lock)
-            now = looked[key]
+            now = content_now(key)
             if isinstance(now, ZooError) and type(now) is not IncompatibleError:  # which tells of another base
                 unchecked[str(now)] += 1
             elif now != content:
@@ -121,8 +126,30 @@ def standing_of(folder: Path) -> Standing:
                 for reason, num in sorted(outdated.items())
             ),
             *(f"{_results(num)} no longer checkable: {reason}" for reason, num in sorted(unchecked.items())),
+            *_waiting(folder, rows, content_now),
         ),
     )
+
+
+def _waiting(folder: Path, rows: Iterable[Result], content_now: Callable[[str], str | ZooError]) -> Iterator[str]:
+    """What waits until halving decides, and what had waited and is made from other files now."""
+    known = {row.digest for row in rows}
+    try:
+        held = [row for digest, row in undecided_in(folder).items() if digest not in known]
+    except IntegrityError as error:
+        yield f"{error}; the same bench begins anew with what had waited there"
+        return
+    changed: Counter[str] = Counter()
+    waiting: list[Result] = []
+    for row in held:
+        keys = [key for key, content in (row.sources or {}).items() if content_now(key) != content]
+        changed.update(keys[:1])
+        waiting += [] if keys else [row]
+    if waiting:
+        yield f"{waiting_text(waiting)}; the same `zoo bench`, with --out {folder}, goes on with them"
+    for key, num in sorted(changed.items()):
+        told = "1 trial that waited at a rung begins" if num == 1 else f"{num} trials that waited at a rung begin"
+        yield f"{told} anew with the same bench: {key} holds something else now, as seen from this folder"
 
 
 def _results(num: int) -> str:

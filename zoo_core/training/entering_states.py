@@ -49,7 +49,10 @@ def states_refusal(
 
 
 def differ_in_size(inputs: Mapping[str, Tensor], dummy: Mapping[str, Tensor]) -> bool:
-    """Whether dummy inputs cannot stand for inputs that are not whole numbers, whose size a backbone may look at."""
+    """Whether dummy inputs cannot stand for these, such as sounds, of which each example is as long as it is.
+
+    What is computed around the stages takes one example, whose size is that of the backbone's dummy inputs.
+    """
     shown = any(x.is_floating_point() for x in inputs.values())
     return shown and any(name not in dummy or dummy[name].shape[1:] != x.shape[1:] for name, x in inputs.items())
 

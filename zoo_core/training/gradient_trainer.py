@@ -171,6 +171,7 @@ class GradientTrainer:
             "waited": self._waited,
             "seconds": self.seconds,
             "micro_batch": self.micro_batch,
+            "watch": self._watch.state(),
         }
         return Snapshot(values=values, parts={name: part for name, part in parts.items() if part})
 
@@ -185,6 +186,8 @@ class GradientTrainer:
             self._best_epoch, self._best = values["best"]
         self._best_weights = parts.get("best")
         self._started -= values["seconds"]
+        if "watch" in values:  # not in a state of an earlier version
+            self._watch.restore(values["watch"])
         if self._memory.micro_batch == "auto":
             self.micro_batch = values["micro_batch"]  # another one would round otherwise
         table = self._optimiser.state_dict()
@@ -212,7 +215,7 @@ class GradientTrainer:
 
     @property
     def rate(self) -> dict[str, Any] | None:
-        """The training rate as a result stores it. After an interruption, it covers the steps since."""
+        """The training rate as a result stores it, of the steps before an interruption or a pause too."""
         return self._watch.rate(batch_size=self._loader.batch_size, precision=self._precision)
 
     def _objective(self) -> dict[str, Tensor]:

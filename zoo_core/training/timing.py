@@ -6,6 +6,7 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,16 @@ class Stopwatch:
     @property
     def windows(self) -> int:
         return len(self._rates)
+
+    def state(self) -> dict[str, Any]:
+        """What has been measured, as JSON can hold it, for a watch that goes on with it; on a GPU whole windows."""
+        begun = {"examples": self._examples, "seconds": self._seconds} if self._events is None else {}
+        return {"rates": list(self._rates), "examples": 0, "seconds": 0.0} | begun
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on with what another watch has measured, after a warm-up of its own."""
+        self._rates = list(state["rates"])
+        self._examples, self._seconds = state["examples"], state["seconds"]
 
     def rate(self, *, batch_size: int, precision: str) -> dict[str, Any] | None:
         """The measured rate as a result stores it; None if there were too few steps for one window."""
