@@ -357,6 +357,7 @@ def test_half_precision_features_are_those_of_each_epoch() -> None:
         assert one.score == pytest.approx(other.score, abs=0.02)  # bfloat16 has three digits, and rows round elsewhere
 
 
+@pytest.mark.rates
 def test_rates_and_memory_are_of_steps_that_share_nothing() -> None:
     plans = plans_of("starter/vit-nano", seeds=3)
     found = together(plans)

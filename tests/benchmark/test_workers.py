@@ -110,11 +110,6 @@ def test_scores_do_not_depend_on_the_number_of_workers_or_on_what_they_did_befor
         assert [lasting(result) for result in results] == [lasting(result) for result in one]
 
 
-def test_a_result_says_how_many_threads_it_had(plan: Resolve) -> None:
-    good, bad = outcomes([plan(), plan("nasty/tokens+trouble(how=exit)")], threads=3)
-    assert (good.threads, bad.threads) == (3, 3)
-
-
 def test_reports_come_while_a_trial_runs(nasty: Any) -> None:
     slow = nasty.resolve("nasty/tokens+full", budget=Budget(epochs=60, batch_size=8, num_rates=1))
     events = list(run_all([slow], plan_groups([slow]), num_workers=1, device="cpu", threads=1))
@@ -178,16 +173,12 @@ class Unsendable:
     consumes = "pooled"
 
 
-def test_a_plan_that_cannot_be_sent_fails_alone(plan: Resolve) -> None:
+def test_a_plan_that_cannot_be_sent_or_read_fails_alone_and_each_row_says_its_threads(
+    plan: Resolve, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Unsendable.__qualname__ = "nowhere.Unsendable"
-    bad = plan()
-    bad = replace(bad, head=replace(bad.head, recipe=Unsendable()))
-    results = outcomes([bad, plan()])
-    assert [result.status for result in results] == ["failed", "ok"]
-    assert "its plan cannot be sent to a process: PicklingError" in (results[0].reason or "")
-
-
-def test_a_plan_whose_module_breaks_in_the_worker_fails_alone(plan: Resolve, monkeypatch: pytest.MonkeyPatch) -> None:
+    unsendable = plan()
+    unsendable = replace(unsendable, head=replace(unsendable.head, recipe=Unsendable()))
     module = types.ModuleType("only_in_the_parent")
 
     @dataclass(frozen=True)
@@ -197,11 +188,13 @@ def test_a_plan_whose_module_breaks_in_the_worker_fails_alone(plan: Resolve, mon
     Recipe.__module__, Recipe.__qualname__ = "only_in_the_parent", "Recipe"
     module.Recipe = Recipe  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "only_in_the_parent", module)
-    bad = plan()
-    bad = replace(bad, head=replace(bad.head, recipe=Recipe()))
-    results = outcomes([bad, plan(), plan(seed=1)], num_workers=1)
-    assert [result.status for result in results] == ["failed", "ok", "ok"]
-    assert "its plan cannot be read in a process: ModuleNotFoundError" in (results[0].reason or "")
+    unreadable = plan()
+    unreadable = replace(unreadable, head=replace(unreadable.head, recipe=Recipe()))
+    results = outcomes([unsendable, unreadable, plan(), plan(seed=1)], num_workers=1, threads=3)
+    assert {result.threads for result in results} == {3}
+    assert [result.status for result in results] == ["failed", "failed", "ok", "ok"]
+    assert "its plan cannot be sent to a process: PicklingError" in (results[0].reason or "")
+    assert "its plan cannot be read in a process: ModuleNotFoundError" in (results[1].reason or "")
 
 
 def test_nothing_to_run_starts_nothing() -> None:

@@ -214,7 +214,7 @@ def test_a_worker_process_reads(make: Make) -> None:
     store.write("v", [0, 1, 3], outputs_of([0, 1, 3]))
     assert len(pickle.dumps(store)) < 1000
     loader = DataLoader(
-        Held(store), sampler=range(4), batch_size=None, num_workers=2, multiprocessing_context="forkserver"
+        Held(store), sampler=range(4), batch_size=None, num_workers=1, multiprocessing_context="forkserver"
     )
     assert list(loader) == [[True, 1 / 16], [True, 1 + 1 / 16], [False, -1.0], [True, 3 + 1 / 16]]
     assert not store.held("v", range(500, 504)).any()
@@ -297,6 +297,7 @@ def test_two_writers_killed_at_any_instant_leave_no_wrong_row(
     assert wrong_rows(store) == (NUM_BIG, [])
 
 
+@pytest.mark.slow
 def test_without_the_checksum_wrong_rows_would_be_read(
     make: Make, writer: Callable[[int], subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

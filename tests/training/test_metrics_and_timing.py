@@ -35,6 +35,7 @@ from zoo_core.training.timing import (
 )
 
 metrics = pytest.importorskip("sklearn.metrics")
+pytestmark = pytest.mark.rates
 
 CPU = torch.device("cpu")
 

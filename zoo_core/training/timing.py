@@ -127,19 +127,19 @@ def inference_rate(
     loader: Loader,
     *,
     precision: str = "float32",
-    seconds: float = INFERENCE_SECONDS,
+    seconds: float | None = None,
     windows: int = 3,
 ) -> dict[str, Any] | None:
     """The rate of forward passes on one batch that is already on the device, so without loading.
 
     Call it after a split was scored with the same loader, which has warmed up everything that a pass needs.
-    seconds, windows: the least that is measured.
+    seconds, windows: the least that is measured. None: INFERENCE_SECONDS.
     """
     batch: Batch = next(iter(loader.epoch()))
     learner.eval()
     watch = Stopwatch(loader.device, warmup=0)
     with torch.inference_mode(), autocast(loader.device, precision):
-        end = time.perf_counter() + seconds
+        end = time.perf_counter() + (INFERENCE_SECONDS if seconds is None else seconds)
         while time.perf_counter() < end or watch.windows < windows:
             watch.start()
             learner(batch.inputs)
