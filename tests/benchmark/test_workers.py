@@ -110,15 +110,6 @@ def test_scores_do_not_depend_on_the_number_of_workers_or_on_what_they_did_befor
         assert [lasting(result) for result in results] == [lasting(result) for result in one]
 
 
-def test_reports_come_while_a_trial_runs(nasty: Any) -> None:
-    slow = nasty.resolve("nasty/tokens+full", budget=Budget(epochs=60, batch_size=8, num_rates=1))
-    events = list(run_all([slow], plan_groups([slow]), num_workers=1, device="cpu", threads=1))
-    reports = [event.report for event in events if event.report is not None]
-    assert reports
-    assert events[-1].result is not None
-    assert all(0 < report.progress.step <= report.progress.num_steps for report in reports)
-
-
 def test_a_trial_that_takes_too_long_is_ended(plan: Resolve) -> None:
     (result,) = outcomes([plan("nasty/tokens+trouble(how=sleep)")], trial_time_limit=1)
     assert (result.status, result.reason) == (
@@ -153,12 +144,17 @@ def test_a_group_that_is_taken_apart_stays_what_it_was_but_for_its_size(plan: Re
     ]
 
 
-def test_closing_ends_workers_that_are_busy(plan: Resolve) -> None:
-    plans = [plan(), plan("nasty/tokens+trouble(how=sleep)")]
+def test_reports_come_while_a_trial_runs_and_closing_ends_workers_that_are_busy(nasty: Any, plan: Resolve) -> None:
+    slow = nasty.resolve("nasty/tokens+full", budget=Budget(epochs=60, batch_size=8, num_rates=1))
+    plans = [slow, plan("nasty/tokens+trouble(how=sleep)")]
     events = run_all(plans, plan_groups(plans), num_workers=2, device="cpu", threads=1)
+    reports = []
     for event in events:
+        reports += [event.report] if event.report is not None and event.position == 0 else []
         if event.result is not None:
             break
+    assert reports
+    assert all(0 < report.progress.step <= report.progress.num_steps for report in reports)
     assert multiprocessing.active_children() != []
     began = time.monotonic()
     events.close()

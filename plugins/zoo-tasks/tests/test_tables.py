@@ -420,12 +420,18 @@ def test_json_lines_that_cannot_be_used(write: Write, text: str, line: str) -> N
             ("text", "classes", 6, {"train": 5442, "test": 500}),
         ),
         (lambda path: Csv(path=path), "zh_waimai", ("text", "classes", 2, {"train": 7183, "val": 2395, "test": 2395})),
-        (
+        pytest.param(
             lambda path: Conll(path=path),
             "conll2003",
             ("text", "token_classes", 9, {"train": 14041, "val": 3250, "test": 3453}),
+            marks=pytest.mark.slow,  # the tests of records open it too
         ),
-        (lambda path: Csv(path=path, strip="."), "adult", ("table", "classes", 2, {"train": 32561, "test": 16281})),
+        pytest.param(
+            lambda path: Csv(path=path, strip="."),
+            "adult",
+            ("table", "classes", 2, {"train": 32561, "test": 16281}),
+            marks=pytest.mark.slow,  # as above
+        ),
     ],
 )
 def test_real_sets_open(
