@@ -171,7 +171,10 @@ def test_a_pickle_that_runs_code_is_refused(tiny: Tiny, tmp_path: Path) -> None:
         built(folder, allow_pickle=True)
 
 
-@pytest.mark.parametrize("model_type", ["bert", "vit", "wav2vec2", "t5", "gpt2", "clip"])
+@pytest.mark.parametrize(
+    "model_type",
+    ["bert", "vit", "gpt2", *(pytest.param(each, marks=pytest.mark.slow) for each in ("wav2vec2", "t5", "clip"))],
+)
 def test_a_file_that_lacks_any_one_tensor_is_refused(model_type: str, tiny: Tiny, tmp_path: Path) -> None:
     tensors = tensors_of(tiny(model_type))
     folder = copied(tiny(model_type), tmp_path, tensors)
