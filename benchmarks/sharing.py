@@ -133,7 +133,7 @@ def best(ran: Ran) -> str:
     scores: dict[str, list[float]] = {}
     for row in ran.rows:
         if row["status"] == "ok":
-            scores.setdefault(row["name"], []).append(row["chosen"]["validation_score"])
+            scores.setdefault(f"{row['adapters']}+{row['head']}", []).append(row["chosen"]["validation_score"])
     name, found = max(scores.items(), key=lambda each: statistics.mean(each[1]))
     return f"{name} ({statistics.mean(found):.4f} on validation)"
 

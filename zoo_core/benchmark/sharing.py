@@ -229,7 +229,9 @@ class SharedWork:
             with suppress(ZooError):
                 splits, first = self.splits(plan), self.first(depth)
                 training = self._training_loader(plan, first, splits)
-                if refusal(first, training, draws=self.draws(depth)) or not self._has_states(training, splits.train.num):
+                if refusal(first, training, draws=self.draws(depth)):
+                    return
+                if not self._has_states(training, splits.train.num):
                     return
                 self._fill_split(plan, training, splits.train, "train", tell)
                 for role, split in (("val", splits.val), ("test", splits.test)):
