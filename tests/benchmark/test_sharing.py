@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import zoo_core
-from zoo_core.benchmark import start
+from zoo_core.benchmark import sharing, start
 from zoo_core.benchmark.groups import Group, plan_groups
 from zoo_core.benchmark.pool import run_all
 from zoo_core.benchmark.sharing import SharedWork, copied
@@ -31,6 +31,7 @@ from zoo_core.results.store import Result
 from zoo_core.testing.recipes import ToyAdapter, ToyBackbones, ToyOpen, ToyTasks, toy_plan
 from zoo_core.testing.toys import ToyBackbone
 from zoo_core.training import entering_states, rows
+from zoo_core.training.entering_states import differ_in_size
 from zoo_core.training.rows import StepSeconds
 
 BUDGET = Budget(epochs=3, num_rates=2)
@@ -341,7 +342,9 @@ def test_of_files_that_change_while_features_are_made_nothing_is_stored(
 def test_no_states_are_made_for_examples_that_differ_in_size(monkeypatch: pytest.MonkeyPatch) -> None:
     plans = plans_of("starter/vit-nano+partial(n=1)", seeds=1)
     (group,) = plan_groups(plans)
-    monkeypatch.setattr(entering_states, "dummy_inputs", lambda *_: {"pixel_values": torch.zeros(1, 1, 9, 9)})
+    other = {"pixel_values": torch.zeros(1, 1, 9, 9)}
+    monkeypatch.setattr(entering_states, "dummy_inputs", lambda *_: other)
+    monkeypatch.setattr(sharing, "differ_in_size", lambda inputs, _: differ_in_size(inputs, other))
     shared = SharedWork(group, plans, device=CPU)
     shared.fill()
     assert shared.passed.made == 0
