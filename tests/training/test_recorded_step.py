@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -91,7 +92,14 @@ def of_values(x: Tensor) -> Tensor:
     return x * 2 if float(x.detach().abs().max()) > 2 else x
 
 
-@pytest.mark.parametrize("more", [of_the_call, of_values], ids=["a count of calls", "the size of a value"])
+def of_a_list(x: Tensor) -> Tensor:
+    """Something rare, which the batches that a record is tried on need not show."""
+    return x * 2 if max(x.detach().flatten().tolist()) > 100 else x
+
+
+@pytest.mark.parametrize(
+    "more", [of_the_call, of_values, of_a_list], ids=["a count of calls", "the size of a value", "a list of values"]
+)
 def test_what_a_record_does_not_see_is_computed_each_time(more: Callable[[Tensor], Tensor]) -> None:
     net = Net()
     net.norm.eval()
@@ -108,3 +116,36 @@ def test_what_a_record_does_not_see_is_computed_each_time(more: Callable[[Tensor
     for number in range(3):
         recorded(trained, rest, *batch(number))
     assert counted.num == before + 3
+
+
+class Pruned(torch.autograd.Function):
+    """Leaves out the smaller half of weights, which its rule for vmap looks at past torch."""
+
+    @staticmethod
+    def forward(weight: Tensor) -> Tensor:
+        return weight
+
+    @staticmethod
+    def setup_context(ctx: object, inputs: object, output: object) -> None: ...
+
+    @staticmethod
+    def vmap(info: object, in_dims: tuple[int], weight: Tensor) -> tuple[Tensor, int]:
+        keeps = torch.from_numpy(np.abs(weight.detach().numpy()) > np.median(np.abs(weight.detach().numpy())))
+        return weight * keeps, 0
+
+
+def test_a_record_is_tried_with_other_weights() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(DIM, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.linear(x, Pruned.apply(self.linear.weight), self.linear.bias)
+
+    counted = Counted(net := Net())
+    recorded, (trained, rest) = RecordedStep(counted, is_same=torch.equal), tensors(net)
+    recorded.record(trained, rest, batch(0), batch(1))
+    before = counted.num
+    recorded(trained, rest, *batch(2))
+    assert counted.num == before + 1

@@ -48,12 +48,14 @@ class Stubborn:
 
         class Head(nn.Module):
             mean: Tensor
+            count: Tensor
 
             def __init__(self) -> None:
                 super().__init__()
                 self.out = nn.Linear(features.dim, target.size or 0)
                 self.calls, self.dice = 0, random.Random(0)
                 self.register_buffer("mean", torch.zeros(features.dim))
+                self.register_buffer("count", torch.zeros(()), persistent=False)
                 if how == "twice":
                     self.again = self.out
 
@@ -70,6 +72,9 @@ class Stubborn:
                 if how == "counts":
                     self.calls += 1
                     return found if self.calls < 5 else 0.1 * found
+                if how == "counts in a buffer that is not saved":
+                    self.count.add_(1)
+                    return torch.where(self.count < 5, found, 0.1 * found)
                 if how == "binds anew":  # functional_call puts the old tensor back, and nobody sees the new one
                     self.mean = 0.9 * self.mean + 0.1 * features.x.detach().mean(0)
                 return found
@@ -254,6 +259,7 @@ def test_a_row_that_diverges_leaves_the_others_as_they_were(name: str) -> None:
         (Stubborn("draws unseen"), "a call changes a generator of the whole process, which"),
         (Stubborn("draws its own"), "a call changes heads.main.dice, which"),
         (Stubborn("counts"), "a call changes heads.main.calls, which"),
+        (Stubborn("counts in a buffer that is not saved"), "a call changes heads.main.count, which is no part of"),
         (Stubborn("binds anew"), "together they compute something else than alone"),
         (Stubborn("twice"), "they hold one tensor under two names"),
     ],

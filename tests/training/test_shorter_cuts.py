@@ -118,6 +118,45 @@ def test_a_cut_that_cannot_be_entered_after_its_stages_is_refused() -> None:
     assert cut.refusal == "it cannot be entered after stage 2: features of other pictures"
 
 
+class Marking(nn.Module):
+    """A stage that leaves in an attribute which tokens are real."""
+
+    def __init__(self, stage: nn.Module) -> None:
+        super().__init__()
+        self.stage, self.kept = stage, torch.tensor(False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        norms_BT = x_BTD.norm(dim=-1)
+        self.kept = norms_BT >= norms_BT.median(1, keepdim=True).values
+        found: Tensor = self.stage(x_BTD)
+        return found
+
+
+class Leaving(ToyBackbone):
+    """Reads behind its stages what the first of them has left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = self.blocks[0] = Marking(self.blocks[0])
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Features:
+        return Features(kind="tokens", x=super().forward(inputs).x, mask=self.first.kept)
+
+
+def test_a_cut_that_reads_what_a_skipped_stage_leaves_behind_is_refused() -> None:
+    longer, shorter = Leaving().eval(), Leaving().eval()
+    shorter.load_state_dict(longer.state_dict())
+    cut = ShorterCut(truncated(shorter, 2), longer)
+    assert made(cut, longer, {"pixel_values": pictures(4)["pixel_values"][2:]}) is None  # not the dummies again
+    assert cut.refusal == "of what leaves stage 2 of a longer cut it makes other features than in its own pass"
+
+
+def test_of_a_pass_that_ends_before_the_last_stage_of_a_cut_nothing_is_made() -> None:
+    cut = ShorterCut(toy(2), toy())
+    assert cut.given(None, pictures(2), ("tokens",)) == {}
+    assert cut.refusal == "a pass of a longer cut ends before stage 2"
+
+
 def test_what_fails_in_a_shorter_cut_does_not_stop_the_pass_of_the_longer_one(monkeypatch: pytest.MonkeyPatch) -> None:
     longer, shorter = toy(), toy(2)
     cut = ShorterCut(shorter, longer)

@@ -278,7 +278,7 @@ class FrozenFeatures:
             if watch is not None:
                 watch.stop(len(batch))
             for cut, stores in shorter:
-                found.append((stores, cut.given(states.pop(cut.stage), batch.inputs, stores)))
+                found.append((stores, cut.given(states.pop(cut.stage, None), batch.inputs, stores)))
         words = {name: batch.inputs[name] for name in (WORDS,) if name in batch.inputs}
         for stores, of in found:
             for what, inputs in of.items():

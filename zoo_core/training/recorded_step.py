@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -24,6 +25,7 @@ Tensors: TypeAlias = Mapping[str, Tensor]
 Step: TypeAlias = Callable[[Tensors, Tensors, Tensors, Tensor], tuple[Tensor, dict[str, Tensor]]]
 Batch: TypeAlias = tuple[Tensors, Tensor]  # inputs and target
 
+OUTSIDE = (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.data_ptr, Tensor.__dlpack__)
 WORTH = 40  # steps of one shape: to record one takes as long as some 15, and a replay about half of one
 DEPENDS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)  # on values, which a record does not see
 
@@ -57,17 +59,19 @@ class RecordedStep:
     def record(self, trained: Tensors, rest: Tensors, batch: Batch, other: Batch) -> None:
         """Records a step of this batch now, for those of its shape to come. The tensors are as before.
 
-        other: a batch of the same shape on which the record is tried, as what only one batch shows is not recorded.
+        other: a batch of the same shape on which the record is tried, with other weights, since what Python makes of
+        values is not recorded.
         """
         shape = _shape(*batch)
         own, recorded, replayed = ({name: x.clone() for name, x in rest.items()} for _ in range(3))
         self._records[shape] = None
         try:
             record = _Record(self._step, trained, recorded, *batch)
-            found = record(trained, replayed, *other)
+            moved = _moved(trained)
+            found = record(moved, replayed, *other)
         except Exception:  # noqa: BLE001, whatever cannot be recorded: its steps are taken as they are
             return
-        wanted = self._step(trained, own, *other)
+        wanted = self._step(moved, own, *other)
         pairs = [(wanted[0], found[0]), *((wanted[1][name], found[1][name]) for name in trained)]
         pairs += [(own[name], replayed[name]) for name in own]
         if _shape(*other) == shape and all(self._is_same(one, other) for one, other in pairs):
@@ -79,7 +83,7 @@ class _Record:
 
     def __init__(self, step: Step, trained: Tensors, rest: Tensors, inputs: Tensors, target: Tensor) -> None:
         given = [*trained.values(), *rest.values(), *inputs.values(), target]
-        with _Recorder(given) as recorder:
+        with _NoValues(), _Recorder(given) as recorder:
             losses, gradients = step(trained, rest, inputs, target)
         self._constants = recorder.constants
         self._replay = recorder.function([losses, *gradients.values()])
@@ -91,6 +95,17 @@ class _Record:
         with torch.no_grad():
             losses, *gradients = self._replay(*given, *self._constants)
         return losses, dict(zip(trained, gradients, strict=True))
+
+
+class _NoValues(TorchFunctionMode):
+    """While open, what hands values to Python and calls no operation raises."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if function in OUTSIDE:
+            raise RuntimeError(f"{function} depends on values")
+        return function(*args, **(kwargs or {}))
 
 
 class _Recorder(TorchDispatchMode):
@@ -140,6 +155,15 @@ class _Recorder(TorchDispatchMode):
         with self._graph.inserting_after(self._inputs[-1] if self._inputs else None):
             self._inputs.append(self._graph.placeholder(f"x{len(self._inputs)}"))
         return self._inputs[-1]
+
+
+def _moved(trained: Tensors) -> dict[str, Tensor]:
+    """Other weights of the same size."""
+    draw, found = torch.Generator().manual_seed(0), dict[str, Tensor]()
+    for name, x in trained.items():
+        noise = torch.randn(x.shape, generator=draw).to(x)
+        found[name] = (x.detach() + (0.1 + x.detach().abs().mean()) * noise).requires_grad_()
+    return found
 
 
 def _shape(inputs: Tensors, target: Tensor) -> Hashable:

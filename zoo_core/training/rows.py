@@ -259,12 +259,16 @@ class _Rows:
         rest = {name: x.clone() for name, x in stacked.rest.items()}
         learner, stacked.learner = stacked.learner, self._twin(0)
         before = untold_state(stacked.learner)
+        shared = {name: x for name, x in tensors_of(stacked.learner).items() if name not in stacked.trained | rest}
+        versions = {name: x._version for name, x in shared.items()}
         try:
             losses, gradients = self._step(stacked.trained, rest, inputs, target)
         except Exception as error:
             raise NotTogether(f"they cannot be vectorised: {str(error).strip().partition(chr(10))[0][:200]}") from error
         if changed := changes(before, untold_state(stacked.learner)):
             raise NotTogether(f"a call changes {changed[0]}, which is no parameter or buffer")
+        if written := [name for name, x in shared.items() if x._version != versions[name]]:
+            raise NotTogether(f"a call changes {written[0]}, which is no part of what training moves")
         stacked.learner = learner
         num_each = len(self._rows) // len(self._loaders)
         for block in range(len(self._loaders)):

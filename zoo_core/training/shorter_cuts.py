@@ -38,12 +38,16 @@ class ShorterCut:
         return len(as_backbone(self.backbone).stages) - 1
 
     def given(
-        self, state: Tensor, inputs: Mapping[str, Tensor], whats: Iterable[What]
+        self, state: Tensor | None, inputs: Mapping[str, Tensor], whats: Iterable[What]
     ) -> dict[What, dict[str, Tensor]]:
         """The features of a batch, of each kind among these; none if the cut is to be passed on its own.
 
-        state: what left the stage in a pass of the longer cut over these inputs, which goes on whatever happens here.
+        state: what left the stage in a pass of the longer cut over these inputs, which goes on whatever happens here;
+        None if that pass did not come to the stage.
         """
+        if state is None:
+            self.refusal = self.refusal or f"a pass of a longer cut ends before stage {self.stage + 1}"
+            return {}
         try:
             dummy = dummy_inputs(self.backbone.eval(), 1)
             if self.refusal is None:
@@ -64,8 +68,8 @@ class ShorterCut:
         """Why the features of a batch cannot be made of a state; empty if they are those of a pass of the cut."""
         if differ_in_size(inputs, dummy):
             return "its examples differ in size"
+        found = inputs_of(self._made(state, inputs, dummy))  # first, so that it finds nothing that a pass has left
         wanted = inputs_of(self.backbone(inputs))
-        found = inputs_of(self._made(state, inputs, dummy))
         if found.keys() == wanted.keys() and all(torch.equal(x, wanted[name]) for name, x in found.items()):
             return ""
         return f"of what leaves stage {self.stage + 1} of a longer cut it makes other features than in its own pass"
