@@ -25,9 +25,9 @@ Tensors: TypeAlias = Mapping[str, Tensor]
 Step: TypeAlias = Callable[[Tensors, Tensors, Tensors, Tensor], tuple[Tensor, dict[str, Tensor]]]
 Batch: TypeAlias = tuple[Tensors, Tensor]  # inputs and target
 
-OUTSIDE = (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.data_ptr, Tensor.__dlpack__)
 WORTH = 40  # steps of one shape: to record one takes as long as some 15, and a replay about half of one
 DEPENDS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)  # on values, which a record does not see
+OUTSIDE = (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.data_ptr, Tensor.__dlpack__)  # and no operation tells
 
 
 class RecordedStep:
